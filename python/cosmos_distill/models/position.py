@@ -1,0 +1,65 @@
+"""Positions of tokens on the (t, h, w) grid: 3-D rotary tables and learnable axis tables."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from cosmos_distill.models.presets import NetworkConfig
+
+BASE_FPS = 24.0
+THETA = 10000.0
+
+
+def _angles(positions: torch.Tensor, dim: int, ratio: float) -> torch.Tensor:
+    """positions [..., n] -> angles [..., n, dim/2]; ``ratio`` is the NTK extrapolation of the axis."""
+    theta = THETA * ratio ** (dim / (dim - 2))
+    exponent = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
+    return positions[..., None] * theta**-exponent
+
+
+def rotary_tables(
+    grid: tuple[int, int, int],
+    head_dim: int,
+    ratio_t: float,
+    fps: torch.Tensor | None,
+    device: torch.device,
+    ratio_hw: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [N, head_dim], or [B, N, head_dim] when ``fps`` [B] stretches time by 24 / fps.
+
+    fp32. A head splits into t, h, w parts (44, 42, 42 of 128); the half vector (t, h, w) stands twice
+    for the rotate-half layout.
+    """
+    t, h, w = grid
+    dim_hw = head_dim // 6 * 2
+    frames = torch.arange(t, device=device, dtype=torch.float32)
+    if fps is not None:
+        frames = frames * (BASE_FPS / fps.float())[:, None]
+    angle_t = _angles(frames, head_dim - 2 * dim_hw, ratio_t)[..., :, None, None, :]
+    angle_h = _angles(torch.arange(h, device=device, dtype=torch.float32), dim_hw, ratio_hw)[:, None, :]
+    angle_w = _angles(torch.arange(w, device=device, dtype=torch.float32), dim_hw, ratio_hw)[None, :, :]
+    shape = (*angle_t.shape[:-3], h, w)
+    half = torch.cat([a.expand(*shape, a.shape[-1]) for a in (angle_t, angle_h, angle_w)], dim=-1)
+    angle = torch.cat([half, half], dim=-1).flatten(-4, -2)
+    return angle.cos(), angle.sin()
+
+
+class LearnablePositions(nn.Module):
+    """Sum of three axis tables scaled to unit RMS per token; added to x at every block. [1, N, D]"""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        p, width = config.patch, config.width
+        self.t = nn.Parameter(torch.empty(config.max_frames, width, dtype=dtype))
+        self.h = nn.Parameter(torch.empty(config.max_height // p, width, dtype=dtype))
+        self.w = nn.Parameter(torch.empty(config.max_width // p, width, dtype=dtype))
+
+    def forward(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        t, h, w = grid
+        total = self.t[:t, None, None] + self.h[None, :h, None] + self.w[None, None, :w]
+        wide = total.to(torch.promote_types(total.dtype, torch.float32))
+        rms = wide.norm(dim=-1, keepdim=True) / math.sqrt(wide.shape[-1])
+        return (wide / (rms + 1e-6)).to(total.dtype).reshape(1, t * h * w, -1)
