@@ -53,11 +53,13 @@ PRESETS: dict[str, NetworkConfig] = {
     # 3.8 M parameters; 48 tokens: 5 frames of 32 x 32.
     "transfer1-mini": NetworkConfig(
         width=192, blocks=4, control_blocks=1, heads=6, head_dim=32, adaln_rank=48,
-        text_dim=64, text_tokens=8, max_frames=8, max_height=16, max_width=16, timestep_scale=10.0, hint_widths=(192, 192),
+        text_dim=64, text_tokens=8, max_frames=8, max_height=16, max_width=16,
+        timestep_scale=10.0, hint_widths=(192, 192),
     ),
     # For tests of the machinery: learns nothing worth looking at.
     "transfer1-smoke": NetworkConfig(
         width=48, blocks=2, control_blocks=1, heads=2, head_dim=24, adaln_rank=8,
-        text_dim=64, text_tokens=8, max_frames=8, max_height=16, max_width=16, timestep_scale=10.0, hint_widths=(16, 32),
+        text_dim=64, text_tokens=8, max_frames=8, max_height=16, max_width=16,
+        timestep_scale=10.0, hint_widths=(16, 32),
     ),
 }  # fmt: skip
