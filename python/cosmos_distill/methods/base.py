@@ -1,0 +1,141 @@
+"""What every method is made of: roles, whose turn it is, and randomness that no layout can change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from cosmos_distill import diffusion
+from cosmos_distill.config import MethodConfig, Optim
+from cosmos_distill.methods.denoiser import Condition, Denoiser
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+    from torch import Tensor, nn
+
+    from cosmos_distill.data.batch import Batch
+    from cosmos_distill.diffusion import EDMSchedule
+
+    Device = torch.device | str
+
+Networks = Callable[[str], "nn.Module"]
+"""networks(role): a fresh copy of the role's starting weights. ``student``: the stage's start;
+``teacher`` and ``fake_score``: the teacher."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Counter-based randomness of samples first .. first+count-1 in one optimiser step.
+
+    The value of a sample depends on (seed, step, its global index, name) only: not on the micro-batch,
+    the rank or what was drawn before. Every draw has a generator of its own, Philox keyed with a hash
+    of those four (torch's CPU generator keeps 32 bits of its seed, too few for as many streams).
+    """
+
+    seed: int
+    step: int
+    first: int
+    """Global index of the first sample."""
+    count: int
+
+    def normal(self, name: str, shape: Sequence[int], device: Device = "cpu") -> Tensor:
+        """Unit Gaussian, fp32 [count, *shape]."""
+        size = tuple(shape)
+        return self._draw(name, lambda stream: stream.standard_normal(size, dtype="float32"), device)
+
+    def uniform(self, name: str, device: Device = "cpu") -> Tensor:
+        """Uniform in [0, 1), fp32 [count]."""
+        return self._draw(name, lambda stream: stream.random(dtype="float32"), device)
+
+    def integers(self, name: str, low: int, high: int, device: Device = "cpu") -> Tensor:
+        """Uniform in low .. high-1 (``high`` excluded, as in torch.randint), int64 [count]."""
+        return self._draw(name, lambda stream: stream.integers(low, high), device)
+
+    def _draw(self, name: str, draw: Callable[[numpy.random.Generator], Any], device: Device) -> Tensor:
+        import numpy
+        import torch
+
+        values = [draw(self._stream(index, name)) for index in range(self.first, self.first + self.count)]
+        return torch.from_numpy(numpy.stack(values)).to(device)
+
+    def _stream(self, index: int, name: str) -> numpy.random.Generator:
+        from numpy.random import Generator, Philox
+
+        key = blake2b(f"{self.seed}/{self.step}/{index}/{name}".encode(), digest_size=16).digest()
+        return Generator(Philox(key=int.from_bytes(key, "little")))
+
+
+class Method(ABC):
+    """A loss over roles. The trainer owns optimisers, accumulation, clipping, averages and checkpoints."""
+
+    trainable: tuple[str, ...] = ("student",)
+    """Roles that have an optimiser."""
+
+    def __init__(self, config: MethodConfig, roles: Mapping[str, nn.Module], schedule: EDMSchedule) -> None:
+        self.config = config
+        self.schedule = schedule
+        self.roles = dict(roles)
+        for role, network in self.roles.items():
+            network.train(role in self.trainable)
+            network.requires_grad_(role in self.trainable)
+
+    def optim(self, role: str) -> Optim:
+        """The optimiser of a trainable role: the Config's field of that name."""
+        return cast(Optim, getattr(self.config, role))
+
+    def turn(self, step: int) -> tuple[str, ...]:
+        """Roles that optimiser step ``step`` (from 0) updates; all others have no gradient then."""
+        return self.trainable
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
+        """Loss terms of every sample, each fp32 [B], with the graph of ``turn(step)``'s roles only.
+
+        ``total`` is what is differentiated: the trainer back-propagates its sum over all micro-batches and
+        ranks divided by the global batch, so that every mean is a global sum over a global count.
+        The other keys go to the log, unweighted.
+        """
+
+    def denoiser(self, role: str) -> Denoiser:
+        """The role's network behind the denoise seam."""
+        return Denoiser(self.roles[role], self.schedule)
+
+    def sampler(self, role: str) -> Callable[[Tensor, Condition], Tensor]:
+        """sample(unit noise [B, C, T, H, W], condition) -> x0 in one step: training's rollout and the
+        export's sampler."""
+        denoiser = self.denoiser(role)
+        return lambda noise, condition: diffusion.one_step(
+            denoiser.bind(condition), noise, self.schedule.sigma_max
+        )
+
+    def enable_gradients(self, active: Sequence[str]) -> None:
+        """Let gradients reach ``active`` alone. Frozen networks may still be part of the graph."""
+        for role, network in self.roles.items():
+            network.requires_grad_(role in active)
+
+
+def draw_condition(batch: Batch, noise: Noise, max_frames: int) -> Condition:
+    """The batch's condition with 0 .. ``max_frames`` leading frames given, uniform, per sample."""
+    return Condition.from_batch(batch, noise.integers("condition_frames", 0, max_frames + 1))
+
+
+class Buildable(Protocol):
+    """A method's Config."""
+
+    def build(self, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> Method:
+        """The method over fresh networks; ``seed`` decides initial weights that no checkpoint gives."""
+
+
+def build(config: MethodConfig, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> Method:
+    """The method that ``config`` describes.
+
+    Raises:
+        TypeError: ``config`` is not the Config of a method.
+    """
+    if not hasattr(config, "build"):
+        raise TypeError(f"{type(config).__name__} describes no method: use KD, DMD2 or EDMDenoising")
+    return cast(Buildable, config).build(networks, schedule, seed=seed)

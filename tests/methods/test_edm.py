@@ -1,0 +1,75 @@
+"""Pre-training by EDM denoising."""
+
+import math
+
+import pytest
+import torch
+from tests.methods.fake_network import make_batch
+
+from cosmos_distill.methods import Noise, build
+from cosmos_distill.methods.edm import EDMDenoising
+
+
+def losses(config, networks, schedule, first=0, count=4):
+    method = build(config, networks, schedule)
+    batch = make_batch(count, first)
+    return method, batch, method.losses(batch, 5, Noise(0, 5, first, count))
+
+
+def test_loss_is_the_weighted_regression(networks, schedule):
+    config = EDMDenoising(text_dropout=0.0, max_condition_frames=0)
+    method, batch, terms = losses(config, networks, schedule)
+    noise = Noise(0, 5, 0, 4)
+    sigma = math.sqrt(3) * (1.4 * noise.normal("sigma", ())).exp()
+    wide = sigma[:, None, None, None, None]
+    eps = noise.normal("eps", batch.latents.shape[1:])
+    # The EDM loss in network space: F against (x0 - c_skip x_t) / c_out.
+    x_t = batch.latents + wide * eps
+    skip, out, _, _ = schedule.precondition(sigma)
+    call = method.roles["student"].calls[0]
+    raw = method.roles["student"](
+        call.x, call.c_noise, batch.text, hint=batch.hint, padding_mask=batch.padding_mask, fps=batch.fps
+    )
+    expected = (raw - (batch.latents - skip * x_t) / out).square().flatten(1).mean(1)
+    torch.testing.assert_close(terms["loss/denoising"], expected, rtol=1e-4, atol=1e-5)
+    assert terms["total"].shape == (4,) and terms["total"].requires_grad
+
+
+def test_micro_batches_add_up(networks, schedule):
+    config = EDMDenoising()
+    whole = losses(config, networks, schedule, 0, 6)[2]["total"]
+    parts = [
+        losses(config, networks, schedule, first, count)[2]["total"]
+        for first, count in ((0, 1), (1, 2), (3, 3))
+    ]
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_text_is_dropped_for_the_negative_prompt(networks, schedule):
+    method, batch, _ = losses(EDMDenoising(text_dropout=0.3), networks, schedule, count=200)
+    told = method.roles["student"].calls[0].text
+    dropped = (told == batch.negative_text).flatten(1).all(1)
+    kept = (told == batch.text).flatten(1).all(1)
+    assert bool((dropped ^ kept).all()) and 40 <= int(dropped.sum()) <= 80
+
+
+def test_frames_are_given_uniformly(networks, schedule):
+    method, _, _ = losses(EDMDenoising(max_condition_frames=2), networks, schedule, count=300)
+    given = method.roles["student"].calls[0].condition_mask[:, 0, :, 0, 0].sum(1).int()
+    assert min(given.bincount().tolist()) > 70 and given.bincount().shape == (3,)
+
+
+@pytest.mark.parametrize("adjust, factor", [(True, math.sqrt(3)), (False, 1.0)])
+def test_levels_are_log_normal(networks, schedule, adjust, factor):
+    config = EDMDenoising(p_mean=0.5, p_std=0.7, adjust_video_noise=adjust)
+    method = build(config, networks, schedule)
+    logs = (method.draw_sigma(Noise(0, 0, 0, 2000), 3, "cpu") / factor).log()
+    assert float(logs.mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(logs.std()) == pytest.approx(0.7, abs=0.05)
+
+
+def test_only_a_method_can_be_built(networks, schedule):
+    from cosmos_distill.config import MethodConfig
+
+    with pytest.raises(TypeError, match="EDMDenoising"):
+        build(MethodConfig(), networks, schedule)
