@@ -1,1 +1,1 @@
-
+"""Training of one stage: the loop, its optimisers, its checkpoints and its log."""

@@ -1,0 +1,216 @@
+"""The training loop of one stage, the same for every method and scale."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cosmos_distill.config import Trainer
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.methods.base import Method, Noise
+from cosmos_distill.train.checkpoint import CheckpointStore, publish_tensors
+from cosmos_distill.train.guard import Interrupted, StopFlag
+from cosmos_distill.train.log import RunLog
+from cosmos_distill.train.state import TrainState, random_state, set_random_state
+
+
+class Samples(Protocol):
+    """What the loop asks of a data source: samples ``first .. first+count-1`` of an endless seeded stream."""
+
+    def batch(self, first: int, count: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a stage ended."""
+
+    step: int
+    """Optimiser steps done."""
+    student: Path
+    """File with the student's weights (their average where the stage keeps one)."""
+    skipped: int
+    """Steps skipped because something was not finite."""
+    seconds: float
+    """Training time over all processes that worked on it."""
+    resumed_from: int = 0
+    """Step of the checkpoint that this process started from; 0 for a fresh start."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The last logged means, by key such as ``loss/kd``."""
+
+
+def fit(
+    method: Method,
+    source: Samples,
+    trainer: Trainer,
+    folder: Path,
+    *,
+    seed: int,
+    sampler_grid: Callable[[int], None] | None = None,
+    stop: StopFlag | None = None,
+) -> FitResult:
+    """Train ``method`` on ``source`` to ``trainer.max_steps``, going on from the newest valid checkpoint.
+
+    Step s uses samples ``s*global_batch .. (s+1)*global_batch-1``, cut into micro-batches. Every loss is a
+    sum over samples divided by the global batch, so the cut does not change the result. In ``folder``:
+    ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the end ``student.safetensors``.
+
+    Args:
+        method: networks by role, their losses and whose turn it is.
+        source: the data.
+        trainer: length, batch and bookkeeping.
+        folder: the stage's folder, made if missing.
+        seed: of the method's noise and of torch's generator.
+        sampler_grid: called with the number of steps done every ``sample_every`` steps and at the end, while
+            the student holds its averaged weights. What it does to torch's generator is undone.
+        stop: set by a signal; the run then saves and raises.
+
+    Returns:
+        Where the student is and how the run went.
+
+    Raises:
+        Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
+        NonFiniteError: ``max_nonfinite`` steps in a row were not finite; earlier checkpoints are untouched.
+        CheckpointError: the folder cannot be written, or holds only damaged checkpoints.
+        ResumeError: the folder belongs to a run with other hyper-parameters.
+    """
+    stop = stop or StopFlag()
+    store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints)
+    for network in method.roles.values():
+        if trainer.activation_checkpointing:
+            network.activation_checkpointing = True  # type: ignore[assignment]
+    state = TrainState(method, trainer, seed)
+    checkpoint = store.newest()
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    resumed_from = saved = state.step
+    log = RunLog(folder, state.step, trainer.max_steps, type(method.config).__name__)
+    losses: dict[str, float] = {}
+
+    def save() -> None:
+        nonlocal saved
+        log.sync()
+        store.save(state.step, state.groups(), state.numbers())
+        saved = state.step
+
+    try:
+        if resumed_from:
+            log.say(f"going on from step {resumed_from}")
+        while state.step < trainer.max_steps:
+            started = time.monotonic()
+            finished = _step(state, source, stop, log, seed)
+            state.wall += time.monotonic() - started
+            if finished:
+                log.advance(state.step)
+                last = state.step == trainer.max_steps
+                if (last or state.step % trainer.log_every == 0) and state.window.sums:
+                    losses = state.window.means()
+                    log.record(state.step, state.wall, {**losses, "skipped": state.guard.total})
+                    state.window = type(state.window)()
+                if last or state.step % trainer.sample_every == 0:
+                    _draw(state, sampler_grid)
+                if last or state.step % trainer.save_every == 0:
+                    save()
+            if stop.requested and state.step < trainer.max_steps:
+                if saved != state.step or not saved:
+                    save()
+                raise Interrupted(
+                    f"stopped by {stop.name} after {state.step} of {trainer.max_steps} steps; "
+                    f"everything is saved in {store.folder}: the same command goes on from there"
+                )
+        student = publish_tensors(
+            state.student(),
+            folder / "student.safetensors",
+            {
+                "step": state.step,
+                "method": type(method.config).__name__,
+                "weights": "ema" if state.ema is not None else "student",
+            },
+        )
+    finally:
+        log.close()
+        state.close()
+    return FitResult(
+        step=state.step,
+        student=student,
+        skipped=state.guard.total,
+        seconds=state.wall,
+        resumed_from=resumed_from,
+        losses=losses,
+    )
+
+
+def _step(state: TrainState, source: Samples, stop: StopFlag, log: RunLog, seed: int) -> bool:
+    """One optimiser step. False, with everything as before, if a stop was requested between micro-batches."""
+    method, trainer, step = state.method, state.trainer, state.step
+    turn = method.turn(step)
+    state.mark()
+    for role, optimizer in state.optimizers.items():
+        optimizer.requires_grad_(role in turn)
+        optimizer.zero_grad()
+
+    device = next(method.roles["student"].parameters()).device
+    sums: dict[str, Tensor] = {}
+    count = trainer.micro_batch
+    for first in range(step * trainer.global_batch, (step + 1) * trainer.global_batch, count):
+        batch = source.batch(first, count).to(device)
+        losses = method.losses(batch, step, Noise(seed, step, first, count))
+        (losses["total"].sum() / trainer.global_batch).backward()
+        for key, value in losses.items():
+            total = value.detach().double().sum() / trainer.global_batch
+            sums[key] = sums[key] + total if key in sums else total
+        if stop.requested and first + count < (step + 1) * trainer.global_batch:
+            state.roll_back()
+            return False
+
+    norms = {role: state.optimizers[role].gradient_norm() for role in turn}
+    total = sums.pop("total")
+    values = {key: float(value) for key, value in sums.items()} | {"loss/total": float(total)}
+    values |= {f"grad_norm/{role}": float(norm) for role, norm in norms.items()}
+    state.step += 1
+    if term := next((key for key, value in values.items() if not math.isfinite(value)), None):
+        _skip(state, log, step, term)
+        return True
+
+    for role in turn:
+        optimizer = state.optimizers[role]
+        optimizer.clip(values[f"grad_norm/{role}"])
+        optimizer.step(step)
+        optimizer.zero_grad()
+        values[f"lr/{role}"] = optimizer.learning_rate(step)
+    if state.ema is not None and "student" in turn:
+        state.ema.update()
+    state.guard.good()
+    state.window.add(values)
+    return True
+
+
+def _skip(state: TrainState, log: RunLog, step: int, term: str) -> None:
+    """Leave the weights alone and say so in the log. The data moves on: the same step is not met again."""
+    state.roll_back()
+    record: dict[str, Any] = {"nonfinite": term, "skipped": state.guard.total + 1}
+    log.record(state.step, state.wall, record)
+    log.say(f"step {step} skipped: {term} is not finite")
+    state.guard.bad(step, term)
+
+
+def _draw(state: TrainState, sampler_grid: Callable[[int], None] | None) -> None:
+    """Sample grids with the averaged weights, without a trace in the training's random state."""
+    if sampler_grid is None:
+        return
+    before = random_state()
+    try:
+        with torch.no_grad():
+            if state.ema is None:
+                sampler_grid(state.step)
+            else:
+                with state.ema.applied_to(state.method.roles["student"]):
+                    sampler_grid(state.step)
+    finally:
+        set_random_state(before)

@@ -1,0 +1,149 @@
+"""What changes while a stage trains, and how it goes to disk and comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmos_distill.config import Trainer
+from cosmos_distill.methods.base import Method
+from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError
+from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
+from cosmos_distill.train.guard import NonFinite
+from cosmos_distill.train.log import Window
+from cosmos_distill.train.optim import RoleOptimizer
+
+
+class TrainState:
+    """Optimisers, average, counters and random state around a method's networks.
+
+    Attributes:
+        step: optimiser steps done. The next one reads samples ``step * global_batch`` and up, so the
+            position in the data needs no state of its own.
+        optimizers: one per trainable role.
+        ema: average of the student, or None.
+        wall: seconds of training, earlier processes included.
+    """
+
+    def __init__(self, method: Method, trainer: Trainer, seed: int) -> None:
+        self.method = method
+        self.trainer = trainer
+        self.step = 0
+        self.wall = 0.0
+        self.window = Window()
+        self.guard = NonFinite(trainer.max_nonfinite)
+        self.optimizers = {
+            role: RoleOptimizer(method.roles[role], method.optim(role), trainer.max_steps)
+            for role in method.trainable
+        }
+        self.ema: EMA | None = None
+        if trainer.ema_decay is not None:
+            self.ema = EMA(self.optimizers["student"].masters, trainer.ema_decay)
+        self.fingerprint = fingerprint(
+            method.config, [method.optim(role) for role in method.trainable], trainer, seed
+        )
+        self._buffers = [
+            buffer for role in method.trainable for buffer in _persistent_buffers(method.roles[role])
+        ]
+        torch.manual_seed(seed)
+        self.mark()
+
+    def mark(self) -> None:
+        """Remember what a forward pass may change beside gradients: random state and buffers (batch norm)."""
+        self._rng = random_state()
+        self._marked = [buffer.clone() for buffer in self._buffers]
+
+    def roll_back(self) -> None:
+        """Undo the forward passes since :meth:`mark`: an abandoned step leaves nothing behind."""
+        set_random_state(self._rng)
+        for buffer, value in zip(self._buffers, self._marked, strict=True):
+            buffer.copy_(value)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors for the checkpoint, by file. Frozen roles are not in it: they are inputs of the stage."""
+        groups: dict[str, dict[str, Tensor]] = {"random": random_state()}
+        for role, optimizer in self.optimizers.items():
+            groups[f"network_{role}"] = self.method.roles[role].state_dict()
+            groups[f"optimizer_{role}"] = optimizer.tensors()
+        if self.ema is not None:
+            groups["ema_student"] = self.ema.average
+        return groups
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything else for the checkpoint."""
+        return {
+            "step": self.step,
+            "wall": self.wall,
+            "skipped": self.guard.total,
+            "skipped_in_a_row": self.guard.in_a_row,
+            "window": self.window.state(),
+            "fingerprint": self.fingerprint,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint, bit for bit.
+
+        Raises:
+            ResumeError: if it was made with other hyper-parameters or lies beyond the end of this stage.
+            CheckpointError: if its tensors do not fit the networks.
+        """
+        state = checkpoint.state
+        require_same(state["fingerprint"], self.fingerprint)
+        if state["step"] > self.trainer.max_steps:
+            raise ResumeError(
+                f"{checkpoint.path} is at step {state['step']}, beyond max_steps {self.trainer.max_steps}: "
+                "raise max_steps, or choose another output folder to start anew"
+            )
+        try:
+            for role, optimizer in self.optimizers.items():
+                self.method.roles[role].load_state_dict(checkpoint.tensors(f"network_{role}"))
+                optimizer.load(checkpoint.tensors(f"optimizer_{role}"))
+            if self.ema is not None:
+                self.ema.load(checkpoint.tensors("ema_student"))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the networks ({error}). "
+                "Choose another output folder, or go back to the version that wrote it"
+            ) from error
+        self.step = state["step"]
+        self.wall = state["wall"]
+        self.guard.total = state["skipped"]
+        self.guard.in_a_row = state["skipped_in_a_row"]
+        self.window = Window(**state["window"])
+        set_random_state(checkpoint.tensors("random"))
+        self.mark()
+
+    def student(self) -> dict[str, Tensor]:
+        """The stage's result: the averaged student where there is an average, else the student."""
+        network = self.method.roles["student"]
+        return network.state_dict() if self.ema is None else self.ema.state_dict(network)
+
+    def close(self) -> None:
+        """Give the networks back without hooks and gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.close()
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of torch's generators: CPU, and the current GPU where one is in use."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Put :func:`random_state` back."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _persistent_buffers(network: torch.nn.Module) -> list[Tensor]:
+    saved = network.state_dict(keep_vars=True)
+    return [buffer for name, buffer in network.named_buffers() if name in saved]
