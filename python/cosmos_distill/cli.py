@@ -10,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 from cosmos_distill.config import Recipe, Stage, Train
-from cosmos_distill.stages import Interrupted, Refusal
+from cosmos_distill.stages import Refusal
+from cosmos_distill.train.guard import Interrupted, StopFlag
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -248,14 +247,15 @@ def _run(invocation: Invocation) -> int:
         return _dry_run(invocation)
     from cosmos_distill.stages import run_recipe
 
-    run_recipe(
-        invocation.recipe,
-        invocation.out,
-        recipe_file=invocation.recipe_file,
-        only=invocation.options.only,
-        argv=invocation.argv,
-        stop=_stop_on_signal(),
-    )
+    with StopFlag() as stop:
+        run_recipe(
+            invocation.recipe,
+            invocation.out,
+            recipe_file=invocation.recipe_file,
+            only=invocation.options.only,
+            argv=invocation.argv,
+            stop=stop,
+        )
     return OK
 
 
@@ -264,21 +264,6 @@ def _dry_run(invocation: Invocation) -> int:
 
     show(invocation.recipe, invocation.out, ["cosmos-distill", *invocation.argv])
     return OK
-
-
-def _stop_on_signal() -> Callable[[], bool]:
-    """The first Ctrl-C or SIGTERM asks the run to stop at the next safe point, the second stops at once."""
-    asked: list[int] = []
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        os.write(2, b"\nstopping at the next safe point; once more stops at once\n")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-    return lambda: bool(asked)
 
 
 def _complain(title: str, error: Exception, status: int, traceback: bool) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,8 @@ from cosmos_distill.stages.manifest import (
     write_atomically,
 )
 
+from cosmos_distill.train.guard import Interrupted, StopFlag
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,10 +43,6 @@ __all__ = ["Refusal", "Run", "Interrupted", "run_recipe", "status", "stage_statu
 
 _MODULES: dict[type[Stage], str] = {Generate: "generate", Train: "train", Evaluate: "evaluate", Export: "export"}
 Status = Literal["complete", "resume", "new", "mismatch"]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved what it needs to go on."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Run:
     """The run folder."""
     outputs: Mapping[str, Output]
     """Of the stages before."""
-    stop: Callable[[], bool]
-    """True once the run should stop at the next safe point."""
+    stop: StopFlag
+    """Says when the run should stop at the next safe point."""
     console: Console
     details: dict[str, Any]
     """What a stage puts here is recorded in its manifest."""
@@ -82,7 +80,7 @@ def run_recipe(
     recipe_file: Path | None = None,
     only: Sequence[str] = (),
     argv: Sequence[str] = (),
-    stop: Callable[[], bool] = lambda: False,
+    stop: StopFlag | None = None,
     console: Console | None = None,
 ) -> None:
     """Run the stages of ``recipe`` in the folder ``out``, or go on with what is there.
@@ -91,7 +89,7 @@ def run_recipe(
         recipe_file: Its text is kept beside the resolved recipe.
         only: Names of the stages to run; empty runs all.
         argv: The command line, kept in the run folder.
-        stop: Asked at every safe point; True ends the run with what is needed to go on.
+        stop: Looked at in every safe point; a requested stop leaves what is needed to go on.
 
     Raises:
         Refusal: before any work, when it cannot work, the folder holds another run, or another process
@@ -100,7 +98,7 @@ def run_recipe(
     """
     from rich.console import Console
 
-    console = console or Console()
+    console, stop = console or Console(), stop or StopFlag()
     check(recipe, out)
     if unknown := [name for name in only if name not in recipe.stages]:
         raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cosmos_distill
-from cosmos_distill.config import Recipe, Stage
+from cosmos_distill.config import MethodConfig, Recipe, Stage
 
 MANIFEST = "manifest.json"
 
@@ -163,7 +163,7 @@ def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Dataclasses, mappings, tuples and paths as what JSON knows; a subclassed part names its type."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {"type": type(value).__name__} if isinstance(value, Stage) or _is_method(value) else {}
+        named = {"type": type(value).__name__} if isinstance(value, Stage | MethodConfig) else {}
         return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -203,12 +203,6 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _is_method(value: Any) -> bool:
-    from cosmos_distill.config import MethodConfig
-
-    return isinstance(value, MethodConfig)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
