@@ -187,6 +187,8 @@ class Evaluate(Stage):
     batch: int = 32
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
+    teacher_from: str | None = None
+    """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,269 @@
+"""Runs a recipe's stages in order, each in its own folder with its own manifest.
 
+A stage that is complete and was made by the same configuration from the same inputs is skipped, one
+that was interrupted goes on, and one that was made by anything else is refused: nothing is thrown
+away silently and nothing stale is used. Torch-free at import, for the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cosmos_distill
+from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_path
+from cosmos_distill.stages.lock import locked
+from cosmos_distill.stages.manifest import (
+    Manifest,
+    Output,
+    Pairs,
+    Refusal,
+    Student,
+    configuration,
+    plain,
+    sha256,
+    sha256_of_listing,
+    sources_sha256,
+    write_atomically,
+)
+
+from cosmos_distill.train.guard import Interrupted, StopFlag
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Refusal", "Run", "Interrupted", "run_recipe", "status", "stage_status"]
+
+_MODULES: dict[type[Stage], str] = {Generate: "generate", Train: "train", Evaluate: "evaluate", Export: "export"}
+Status = Literal["complete", "resume", "new", "mismatch"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given beside its own configuration."""
+
+    recipe: Recipe
+    out: Path
+    """The run folder."""
+    outputs: Mapping[str, Output]
+    """Of the stages before."""
+    stop: StopFlag
+    """Says when the run should stop at the next safe point."""
+    console: Console
+    details: dict[str, Any]
+    """What a stage puts here is recorded in its manifest."""
+
+    def student(self, stage: str) -> Path:
+        """Weights that a Train stage left behind."""
+        output = self.outputs[stage]
+        assert isinstance(output, Student)
+        return self.out / output.weights.path
+
+    def pairs(self, stage: str) -> Path:
+        """Folder of pairs that a Generate stage left behind."""
+        output = self.outputs[stage]
+        assert isinstance(output, Pairs)
+        return self.out / output.folder
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    recipe_file: Path | None = None,
+    only: Sequence[str] = (),
+    argv: Sequence[str] = (),
+    stop: StopFlag | None = None,
+    console: Console | None = None,
+) -> None:
+    """Run the stages of ``recipe`` in the folder ``out``, or go on with what is there.
+
+    Args:
+        recipe_file: Its text is kept beside the resolved recipe.
+        only: Names of the stages to run; empty runs all.
+        argv: The command line, kept in the run folder.
+        stop: Looked at in every safe point; a requested stop leaves what is needed to go on.
+
+    Raises:
+        Refusal: before any work, when it cannot work, the folder holds another run, or another process
+            writes it.
+        Interrupted: ``stop`` said so.
+    """
+    from rich.console import Console
+
+    console, stop = console or Console(), stop or StopFlag()
+    check(recipe, out)
+    if unknown := [name for name in only if name not in recipe.stages]:
+        raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        _refuse_other_run(recipe, out)
+        _save_recipe(recipe, out, recipe_file, argv)
+        outputs: dict[str, Output] = {}
+        for name, stage in recipe.stages.items():
+            if only and name not in only:
+                if (done := _done(recipe, name, stage, out, outputs)) is not None:
+                    outputs[name] = done
+                continue
+            if missing := [n for n in depends_on(stage) if n not in outputs]:
+                raise Refusal(f"'{name}' needs the output of {', '.join(missing)}: run that stage first")
+            outputs[name] = _run_stage(Run(recipe, out, dict(outputs), stop, console, {}), name, stage)
+        from cosmos_distill.stages import report
+
+        report.write(recipe, out, console)
+
+
+def stage_status(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> tuple[Status, str]:
+    """State of one stage's folder and, for ``mismatch``, the reason in words."""
+    found = Manifest.read(out / name)
+    if found is None:
+        return "new", ""
+    if missing := [n for n in depends_on(stage) if n not in outputs]:
+        return "mismatch", f"made from an output of {', '.join(missing)} that is not there any more"
+    if (reason := found.mismatch(_wanted(recipe, name, stage, outputs))) is not None:
+        return "mismatch", reason
+    return ("complete" if found.complete else "resume"), ""
+
+
+def status(recipe: Recipe, out: Path) -> dict[str, tuple[Status, str]]:
+    """State of every stage, without touching anything."""
+    outputs: dict[str, Output] = {}
+    states = {}
+    for name, stage in recipe.stages.items():
+        states[name] = stage_status(recipe, name, stage, out, outputs)
+        if states[name][0] == "complete":
+            found = Manifest.read(out / name)
+            assert found is not None and found.outputs is not None
+            outputs[name] = found.outputs
+    return states
+
+
+def _run_stage(run: Run, name: str, stage: Stage) -> Output:
+    folder = run.out / name
+    done = _done(run.recipe, name, stage, run.out, run.outputs)
+    if done is not None:
+        run.console.print(f"[bold]{name}[/]  already complete")
+        return done
+    wanted = _wanted(run.recipe, name, stage, run.outputs)
+    found = Manifest.read(folder) or wanted
+    folder.mkdir(exist_ok=True)
+    started = dataclasses.replace(wanted, seconds=found.seconds, attempts=found.attempts + 1)
+    started.write(folder)
+    verb = "goes on" if found.attempts else "starts"
+    run.console.print(f"[bold]{name}[/]  {verb} in {folder}")
+    begin = time.monotonic()
+    module = importlib.import_module(f"cosmos_distill.stages.{_MODULES[type(stage)]}")
+    output: Output | None = None
+    try:
+        output = module.run(name, stage, run, folder)
+    finally:
+        # Time spent counts also where the attempt failed, so that the report does not flatter.
+        seconds = found.seconds + time.monotonic() - begin
+        dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
+    run.console.print(f"[bold]{name}[/]  complete after {seconds:.1f} s")
+    return output
+
+
+def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> Output | None:
+    state, reason = stage_status(recipe, name, stage, out, outputs)
+    if state == "mismatch":
+        raise Refusal(
+            f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
+            f"or delete {out / name} and what was made from it to redo it."
+        )
+    if state != "complete":
+        return None
+    found = Manifest.read(out / name)
+    assert found is not None and found.outputs is not None
+    _verify(out, name, found.outputs)
+    return found.outputs
+
+
+def _refuse_other_run(recipe: Recipe, out: Path) -> None:
+    """Look at all stages before the first one runs, so that a mismatch in the last costs nothing."""
+    for name, (state, reason) in status(recipe, out).items():
+        if state == "mismatch":
+            raise Refusal(
+                f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
+                f"or delete {out / name} and what was made from it to redo it."
+            )
+
+
+def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]) -> Manifest:
+    """The manifest that a stage would have to show for its folder to be used."""
+    inputs = {"clips": _clips_fingerprint(recipe)}
+    if needs_teacher(stage):
+        inputs["teacher"] = _teacher_fingerprint(teacher_path(recipe))
+    for source in depends_on(stage):
+        inputs[source] = _fingerprint(outputs[source])
+    return Manifest(
+        stage=name,
+        configuration=configuration(recipe, stage),
+        inputs=inputs,
+        seed=recipe.seed,
+        version=cosmos_distill.__version__,
+        sources=sources_sha256(),
+    )
+
+
+def _fingerprint(output: Output) -> str:
+    return output.sha256 if isinstance(output, Pairs) else sha256_of_listing([json.dumps(plain(output))])
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def _teacher_fingerprint(path: Path) -> str:
+    """sha256 of the teacher's file, or over its files where it is a folder; remembered while it lasts."""
+
+    def one(file: Path) -> str:
+        info = file.stat()
+        key = (str(file), info.st_size, info.st_mtime_ns)
+        if key not in _hashes:
+            _hashes[key] = sha256(file)
+        return _hashes[key]
+
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return sha256_of_listing([f"{p.relative_to(path).as_posix()} {one(p)}" for p in files])
+    return one(path)
+
+
+def _clips_fingerprint(recipe: Recipe) -> str:
+    """Names and sizes of the clips: cheap enough to ask at every start, and it notices what matters."""
+    data = recipe.data
+    if data.root is None:
+        return data.source
+    wanted = [d for d in (data.root / n for n in ("videos", "t5_xxl", recipe.control)) if d.is_dir()]
+    files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())
+    return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])
+
+
+def _verify(out: Path, name: str, output: Output) -> None:
+    """A hand-off that was deleted or changed by hand is named here, not in the stage that trips over it."""
+    for file in (v for v in vars(output).values() if hasattr(v, "sha256")):
+        path = out / file.path
+        if not path.is_file() or sha256(path) != file.sha256:
+            raise Refusal(
+                f"{path} is missing or was changed after '{name}' completed: restore it, or delete "
+                f"{out / name} to redo the stage"
+            )
+    if isinstance(output, Pairs) and not (out / output.folder).is_dir():
+        raise Refusal(f"{out / output.folder} is missing: restore it, or delete {out / name} to redo the stage")
+
+
+def _save_recipe(recipe: Recipe, out: Path, recipe_file: Path | None, argv: Sequence[str]) -> None:
+    document = {
+        "recipe": plain(recipe),
+        "argv": list(argv),
+        "version": cosmos_distill.__version__,
+        "file": None if recipe_file is None else {"name": recipe_file.name, "text": recipe_file.read_text()},
+    }
+    write_atomically(out / "recipe.json", json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,289 @@
+"""The command line: ``cosmos-distill RECIPE.py [options]`` and a few words besides.
+
+A recipe is a Python file with one function, ``recipe(...) -> Recipe``. Its own arguments are options
+(``--scale 7b``), and so is every number of the Recipe it returns (``--stages.kd.trainer.max-steps 10``).
+Nothing here imports torch before a run starts, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, get_type_hints
+
+from cosmos_distill.config import Recipe, Stage, Train
+from cosmos_distill.stages import Refusal
+from cosmos_distill.train.guard import Interrupted, StopFlag
+
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+USAGE = """\
+usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
+       cosmos-distill RECIPE.py --help           every option of a recipe
+       cosmos-distill RECIPE.py --dry-run        resolved recipe, state, sizes, memory plan, launch line
+       cosmos-distill generate|eval|export RECIPE.py [options]
+                                                 only the stages of that kind
+       cosmos-distill plan RECIPE.py [options]   the same as --dry-run
+       cosmos-distill sample STUDENT.safetensors [options]
+                                                 draw clips from an exported student
+       cosmos-distill completion bash            tab completion: eval "$(cosmos-distill completion bash)"
+
+A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer1_kd_dmd2.py."""
+
+# Words before RECIPE.py -> the kind of stage they run.
+ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as opposed to what."""
+
+    out: Path | None = None
+    """Run folder; runs/<recipe file's name>/<scale>-<control> if left out."""
+    only: tuple[str, ...] = ()
+    """Run these stages only; the ones they need must be complete."""
+    dry_run: bool = False
+    """Print the resolved recipe, the state of its stages, sizes, memory plan and launch line; do nothing."""
+    traceback: bool = False
+    """Show the Python traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command line, understood."""
+
+    recipe: Recipe
+    options: RunOptions
+    out: Path
+    recipe_file: Path
+    argv: tuple[str, ...] = field(default=())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 refused, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return OK if argv else REFUSED
+    if argv[0] == "--version":
+        import cosmos_distill
+
+        print(f"cosmos-distill {cosmos_distill.__version__}")
+        return OK
+    traceback = "--traceback" in argv
+    try:
+        return _command(argv)
+    except Refusal as error:
+        return _complain("cannot run this", error, REFUSED, traceback)
+    except Interrupted as error:
+        _box("interrupted", str(error), "yellow")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        _box("interrupted", "Stopped at once. The same command goes on from the last checkpoint.", "yellow")
+        return INTERRUPTED
+    except Exception as error:
+        return _complain("failed", error, FAILED, traceback)
+
+
+def _command(argv: list[str]) -> int:
+    word, rest = argv[0], argv[1:]
+    if word == "completion":
+        from cosmos_distill.completion import script
+
+        print(script(rest))
+        return OK
+    if word == "sample":
+        from cosmos_distill.stages.sample import main as sample
+
+        return sample(rest)
+    kind = ONLY_KIND.get(word)
+    if kind is not None or word == "plan":
+        if not rest:
+            raise Refusal(f"cosmos-distill {word} RECIPE.py: which recipe?")
+        invocation = parse(rest)
+        if kind is None:
+            return _dry_run(invocation)
+        names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
+        if not names:
+            raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
+        return _run(dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names)))
+    return _run(parse(argv))
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Understand ``RECIPE.py [options]``.
+
+    The recipe function's own arguments are read first, because the numbers that the other options
+    may override, and their defaults, are those of the Recipe it returns.
+
+    Raises:
+        Refusal: there is no such recipe file, or it holds no recipe function.
+        SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
+    """
+    import tyro
+
+    path, args = Path(argv[0]), list(argv[1:])
+    function = load(path).recipe
+    prog, config = f"cosmos-distill {path}", (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
+    own = _own_arguments(function)
+    first = _dataclass("Arguments", {n: (n, t, d) for n, (t, d) in own.items()})
+    # Unknown options belong to the second pass, which also prints the help of both.
+    known = [a for a in args if a not in ("-h", "--help")]
+    chosen, _ = tyro.cli(first, args=known, prog=prog, config=config, return_unknown_args=True)
+    try:
+        recipe = function(**vars(chosen))
+    except ValueError as error:
+        raise Refusal(f"{path}: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise Refusal(f"{path}: recipe() returned {type(recipe).__name__}, not a Recipe")
+
+    fields = {name: (name, hint, getattr(chosen, name)) for name, (hint, _) in own.items()}
+    for item in dataclasses.fields(RunOptions):
+        hint = get_type_hints(RunOptions)[item.name]
+        fields[f"run_{item.name}"] = (item.name, Annotated[hint, _help(RunOptions, item.name)], item.default)
+    overridable = [f.name for f in dataclasses.fields(Recipe) if not _leaf_of(own, recipe, f.name)]
+    for name in overridable:
+        attribute = name if name not in fields else f"recipe_{name}"
+        fields[attribute] = (name, get_type_hints(Recipe)[name], getattr(recipe, name))
+    parsed = tyro.cli(
+        _dataclass("Options", fields),
+        args=_expand_trainer(args, recipe.stages),
+        prog=prog,
+        description=f"{inspect.getdoc(function) or ''}\n\n--trainer.X sets X in every training stage at once.",
+        config=config,
+    )
+    changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
+    recipe = dataclasses.replace(recipe, **changed)
+    options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
+    name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control) if v)
+    out = options.out or Path("runs") / path.stem / name
+    return Invocation(recipe, options, out, path, tuple(argv))
+
+
+def load(path: Path) -> ModuleType:
+    """Import a recipe file.
+
+    Raises:
+        Refusal: no such file, or it defines no ``recipe`` function.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.py"))) or "none in ./recipes"
+        raise Refusal(f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help")
+    spec = importlib.util.spec_from_file_location(f"cosmos_distill_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses defined in a recipe look themselves up here
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "recipe", None)):
+        raise Refusal(f"{path} defines no function recipe(...) -> Recipe")
+    return module
+
+
+def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]]:
+    hints = get_type_hints(function, include_extras=True)
+    arguments = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            raise Refusal(f"recipe(): argument '{name}' needs a default, so that the bare command runs")
+        arguments[name] = (hints.get(name, str), parameter.default)
+    return arguments
+
+
+def _dataclass(name: str, fields: Mapping[str, tuple[str, Any, Any]]) -> type[Any]:
+    """A dataclass of {attribute: (option, type, default)} for tyro; attribute and option may differ."""
+    import tyro
+
+    specs = []
+    for attribute, (option, hint, default) in fields.items():
+        if attribute != option:
+            hint = Annotated[hint, tyro.conf.arg(name=option)]
+        specs.append((attribute, hint, field(default_factory=lambda value=default: value)))
+    return dataclasses.make_dataclass(name, specs, frozen=True)
+
+
+def _help(cls: type[Any], name: str) -> Any:
+    import tyro
+
+    lines = inspect.getsource(cls).splitlines()
+    index = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
+    return tyro.conf.arg(help=lines[index + 1].strip().strip('"'))
+
+
+def _leaf_of(own: Mapping[str, Any], recipe: Recipe, name: str) -> bool:
+    """A plain field that the recipe function has an argument for is set through that argument only."""
+    return name in own and not dataclasses.is_dataclass(getattr(recipe, name))
+
+
+def _expand_trainer(args: Sequence[str], stages: Mapping[str, Stage]) -> list[str]:
+    """``--trainer.X V`` -> ``--stages.<name>.trainer.X V`` for every training stage.
+
+    Expansions come first, so that an option that names its stage wins wherever it stands.
+    """
+    names = [name for name, stage in stages.items() if isinstance(stage, Train)]
+    general: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(args):
+        end = i + 1
+        while end < len(args) and not args[end].startswith("--"):
+            end += 1
+        if args[i].startswith("--trainer."):
+            for name in names:
+                general += [f"--stages.{name}.{args[i][2:]}", *args[i + 1 : end]]
+        else:
+            rest += args[i:end]
+        i = end
+    return general + rest
+
+
+def _run(invocation: Invocation) -> int:
+    if invocation.options.dry_run:
+        return _dry_run(invocation)
+    from cosmos_distill.stages import run_recipe
+
+    with StopFlag() as stop:
+        run_recipe(
+            invocation.recipe,
+            invocation.out,
+            recipe_file=invocation.recipe_file,
+            only=invocation.options.only,
+            argv=invocation.argv,
+            stop=stop,
+        )
+    return OK
+
+
+def _dry_run(invocation: Invocation) -> int:
+    from cosmos_distill.stages.dry_run import show
+
+    show(invocation.recipe, invocation.out, ["cosmos-distill", *invocation.argv])
+    return OK
+
+
+def _complain(title: str, error: Exception, status: int, traceback: bool) -> int:
+    if traceback:
+        from rich.console import Console
+
+        Console(stderr=True).print_exception()
+    text = str(error) or type(error).__name__
+    if status == FAILED:
+        kind = "" if type(error).__module__.startswith("cosmos_distill") else f"{type(error).__name__}: "
+        text = f"{kind}{text}"
+        if not traceback:
+            text += "\n\nThe same command goes on from what is complete. --traceback shows where it happened."
+    _box(title, text, "red")
+    return status
+
+
+def _box(title: str, text: str, colour: str) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    Console(stderr=True).print(Panel(Text(text), title=title, title_align="left", border_style=colour))

@@ -1,0 +1,167 @@
+"""What cannot work is refused before any work, with what to do about it. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import cosmos_distill
+from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.stages.manifest import Refusal
+
+# Pixels per latent element (time, space) and the network's patch (space) on top.
+STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8)}
+PATCH = 2
+_FROM_FILES = ("depth", "seg", "keypoint")
+
+
+def teacher_path(recipe: Recipe) -> Path:
+    """Weights of the teacher: the recipe's own, or those shipped with the package for the preset."""
+    if recipe.teacher is not None:
+        return recipe.teacher
+    return Path(cosmos_distill.__file__).parent / "models" / "teachers" / f"{recipe.network}.safetensors"
+
+
+def needs_teacher(stage: Stage) -> bool:
+    """Whether a stage reads the pre-trained teacher."""
+    if isinstance(stage, Train):
+        return getattr(stage.method, "needs_teacher", True)
+    return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
+
+
+def depends_on(stage: Stage) -> list[str]:
+    """Names of the stages whose output a stage reads."""
+    match stage:
+        case Train():
+            names = [stage.start_from, stage.pairs_from]
+        case Evaluate():
+            names = [*stage.students.values(), stage.teacher_from]
+        case Export():
+            names = [stage.student_from]
+        case _:
+            names = []
+    return [name for name in names if name is not None]
+
+
+def latent_frames(recipe: Recipe) -> int:
+    """T of a latent clip: the first frame alone, then one per temporal stride."""
+    return 1 + (recipe.data.frames - 1) // STRIDES[recipe.data.tokenizer][0]
+
+
+def check(recipe: Recipe, out: Path, *, ranks: int | None = None) -> None:
+    """Raise a :class:`Refusal` that names every reason for which the run cannot work.
+
+    Args:
+        ranks: Data-parallel ranks; None reads WORLD_SIZE as torchrun sets it.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
+    reasons = [*_stages(recipe), *_layout(recipe, ranks), *_teacher(recipe), *_data(recipe), *_folder(out)]
+    if reasons:
+        raise Refusal("\n".join(reasons))
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    from cosmos_distill.models.presets import PRESETS
+
+    if recipe.network not in PRESETS:
+        yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
+    kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
+    seen: dict[str, Stage] = {}
+    for name, stage in recipe.stages.items():
+        wanted = [(f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None]
+        if isinstance(stage, Evaluate):
+            wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
+        for attribute, source, kind in wanted:
+            if not isinstance(seen.get(source), kind):
+                yield (
+                    f"--stages.{name}.{attribute} {source}: no {kind.__name__} stage of that name comes before "
+                    f"'{name}'; known here: {', '.join(seen) or 'none'}."
+                )
+        seen[name] = stage
+
+
+def _layout(recipe: Recipe, ranks: int) -> Iterator[str]:
+    for name in ("tensor", "pipeline", "context"):
+        if (size := getattr(recipe.parallel, name)) != 1:
+            yield f"--parallel.{name} {size} arrives with parallel training; leave it at 1 for now."
+    if recipe.parallel.sequence:
+        yield "--parallel.sequence arrives with parallel training; leave it off for now."
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Train):
+            trainer = stage.trainer
+            if trainer.global_batch % (ranks * trainer.micro_batch):
+                yield (
+                    f"--stages.{name}.trainer.global-batch {trainer.global_batch} is not a multiple of "
+                    f"{ranks} data-parallel ranks x micro-batch {trainer.micro_batch}: choose a multiple of "
+                    f"{ranks * trainer.micro_batch}."
+                )
+
+
+def _teacher(recipe: Recipe) -> Iterator[str]:
+    if not any(needs_teacher(stage) for stage in recipe.stages.values()):
+        return
+    path = teacher_path(recipe)
+    if recipe.teacher is None and not path.is_file():
+        yield (
+            f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
+            "with --teacher PATH (a safetensors file, or a folder with the official base and control files)."
+        )
+    elif not path.exists():
+        yield f"--teacher {path}: no such file."
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    time, space = STRIDES[data.tokenizer]
+    if (data.frames - 1) % time:
+        below = 1 + (data.frames - 1) // time * time
+        yield (
+            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} frames; "
+            f"nearest are {below} and {below + time}."
+        )
+    for name in ("height", "width"):
+        if getattr(data, name) % (space * PATCH):
+            yield f"--data.{name} {getattr(data, name)} is not a multiple of {space * PATCH}."
+    latents = latent_frames(recipe)
+    if data.max_condition_frames >= latents:
+        yield (
+            f"--data.max-condition-frames {data.max_condition_frames} leaves nothing to generate of the "
+            f"{latents} latent frames that {data.frames} frames give: choose at most {latents - 1}."
+        )
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Generate) and stage.condition_frames >= latents:
+            yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
+    if data.tokenizer == "cosmos-cv8x8x8" and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
+        yield (
+            "the Cosmos tokenizer is not part of this package: give the folder that holds its encoder.jit, "
+            "decoder.jit and mean_std.pt with --data.tokenizer-path."
+        )
+    if data.source == "folder" and data.root is None:
+        yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
+    if data.root is not None and not data.root.is_dir():
+        yield f"--data.root {data.root}: no such folder."
+    if recipe.control in _FROM_FILES:
+        if data.source != "folder":
+            yield (
+                f"--control {recipe.control} is read from files, and these clips come without them: give a folder "
+                f"with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
+                "or choose --control edge or vis."
+            )
+        elif data.root is not None and data.root.is_dir() and not (data.root / recipe.control).is_dir():
+            yield f"--control {recipe.control} needs the folder {data.root / recipe.control}, which does not exist."
+
+
+def _folder(out: Path) -> Iterator[str]:
+    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is a file")
+        # A probe, not os.access: root may write anywhere by permission, yet not on a read-only or full disk.
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".probe") as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        yield f"--out {out} cannot be written ({error}): choose another folder with --out."

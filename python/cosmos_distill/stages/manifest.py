@@ -1,0 +1,220 @@
+"""What a stage was made from, what it left behind, and whether it may be used again.
+
+A manifest is written when a stage starts and again, atomically, when it has finished: a stage whose
+manifest does not say ``complete`` is resumed. Inputs (by sha256), configuration, seed and package
+version decide whether what lies in the folder belongs to the run asked for; a hash of the sources is
+recorded for the record only, so that mending a comment does not throw away a week of training.
+
+Torch-free: the command line reads manifests to show the state of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cosmos_distill
+from cosmos_distill.config import MethodConfig, Recipe, Stage
+
+MANIFEST = "manifest.json"
+
+# Bookkeeping: how often something is written or shown does not change what is computed.
+_WITHOUT_EFFECT = ("log_every", "save_every", "sample_every", "keep_checkpoints", "max_nonfinite")
+
+
+class Refusal(Exception):
+    """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file handed from one stage to the next: path relative to the run folder, and its sha256."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, out: Path) -> File:
+        """Describe ``path``, which lies inside the run folder ``out``."""
+        return cls(path.relative_to(out).as_posix(), sha256(path))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Output of Generate: a folder of shards, with one hash over all of their hashes."""
+
+    folder: str
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Student:
+    """Output of Train: the weights to use from here on (the EMA where one is kept)."""
+
+    weights: File
+    steps: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Output of Evaluate: a JSON file of scores and the pictures that go with it."""
+
+    scores: File
+    grid: File
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Output of Export: one self-describing safetensors file."""
+
+    student: File
+
+
+Output = Pairs | Student | Scores | Exported
+_OUTPUTS: dict[str, type[Any]] = {c.__name__: c for c in (Pairs, Student, Scores, Exported)}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One stage's record; ``outputs`` is None until the stage is complete."""
+
+    stage: str
+    configuration: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    version: str
+    sources: str = ""
+    """sha256 over the package's Python files; recorded, not compared."""
+    seconds: float = 0.0
+    """Over all attempts that ended in an orderly way."""
+    attempts: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """Recorded, not compared: clips skipped and why, windows held out, ..."""
+    outputs: Output | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.outputs is not None
+
+    def mismatch(self, other: Manifest) -> str | None:
+        """The first field by which ``other`` asks for something else than this one holds, in words."""
+        if self.version != other.version:
+            return f"code version: made by {self.version}, this is {other.version}"
+        mine = dict(_flatten(self.configuration)) | {f"input {k}": v for k, v in self.inputs.items()}
+        theirs = dict(_flatten(other.configuration)) | {f"input {k}": v for k, v in other.inputs.items()}
+        mine["seed"], theirs["seed"] = self.seed, other.seed
+        for key in dict.fromkeys([*theirs, *mine]):
+            if mine.get(key) != theirs.get(key):
+                return f"{key}: made with {mine.get(key)!r}, now asked for {theirs.get(key)!r}"
+        return None
+
+    def write(self, folder: Path) -> None:
+        """Publish in ``folder``; an existing manifest is replaced in one step."""
+        document = plain(self)
+        if self.outputs is not None:
+            document["outputs"] = {"type": type(self.outputs).__name__, **plain(self.outputs)}
+        write_atomically(folder / MANIFEST, json.dumps(document, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest | None:
+        """The manifest in ``folder``, or None where there is none.
+
+        Raises:
+            Refusal: the file is there but cannot be read as a manifest.
+        """
+        path = folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            document = json.loads(path.read_text())
+            outputs = document.pop("outputs", None)
+            if outputs is not None:
+                outputs = _output(outputs)
+            return cls(**document, outputs=outputs)
+        except (ValueError, TypeError, KeyError) as error:
+            raise Refusal(f"{path} is damaged ({error}): delete the folder {folder} to redo the stage") from error
+
+
+def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """Everything in ``recipe`` that has an effect on what ``stage`` computes.
+
+    Left out: the teacher's path (its hash is an input), the parallel layout (it never changes the
+    result) and bookkeeping such as ``save_every``.
+    """
+    document = {
+        "stage": plain(stage),
+        **{name: plain(getattr(recipe, name)) for name in ("network", "control", "schedule", "data")},
+    }
+    trainer = document["stage"].get("trainer")
+    if trainer is not None:
+        for name in _WITHOUT_EFFECT:
+            trainer.pop(name, None)
+    return document
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings, tuples and paths as what JSON knows; a subclassed part names its type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {"type": type(value).__name__} if isinstance(value, Stage | MethodConfig) else {}
+        return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_listing(entries: Iterator[str] | list[str]) -> str:
+    """One hash over an ordered list of lines."""
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def sources_sha256() -> str:
+    """sha256 over the Python sources of this package."""
+    root = Path(cosmos_distill.__file__).parent
+    return sha256_of_listing([f"{p.relative_to(root).as_posix()} {sha256(p)}" for p in sorted(root.rglob("*.py"))])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _output(document: dict[str, Any]) -> Output:
+    cls = _OUTPUTS[document.pop("type")]
+    parts = {k: File(**v) if isinstance(v, dict) else v for k, v in document.items()}
+    result: Output = cls(**parts)
+    return result

@@ -1,0 +1,87 @@
+"""From a recipe to networks, clips and noise levels: the one place where they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from cosmos_distill import models
+from cosmos_distill.config import Precision, Recipe
+from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.stages.checks import teacher_path
+
+if TYPE_CHECKING:
+    from cosmos_distill.data.sources import Source
+    from cosmos_distill.models.control import ControlledDiT
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def preset(recipe: Recipe) -> NetworkConfig:
+    """Sizes of the recipe's network."""
+    return PRESETS[recipe.network]
+
+
+def schedule(recipe: Recipe) -> EDMSchedule:
+    """The recipe's noise coordinate."""
+    return EDMSchedule(recipe.schedule)
+
+
+def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
+    """The recipe's clips: those to train on, or those held out."""
+    from cosmos_distill.data.sources import open_source
+
+    config = preset(recipe)
+    return open_source(
+        recipe.data,
+        recipe.control,
+        recipe.seed,
+        split=split,
+        text_channels=config.text_dim,
+        text_tokens=config.text_tokens,
+        schedule=recipe.schedule,
+    )
+
+
+def load(config: NetworkConfig, path: Path, dtype: torch.dtype = torch.float32) -> ControlledDiT:
+    """A frozen network with the weights of ``path``, on the accelerator.
+
+    Raises:
+        WeightsError: the file is damaged or belongs to another network.
+    """
+    from cosmos_distill.models import weights
+
+    network = models.build(config, device=device(), dtype=dtype, seed=None)
+    weights.load(network, path)
+    return network.eval().requires_grad_(False)
+
+
+def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> ControlledDiT:
+    """The pre-trained teacher."""
+    return load(preset(recipe), teacher_path(recipe), dtype)
+
+
+def by_role(recipe: Recipe, student: Path | None, dtype: torch.dtype) -> Callable[[str], ControlledDiT]:
+    """networks(role) for :func:`cosmos_distill.methods.build`.
+
+    Args:
+        student: Weights that the student starts from; None initialises it afresh from the recipe's seed.
+    """
+
+    def networks(role: str) -> ControlledDiT:
+        if role != "student":
+            return load_teacher(recipe, dtype)
+        if student is None:
+            return models.build(preset(recipe), device=device(), dtype=dtype, seed=recipe.seed)
+        return load(preset(recipe), student, dtype)
+
+    return networks

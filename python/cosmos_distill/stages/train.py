@@ -1,0 +1,95 @@
+"""Train stage: a method over networks, on clips or on the teacher's pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmos_distill import methods
+from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.stages import Run
+from cosmos_distill.stages.checks import needs_teacher, teacher_path
+from cosmos_distill.stages.manifest import File, Student
+from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
+from cosmos_distill.stages.sampling import many_steps, noise_of, single_step
+from cosmos_distill.train.loop import fit
+from cosmos_distill.train.visuals import grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos_distill.data.sources import Source
+    from cosmos_distill.methods.base import Method
+
+GRID_CLIPS = 4
+
+
+def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
+    """Train to the stage's last step, or go on from its newest checkpoint."""
+    recipe = run.recipe
+    source = _source(stage, run)
+    run.details["data"] = source.description()
+    if stage.start_from is not None:
+        student: Path | None = run.student(stage.start_from)
+    else:
+        student = teacher_path(recipe) if needs_teacher(stage) else None
+    networks = by_role(recipe, student, DTYPES[stage.trainer.precision])
+    method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
+    result = fit(
+        method,
+        source,
+        stage.trainer,
+        folder,
+        seed=recipe.seed,
+        sampler_grid=_sampler_grid(method, stage, recipe, folder),
+        stop=run.stop,
+    )
+    run.details["skipped_steps"] = result.skipped
+    return Student(weights=File.of(result.student, run.out), steps=result.step)
+
+
+def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
+    """Guidance and steps with which this recipe samples its teacher."""
+    for stage in reversed(recipe.stages.values()):
+        if isinstance(stage, Evaluate | Generate):
+            return stage.guidance, stage.steps
+    return Guidance(0.0), 35
+
+
+def _source(stage: Train, run: Run) -> Source:
+    if stage.pairs_from is None:
+        return open_clips(run.recipe, "train")
+    from cosmos_distill.data.pairs import PairSource
+
+    return PairSource(run.pairs(stage.pairs_from), run.recipe.data, seed=run.recipe.seed)
+
+
+def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:
+    """Pictures of the same held-out clips every time; the rows that do not change are drawn once."""
+    fixed: dict[str, Tensor] = {}
+    guidance, steps = many_step_settings(recipe)
+    noise_levels = schedule(recipe)
+    clips = open_clips(recipe, "eval")
+    batch = clips.batch(0, GRID_CLIPS).to(device())
+    noise = noise_of(recipe.seed, "grid", batch)
+
+    def draw(step: int) -> None:
+        if not fixed:
+            if needs_teacher(stage):
+                teacher = method.roles.get("teacher") or load_teacher(recipe)
+                x0 = single_step(teacher, noise_levels, batch, noise, guidance)
+                fixed["teacher, 1 step"] = clips.decode(x0)
+                x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
+                fixed[f"teacher, {steps + 1} steps"] = clips.decode(x0)
+            video, control = clips.pixels(0, GRID_CLIPS)
+            fixed["control"], fixed["ground truth"] = control, video
+        network = method.roles["student"]
+        if needs_teacher(stage):
+            rows = {"student, 1 step": clips.decode(single_step(network, noise_levels, batch, noise))}
+        else:
+            x0 = many_steps(network, noise_levels, batch, noise, guidance, steps)
+            rows = {f"student, {steps + 1} steps": clips.decode(x0)}
+        grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
+
+    return draw
