@@ -61,14 +61,11 @@ class Implementation:
         return function
 
 
-def _implementations(folder: str, function: str, *, cpu: bool) -> tuple[Implementation, ...]:
+def _fused(folder: str, function: str) -> tuple[Implementation, ...]:
     package = __name__.rpartition(".")[0] + "." + folder
-    reference = Implementation("reference", f"{package}.reference", function)
-    if not cpu:
-        return (reference,)
     return (
         Implementation("cpu", f"{package}.cpu", function, ("cpu",), (torch.float32,), eager_only=True),
-        reference,
+        Implementation("reference", f"{package}.reference", function),
     )
 
 
@@ -83,9 +80,9 @@ def _attention(with_lse: bool) -> tuple[Implementation, ...]:
 
 
 OPERATORS: dict[str, tuple[Implementation, ...]] = {
-    "adaln_modulate": _implementations("adaln", "adaln_modulate", cpu=False),
-    "gated_residual_adaln": _implementations("adaln", "gated_residual_adaln", cpu=False),
-    "qk_norm_rope": _implementations("qknorm", "qk_norm_rope", cpu=False),
+    "adaln_modulate": _fused("adaln", "adaln_modulate"),
+    "gated_residual_adaln": _fused("adaln", "gated_residual_adaln"),
+    "qk_norm_rope": _fused("qknorm", "qk_norm_rope"),
     "attention": _attention(with_lse=False),
     "attention_lse": _attention(with_lse=True),
 }
