@@ -1,1 +1,56 @@
+"""Fused, differentiable operators of video diffusion transformers. Importable without the trainer.
 
+Importing this package is cheap: torch is imported when the first operator is used.
+
+====================================  =========================================================
+``adaln_modulate``                    LayerNorm without affine, times (1 + scale), plus shift
+``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
+``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
+``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
+``renoise``, ``vsd_loss``,            distribution matching in x0 space
+``fake_score_loss``
+``generator_loss``,                   adversarial losses on logits
+``discriminator_loss``
+====================================  =========================================================
+
+Every operator takes ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adaln import adaln_modulate as adaln_modulate
+    from .adaln import gated_residual_adaln as gated_residual_adaln
+    from .attn import attention as attention
+    from .qknorm import qk_norm_rope as qk_norm_rope
+
+# Folders are not named like the functions they hold (attn, not attention): importing a folder binds
+# its name in this package, which would hide the function of the same name.
+_HOME = {
+    "adaln_modulate": "adaln",
+    "gated_residual_adaln": "adaln",
+    "qk_norm_rope": "qknorm",
+    "attention": "attn",
+    "renoise": "dm_loss",
+    "vsd_loss": "dm_loss",
+    "fake_score_loss": "dm_loss",
+    "generator_loss": "gan_loss",
+    "discriminator_loss": "gan_loss",
+}
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

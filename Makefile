@@ -1,0 +1,47 @@
+# Two commands are all one needs: `make demo` (set up, distil, report) and `make test` (set up, test).
+# The set-up lives in .venv and is made again only when what it depends on has changed.
+#
+#   make demo ARGS="--scale smoke"    extra options for the main job
+#   make PYTHON=python3.12 test       another interpreter (3.11 or later) for a new .venv
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/cosmos-distill recipes/transfer1_kd_dmd2.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --durations=0 $(ARGS)
+
+clean:
+	rm -rf build $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: run make PYTHON=/path/to/a/newer/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, alone: its version is pinned, so nothing later can pull in another build of it.
+$(READY): $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/common/*.*)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[video,log,demo,test]'
+	@touch $@

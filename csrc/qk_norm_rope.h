@@ -1,0 +1,31 @@
+// Per-head RMSNorm and rotate-half rotary embedding on CPU, fp32.
+#pragma once
+
+#include "common/simd.h"
+
+namespace cd {
+
+// [batch, length, heads, head_dim] with heads and channels dense and `stride` floats between tokens (so
+// that a slice of a fused projection needs no copy). Outputs and gradients are always dense.
+struct Heads {
+    int64_t batch, length, heads, head_dim, stride;
+    int64_t tokens() const { return batch * length; }
+    int64_t token() const { return heads * head_dim; }
+};
+
+// Cosines and sines [batch or 1, length, head_dim]; null data: no rotation.
+struct Tables {
+    const float* cos;
+    const float* sin;
+    bool per_sample;
+};
+
+// out = rope(x * rstd * weight); rstd[token, head] = 1 / sqrt(mean(x^2) + eps).
+void norm_rope_forward(Heads shape, const float* x, const float* weight, Tables tables, float eps, float* out,
+                       float* rstd);
+
+// From grad (of out, dense): dx (dense) and dweight [head_dim].
+void norm_rope_backward(Heads shape, const float* grad, const float* x, const float* rstd, const float* weight,
+                        Tables tables, float* dx, float* dweight);
+
+}  // namespace cd

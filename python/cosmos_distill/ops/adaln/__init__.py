@@ -1,0 +1,101 @@
+"""Adaptive LayerNorm of diffusion transformers (DiT, arXiv 2212.09748, section 3.2), alone and fused
+with the gated residual before it.
+
+x is [B, N, D] with modulation [B, D] (one per sample), or [B, T, N, D] with modulation [B, T, D] (one
+per frame, as in Cosmos).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import registry
+
+__all__ = ["adaln_modulate", "gated_residual_adaln"]
+
+
+def _check_tokens(x: Tensor) -> None:
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x must be [B, N, D] or [B, T, N, D], not {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, not {x.dtype}")
+
+
+def _check_modulation(name: str, value: Tensor, x: Tensor) -> None:
+    expected = x.shape[:-2] + x.shape[-1:]
+    if value.shape != expected:
+        raise ValueError(
+            f"{name} must be {list(expected)} for x of shape {list(x.shape)}, not {list(value.shape)}"
+        )
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device} but x is on {x.device}")
+
+
+def adaln_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, backend: str | None = None
+) -> Tensor:
+    """``layer_norm(x) * (1 + scale) + shift`` over the last axis, without learned affine.
+
+    Args:
+        x: [B, N, D] or [B, T, N, D].
+        shift: [B, D] or [B, T, D], like x without its token axis N.
+        scale: like shift.
+        eps: added to the variance.
+        backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
+
+    Returns:
+        Same shape and dtype as x. The arithmetic is fp32 (fp64 for fp64).
+
+    Raises:
+        ValueError: a shape or device does not fit; the message names the argument.
+        BackendUnavailable: the backend asked for cannot serve these tensors.
+    """
+    _check_tokens(x)
+    _check_modulation("shift", shift, x)
+    _check_modulation("scale", scale, x)
+    out: Tensor = registry.resolve("adaln_modulate", backend, x, shift, scale)(x, shift, scale, eps)
+    return out
+
+
+def gated_residual_adaln(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``x_new = x + gate * y`` and ``h = layer_norm(x_new) * (1 + scale) + shift``.
+
+    What stands between two sub-layers of a diffusion transformer: close the residual of one, open the
+    next.
+
+    Args:
+        x: residual stream, [B, N, D] or [B, T, N, D].
+        y: output of the sub-layer, same shape as x.
+        gate: [B, D] or [B, T, D], like x without its token axis N.
+        shift: like gate.
+        scale: like gate.
+        eps: added to the variance.
+        backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
+
+    Returns:
+        (x_new, h), both of x's shape and dtype.
+
+    Raises:
+        ValueError: a shape or device does not fit; the message names the argument.
+        BackendUnavailable: the backend asked for cannot serve these tensors.
+    """
+    _check_tokens(x)
+    if y.shape != x.shape:
+        raise ValueError(f"y must have x's shape {list(x.shape)}, not {list(y.shape)}")
+    if y.device != x.device:
+        raise ValueError(f"y is on {y.device} but x is on {x.device}")
+    _check_modulation("gate", gate, x)
+    _check_modulation("shift", shift, x)
+    _check_modulation("scale", scale, x)
+    serve = registry.resolve("gated_residual_adaln", backend, x, y, gate, shift, scale)
+    both: tuple[Tensor, Tensor] = serve(x, y, gate, shift, scale, eps)
+    return both

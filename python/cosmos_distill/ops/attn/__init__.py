@@ -1,0 +1,79 @@
+"""Scaled dot-product attention, full (not causal), between sequences of any two lengths."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, overload
+
+from torch import Tensor
+
+from .. import registry
+
+__all__ = ["attention"]
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``softmax(scale * q k^T) v`` for every head.
+
+    Args:
+        q: [B, Sq, H, D].
+        k: [B, Sk, H, D].
+        v: [B, Sk, H, D].
+        scale: factor on the scores; None is 1 / sqrt(D).
+        return_lse: also return the log-sum-exp of the scaled scores, with which partial results over
+            disjoint keys can be merged.
+        backend: ``sdpa`` (the default without log-sum-exp) or ``reference``.
+
+    Returns:
+        [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64).
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+        BackendUnavailable: the backend asked for cannot serve this call.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} must be [B, S, H, D], not {tuple(x.shape)}")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} is {x.dtype} but q is {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+    if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
+        raise ValueError(
+            f"k must be [{q.shape[0]}, Sk, {q.shape[2]}, {q.shape[3]}] like q, not {list(k.shape)}"
+        )
+    if v.shape != k.shape:
+        raise ValueError(f"v must have k's shape {list(k.shape)}, not {list(v.shape)}")
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1])
+    operator = "attention_lse" if return_lse else "attention"
+    result: Tensor | tuple[Tensor, Tensor] = registry.resolve(operator, backend, q, k, v)(q, k, v, scale)
+    return result
