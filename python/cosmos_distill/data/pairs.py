@@ -1,0 +1,288 @@
+"""Teacher pairs on disk: (noise, teacher clip) with control and prompt, in shards of safetensors.
+
+A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards and the
+number of pairs on disk says where an interrupted generation goes on. ``pairs.json`` keeps what the pairs
+depend on (teacher hash, guidance, steps, ...): a folder made under other settings is refused, not mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from cosmos_distill.config import EDM, Data
+from cosmos_distill.data import controls
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.files import publish
+from cosmos_distill.data.sources import generator, to_frames, to_video
+from cosmos_distill.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
+SETTINGS = "pairs.json"
+CACHE_BYTES = 2 * 2**30
+"""Shards kept in memory, at most."""
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Metadata of a shard; ValueError when its length is not what its header says."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise ValueError("shorter than its header")
+        (length,) = struct.unpack("<Q", prefix)
+        size = path.stat().st_size
+        if length > size:
+            raise ValueError("shorter than its header")
+        header = json.loads(file.read(length))
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    if size != 8 + length + end:
+        raise ValueError(f"{size} bytes long instead of {8 + length + end}")
+    metadata = header["__metadata__"]
+    return {
+        "first": int(metadata["first"]),
+        "count": int(metadata["count"]),
+        "sha256": metadata["sha256"],
+        "names": tuple(json.loads(metadata["names"])),
+        "bytes": size,
+    }
+
+
+def _scan(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Whole shards from pair 0 on without a gap; damaged ones are named in the log."""
+    shards: list[tuple[Path, dict[str, Any]]] = []
+    position = 0
+    for path in sorted(folder.glob("pairs-*.safetensors")):
+        try:
+            header = _header(path)
+        except (ValueError, KeyError, TypeError, struct.error, OSError) as error:
+            log.warning("%s is damaged (%s): its pairs and later ones are generated again", path, error)
+            continue
+        if header["first"] == position:  # else it follows a damaged one, or was cut into other shards
+            shards.append((path, header))
+            position += header["count"]
+    return shards
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    path = folder / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): delete {folder} and generate again") from error
+
+
+def _refuse_differences(folder: Path, expects: Mapping[str, Any]) -> None:
+    found = _settings(folder) or {}
+    wanted = json.loads(json.dumps(dict(expects)))  # as JSON would give it back
+    different = [k for k, v in wanted.items() if found.get(k) != v]
+    if different:
+        detail = "; ".join(f"{k}: {found.get(k)!r} on disk, {wanted[k]!r} wanted" for k in different)
+        raise DataError(
+            f"the pairs in {folder} were made with other settings ({detail}): choose another folder, or "
+            "delete this one to generate them again"
+        )
+
+
+class PairWriter:
+    """Appends shards to ``folder``; an existing folder goes on where it stopped.
+
+    ``expects`` (JSON values) is what the pairs depend on. Raises DataError when the folder was made under
+    other settings or cannot be written.
+    """
+
+    def __init__(self, folder: Path, expects: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+        for leftover in folder.glob(".*.tmp"):  # of a killed run
+            leftover.unlink(missing_ok=True)
+        if _settings(folder) is None:
+            publish(folder / SETTINGS, json.dumps(dict(expects or {}), indent=2, sort_keys=True).encode())
+        elif expects is not None:
+            _refuse_differences(folder, expects)
+        self._done = sum(header["count"] for _, header in _scan(folder))
+
+    def done(self) -> int:
+        """Pairs on disk, in whole shards from pair 0 on."""
+        return self._done
+
+    def write(self, batch: Batch) -> Path:
+        """Publish ``batch`` as the next shard; its ``first`` must equal :meth:`done`.
+
+        Raises ValueError for a batch without noise or out of order, DataError for a non-finite value or a
+        disk that is full (no half-written file is left).
+        """
+        if batch.noise is None:
+            raise ValueError("a pair needs the noise that its clip was drawn from (batch.noise is None)")
+        if batch.first != self._done:
+            raise ValueError(f"expected pairs from {self._done} on, got pairs from {batch.first} on")
+        tensors = {name: getattr(batch, name).detach().cpu().float().contiguous() for name in TENSORS}
+        for name, tensor in tensors.items():
+            if len(tensor) != len(batch):
+                raise ValueError(f"{name} has {len(tensor)} rows, the batch {len(batch)}")
+            if not torch.isfinite(tensor).all():
+                raise DataError(f"pairs from {batch.first} on: {name} holds NaN or infinity, nothing written")
+        if (tensors["negative_text"] == tensors["negative_text"][:1]).all():
+            tensors["negative_text"] = tensors["negative_text"][:1].clone()  # one row serves all
+        path = self.folder / f"pairs-{batch.first:08d}.safetensors"
+        metadata = {
+            "first": str(batch.first),
+            "count": str(len(batch)),
+            "sha256": _digest(tensors),
+            "names": json.dumps(list(batch.names)),
+        }
+        publish(path, save(tensors, metadata))
+        self._done += len(batch)
+        return path
+
+
+class PairSource:
+    """A :class:`~cosmos_distill.data.sources.Source` over written pairs, shuffled anew in every epoch.
+
+    Each shard's checksum is verified when it is first read. ``pixels`` decodes the stored latents. Raises
+    DataError when the folder holds no pairs, fewer than ``pairs``, or was made under settings other than
+    ``expects``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        tokenizer: Tokenizer,
+        control: str,
+        sigma_data: float = 0.5,
+        expects: Mapping[str, Any] | None = None,
+        pairs: int | None = None,
+    ) -> None:
+        self.folder, self.seed, self.control = folder, seed, control
+        self._tokenizer, self._sigma_data = tokenizer, sigma_data
+        if expects is not None:
+            _refuse_differences(folder, expects)
+        self._shards = _scan(folder)
+        self._starts = [header["first"] for _, header in self._shards]
+        found = sum(header["count"] for _, header in self._shards)
+        if found == 0 or (pairs is not None and found < pairs):
+            raise DataError(f"{folder} holds {found} pairs, not {pairs or 'any'}: run the generate stage")
+        self.pairs = found if pairs is None else pairs
+        self._cache: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
+        self._verified: set[int] = set()
+        sample = self._shard(0)
+        shape = sample["latents"].shape[1:]
+        self.latent_shape = (shape[0], shape[1], shape[2], shape[3])
+        self.text_shape = (sample["text"].shape[1], sample["text"].shape[2])
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+
+    def _shard(self, index: int) -> dict[str, torch.Tensor]:
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        path, header = self._shards[index]
+        try:
+            tensors = load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read ({error}): delete it and generate again") from error
+        if index not in self._verified:
+            if set(tensors) != set(TENSORS) or _digest(tensors) != header["sha256"]:
+                raise DataError(f"{path} is corrupt (its checksum differs): delete it and generate again")
+            self._verified.add(index)
+        self._cache[index] = tensors
+        while len(self._cache) > 1 and sum(self._shards[i][1]["bytes"] for i in self._cache) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return tensors
+
+    def pair(self, index: int) -> int:
+        """Which pair on disk sample ``index`` of the stream is."""
+        epoch, position = divmod(index, self.pairs)
+        if self._order[0] != epoch:
+            self._order = epoch, generator(self.seed, "pairs", epoch).permutation(self.pairs)
+        return int(self._order[1][position])
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first .. first+count-1, as they were written."""
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in TENSORS}
+        names = []
+        for index in range(first, first + count):
+            pair = self.pair(index)
+            shard = int(np.searchsorted(self._starts, pair, side="right")) - 1
+            tensors, row = self._shard(shard), pair - self._starts[shard]
+            for name in TENSORS:
+                rows[name].append(tensors[name][row if len(tensors[name]) > 1 else 0])
+            shard_names = self._shards[shard][1]["names"]
+            names.append(f"pair {pair}" + (f": {shard_names[row]}" if shard_names else ""))
+        return Batch(first=first, names=tuple(names), **{name: torch.stack(x) for name, x in rows.items()})
+
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Teacher clip and control, decoded from the latents, uint8 [B, 3, F, H, W] each."""
+        batch = self.batch(first, count)
+        return self.decode(batch.latents), self.decode(batch.hint)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
+        return self._tokenizer.decode(latents / self._sigma_data)
+
+    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
+        """The computed control of ``video`` with the evaluation settings."""
+        return to_video(np.stack([controls.compute(self.control, frames) for frames in to_frames(video)]))
+
+    def description(self) -> dict[str, Any]:
+        """Number of pairs, shards by checksum, and the settings they were made with."""
+        return {
+            "source": "pairs",
+            "seed": self.seed,
+            "control": self.control,
+            "pairs": self.pairs,
+            "shards": {path.name: header["sha256"] for path, header in self._shards},
+            "settings": _settings(self.folder),
+            "skipped": [],
+        }
+
+
+def open_pairs(
+    folder: Path,
+    data: Data,
+    control: str,
+    seed: int,
+    *,
+    schedule: EDM | None = None,
+    expects: Mapping[str, Any] | None = None,
+    pairs: int | None = None,
+    device: torch.device | str = "cpu",
+) -> PairSource:
+    """The pairs of ``folder`` with the tokenizer of ``data`` (errors as :class:`PairSource`)."""
+    from cosmos_distill import tokenizers
+
+    return PairSource(
+        folder,
+        seed,
+        tokenizer=tokenizers.build(data, device),
+        control=control,
+        sigma_data=(schedule or EDM()).sigma_data,
+        expects=expects,
+        pairs=pairs,
+    )

@@ -1,0 +1,79 @@
+"""Make the next batches in a thread while the network computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.sources import Source
+
+
+class Prefetch:
+    """A source whose following ``depth`` batches are prepared ahead, in order, by one thread.
+
+    A source is stateless, so guessing wrong costs time only: after ``batch(first, count)`` the guess is
+    that the next call asks for ``first + advance`` (``advance`` defaults to ``count``; a data-parallel
+    rank passes the global batch). An error of the source is raised by the call that asked for its batch.
+    """
+
+    def __init__(self, source: Source, depth: int = 2, advance: int | None = None) -> None:
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, not {depth}")
+        self._source, self._depth, self._advance = source, depth, advance
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: deque[tuple[tuple[int, int], Future[Batch]]] = deque()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """That of the source."""
+        return self._source.latent_shape
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """That of the source."""
+        return self._source.text_shape
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first .. first+count-1, equal to what the source itself gives."""
+        if not self._ahead or self._ahead[0][0] != (first, count):
+            self._drop()
+            self._ask(first, count)
+        _, future = self._ahead.popleft()
+        following = self._ahead[-1][0][0] if self._ahead else first
+        while len(self._ahead) < self._depth:
+            following += self._advance or count
+            self._ask(following, count)
+        return future.result()
+
+    def _ask(self, first: int, count: int) -> None:
+        self._ahead.append(((first, count), self._executor.submit(self._source.batch, first, count)))
+
+    def _drop(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
+
+    def close(self) -> None:
+        """Stop the thread; batches in preparation are thrown away."""
+        self._drop()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the source gives them, without reading ahead."""
+        return self._source.pixels(first, count)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """By the source."""
+        return self._source.decode(latents)
+
+    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
+        """By the source."""
+        return self._source.control_pixels(video)
+
+    def description(self) -> dict[str, Any]:
+        """That of the source."""
+        return self._source.description()

@@ -1,0 +1,115 @@
+"""Cosmos-Tokenize1 CV 8x8x8 (16 channels, causal) from its published TorchScript files.
+
+The folder holds ``encoder.jit``, ``decoder.jit`` and ``mean_std.pt``. Latents are normalised per channel
+and per latent frame of a chunk, z = (encoder(x) - mean) / std, because the first latent frame stands for
+one frame and every other for eight. A chunk is 121 frames (16 latent frames); longer clips go chunk by
+chunk, shorter ones use the statistics of the leading latent frames.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+CHANNELS, FACTOR = 16, 8
+CHUNK, LATENT_CHUNK = 121, 16
+
+
+class CosmosCV8x8x8:
+    """121 frames of 704x1280 become [16, 16, 88, 160].
+
+    ``dtype`` is what encoder and decoder compute in (None: bf16 on CUDA, fp32 elsewhere); statistics and
+    results are fp32. Raises FileNotFoundError when a file is missing, ValueError when the statistics do
+    not have 16 channels and at least 16 latent frames.
+    """
+
+    def __init__(
+        self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        paths = [folder / name for name in ("encoder.jit", "decoder.jit", "mean_std.pt")]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} lacks {', '.join(missing)}: download Cosmos-Tokenize1-CV8x8x8-720p into it"
+            )
+        self._device = torch.device(device)
+        self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
+        self._encoder = self._load(paths[0])
+        self._decoder = self._load(paths[1])
+        statistics = torch.load(paths[2], map_location="cpu", weights_only=True)
+        self._mean, self._std = (self._per_frame(s, paths[2]) for s in statistics)
+        if not (self._std > 0).all():
+            raise ValueError(f"{paths[2]}: a standard deviation is not positive: download the file again")
+
+    def _load(self, path: Path) -> torch.jit.ScriptModule:
+        module = torch.jit.load(str(path), map_location=self._device).eval()
+        return module.to(self._dtype)
+
+    def _per_frame(self, statistic: torch.Tensor, path: Path) -> torch.Tensor:
+        if statistic.numel() % CHANNELS or statistic.numel() < CHANNELS * LATENT_CHUNK:
+            raise ValueError(
+                f"{path}: expected {CHANNELS} channels x at least {LATENT_CHUNK} latent frames, "
+                f"got {list(statistic.shape)}: this is not the CV8x8x8-720p tokenizer"
+            )
+        rows = statistic.float().reshape(CHANNELS, -1)[:, :LATENT_CHUNK]
+        return rows.reshape(1, CHANNELS, LATENT_CHUNK, 1, 1).to(self._device)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(16, latent frames, height / 8, width / 8)."""
+        chunks, rest = divmod(frames, CHUNK)
+        if frames < 1 or (frames > CHUNK and rest) or (frames < CHUNK and frames % FACTOR != 1):
+            raise ValueError(
+                f"the Cosmos tokenizer takes 1 + 8k frames up to {CHUNK}, or a multiple of it, not {frames}"
+            )
+        if height % FACTOR or width % FACTOR or height <= 0 or width <= 0:
+            raise ValueError(
+                f"the Cosmos tokenizer takes sides in multiples of {FACTOR}, not {height}x{width}"
+            )
+        time = chunks * LATENT_CHUNK if not rest else 1 + (frames - 1) // FACTOR
+        return CHANNELS, time, height // FACTOR, width // FACTOR
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, F, H, W] -> fp32 [B, 16, T, H / 8, W / 8]."""
+        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
+        shape = self.latent_shape(*video.shape[2:])
+        parts = []
+        # One clip and one chunk at a time: a 704x1280 chunk already fills much of a GPU.
+        for clip in video.split(1):
+            chunks = []
+            for chunk in clip.split(CHUNK, dim=2):
+                pixels = chunk.to(self._device, torch.float32) / 127.5 - 1.0
+                out = self._encoder(pixels.to(self._dtype))
+                out = (out[0] if isinstance(out, tuple) else out).float()
+                time = out.shape[2]
+                chunks.append((out - self._mean[:, :, :time]) / self._std[:, :, :time])
+            parts.append(torch.cat(chunks, dim=2))
+        latents = torch.cat(parts)
+        if tuple(latents.shape[1:]) != shape:
+            raise ValueError(
+                f"encoder.jit gave {list(latents.shape[1:])} where the CV8x8x8 tokenizer gives {list(shape)}"
+            )
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, 16, T, h, w] -> uint8 [B, 3, F, 8h, 8w]."""
+        if latents.ndim != 5 or latents.shape[1] != CHANNELS:
+            raise ValueError(f"expected latents [B, {CHANNELS}, T, h, w], got {list(latents.shape)}")
+        if latents.shape[2] > LATENT_CHUNK and latents.shape[2] % LATENT_CHUNK:
+            raise ValueError(
+                f"the Cosmos tokenizer decodes up to {LATENT_CHUNK} latent frames or a multiple of them, "
+                f"not {latents.shape[2]}"
+            )
+        parts = []
+        for clip in latents.split(1):
+            chunks = []
+            for chunk in clip.split(LATENT_CHUNK, dim=2):
+                time = chunk.shape[2]
+                z = chunk.to(self._device, torch.float32) * self._std[:, :, :time] + self._mean[:, :, :time]
+                pixels = self._decoder(z.to(self._dtype)).float()
+                chunks.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
+            parts.append(torch.cat(chunks, dim=2))
+        return torch.cat(parts)
