@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.pairs import PairSource, PairWriter, open_pairs
+from cosmos_distill.data.pairs import PairSource, PairWriter
 
 SETTINGS = {"teacher": "abc", "guidance": [5.0, "added"], "steps": 35}
 
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def source(folder, mini):
-    return open_pairs(folder, mini, "edge", 3, expects=SETTINGS)
+    return PairSource(folder, mini, seed=3, expects=SETTINGS)
 
 
 def test_what_is_read_is_what_was_written(source):
@@ -61,9 +61,9 @@ def test_what_is_read_is_what_was_written(source):
 def test_every_epoch_is_another_permutation_and_stateless(source, folder, mini):
     epochs = [[source.pair(e * 12 + i) for i in range(12)] for e in range(3)]
     assert all(sorted(e) == list(range(12)) for e in epochs) and epochs[0] != epochs[1] != epochs[2]
-    fresh = open_pairs(folder, mini, "edge", 3)
+    fresh = PairSource(folder, mini, seed=3)
     assert torch.equal(fresh.batch(20, 5).noise, source.batch(17, 9).noise[3:8])
-    assert [open_pairs(folder, mini, "edge", 4).pair(i) for i in range(12)] != epochs[0]
+    assert [PairSource(folder, mini, seed=4).pair(i) for i in range(12)] != epochs[0]
 
 
 def test_pixels_decode_the_stored_latents(source):
@@ -101,7 +101,7 @@ def test_shards_of_another_size_replace_the_damaged_one(folder, mini):
     assert writer.done() == 4
     writer.write(make(4, count=6))
     assert PairWriter(folder, SETTINGS).done() == 10  # the old shard of pairs 8..11 no longer counts
-    assert open_pairs(folder, mini, "edge", 0).pairs == 10
+    assert PairSource(folder, mini, seed=0).pairs == 10
 
 
 def test_flipped_bit_is_found(folder, mini):
@@ -110,22 +110,22 @@ def test_flipped_bit_is_found(folder, mini):
     content[-50] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"pairs-00000004\.safetensors is corrupt"):
-        open_pairs(folder, mini, "edge", 0).batch(0, 12)
+        PairSource(folder, mini, seed=0).batch(0, 12)
 
 
 def test_other_settings_are_refused_by_name(folder, mini):
     with pytest.raises(DataError, match="steps: 35 on disk, 4 wanted"):
         PairWriter(folder, SETTINGS | {"steps": 4})
     with pytest.raises(DataError, match="teacher: 'abc' on disk"):
-        open_pairs(folder, mini, "edge", 0, expects={"teacher": "xyz"})
+        PairSource(folder, mini, seed=0, expects={"teacher": "xyz"})
 
 
 def test_too_few_pairs_and_no_pairs(folder, tmp_path, mini):
     with pytest.raises(DataError, match="12 pairs, not 13: run the generate stage"):
-        open_pairs(folder, mini, "edge", 0, pairs=13)
+        PairSource(folder, mini, seed=0, pairs=13)
     with pytest.raises(DataError, match="holds 0"):
-        open_pairs(tmp_path / "nothing", mini, "edge", 0)
-    assert isinstance(open_pairs(folder, mini, "edge", 0, pairs=5), PairSource)
+        PairSource(tmp_path / "nothing", mini, seed=0)
+    assert isinstance(PairSource(folder, mini, seed=0, pairs=5), PairSource)
 
 
 def test_bad_batches_are_refused(folder):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -59,35 +61,60 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def decode(path: Path, transform: Callable[[np.ndarray], Any] | None = None) -> tuple[list[Any], float]:
-    """All frames of ``path`` (RGB uint8 [H, W, 3], or ``transform`` of each) and its frames per second.
-
-    Every frame is decoded, in order, because a seek may land beside the wanted frame.
-    Raises DataError naming the file when it cannot be read to its end or holds no frame.
-    """
+def _av() -> ModuleType:
     try:
         import av
     except ImportError as error:
         raise DataError("decoding clips needs PyAV: pip install 'cosmos-distill[video]'") from error
+    return av
 
-    frames = []
+
+@contextmanager
+def _video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
+    av = _av()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path}: no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            fps = float(stream.average_rate or 0)
-            promised = stream.frames
-            for frame in container.decode(stream):
-                image = frame.to_ndarray(format="rgb24")
-                frames.append(image if transform is None else transform(image))
+            yield container, container.streams.video[0]
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path}: cannot be decoded ({error})") from error
-    if not frames:
+
+
+def count_frames(path: Path) -> int:
+    """Frames that ``path`` promises, without decoding them. DataError when it cannot be opened."""
+    with _video_stream(path) as (container, stream):
+        frames: int = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        return frames
+
+
+def decode(
+    path: Path, transform: Callable[[np.ndarray], Any] | None = None, wanted: range | None = None
+) -> tuple[list[Any], float]:
+    """Frames of ``path`` (RGB uint8 [H, W, 3], or ``transform`` of each) and its frames per second.
+
+    ``wanted`` picks frames by number (None: all). Frames are decoded in order up to the last one wanted,
+    because a seek may land beside the wanted frame. Raises DataError naming the file when it cannot be read
+    that far, holds fewer frames than its header says, or holds none.
+    """
+    frames = []
+    count = 0
+    with _video_stream(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        fps = float(stream.average_rate or 0)
+        promised = stream.frames if wanted is None else wanted[-1] + 1
+        for frame in container.decode(stream):
+            if wanted is None or count in wanted:
+                image = frame.to_ndarray(format="rgb24")
+                frames.append(image if transform is None else transform(image))
+            count += 1
+            if wanted is not None and count >= promised:
+                break
+    if not frames and not count:
         raise DataError(f"{path}: holds no frame")
-    if promised and len(frames) < promised:
-        raise DataError(f"{path}: truncated, {len(frames)} of {promised} frames")
+    if count < promised:
+        raise DataError(f"{path}: truncated, {count} of {promised} frames")
     if fps <= 0:
         raise DataError(f"{path}: states no frame rate")
     return frames, fps

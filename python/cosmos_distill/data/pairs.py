@@ -21,13 +21,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from cosmos_distill import tokenizers
 from cosmos_distill.config import EDM, Data
 from cosmos_distill.data import controls
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.sources import generator, to_frames, to_video
-from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
@@ -89,7 +89,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): delete {folder} and generate again") from error
 
@@ -164,7 +164,8 @@ class PairWriter:
 class PairSource:
     """A :class:`~cosmos_distill.data.sources.Source` over written pairs, shuffled anew in every epoch.
 
-    Each shard's checksum is verified when it is first read. ``pixels`` decodes the stored latents. Raises
+    Each shard's checksum is verified when it is first read. ``pixels`` decodes the stored latents with the
+    tokenizer of ``data`` (on ``device``); ``control`` is what ``control_pixels`` computes. Raises
     DataError when the folder holds no pairs, fewer than ``pairs``, or was made under settings other than
     ``expects``.
     """
@@ -172,16 +173,18 @@ class PairSource:
     def __init__(
         self,
         folder: Path,
-        seed: int,
+        data: Data,
         *,
-        tokenizer: Tokenizer,
-        control: str,
-        sigma_data: float = 0.5,
+        seed: int,
+        control: str = "edge",
+        schedule: EDM | None = None,
+        device: torch.device | str = "cpu",
         expects: Mapping[str, Any] | None = None,
         pairs: int | None = None,
     ) -> None:
         self.folder, self.seed, self.control = folder, seed, control
-        self._tokenizer, self._sigma_data = tokenizer, sigma_data
+        self._tokenizer = tokenizers.build(data, device)
+        self._sigma_data = (schedule or EDM()).sigma_data
         if expects is not None:
             _refuse_differences(folder, expects)
         self._shards = _scan(folder)
@@ -261,28 +264,3 @@ class PairSource:
             "settings": _settings(self.folder),
             "skipped": [],
         }
-
-
-def open_pairs(
-    folder: Path,
-    data: Data,
-    control: str,
-    seed: int,
-    *,
-    schedule: EDM | None = None,
-    expects: Mapping[str, Any] | None = None,
-    pairs: int | None = None,
-    device: torch.device | str = "cpu",
-) -> PairSource:
-    """The pairs of ``folder`` with the tokenizer of ``data`` (errors as :class:`PairSource`)."""
-    from cosmos_distill import tokenizers
-
-    return PairSource(
-        folder,
-        seed,
-        tokenizer=tokenizers.build(data, device),
-        control=control,
-        sigma_data=(schedule or EDM()).sigma_data,
-        expects=expects,
-        pairs=pairs,
-    )
