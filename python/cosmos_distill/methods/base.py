@@ -118,6 +118,11 @@ class Method(ABC):
             network.requires_grad_(role in active)
 
 
+def unit_noise(batch: Batch, noise: Noise, name: str) -> Tensor:
+    """Unit Gaussian noise like the batch's latents, [B, C, T, H, W]."""
+    return noise.normal(name, batch.latents.shape[1:]).to(batch.latents)
+
+
 def draw_condition(batch: Batch, noise: Noise, max_frames: int) -> Condition:
     """The batch's condition with 0 .. ``max_frames`` leading frames given, uniform, per sample."""
     return Condition.from_batch(batch, noise.integers("condition_frames", 0, max_frames + 1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_distill import diffusion
 from cosmos_distill.config import MethodConfig, Optim
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, unit_noise
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class EDMDenoisingMethod(Method):
         """
         x0 = batch.latents
         sigma = self.draw_sigma(noise, frames=x0.shape[2], device=x0.device)
-        x_t = x0 + diffusion.per_sample(sigma) * noise.normal("eps", x0.shape[1:], x0.device)
+        x_t = x0 + diffusion.per_sample(sigma) * unit_noise(batch, noise, "eps")
         dropped = noise.uniform("text_dropout", x0.device) < self.config.text_dropout
         text = batch.negative_text.where(diffusion.per_sample(dropped, 3), batch.text)
         condition = draw_condition(batch, noise, self.config.max_condition_frames).with_text(text)

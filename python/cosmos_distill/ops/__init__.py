@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from .adaln import adaln_modulate as adaln_modulate
     from .adaln import gated_residual_adaln as gated_residual_adaln
     from .attn import attention as attention
+    from .dm_loss import fake_score_loss as fake_score_loss
+    from .dm_loss import renoise as renoise
+    from .dm_loss import vsd_loss as vsd_loss
+    from .gan_loss import discriminator_loss as discriminator_loss
+    from .gan_loss import generator_loss as generator_loss
     from .qknorm import qk_norm_rope as qk_norm_rope
 
 # Folders are not named like the functions they hold (attn, not attention): importing a folder binds

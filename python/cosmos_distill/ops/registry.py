@@ -61,6 +61,11 @@ class Implementation:
         return function
 
 
+def _reference(folder: str, function: str) -> tuple[Implementation, ...]:
+    package = __name__.rpartition(".")[0] + "." + folder
+    return (Implementation("reference", f"{package}.reference", function),)
+
+
 def _fused(folder: str, function: str) -> tuple[Implementation, ...]:
     package = __name__.rpartition(".")[0] + "." + folder
     return (
@@ -85,6 +90,11 @@ OPERATORS: dict[str, tuple[Implementation, ...]] = {
     "qk_norm_rope": _fused("qknorm", "qk_norm_rope"),
     "attention": _attention(with_lse=False),
     "attention_lse": _attention(with_lse=True),
+    "renoise": _reference("dm_loss", "renoise"),
+    "vsd_loss": _reference("dm_loss", "vsd_loss"),
+    "fake_score_loss": _reference("dm_loss", "fake_score_loss"),
+    "generator_loss": _reference("gan_loss", "generator_loss"),
+    "discriminator_loss": _reference("gan_loss", "discriminator_loss"),
 }
 """Operator -> its implementations, the preferred one first."""
 

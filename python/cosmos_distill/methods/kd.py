@@ -1,0 +1,49 @@
+"""Knowledge distillation on the teacher's pairs: the first stage of Transfer1's recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cosmos_distill.config import MethodConfig, Optim
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos_distill.data.batch import Batch
+    from cosmos_distill.diffusion import EDMSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class KD(MethodConfig):
+    """Regress the teacher's clip from the noise it started from. Needs a stage's ``pairs_from``."""
+
+    max_condition_frames: int = 2
+    """Leading latent frames given clean, uniform in 0..max per sample."""
+    student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
+
+    def build(self, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> KDMethod:
+        """The method over a student; the teacher is in the pairs."""
+        return KDMethod(self, {"student": networks("student")}, schedule)
+
+
+class KDMethod(Method):
+    """One-step regression of stored samples."""
+
+    config: KD
+
+    def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
+        """``loss/kd``: 0.5 * mean (G(sigma_max * noise) - teacher's latent)^2, [B].
+
+        Given frames add nothing but count in the mean.
+
+        Raises:
+            ValueError: the batch has no stored noise.
+        """
+        if batch.noise is None:
+            raise ValueError("KD needs pairs: name the stage that generates them in Train.pairs_from")
+        condition = draw_condition(batch, noise, self.config.max_condition_frames)
+        x_g = self.sampler("student")(batch.noise, condition)
+        loss = 0.5 * (x_g - batch.latents).square().flatten(1).mean(1)
+        return {"loss/kd": loss, "total": loss}

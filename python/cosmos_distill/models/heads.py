@@ -1,0 +1,175 @@
+"""Discriminator heads on features of the frozen teacher, as in Transfer1's DMD2.
+
+Features are [B, T, H', W', D]; a head gives one logit per sample. Every normalisation is per sample
+(the official ``attention`` head has BatchNorm, whose statistics would depend on the micro-batch and on
+the parallel layout; GroupNorm stands in for it here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def _norm_act(width: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(groups, width), nn.LeakyReLU())
+
+
+class Conv3dHead(nn.Sequential):
+    """Convolution over space and time (the default), [B, D, T, H, W] -> [B]."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__(
+            nn.Conv3d(channels, width, (2, 4, 4), stride=2, padding=(0, 1, 1)),
+            _norm_act(width, groups),
+            nn.Conv3d(width, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1).mean(1)
+
+
+class Conv2dHead(nn.Sequential):
+    """Convolution inside each frame, averaged over frames, [B, D, T, H, W] -> [B]."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
+            _norm_act(width, groups),
+            nn.Conv2d(width, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.movedim(2, 1).flatten(0, 1)
+        return super().forward(frames).reshape(x.shape[0], -1).mean(1)
+
+
+class TemporalHead(nn.Sequential):
+    """Convolution along the frames of each position, averaged over positions, [B, D, T, H, W] -> [B]."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__(
+            nn.Conv1d(channels, width, 3, stride=2, padding=1),
+            _norm_act(width, groups),
+            nn.Conv1d(width, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = x.permute(0, 3, 4, 1, 2).flatten(0, 2)
+        return super().forward(positions).reshape(x.shape[0], -1).mean(1)
+
+
+class SpatialTemporalHead(nn.Module):
+    """Mean of a spatial and a temporal head (SF-V, arXiv 2406.04324), [B, D, T, H, W] -> [B]."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.spatial = Conv2dHead(channels, width, groups)
+        self.temporal = TemporalHead(channels, width, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (self.spatial(x) + self.temporal(x))
+
+
+class AttentionHead(nn.Module):
+    """Self-attention over all downsampled tokens between two convolutions, [B, D, T, H, W] -> [B]."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(
+            nn.Conv3d(channels, width, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1)),
+            _norm_act(width, groups),
+        )
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads=4, batch_first=True)
+        self.out = nn.Sequential(
+            nn.Conv3d(width, width, 2, stride=2, padding=(1, 0, 0)),
+            _norm_act(width, groups),
+            nn.Conv3d(width, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(x)
+        tokens = self.norm(h.flatten(2).transpose(1, 2))
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        h = h + mixed.transpose(1, 2).reshape(h.shape)
+        return self.out(h).flatten(1).mean(1)
+
+
+HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "conv3d": Conv3dHead,
+    "conv2d": Conv2dHead,
+    "attention": AttentionHead,
+    "spatial_temporal": SpatialTemporalHead,
+}
+SMALLEST = {"conv3d": (2, 2, 2), "conv2d": (1, 2, 2), "attention": (1, 4, 4), "spatial_temporal": (1, 2, 2)}
+"""Smallest feature grid (T, H', W') that a head's kernels fit."""
+
+
+class Discriminator(nn.Module):
+    """One head per feature block.
+
+    Args:
+        blocks: base blocks whose features are judged.
+        channels: their width D.
+        head: ``conv3d``, ``conv2d``, ``attention`` or ``spatial_temporal``.
+        width: hidden channels of a head.
+        groups: of its GroupNorm; divides ``width``.
+        t_min: leading latent frames that are not judged.
+        seed: decides the initial weights, whatever the state of the global generator.
+
+    Raises:
+        ValueError: unknown head, or ``width`` not a multiple of ``groups`` (and of 4 for ``attention``).
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        channels: int,
+        *,
+        head: str = "conv3d",
+        width: int = 320,
+        groups: int = 8,
+        t_min: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"unknown discriminator head {head!r}: choose one of {', '.join(HEADS)}")
+        if width % groups or (head == "attention" and width % 4):
+            raise ValueError(
+                f"head width {width} must be a multiple of {groups} groups (and of 4 for attention)"
+            )
+        self.head, self.t_min = head, t_min
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleDict({str(b): HEADS[head](channels, width, groups) for b in sorted(blocks)})
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Feature blocks that :meth:`forward` needs."""
+        return tuple(int(name) for name in self.heads)
+
+    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
+        """Logits [B, heads], positive for real, at least fp32.
+
+        Args:
+            features: block -> [B, T, H', W', D]; cast to the head's dtype.
+
+        Raises:
+            ValueError: the feature grid is too small for this kind of head.
+        """
+        dtype = next(self.parameters()).dtype
+        logits = []
+        for name, head in self.heads.items():
+            x = features[int(name)][:, self.t_min :].movedim(-1, 1).to(dtype)
+            grid, least = tuple(x.shape[2:]), SMALLEST[self.head]
+            if any(size < limit for size, limit in zip(grid, least, strict=True)):
+                raise ValueError(
+                    f"features of {grid} (T, H', W') after dropping {self.t_min} frames are too small for a "
+                    f"{self.head!r} head, which needs {least}: choose another head or a smaller feature_t_min"
+                )
+            logits.append(head(x))
+        return torch.stack(logits, 1).to(torch.promote_types(dtype, torch.float32))
