@@ -52,6 +52,9 @@ class Checkpoint:
         index = self._json("index.json")
         if index.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {index.get('format')!r}, this version reads {FORMAT}")
+        for key, kind in (("step", int), ("files", dict)):
+            if not isinstance(index.get(key), kind):
+                raise CheckpointError(f"{path / 'index.json'}: no {key!r} in it")
         self.step: int = index["step"]
         for name, digest in index["files"].items():
             try:
