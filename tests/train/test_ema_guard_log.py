@@ -56,7 +56,7 @@ def test_guard_counts_only_in_a_row() -> None:
     guard.good()
     for step in range(2):
         guard.bad(step, "loss/kd")
-    with pytest.raises(NonFiniteError, match="loss/vsd.*3 steps in a row.*step 9.*checkpoint is intact"):
+    with pytest.raises(NonFiniteError, match=r"loss/vsd.*3 steps in a row.*step 9.*checkpoint is intact"):
         guard.bad(9, "loss/vsd")
     assert guard.total == 5
 

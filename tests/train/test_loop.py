@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -65,7 +66,7 @@ def test_first_student_step_is_adamw_on_the_global_mean(tmp_path: Path) -> None:
     run(tmp_path, method, trainer(max_steps=1, log_every=1))
 
     record = read(tmp_path / "log.jsonl")[0]
-    assert record["loss/kd"] == pytest.approx(float(loss), rel=1e-5)
+    assert record["loss/kd"] == pytest.approx(loss.item(), rel=1e-5)
     assert record["grad_norm/student"] == pytest.approx(float(norm), rel=1e-5)  # before clipping
     assert record["grad_norm/student"] > 0.05
     assert record["lr/student"] == 1e-2
@@ -89,7 +90,7 @@ def test_only_the_role_in_turn_moves_and_the_average_follows_the_student(tmp_pat
     run(tmp_path, method, trainer(sample_every=1, max_steps=6), sampler_grid=look)
 
     assert moved == [False, True, True, False, True, True]
-    unchanged = [same(a, b) for a, b in zip(averages, averages[1:], strict=False)]
+    unchanged = [same(a, b) for a, b in itertools.pairwise(averages)]
     assert unchanged == [True, True, False, True, True]
     assert same(weights(method.roles["teacher"]), start["teacher"])
     assert all(p.grad is None for network in method.roles.values() for p in network.parameters())
@@ -206,7 +207,7 @@ def test_longer_run_goes_on_only_with_a_constant_rate(tmp_path: Path) -> None:
 
     cosine = Toy(critic=Optim(lr=1e-2, cosine=True))
     run(tmp_path / "cosine", ToyMethod(cosine), settings)
-    with pytest.raises(ResumeError, match="trainer.max_steps was 6 and is now 9"):
+    with pytest.raises(ResumeError, match=r"trainer\.max_steps was 6 and is now 9"):
         run(tmp_path / "cosine", ToyMethod(cosine), replace(settings, max_steps=9))
 
 

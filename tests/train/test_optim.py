@@ -104,7 +104,7 @@ def test_state_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
 
 
 def test_foreign_state_and_frozen_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown parameter 'third.weight'"):
+    with pytest.raises(ValueError, match=r"unknown parameter 'third\.weight'"):
         RoleOptimizer(Network(0), Optim(lr=1.0), 1).load({"exp_avg/third.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="nothing to optimise"):
         RoleOptimizer(Network(0).requires_grad_(False), Optim(lr=1.0), 1)

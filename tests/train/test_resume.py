@@ -87,7 +87,7 @@ def test_stop_within_a_step_undoes_the_step(sample: int, undisturbed: Any, tmp_p
     if sample == 8 * 4 + 2:  # the very last micro-batch: nothing is left to interrupt
         assert victim.run(tmp_path, Source(), stop).step == 9
     else:
-        with pytest.raises(Interrupted, match="SIGINT after . of 9 steps.*same command"):
+        with pytest.raises(Interrupted, match=r"SIGINT after . of 9 steps.*same command"):
             victim.run(tmp_path, Source(), stop)
         resumed_from = victim.run(tmp_path).resumed_from
         assert resumed_from == (4 if sample == 4 * 4 else 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -46,7 +47,9 @@ def test_bad_rows_are_refused(tmp_path: Path) -> None:
 
 def test_curves_are_one_panel_per_loss_with_its_values(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    records = [{"step": s, "wall": 0.0, "loss/vsd": 1000.0 / s, "lr/student": 1.0} for s in range(1, 101)]
+    records: list[dict[str, Any]] = [
+        {"step": s, "wall": 0.0, "loss/vsd": 1000.0 / s, "lr/student": 1.0} for s in range(1, 101)
+    ]
     records[49]["loss/<gan>"] = 0.5
     records.insert(60, {"step": 60, "wall": 0.0, "nonfinite": "loss/vsd"})
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tests.train.fakes import ToyMethod, ToySource, trainer
@@ -30,8 +30,9 @@ def run(folder: Path, source: Any = None, stop: guard.StopFlag | None = None) ->
     return loop.fit(method(), source or ToySource(), settings, folder, seed=7, stop=stop)
 
 
-def die() -> None:
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("survived a SIGKILL")
 
 
 def killed_at(point: str, folder: Path) -> None:
@@ -56,7 +57,7 @@ def killed_at(point: str, folder: Path) -> None:
         rename = Path.rename
 
         def stop(self: Path, target: Path) -> Path:
-            return die() if target.name == "step_000000006" else rename(self, target)  # type: ignore[return-value]
+            return die() if target.name == "step_000000006" else rename(self, target)
 
         Path.rename = stop  # type: ignore[method-assign,assignment]
         run(folder)
@@ -70,7 +71,7 @@ def killed_at(point: str, folder: Path) -> None:
         checkpoint.shutil.rmtree = remove  # type: ignore[assignment]
         run(folder)
     elif point == "before publish":
-        loop.publish_tensors = lambda *_: die()  # type: ignore[assignment]
+        loop.publish_tensors = lambda *_: die()
         run(folder)
     sys.exit(f"nothing was killed at {point}")
 
