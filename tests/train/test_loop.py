@@ -237,6 +237,33 @@ def test_log_window_means_count_only_steps_of_the_phase(tmp_path: Path) -> None:
         assert first[key] == pytest.approx(sum(values) / len(values))
 
 
+def test_log_window_goes_on_over_a_resume(tmp_path: Path) -> None:
+    settings = trainer(log_every=9, max_steps=9)
+    method = ToyMethod()
+    method.bad = dict.fromkeys(range(7, 9), "nan")
+    with pytest.raises(NonFiniteError):  # steps 0..5 are in the window of the checkpoint after step 6
+        run(tmp_path / "halves", method, replace(settings, max_nonfinite=2))
+    assert run(tmp_path / "halves", settings=settings).resumed_from == 6
+    run(tmp_path / "whole", settings=settings)
+    logs = [read(tmp_path / name / "log.jsonl") for name in ("halves", "whole")]
+    assert [{k: v for k, v in log[-1].items() if k != "wall"} for log in logs] == [
+        {k: v for k, v in logs[1][0].items() if k != "wall"}
+    ] * 2
+
+
+def test_gradients_are_on_for_the_role_in_turn_alone(tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    class Looking(ToyMethod):
+        def losses(self, batch: Any, step: int, noise: Noise) -> dict[str, Tensor]:
+            on = {r for r, net in self.roles.items() if any(p.requires_grad for p in net.parameters())}
+            seen.append(on)
+            return super().losses(batch, step, noise)
+
+    run(tmp_path, Looking(), trainer(max_steps=4, micro_batch=4))
+    assert seen == [{"student"}, {"critic"}, {"critic"}, {"student"}]
+
+
 def test_without_tensorboard_the_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     run(tmp_path)
