@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosmos_distill.config import MethodConfig, Optim, Trainer
+from cosmos_distill.config import EDM, MethodConfig, Optim, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EDMSchedule
-from cosmos_distill.config import EDM
 from cosmos_distill.methods.base import Method, Noise
 
 SHAPE = (2, 3, 4, 4)

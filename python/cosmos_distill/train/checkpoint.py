@@ -52,6 +52,9 @@ class Checkpoint:
         index = self._json("index.json")
         if index.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {index.get('format')!r}, this version reads {FORMAT}")
+        for key, kind in (("step", int), ("files", dict)):
+            if not isinstance(index.get(key), kind):
+                raise CheckpointError(f"{path / 'index.json'}: no {key!r} in it")
         self.step: int = index["step"]
         for name, digest in index["files"].items():
             try:
@@ -90,7 +93,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = max(1, keep)
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for stale in folder.glob(f"{_TEMPORARY}*"):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
@@ -129,7 +132,7 @@ class CheckpointStore:
         final = self.folder / f"step_{step:09d}"
         temporary = self.folder / f"{_TEMPORARY}{final.name}"
         try:
-            with _disk_errors(final):
+            with disk_errors(final):
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
                 for name, tensors in groups.items():
@@ -187,7 +190,7 @@ def publish_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             write_tensors(tensors, temporary, metadata)
             temporary.replace(path)
             _sync_folder(path.parent)
@@ -226,16 +229,18 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into a message that says what to do."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a :class:`CheckpointError` that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         if number == errno.ENOSPC or "No space left" in str(error):
-            advice = "the disk is full: free some space, then run the same command again"
+            advice = "the disk is full: free some space, and the same command goes on"
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "the folder is not writable: change its permissions or choose another --out"
+            advice = "it is not writable: change its permissions or choose another --out"
         else:
-            advice = "earlier checkpoints are untouched; run the same command again to go on from them"
+            advice = (
+                "earlier checkpoints are untouched; once this is mended, the same command goes on from them"
+            )
         raise CheckpointError(f"cannot write {path} ({error}): {advice}") from error

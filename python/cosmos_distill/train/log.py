@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cosmos_distill.train.checkpoint import disk_errors
+
 
 class Window:
     """Means since the last log line.
@@ -68,9 +70,10 @@ class RunLog:
         self.max_steps = max_steps
         self.title = title
         self.console = console or Console()
-        truncate_after(self.path, step)
-        self._file: TextIO = self.path.open("a")
-        self._board = _tensorboard(folder / "tensorboard", step)
+        with disk_errors(self.path):
+            truncate_after(self.path, step)
+            self._file: TextIO = self.path.open("a")
+            self._board = _tensorboard(folder / "tensorboard", step)
         self._started = time.monotonic()
         self._first = step
         self._bar: Progress | None = None
@@ -90,12 +93,13 @@ class RunLog:
 
     def record(self, step: int, wall: float, values: Mapping[str, Any]) -> None:
         """Write one line and show it."""
-        self._file.write(json.dumps({"step": step, "wall": round(wall, 3), **values}) + "\n")
-        self._file.flush()
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        if self._board is not None:
-            for key, value in numbers.items():
-                self._board.add_scalar(key, value, step)
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        with disk_errors(self.path):
+            self._file.write(json.dumps({"step": step, "wall": round(wall, 3), **values}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for key, value in numbers.items():
+                    self._board.add_scalar(key, value, step)
         losses = "  ".join(
             f"{key.removeprefix('loss/')} {value:.4g}"
             for key, value in numbers.items()
@@ -121,10 +125,11 @@ class RunLog:
 
     def sync(self) -> None:
         """Wait until the lines are on disk: done before a checkpoint, which must not outlive its lines."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._board is not None:
-            self._board.flush()
+        with disk_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self._board is not None:
+                self._board.flush()
 
     def close(self) -> None:
         """Close files and bar."""

@@ -170,13 +170,16 @@ def _step(state: TrainState, source: Samples, stop: StopFlag, log: RunLog, seed:
             return False
 
     norms = {role: state.optimizers[role].gradient_norm() for role in turn}
+    # One transfer from the device; the named terms first, so that a skipped step is put down to one of them.
     total = sums.pop("total")
-    values = {key: float(value) for key, value in sums.items()} | {"loss/total": float(total)}
-    values |= {f"grad_norm/{role}": float(norm) for role, norm in norms.items()}
+    found = {**sums, "total": total, **{f"grad_norm/{role}": norm for role, norm in norms.items()}}
+    values = dict(zip(found, torch.stack([value.double() for value in found.values()]).tolist(), strict=True))
     state.step += 1
     if term := next((key for key, value in values.items() if not math.isfinite(value)), None):
         _skip(state, log, step, term)
         return True
+    # The phases' totals have nothing in common, so their mean over a log window would mean nothing.
+    del values["total"]
 
     for role in turn:
         optimizer = state.optimizers[role]

@@ -1,0 +1,107 @@
+"""The small parts: average, guard, stop flag, log."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tests.train.fakes import Network
+
+from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.guard import NonFinite, NonFiniteError, StopFlag
+from cosmos_distill.train.log import RunLog, read, truncate_after
+
+
+def test_average_is_the_formula_in_fp32() -> None:
+    network = Network(0).bfloat16()
+    masters = {name: p.detach().float().clone() for name, p in network.named_parameters()}
+    ema = EMA(masters, 0.75)
+    expected = masters["first.weight"].double()
+    for step in range(4):
+        masters["first.weight"] += 1e-4 * (step + 1)
+        ema.update()
+        expected = 0.75 * expected + 0.25 * masters["first.weight"].double()
+    torch.testing.assert_close(ema.average["first.weight"].double(), expected, rtol=1e-6, atol=1e-7)
+    assert ema.state_dict(network)["first.weight"].dtype == torch.bfloat16
+
+
+def test_average_is_lent_to_the_network_and_taken_back_after_an_error() -> None:
+    network = Network(0)
+    own = network.first.weight.detach().clone()
+    ema = EMA(dict(network.named_parameters()), 0.5)
+    ema.average["first.weight"] += 1
+    with pytest.raises(RuntimeError, match="in the block"), ema.applied_to(network):
+        assert torch.equal(network.first.weight, own + 1)
+        raise RuntimeError("in the block")
+    assert torch.equal(network.first.weight, own)
+
+
+def test_average_refuses_bad_decay_and_foreign_state() -> None:
+    weights = {"w": torch.zeros(2)}
+    with pytest.raises(ValueError, match="below 1, not 1"):
+        EMA(weights, 1.0)
+    with pytest.raises(ValueError, match="'v'"):
+        EMA(weights, 0.5).load({"w": torch.zeros(2), "v": torch.zeros(2)})
+
+
+def test_guard_counts_only_in_a_row() -> None:
+    guard = NonFinite(3)
+    for step in range(2):
+        guard.bad(step, "loss/kd")
+    guard.good()
+    for step in range(2):
+        guard.bad(step, "loss/kd")
+    with pytest.raises(NonFiniteError, match=r"loss/vsd.*3 steps in a row.*step 9.*checkpoint is intact"):
+        guard.bad(9, "loss/vsd")
+    assert guard.total == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_second_stops_and_handlers_come_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(n) for n in StopFlag.signals]
+    with pytest.raises(KeyboardInterrupt), StopFlag() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested and stop.name == number.name
+        os.kill(os.getpid(), number)
+    assert [signal.getsignal(n) for n in StopFlag.signals] == before
+
+
+def test_log_is_cut_behind_the_step_and_behind_damage(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    whole = '{"step": 2, "a": 1}\n{"step": 2, "nonfinite": "loss/kd"}\n{"step": 4}\n'
+    for content, step, kept in (
+        (whole + '{"step": 6}\n', 4, 3),
+        (whole + '{"step": 4, "ha', 4, 3),
+        (whole, 3, 2),
+        (whole, 0, 0),
+        ("no json\n" + whole, 4, 0),
+    ):
+        path.write_text(content)
+        truncate_after(path, step)
+        assert len(path.read_text().splitlines()) == kept
+    truncate_after(tmp_path / "missing", 3)
+    assert read(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_line_per_record_or_a_bar(terminal: bool, tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    log = RunLog(tmp_path, 0, 10, "KD", console)
+    log.record(5, 1.0, {"loss/kd": 0.125, "lr/student": 1e-3, "skipped": 0})
+    log.advance(5)
+    log.say("step 6 skipped [loss/kd]")
+    log.close()
+    text = out.getvalue()
+    assert "kd 0.125" in text and "step 6 skipped [loss/kd]" in text
+    assert "5/10" in text
+    assert ("\x1b[" in text) == terminal
+    assert read(tmp_path / "log.jsonl") == [
+        {"step": 5, "wall": 1.0, "loss/kd": 0.125, "lr/student": 1e-3, "skipped": 0}
+    ]

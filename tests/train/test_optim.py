@@ -1,0 +1,120 @@
+"""The schedule, the masters of half-precision weights, clipping, and state that comes back bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.train.fakes import SHAPE, Network
+from torch import Tensor, nn
+
+from cosmos_distill.config import Optim
+from cosmos_distill.train.optim import RoleOptimizer, learning_rate
+
+
+def gradients(network: nn.Module, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(p.shape, generator=generator) for p in network.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        (Optim(lr=2.0), {0: 2.0, 50: 2.0, 99: 2.0}),
+        (Optim(lr=2.0, warmup_steps=4), {0: 0.5, 1: 1.0, 3: 2.0, 4: 2.0, 99: 2.0}),
+        (Optim(lr=2.0, cosine=True), {0: 2.0, 50: 1.0, 25: 1 + math.sqrt(0.5), 100: 0.0, 120: 0.0}),
+        (Optim(lr=2.0, cosine=True, warmup_steps=20), {0: 0.1, 19: 2.0, 20: 2.0, 60: 1.0, 100: 0.0}),
+    ],
+)
+def test_learning_rate(optim: Optim, expected: dict[int, float]) -> None:
+    for step, value in expected.items():
+        assert learning_rate(optim, step, max_steps=100) == pytest.approx(value, abs=1e-12), step
+
+
+def test_masters_are_fp32_adamw_where_half_precision_alone_stands_still() -> None:
+    optim = Optim(lr=1e-5, weight_decay=0.1)
+    half, full = Network(0).bfloat16(), Network(0).bfloat16().float()
+    wrapped = RoleOptimizer(half, optim, 100)
+    reference = torch.optim.AdamW(full.parameters(), lr=1e-5, weight_decay=0.1)
+    start = {name: p.detach().clone() for name, p in half.named_parameters()}
+    for step in range(5):
+        for p, g in zip(half.parameters(), gradients(half, step), strict=True):
+            (p * g.bfloat16()).sum().backward()
+        for p, g in zip(full.parameters(), gradients(full, step), strict=True):
+            p.grad = g.bfloat16().float()
+        wrapped.step(step)
+        reference.step()
+        wrapped.zero_grad()
+    for name, p in full.named_parameters():
+        torch.testing.assert_close(wrapped.masters[name].detach(), p.detach(), rtol=1e-6, atol=1e-9)
+        assert not torch.equal(wrapped.masters[name], start[name].float())
+        assert torch.equal(half.get_parameter(name), wrapped.masters[name].bfloat16())
+    # The updates are below half a unit in the last place of most weights: without masters they were lost.
+    unmoved = (half.get_parameter("first.weight") == start["first.weight"]).float().mean()
+    assert unmoved > 0.5
+
+
+def test_half_precision_gradients_are_accumulated_in_fp32() -> None:
+    network = nn.Linear(1, 1, bias=False).bfloat16()
+    optimizer = RoleOptimizer(network, Optim(lr=1.0), 1)
+    for value in [256.0] + [1.0] * 4:  # bf16 has 8 significant bits: 256 + 1 = 256
+        network(torch.full((1, 1), value, dtype=torch.bfloat16)).sum().backward()
+        assert network.weight.grad is None
+    assert float(optimizer.gradient_norm()) == 260.0
+
+
+def test_clip_scales_to_the_limit_or_leaves_alone() -> None:
+    network = Network(0)
+    for limit in (0.5, 1e9, None):
+        optimizer = RoleOptimizer(network, Optim(lr=1.0, clip_norm=limit), 1)
+        for p, g in zip(network.parameters(), gradients(network, 3), strict=True):
+            p.grad = g.clone()
+        norm = float(optimizer.gradient_norm())
+        assert norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients(network, 3)]).norm()))
+        optimizer.clip(norm)
+        wanted = 0.5 if limit == 0.5 else norm
+        assert float(optimizer.gradient_norm()) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
+    def advance(network: Network, optimizer: RoleOptimizer, steps: range) -> None:
+        for step in steps:
+            x = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(step)).to(dtype)
+            network(x).square().mean().backward()
+            optimizer.step(step)
+            optimizer.zero_grad()
+
+    optim = Optim(lr=1e-2, warmup_steps=5, cosine=True)
+    one = Network(0).to(dtype)
+    first = RoleOptimizer(one, optim, 10)
+    advance(one, first, range(4))
+    assert "exp_avg/unused" not in first.tensors()  # never had a gradient, so AdamW has no state for it
+
+    two = Network(1).to(dtype)
+    two.load_state_dict(one.state_dict())
+    second = RoleOptimizer(two, optim, 10)
+    second.load({name: value.clone() for name, value in first.tensors().items()})
+    advance(one, first, range(4, 8))
+    advance(two, second, range(4, 8))
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert all(torch.equal(second.tensors()[name], value) for name, value in first.tensors().items())
+
+
+def test_foreign_state_and_frozen_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown parameter 'third\.weight'"):
+        RoleOptimizer(Network(0), Optim(lr=1.0), 1).load({"exp_avg/third.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="nothing to optimise"):
+        RoleOptimizer(Network(0).requires_grad_(False), Optim(lr=1.0), 1)
+
+
+def test_parameters_frozen_at_the_start_stay_frozen() -> None:
+    network = Network(0)
+    network.first.requires_grad_(False)
+    optimizer = RoleOptimizer(network, Optim(lr=1.0), 1)
+    optimizer.requires_grad_(False)
+    optimizer.requires_grad_(True)
+    assert not network.first.weight.requires_grad
+    assert network.last.weight.requires_grad

@@ -1,0 +1,74 @@
+"""The planner's arithmetic, checked against what the optimiser really holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.train.fakes import SHAPE, Network
+
+from cosmos_distill.config import Optim, Parallel, Precision
+from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.optim import RoleOptimizer
+from cosmos_distill.train.plan import GIB, launch_line, plan
+
+SEVEN_B = 8_126_000_000
+DMD2 = {"student": (SEVEN_B, True), "fake_score": (SEVEN_B, True), "teacher": (SEVEN_B, False)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bytes_are_those_of_a_real_optimiser(precision: Precision) -> None:
+    network = Network(0).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    del network.unused  # no gradient, hence no moments
+    optimizer = RoleOptimizer(network, Optim(lr=1e-3), 1)
+    network(torch.ones((1, *SHAPE), dtype=network.first.weight.dtype)).sum().backward()
+    gradients = sum(m.grad.nbytes for m in optimizer.masters.values() if m.grad is not None)
+    optimizer.step(0)
+    moments = sum(t.nbytes for name, t in optimizer.tensors().items() if not name.startswith("step/"))
+    average = sum(t.nbytes for t in EMA(optimizer.masters, 0.9).average.values())
+
+    count = sum(p.numel() for p in network.parameters())
+    role = plan({"student": (count, True)}, precision, ema=True).roles[0]
+    assert role.weights == sum(p.nbytes for p in network.parameters())
+    assert (role.gradients, role.optimizer, role.ema) == (gradients, moments, average)
+
+
+def test_frozen_roles_hold_weights_only_and_the_average_is_the_students() -> None:
+    student, fake_score, teacher = plan(DMD2, "bf16", ema=True).roles
+    assert teacher.total == teacher.weights == 2 * SEVEN_B
+    assert student.ema == 4 * SEVEN_B and fake_score.ema == 0
+
+
+def test_gradients_of_different_turns_are_not_added() -> None:
+    together = plan(DMD2, "bf16")
+    in_turn = plan(DMD2, "bf16", turns=[("student",), ("fake_score",)])
+    assert together.total == (3 * 2 + 2 * 16) * SEVEN_B
+    assert in_turn.total == together.total - 4 * SEVEN_B
+
+
+def test_tensor_and_pipeline_divide_context_and_data_do_not() -> None:
+    one = plan(DMD2, "bf16")
+    split = plan(DMD2, "bf16", parallel=Parallel(tensor=4, pipeline=2))
+    assert split.total == one.total // 8 and split.gpus == 8
+    copied = plan(DMD2, "bf16", parallel=Parallel(context=8), data_parallel=2)
+    assert copied.total == one.total and copied.gpus == 16
+
+
+def test_verdict_says_what_to_change_and_following_it_helps() -> None:
+    one = plan(DMD2, "bf16")
+    assert not one.fits
+    assert "does not fit in 80 GiB" in one.verdict() and "--parallel.tensor 8" in one.verdict()
+    followed = plan(DMD2, "bf16", parallel=Parallel(tensor=8))
+    assert followed.fits and "fits in 80 GiB" in followed.verdict()
+    assert f"{followed.total / GIB:.1f} GiB" in one.verdict()
+    text = one.text()
+    assert "teacher (frozen)" in text and "8,126.00 M" in text and "15.1 GiB" in text
+
+
+def test_launch_line() -> None:
+    one = launch_line(Parallel(), "recipe.py")
+    assert one == "torchrun --standalone --nproc-per-node 1 -m cosmos_distill recipe.py"
+    many = launch_line(Parallel(tensor=4, context=4), "recipe.py --scale 7b", data_parallel=2)
+    assert many.startswith("torchrun --nnodes 4 --nproc-per-node 8 ")
+    assert many.endswith(" -m cosmos_distill recipe.py --scale 7b")
+    with pytest.raises(ValueError, match="12 ranks do not fill nodes of 8"):
+        launch_line(Parallel(tensor=4, context=3), "recipe.py")
