@@ -66,12 +66,6 @@ class Run:
         assert isinstance(output, Student)
         return self.out / output.weights.path
 
-    def pairs(self, stage: str) -> Path:
-        """Folder of pairs that a Generate stage left behind."""
-        output = self.outputs[stage]
-        assert isinstance(output, Pairs)
-        return self.out / output.folder
-
 
 def run_recipe(
     recipe: Recipe,
