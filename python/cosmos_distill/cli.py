@@ -278,7 +278,7 @@ def _run(invocation: Invocation) -> int:
 def _dry_run(invocation: Invocation) -> int:
     from cosmos_distill.stages.dry_run import show
 
-    show(invocation.recipe, invocation.out, ["cosmos-distill", *invocation.argv])
+    show(invocation.recipe, invocation.out, invocation.argv)
     return OK
 
 

@@ -48,7 +48,7 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
                 console.print(f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}")
                 _memory(recipe, stage, console)
     data_parallel = int(os.environ.get("WORLD_SIZE", "1"))
-    command = shlex.join(a for a in args if a not in ("--dry-run", "plan"))
+    command = shlex.join(a for a in args if a != "--dry-run")
     console.print(f"\n{launch_line(recipe.parallel, command, data_parallel=data_parallel)}", soft_wrap=True)
     check(recipe, out)
 

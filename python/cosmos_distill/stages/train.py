@@ -61,16 +61,16 @@ def _source(stage: Train, run: Run) -> Source:
     if stage.pairs_from is None:
         return open_clips(run.recipe, "train")
     from cosmos_distill.data.pairs import PairSource
-    from cosmos_distill.tokenizers import build
 
     recipe, output = run.recipe, run.outputs[stage.pairs_from]
     assert isinstance(output, Pairs)
     return PairSource(
         run.out / output.folder,
-        recipe.seed,
-        tokenizer=build(recipe.data),
+        recipe.data,
+        seed=recipe.seed,
         control=recipe.control,
-        sigma_data=recipe.schedule.sigma_data,
+        schedule=recipe.schedule,
+        device=device(),
         pairs=output.count,
     )
 
