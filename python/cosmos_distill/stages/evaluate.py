@@ -106,7 +106,7 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
     found = {}
     for key, source in reversed(stage.students.items()):
         found[key] = Contestant(one, run.student(source), 1, f"{key.replace('_', ' ')}, 1 step")
-    found["untrained_student"] = Contestant(one, teacher, 1, "untrained student, 1 step")
+    found["untrained_student"] = Contestant(one, teacher, 1, "untrained, 1 step")
     found["teacher_1step"] = Contestant(one_guided, teacher, 1, "teacher, 1 step")
     found["teacher"] = Contestant(many, teacher, stage.steps + 1, f"teacher, {stage.steps + 1} steps")
     return found
