@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         _box("interrupted", str(error), "yellow")
         return INTERRUPTED
+    except BrokenPipeError:  # `cosmos-distill ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except KeyboardInterrupt:
         _box("interrupted", "Stopped at once. The same command goes on from the last checkpoint.", "yellow")
         return INTERRUPTED
@@ -155,7 +159,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         _dataclass("Options", fields),
         args=_expand_trainer(args, recipe.stages),
         prog=prog,
-        description=f"{inspect.getdoc(function) or ''}\n\n--trainer.X sets X in every training stage at once.",
+        description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
         config=config,
     )
     changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
@@ -185,13 +189,25 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def _summary(function: Callable[..., Recipe]) -> str:
+    import docstring_parser
+
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "")
+    return "\n\n".join(part for part in (parsed.short_description, parsed.long_description) if part)
+
+
 def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]]:
+    import docstring_parser
+    import tyro
+
     hints = get_type_hints(function, include_extras=True)
+    texts = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
     arguments = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             raise Refusal(f"recipe(): argument '{name}' needs a default, so that the bare command runs")
-        arguments[name] = (hints.get(name, str), parameter.default)
+        hint = Annotated[hints.get(name, str), tyro.conf.arg(help=texts.get(name, ""))]
+        arguments[name] = (hint, parameter.default)
     return arguments
 
 
@@ -262,7 +278,7 @@ def _run(invocation: Invocation) -> int:
 def _dry_run(invocation: Invocation) -> int:
     from cosmos_distill.stages.dry_run import show
 
-    show(invocation.recipe, invocation.out, ["cosmos-distill", *invocation.argv])
+    show(invocation.recipe, invocation.out, invocation.argv)
     return OK
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,12 +65,6 @@ class Run:
         output = self.outputs[stage]
         assert isinstance(output, Student)
         return self.out / output.weights.path
-
-    def pairs(self, stage: str) -> Path:
-        """Folder of pairs that a Generate stage left behind."""
-        output = self.outputs[stage]
-        assert isinstance(output, Pairs)
-        return self.out / output.folder
 
 
 def run_recipe(
@@ -159,16 +153,22 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     verb = "goes on" if found.attempts else "starts"
     run.console.print(f"[bold]{name}[/]  {verb} in {folder}")
     begin = time.monotonic()
-    module = importlib.import_module(f"cosmos_distill.stages.{_MODULES[type(stage)]}")
     output: Output | None = None
     try:
-        output = module.run(name, stage, run, folder)
+        output = _load(stage)(name, stage, run, folder)
     finally:
         # Time spent counts also where the attempt failed, so that the report does not flatter.
         seconds = found.seconds + time.monotonic() - begin
         dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
     run.console.print(f"[bold]{name}[/]  complete after {seconds:.1f} s")
     return output
+
+
+def _load(stage: Stage) -> Callable[[str, Stage, Run, Path], Output]:
+    """The function that runs a stage; only now is torch imported."""
+    module = importlib.import_module(f"cosmos_distill.stages.{_MODULES[type(stage)]}")
+    function: Callable[[str, Stage, Run, Path], Output] = module.run
+    return function
 
 
 def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> Output | None:

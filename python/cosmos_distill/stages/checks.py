@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
@@ -21,13 +22,14 @@ def teacher_path(recipe: Recipe) -> Path:
     """Weights of the teacher: the recipe's own, or those shipped with the package for the preset."""
     if recipe.teacher is not None:
         return recipe.teacher
-    return Path(cosmos_distill.__file__).parent / "models" / "teachers" / f"{recipe.network}.safetensors"
+    return Path(cosmos_distill.__file__).parent / "weights" / f"{recipe.network}.safetensors"
 
 
 def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
-        return getattr(stage.method, "needs_teacher", True)
+        # Pre-training is the one method that makes a teacher instead of reading one.
+        return not isinstance(stage.method, EDMDenoising)
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -106,7 +108,7 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
     if recipe.teacher is None and not path.is_file():
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
-            "with --teacher PATH (a safetensors file, or a folder with the official base and control files)."
+            "with --teacher PATH (the merged base and control file, .safetensors or .pt)."
         )
     elif not path.exists():
         yield f"--teacher {path}: no such file."
@@ -133,6 +135,9 @@ def _data(recipe: Recipe) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         if isinstance(stage, Generate) and stage.condition_frames >= latents:
             yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
+        frames = getattr(stage.method, "max_condition_frames", 0) if isinstance(stage, Train) else 0
+        if frames >= latents:
+            yield f"--stages.{name}.method.max-condition-frames {frames}: choose at most {latents - 1}."
     if data.tokenizer == "cosmos-cv8x8x8" and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
         yield (
             "the Cosmos tokenizer is not part of this package: give the folder that holds its encoder.jit, "

@@ -56,12 +56,12 @@ def load(config: NetworkConfig, path: Path, dtype: torch.dtype = torch.float32) 
     """A frozen network with the weights of ``path``, on the accelerator.
 
     Raises:
-        WeightsError: the file is damaged or belongs to another network.
+        ValueError: the file is damaged or belongs to another network.
     """
     from cosmos_distill.models import weights
 
     network = models.build(config, device=device(), dtype=dtype, seed=None)
-    weights.load(network, path)
+    weights.load_into(network, path)
     return network.eval().requires_grad_(False)
 
 

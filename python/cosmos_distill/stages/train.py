@@ -10,7 +10,7 @@ from cosmos_distill import methods
 from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.stages import Run
 from cosmos_distill.stages.checks import needs_teacher, teacher_path
-from cosmos_distill.stages.manifest import File, Student
+from cosmos_distill.stages.manifest import File, Pairs, Student
 from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.sampling import many_steps, noise_of, single_step
 from cosmos_distill.train.loop import fit
@@ -62,7 +62,17 @@ def _source(stage: Train, run: Run) -> Source:
         return open_clips(run.recipe, "train")
     from cosmos_distill.data.pairs import PairSource
 
-    return PairSource(run.pairs(stage.pairs_from), run.recipe.data, seed=run.recipe.seed)
+    recipe, output = run.recipe, run.outputs[stage.pairs_from]
+    assert isinstance(output, Pairs)
+    return PairSource(
+        run.out / output.folder,
+        recipe.data,
+        seed=recipe.seed,
+        control=recipe.control,
+        schedule=recipe.schedule,
+        device=device(),
+        pairs=output.count,
+    )
 
 
 def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:

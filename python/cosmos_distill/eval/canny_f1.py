@@ -1,0 +1,40 @@
+"""Canny-F1: does a generated clip have its edges where the real one has them?
+
+Edge maps come from :func:`cosmos_distill.data.controls.canny` with its evaluation thresholds, the same
+function that makes the control. F1 = 2 TP / (2 TP + FP + FN) over the edge pixels of all clips pooled (a
+clip without edges then counts as little as it says); no tolerance in position.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosmos_distill.data.controls import canny
+
+
+def counts(video: Tensor, real: Tensor) -> Tensor:
+    """True positives, false positives and false negatives of each clip, fp64 [B, 3].
+
+    Args:
+        video: Generated clips, uint8 [B, 3, F, H, W].
+        real: Clips whose edges should be met, same shape.
+    """
+    found, wanted = _edges(video), _edges(real)
+    pairs = (found & wanted, found & ~wanted, ~found & wanted)
+    return torch.stack([x.flatten(1).sum(1) for x in pairs], dim=1).double()
+
+
+def score(counts: Tensor, weights: Tensor | None = None) -> float:
+    """F1 of clips with ``counts`` [B, 3], each taken ``weights`` [B] times (once if left out); 1 if nothing
+    has an edge."""
+    weights = torch.ones(len(counts), dtype=torch.float64) if weights is None else weights.double()
+    tp, fp, fn = (weights @ counts).tolist()
+    total = 2 * tp + fp + fn
+    return 2 * tp / total if total else 1.0
+
+
+def _edges(video: Tensor) -> Tensor:
+    frames = video.cpu().permute(0, 2, 3, 4, 1).contiguous().numpy()
+    return torch.from_numpy(np.stack([canny(clip)[..., 0] > 0 for clip in frames]))

@@ -1,0 +1,100 @@
+"""Fréchet distance of generated to real clips in a fixed feature space that needs no downloaded network.
+
+Features (:func:`features`, 64 numbers per clip, fixed by the constants below and nothing else):
+
+1. Frames are scaled to [-1, 1] and, above 128 pixels, area-averaged to a short side of 128.
+2. Every frame but the first, stacked with 4 x its difference to the frame before: 6 channels.
+3. At three scales (full, 1/2, 1/4): a 3x3 random convolution to 32 channels, absolute value (first layer);
+   2x average pooling, a 3x3 random convolution to 64 channels, absolute value (second layer). Filters are
+   Gaussian, of unit norm; three quarters of them have zero mean, hence see edges and texture, not level.
+4. Of each layer and channel: the mean over frames and positions, and the mean over frames of the standard
+   deviation over positions: 3 x 2 x (32 + 64) = 576 numbers, times 10, through a fixed random orthonormal
+   projection to 64.
+
+Random convolutions measure local structure at several scales and its motion, not meaning: blur, noise,
+blocking, wrong contrast and frozen or shuffled frames move the distance, a wrong but plausible object
+hardly does. 64 dimensions, because the covariance of d features wants several times d clips.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DIMENSIONS = 64
+_SEED, _LARGEST, _SCALES, _WIDTHS, _GAIN = 20_240_906, 128, 3, (32, 64), 10.0
+
+
+class Gaussian(NamedTuple):
+    """What the distance knows of a set of clips."""
+
+    mean: Tensor
+    """[64], fp64"""
+    covariance: Tensor
+    """[64, 64], fp64"""
+
+
+@torch.no_grad()
+def features(video: Tensor) -> Tensor:
+    """The 64 features of each clip, fp64 [B, 64]; ``video`` is uint8 [B, 3, F, H, W] with F >= 2.
+
+    Raises:
+        ValueError: a single frame, or frames too small for three scales.
+    """
+    b, _, frames, height, width = video.shape
+    if frames < 2 or min(height, width) < 16:
+        raise ValueError(f"the features need 2 frames of 16 x 16 pixels or more, not {list(video.shape)}")
+    first, second, projection = _filters()
+    x = video.cpu().float() / 127.5 - 1
+    x = torch.cat([x[:, :, 1:], 4 * (x[:, :, 1:] - x[:, :, :-1])], dim=1)
+    x = x.transpose(1, 2).flatten(0, 1)
+    if min(height, width) > _LARGEST:
+        ratio = _LARGEST / min(height, width)
+        x = F.interpolate(x, size=(round(height * ratio), round(width * ratio)), mode="area")
+    found = []
+    for _ in range(_SCALES):
+        low = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), first).abs()
+        high = F.conv2d(F.pad(F.avg_pool2d(low, 2), (1, 1, 1, 1), mode="reflect"), second).abs()
+        for layer in (low, high):
+            layer = layer.reshape(b, frames - 1, *layer.shape[1:])
+            found += [layer.mean((1, 3, 4)), layer.std((3, 4)).mean(1)]
+        x = F.avg_pool2d(x, 2)
+    return _GAIN * torch.cat(found, dim=1).double() @ projection
+
+
+def gaussian(features: Tensor, weights: Tensor | None = None) -> Gaussian:
+    """Mean and unbiased covariance of ``features`` [B, 64], each clip taken ``weights`` [B] times."""
+    weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
+    mean = weights @ features / weights.sum()
+    centred = features - mean
+    return Gaussian(mean, (centred * weights[:, None]).T @ centred / (weights.sum() - 1))
+
+
+def distance(a: Gaussian, b: Gaussian) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2) (Dowson and Landau 1982), not below 0."""
+    values, vectors = torch.linalg.eigh(b.covariance)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    common = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp_min(0).sqrt().sum()
+    trace = a.covariance.trace() + b.covariance.trace() - 2 * common
+    return max(0.0, float((a.mean - b.mean).square().sum() + trace))
+
+
+@lru_cache(maxsize=1)
+def _filters() -> tuple[Tensor, Tensor, Tensor]:
+    # numpy promises the same Philox stream everywhere; torch does not promise it for its generators.
+    random = np.random.Generator(np.random.Philox(_SEED))
+
+    def bank(outputs: int, inputs: int) -> Tensor:
+        filters = torch.from_numpy(random.standard_normal((outputs, inputs, 3, 3)))
+        filters[outputs // 4 :] -= filters[outputs // 4 :].mean((2, 3), keepdim=True)
+        return (filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).float()
+
+    first, second = bank(_WIDTHS[0], 6), bank(_WIDTHS[1], _WIDTHS[0])
+    size = _SCALES * 2 * sum(_WIDTHS)
+    projection, _ = torch.linalg.qr(torch.from_numpy(random.standard_normal((size, DIMENSIONS))))
+    return first, second, projection

@@ -1,0 +1,179 @@
+"""The report of a run: what was kept and what was lost, as JSON for machines and one HTML file for people."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+# Quality and speed that a one-step student should reach: name, value of the report, bound, direction.
+_RATIOS = (
+    ("Fréchet distance, student / KD student", "frechet", "kd_student", "at most", 0.75),
+    ("Fréchet distance, student / one-step teacher", "frechet", "teacher_1step", "at most", 0.5),
+    ("Fréchet distance, student / teacher", "frechet", "teacher", "at most", 1.25),
+    ("Canny-F1, student / teacher", "canny_f1", "teacher", "at least", 0.95),
+)
+METRICS = {"frechet": "Fréchet distance ↓", "canny_f1": "Canny-F1 ↑", "blur_ssim": "blur-SSIM ↑"}
+
+
+def targets(report: Mapping[str, Any], wall_limit: float | None, quality: bool) -> list[dict[str, Any]]:
+    """What was to be reached and what was, met or missed.
+
+    Args:
+        wall_limit: Seconds that all stages may take; None sets no limit.
+        quality: Whether the student is to be judged, and its speed; a smoke test's is not.
+    """
+    found = []
+    metrics = report["metrics"]
+    if quality and "student" in metrics:
+        found.append(_target("network evaluations, teacher / student", report["nfe_ratio"], "at least", 72.0))
+        found.append(_target("latency, teacher / student", report["latency_ratio"], "at least", 55.0))
+        for name, key, other, direction, bound in _RATIOS:
+            if other in metrics and metrics[other][key]:
+                found.append(_target(name, metrics["student"][key] / metrics[other][key], direction, bound))
+    if wall_limit is not None:
+        found.append(_target("seconds for all stages", report["wall_seconds"], "at most", wall_limit))
+    return found
+
+
+def html(
+    report: Mapping[str, Any],
+    *,
+    title: str,
+    curves: str,
+    pictures: Sequence[tuple[str, Path]],
+    recipe: str,
+) -> str:
+    """A page that needs no other file.
+
+    Args:
+        report: The content of report.json.
+        curves: An ``<svg>`` of the losses.
+        pictures: Caption and PNG file, in order.
+        recipe: The resolved recipe as text.
+    """
+    return Template(_PAGE).substitute(
+        title=escape(title),
+        cards=_cards(report),
+        targets=_targets(report["targets"]),
+        metrics=_metrics(report),
+        latency=_latency(report["latency"]),
+        stages=_stages(report),
+        curves=curves,
+        pictures="".join(_picture(caption, path) for caption, path in pictures),
+        recipe=escape(recipe),
+        made=escape(f"cosmos-distill {report['version']}"),
+    )
+
+
+def _target(name: str, value: float, direction: str, bound: float) -> dict[str, Any]:
+    met = value <= bound if direction == "at most" else value >= bound
+    return {"name": name, "value": value, "direction": direction, "bound": bound, "met": met}
+
+
+def _cards(report: Mapping[str, Any]) -> str:
+    nfe = report["nfe"]
+    met = sum(t["met"] for t in report["targets"])
+    cards = [
+        (f"{nfe['teacher']} → {nfe['student']}", "network evaluations per clip"),
+        (f"{report['latency_ratio']:.1f}×", "lower latency, measured here"),
+        (_seconds(report["wall_seconds"]), "for all stages"),
+        (f"{met} of {len(report['targets'])}", "targets met"),
+    ]
+    return "".join(f"<div class=card><b>{escape(big)}</b><span>{small}</span></div>" for big, small in cards)
+
+
+def _targets(found: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for target in found:
+        mark = '<td class=met>met</td>' if target["met"] else '<td class=missed>missed</td>'
+        miss = "" if target["met"] else f" (by {abs(target['value'] / target['bound'] - 1):.0%})"
+        rows.append(
+            f"<tr><td class=name>{escape(target['name'])}</td><td>{target['value']:.3g}</td>"
+            f"<td>{target['direction']} {target['bound']:.4g}</td>{mark[:-5]}{miss}</td></tr>"
+        )
+    return f"<table><tr><th></th><th>reached</th><th>target</th><th></th></tr>{''.join(rows)}</table>"
+
+
+def _metrics(report: Mapping[str, Any]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in METRICS.values())
+    rows = []
+    for who, values in report["metrics"].items():
+        cells = "".join(_cell(values[m], values["intervals"][m], values["draws"][m]) for m in METRICS)
+        label = report["labels"].get(who, "codec alone: an upper bound" if who == "codec" else who)
+        rows.append(f'<tr class="{escape(who)}"><td class=name>{escape(label)}</td>{cells}</tr>')
+    floor = report["floor"]
+    cell = _cell(floor["frechet"], floor["interval"], floor["draws"])
+    rows.append(f"<tr><td class=name>real clips against other real clips: the floor</td>{cell}<td></td><td></td></tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _cell(value: float, interval: Sequence[float], draws: Sequence[float]) -> str:
+    spread = ", ".join(f"{d:.3g}" for d in draws)
+    return f'<td title="per draw: {spread}">{value:.3g} <small>{interval[0]:.3g} – {interval[1]:.3g}</small></td>'
+
+
+def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        f"<tr><td class=name>{escape(size.replace('_', ' '))}</td><td>{1e3 * v['teacher']['median']:,.1f} ms</td>"
+        f"<td>{1e3 * v['student']['median']:,.1f} ms</td><td>{v['ratio']:.1f}×</td></tr>"
+        for size, v in latency.items()
+    ]
+    return f"<table><tr><th></th><th>teacher</th><th>student</th><th>ratio</th></tr>{''.join(rows)}</table>"
+
+
+def _stages(report: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><td class=name>{escape(name)}</td><td>{_seconds(stage['seconds'])}</td><td>{stage['attempts']}</td></tr>"
+        for name, stage in report["stages"].items()
+    ]
+    return f"<table><tr><th></th><th>time</th><th>attempts</th></tr>{''.join(rows)}</table>"
+
+
+def _picture(caption: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    alt = escape(caption)
+    return f'<figure><figcaption>{alt}</figcaption><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #2a8a4a; --bad: #c24a3a; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.4rem; }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem; }
+.card { background: var(--soft); border-radius: .6rem; padding: .8rem 1.2rem; flex: 1 1 10rem; }
+.card b { display: block; font-size: 1.7rem; } .card span { opacity: .75; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.name { text-align: left; } small { opacity: .65; } tr.student { background: var(--soft); font-weight: 600; }
+.met { color: var(--good); } .missed { color: var(--bad); font-weight: 600; }
+figure { margin: 1.4rem 0; overflow-x: auto; } img { max-width: 100%; } figcaption { margin-bottom: .4rem; }
+pre { background: var(--soft); padding: 1rem; overflow-x: auto; border-radius: .6rem; font-size: .85rem; }
+</style></head><body>
+<h1>$title</h1>
+<div class="cards">$cards</div>
+<h2>Targets</h2><div class="scroll">$targets</div>
+<h2>Held-out clips</h2><div class="scroll">$metrics</div>
+<p><small>Small numbers are 95 % bootstrap intervals over clips; a cell's tooltip has the value of each draw.
+Distances to real clips near the floor cannot be told apart. A blurry mean scores well on Canny-F1 and
+blur-SSIM: read them together with the distance.</small></p>
+<h2>Latency</h2><div class="scroll">$latency</div>
+<p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text encoder).</small></p>
+<h2>Clips</h2>$pictures
+<h2>Losses</h2>$curves
+<h2>Stages</h2><div class="scroll">$stages</div>
+<h2>Recipe</h2><pre>$recipe</pre>
+<p><small>$made</small></p>
+</body></html>
+"""

@@ -1,0 +1,91 @@
+"""``--dry-run``: everything about a run that can be known without running it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cosmos_distill import methods, models
+from cosmos_distill.config import Recipe, Train
+from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.stages import status
+from cosmos_distill.stages.checks import check, needs_teacher, teacher_path
+from cosmos_distill.stages.manifest import Refusal, plain
+from cosmos_distill.stages.text import yaml
+from cosmos_distill.train.plan import launch_line, plan
+
+
+def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
+    """Print resolved recipe, state of the stages, parameter counts, memory per role and launch line.
+
+    Args:
+        args: What follows ``cosmos-distill`` on the command line.
+
+    Raises:
+        Refusal: after printing what can be printed, when the run cannot work.
+    """
+    # Numbers in a table must not wrap when the output goes into a file.
+    console = Console(width=None if os.isatty(1) else 120, highlight=False)
+    console.print(yaml(plain(recipe)), markup=False)
+    console.print()
+    console.print(_states(recipe, out))
+    if recipe.network in PRESETS:
+        config = PRESETS[recipe.network]
+        network = models.build(config, device="meta", seed=None)
+        base = sum(p.numel() for p in network.base.parameters())
+        control = sum(p.numel() for p in network.control.parameters())
+        console.print(
+            f"{recipe.network}: {_count(base)} parameters in the base + {_count(control)} in the control branch"
+        )
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, Train):
+                console.print(f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}")
+                _memory(recipe, stage, console)
+    data_parallel = int(os.environ.get("WORLD_SIZE", "1"))
+    command = shlex.join(a for a in args if a != "--dry-run")
+    console.print(f"\n{launch_line(recipe.parallel, command, data_parallel=data_parallel)}", soft_wrap=True)
+    check(recipe, out)
+
+
+def _states(recipe: Recipe, out: Path) -> Table:
+    table = Table("stage", "kind", "state", "", title=str(out), title_justify="left")
+    blocked = any(map(needs_teacher, recipe.stages.values())) and not teacher_path(recipe).exists()
+    try:
+        states = {} if blocked else status(recipe, out)
+    except Refusal as error:
+        states = {name: ("mismatch", str(error)) for name in recipe.stages}
+    for name, stage in recipe.stages.items():
+        state, reason = states.get(name, ("new", "the teacher is missing"))
+        table.add_row(name, type(stage).__name__, state, reason)
+    return table
+
+
+def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
+    """Networks on the meta device cost nothing, so the method itself says which roles it has."""
+    config = PRESETS[recipe.network]
+    method = methods.build(
+        stage.method, lambda role: models.build(config, device="meta", seed=None), EDMSchedule(recipe.schedule)
+    )
+    counts = {
+        role: (sum(p.numel() for p in network.parameters()), role in method.trainable)
+        for role, network in method.roles.items()
+    }
+    found = plan(
+        counts,
+        stage.trainer.precision,
+        parallel=recipe.parallel,
+        ema=stage.trainer.ema_decay is not None,
+        turns={method.turn(step) for step in range(min(stage.trainer.max_steps, 1000))},
+    )
+    console.print(found.table())
+    console.print(found.verdict())
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.3f} B" if number >= 1e8 else f"{number / 1e6:.3f} M"

@@ -1,0 +1,72 @@
+"""Export stage: one network as a safetensors file that says everything a sampler needs to know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cosmos_distill import __version__
+from cosmos_distill.config import Export, Recipe, Train
+from cosmos_distill.methods.edm import EDMDenoising
+from cosmos_distill.models import weights
+from cosmos_distill.stages import Run
+from cosmos_distill.stages.checks import needs_teacher
+from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256, sha256_of_listing
+from cosmos_distill.stages.networks import DTYPES, schedule
+from cosmos_distill.stages.sampling import evaluations
+from cosmos_distill.stages.train import many_step_settings
+from cosmos_distill.train.checkpoint import publish_tensors
+
+FORMAT = 1
+
+
+def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
+    """Write the student of ``stage.student_from``, alone."""
+    source = run.recipe.stages[stage.student_from]
+    assert isinstance(source, Train)
+    state, _ = weights.load(run.student(stage.student_from))
+    tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
+    path = publish_tensors(tensors, folder / "student.safetensors", describe(run, source, stage))
+    return Exported(student=File.of(path, run.out))
+
+
+def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
+    """What the file says of itself.
+
+    ``sampler`` is ``one_step`` with guidance baked in for a student, and the many-step sampler with its
+    settings for a network that was trained to denoise.
+    """
+    recipe = run.recipe
+    many = isinstance(source.method, EDMDenoising)
+    guidance, steps = many_step_settings(recipe)
+    sampler = {"kind": "res_2ab", "steps": steps, "guidance": plain(guidance)} if many else {"kind": "one_step"}
+    return {
+        "format": FORMAT,
+        "network": recipe.network,
+        "control": recipe.control,
+        "data": plain(recipe.data) | {"root": None},
+        "schedule": schedule(recipe).to_dict(),
+        "sampler": sampler,
+        "nfe": evaluations(steps, guidance) if many else 1,
+        "guidance_baked_in": not many,
+        "precision": stage.precision,
+        "provenance": {
+            "version": __version__,
+            "recipe_sha256": recipe_sha256(recipe),
+            "seed": recipe.seed,
+            "stages": {n: _stage(run, n) for n in recipe.stages if n in run.outputs},
+        },
+    }
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Hash of the resolved recipe without the teacher's path, which differs between machines."""
+    return sha256_of_listing([json.dumps(plain(recipe) | {"teacher": None}, sort_keys=True)])
+
+
+def _stage(run: Run, name: str) -> dict[str, Any]:
+    manifest = Manifest.read(run.out / name)
+    assert manifest is not None
+    teacher = {"teacher_sha256": manifest.inputs["teacher"]} if needs_teacher(run.recipe.stages[name]) else {}
+    return {"manifest_sha256": sha256(run.out / name / "manifest.json"), "inputs": manifest.inputs, **teacher}

@@ -1,0 +1,61 @@
+"""A progress bar with an estimate, and safe points inside long loops without checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cosmos_distill.train.guard import Interrupted, StopFlag
+
+
+class Work:
+    """Counted work that can be stopped between two pieces."""
+
+    def __init__(self, bar: Progress, title: str, total: int, stop: StopFlag, kept: str) -> None:
+        self._bar, self._stop, self._title, self._kept = bar, stop, title, kept
+        self._task = bar.add_task(title, total=total)
+
+    def advance(self, pieces: int = 1) -> None:
+        """Count ``pieces`` as done.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        self._bar.advance(self._task, pieces)
+        if self._stop.requested:
+            raise Interrupted(f"'{self._title}' stopped by {self._stop.name}; {self._kept}")
+
+
+@contextmanager
+def work(console: Console, title: str, total: int, stop: StopFlag, kept: str) -> Iterator[Work]:
+    """Show progress over ``total`` pieces; ``kept`` says what a stop leaves behind."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    # Without a terminal the bar would come out once, when it no longer helps.
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield Work(bar, title, total, stop, kept)
+
+
+class Log:
+    """``log.jsonl`` of a stage that does not train: one line per batch, appended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "log.jsonl"
+        self._begin = time.monotonic()
+
+    def line(self, **values: Any) -> None:
+        """Append ``values`` and the seconds since this process began the stage."""
+        with self._path.open("a") as stream:
+            stream.write(json.dumps({**values, "wall": round(time.monotonic() - self._begin, 3)}) + "\n")

@@ -1,0 +1,81 @@
+"""After the last stage: the run's report from its manifests, scores, logs and grids."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import cosmos_distill
+from cosmos_distill.config import Evaluate, Recipe, Train
+from cosmos_distill.eval import report as page
+from cosmos_distill.stages.manifest import Manifest, Scores, plain, write_atomically
+from cosmos_distill.stages.text import yaml
+
+# Seconds that all stages may take together on two cores; the other presets have no such promise.
+WALL_LIMITS = {"transfer1-smoke": 90.0, "transfer1-mini": 720.0}
+
+
+def write(recipe: Recipe, out: Path, console: Console) -> None:
+    """Write report.json and report.html into the run folder, if an Evaluate stage is complete."""
+    manifests = {name: m for name in recipe.stages if (m := Manifest.read(out / name)) is not None}
+    evaluated = [n for n, s in recipe.stages.items() if isinstance(s, Evaluate) and n in manifests]
+    if not evaluated or (outputs := manifests[evaluated[-1]].outputs) is None:
+        return
+    assert isinstance(outputs, Scores)
+    scores = json.loads((out / outputs.scores.path).read_text())
+    size = f"batch_{scores['settings']['batch']}"
+    report: dict[str, Any] = {
+        "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
+        "latency_ratio": scores["latency"][size]["ratio"],
+        "wall_seconds": sum(m.seconds for m in manifests.values()),
+        "stages": {n: {"seconds": m.seconds, "attempts": m.attempts} for n, m in manifests.items()},
+        **{key: scores[key] for key in ("metrics", "floor", "clips", "nfe", "latency", "labels")},
+        "seed": recipe.seed,
+        "version": cosmos_distill.__version__,
+        "cores": os.cpu_count(),
+        "details": {n: m.details for n, m in manifests.items()},
+        "recipe": plain(recipe),
+    }
+    whole = all(m.complete for m in manifests.values()) and len(manifests) == len(recipe.stages)
+    # A teacher's own report (no students in it) promises nothing about a student.
+    students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
+    limit = WALL_LIMITS.get(recipe.network) if whole and students else None
+    report["targets"] = page.targets(report, limit, quality=recipe.network != "transfer1-smoke")
+    write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(out / "report.html", _html(recipe, out, report, outputs))
+    _summary(report, console)
+    console.print(f"report: {out / 'report.html'}")
+
+
+def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) -> str:
+    from cosmos_distill.train.visuals import curves
+
+    trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Train)]
+    pictures = [("Held-out controls, same noise for all", out / outputs.grid.path)]
+    for name in trained:
+        if grids := sorted((out / name / "grids").glob("*.png")):
+            pictures.append((f"{name}: {grids[-1].stem.replace('_', ' ')}", grids[-1]))
+    logs = {name: out / name / "log.jsonl" for name in trained if (out / name / "log.jsonl").is_file()}
+    return page.html(
+        report,
+        title=f"{recipe.network}, control: {recipe.control}",
+        curves=curves(logs) if logs else "",
+        pictures=pictures,
+        recipe=yaml(plain(recipe)),
+    )
+
+
+def _summary(report: dict[str, Any], console: Console) -> None:
+    table = Table("", *page.METRICS.values(), title="held-out clips", title_justify="left")
+    for who, values in report["metrics"].items():
+        table.add_row(who, *(f"{values[m]:.3f}" for m in page.METRICS))
+    table.add_row("floor (real against real)", f"{report['floor']['frechet']:.3f}")
+    console.print(table)
+    for target in report["targets"]:
+        verdict = "[green]met[/]   " if target["met"] else "[red]missed[/]"
+        console.print(f"{verdict} {target['name']}: {target['value']:.3g} ({target['direction']} {target['bound']:.4g})")
