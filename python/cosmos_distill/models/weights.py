@@ -1,0 +1,226 @@
+"""Reading and writing weights: our files, Cosmos-Transfer1's, and diffusers' base network.
+
+No pickle is executed: a ``.pt`` file goes through torch's ``weights_only`` reader. Files are mapped, not
+read, so a load needs the network and one tensor, not the network twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cosmos_distill.models import names
+from cosmos_distill.models.files import State, read, write_safetensors
+from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
+
+Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
+"""One file or folder, or the pair (base, control) in either order."""
+
+
+def load(source: Source) -> tuple[State, State]:
+    """Read weights of any known format. Returns (tensors in our names, carried).
+
+    Known: our own files; Cosmos-Transfer1's ``base_model.pt``, ``<control>_control.pt``, their merged
+    teacher file and the distilled export; diffusers' CosmosTransformer3DModel (base only). ``.safetensors``,
+    ``.pt`` / ``.pth``, or a folder of safetensors (sharded: with its index).
+
+    ``carried`` holds tensors that belong to official files but to no forward pass (``logvar.*``,
+    ``pos_embedder.seq``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
+    the merged file, for :func:`save_official` to write back. Values are not looked at:
+    tensors are mapped from disk and read when used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, a pickle that asks for code, or tensors no known format has.
+    """
+    sources = source if isinstance(source, tuple) else (source,)
+    state: State = {}
+    carried: State = {}
+    for path in map(Path, sources):
+        found, extra = _to_ours(read(path), path)
+        if twice := found.keys() & state.keys():
+            raise ValueError(
+                f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "
+                "pass one base and one control file, or a merged file alone"
+            )
+        state |= found
+        carried |= extra
+    return state, carried
+
+
+def load_into(network: nn.Module, source: Source) -> State:
+    """Fill ``network`` from ``source``, cast to its dtype. Returns ``carried``.
+
+    Build it with ``seed=None`` to save the time of drawing weights that are overwritten here. Every
+    tensor-parallel rank takes its own slice. The network is untouched if names or shapes do not fit.
+
+    Raises:
+        ValueError: missing, unexpected or wrongly shaped tensors, all listed; or a non-finite tensor
+            (the network is then partly overwritten).
+    """
+    state, carried = load(source)
+    parameters = dict(network.named_parameters())
+    split = _split_dims(network)
+    group = groups.tensor_group()
+    problems = []
+    missing = parameters.keys() - state.keys()
+    if missing:
+        whole_branch = all(name.startswith("control.") for name in missing) and not any(
+            name.startswith("control.") for name in state
+        )
+        advice = " (a base alone: pass the pair (base, control), or a merged file)" if whole_branch else ""
+        problems.append(f"missing: {_listed(missing)}{advice}")
+    if unexpected := state.keys() - parameters.keys():
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    wrong = []
+    for name in sorted(parameters.keys() & state.keys()):
+        shape, value = list(parameters[name].shape), state[name]
+        if name in split:
+            shape[split[name]] *= group.size()
+        if list(value.shape) != shape:
+            wrong.append(f"{name} is {list(value.shape)}, not {shape}")
+        elif not value.is_floating_point():
+            wrong.append(f"{name} is {value.dtype}, not floating point")
+    if wrong:
+        problems.append(f"wrong: {_listed(wrong)}")
+    if problems:
+        raise ValueError(
+            f"{source} does not fit this network. " + "; ".join(problems)
+            + ". Use the preset (scale) these weights were made for, or weights of this one."
+        )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            value = state.pop(name)
+            if name in split:
+                value = value.chunk(group.size(), dim=split[name])[group.rank()]
+            parameter.copy_(value)
+            _require_finite(name, parameter, f"{source}: damaged, or too large for {parameter.dtype}")
+    return carried
+
+
+def save(network: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Write ``network`` in our names as safetensors, whole, in ``dtype`` (default: its own).
+
+    Collective under tensor parallelism: every rank calls it, rank 0 writes. The file appears complete or
+    not at all.
+    """
+    write_safetensors(_whole(network, dtype), Path(path), "cosmos-distill")
+
+
+def save_official(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    carried: Mapping[str, torch.Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write ``network`` as the merged Transfer1 file (``base_model.net.*`` and ``net.*``), safetensors.
+
+    ``carried``, from :func:`load`, is written back unchanged. Collective like :func:`save`.
+    """
+    state = {names.to_official(name): value for name, value in _whole(network, dtype).items()}
+    if clash := state.keys() & (carried or {}).keys():
+        raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
+    write_safetensors(state | dict(carried or {}), Path(path), "cosmos-transfer1")
+
+
+def shipped(preset: str) -> Path:
+    """Weights that come with the package for ``preset``.
+
+    Raises:
+        ValueError: unknown preset, or one whose weights must be downloaded from their publisher.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
+    path = Path(__file__).parent.parent / "weights" / f"{preset}.safetensors"
+    if not path.is_file():
+        raise ValueError(f"no weights are shipped for {preset}: pass --teacher PATH")
+    return path
+
+
+def to_diffusers(state: Mapping[str, torch.Tensor]) -> State:
+    """The base tensors of ``state`` (our names) in diffusers' names; the control branch is left out."""
+    return {names.to_diffusers(k): v for k, v in state.items() if not k.startswith("control.")}
+
+
+def from_diffusers(state: Mapping[str, torch.Tensor]) -> State:
+    """The inverse of :func:`to_diffusers`."""
+    ours = {name: names.from_diffusers(name) for name in state}
+    if unknown := [name for name, our in ours.items() if our is None]:
+        raise ValueError(f"not tensors of a Cosmos-1.0 transformer in diffusers: {_listed(unknown)}")
+    return {our: state[name] for name, our in ours.items() if our is not None}
+
+
+def _listed(items: Iterable[str], most: int = 20) -> str:
+    items = sorted(items)
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _split_dims(network: nn.Module) -> dict[str, int]:
+    """Dimension along which the tensor-parallel group cuts a parameter."""
+    return {
+        f"{name}.weight": 0 if isinstance(module, ColumnLinear) else 1
+        for name, module in network.named_modules()
+        if isinstance(module, ColumnLinear | RowLinear)
+    }
+
+
+def _whole(network: nn.Module, dtype: torch.dtype | None) -> State:
+    """The network's tensors on the CPU, gathered over the tensor-parallel group."""
+    split = _split_dims(network)
+    group = groups.tensor_group()
+    state: State = {}
+    for name, parameter in network.named_parameters():
+        value = parameter.detach()
+        if name in split and group.size() > 1:
+            parts = [torch.empty_like(value) for _ in range(group.size())]
+            dist.all_gather(parts, value.contiguous(), group=group)
+            value = torch.cat(parts, dim=split[name])
+        value = value.to("cpu", dtype or value.dtype).contiguous()
+        _require_finite(name, value, "refusing to save it")
+        state[name] = value
+    return state
+
+
+def _require_finite(name: str, value: torch.Tensor, why: str) -> None:
+    # min and max carry every NaN and infinity and, unlike isfinite, need no tensor of their own.
+    if value.numel() and not all(bool(torch.isfinite(x)) for x in torch.aminmax(value)):
+        raise ValueError(f"{name} is not finite ({why})")
+
+
+def _to_ours(tensors: State, path: Path) -> tuple[State, State]:
+    """(our names, carried) for the tensors of one file, whatever its format."""
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors")
+    if all(name.startswith(("base.", "control.")) for name in tensors):
+        return tensors, {}
+    if any(name.startswith(("transformer_blocks.", "time_embed.")) for name in tensors):
+        try:
+            return from_diffusers(tensors), {}
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    state: State = {}
+    carried: State = {}
+    unknown: list[str] = []
+    for name, (role, rest, merged) in names.split_official(list(tensors)).items():
+        ours = names.from_official(role, rest)
+        if ours is not None and ours not in state:
+            state[ours] = tensors[name]
+        elif ours is None and names.is_carried(role, rest):
+            carried[merged] = tensors[name]
+        else:
+            unknown.append(name)
+    if unknown or not state:
+        raise ValueError(
+            f"{path} is not a Cosmos-Transfer1, diffusers or cosmos-distill network; "
+            f"unexpected: {_listed(unknown)}. Pass the transformer's weights."
+        )
+    return state, carried

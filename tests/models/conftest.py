@@ -1,0 +1,69 @@
+"""A network small enough for exact comparisons, with every weight random (also those that start at zero)."""
+
+import pytest
+import torch
+
+from cosmos_distill.models import build
+from cosmos_distill.models.control import ControlledDiT
+from cosmos_distill.models.presets import NetworkConfig
+
+TINY = NetworkConfig(
+    width=40, blocks=3, control_blocks=2, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
+    max_frames=4, max_height=12, max_width=16, hint_widths=(8, 12, 16),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def randomize(network: torch.nn.Module, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            norm = name.endswith(("norm.weight", "q_norm", "k_norm"))
+            p.copy_(1 + 0.2 * noise if norm else noise / p.shape[-1] ** 0.5)
+
+
+@pytest.fixture
+def make_network():
+    def make(dtype: torch.dtype = torch.float32, seed: int = 1) -> ControlledDiT:
+        network = build(TINY, dtype=dtype, seed=None)
+        randomize(network, seed)
+        return network
+
+    return make
+
+
+@pytest.fixture
+def make_inputs():
+    """Keyword arguments of a forward pass; every sample has its own noise level, text, masks and fps."""
+
+    def make(batch: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        g = torch.Generator().manual_seed(7)
+
+        def randn(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+        t, h, w = 3, 6, 8
+        condition = torch.zeros(batch, 1, t, h, w, dtype=dtype)
+        padding = torch.zeros(batch, 1, h, w, dtype=dtype)
+        for i in range(batch):
+            condition[i, :, : 1 + i % 2] = 1
+            padding[i, :, h - 1 - i :] = 1
+        return {
+            "x": randn(batch, 16, t, h, w),
+            "c_noise": torch.linspace(-1.2, 1.0955, batch).to(dtype),
+            "text": randn(batch, 5, 24),
+            "hint": randn(batch, 16, t, h, w),
+            "condition_mask": condition,
+            "padding_mask": padding,
+            "fps": torch.linspace(30, 12, batch),
+        }
+
+    return make

@@ -1,0 +1,161 @@
+"""The base network against an implementation that is not ours: diffusers' CosmosTransformer3DModel."""
+
+import types
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cosmos_distill.models import weights
+
+transformer_cosmos = pytest.importorskip("diffusers.models.transformers.transformer_cosmos")
+
+
+def _resize(mask, size, interpolation):
+    assert interpolation == "nearest"
+    return F.interpolate(mask, size=size, mode="nearest")
+
+
+@pytest.fixture(autouse=True)
+def _without_torchvision(monkeypatch):
+    transforms = types.SimpleNamespace(
+        functional=types.SimpleNamespace(resize=_resize),
+        InterpolationMode=types.SimpleNamespace(NEAREST="nearest"),
+    )
+    monkeypatch.setattr(transformer_cosmos, "transforms", transforms, raising=False)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Lift the fp32 islands of both sides to fp64, to compare formulas rather than their rounding."""
+    arange, norm = torch.arange, torch.linalg.vector_norm
+    to_float, to = torch.Tensor.float, torch.Tensor.to
+
+    def wide_arange(*args, dtype=None, **kwargs):
+        return arange(*args, dtype=torch.float64 if dtype == torch.float32 else dtype, **kwargs)
+
+    def wide_norm(x, *args, dtype=None, **kwargs):
+        return norm(x, *args, **kwargs)
+
+    def wide_to(x, *args, **kwargs):
+        return x if x.dtype == torch.float64 and args == (torch.float32,) else to(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", wide_to)
+    monkeypatch.setattr(torch, "arange", wide_arange)
+    monkeypatch.setattr(torch.linalg, "vector_norm", wide_norm)
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float(x))
+
+
+def diffusers_twin(network):
+    c = network.config
+    theirs = transformer_cosmos.CosmosTransformer3DModel(
+        in_channels=c.latent_channels + 1,
+        out_channels=c.latent_channels,
+        num_attention_heads=c.heads,
+        attention_head_dim=c.head_dim,
+        num_layers=c.blocks,
+        mlp_ratio=c.mlp_ratio,
+        text_embed_dim=c.text_dim,
+        adaln_lora_dim=c.adaln_rank,
+        max_size=(c.max_frames, c.max_height, c.max_width),
+        rope_scale=(c.rope_ratio_t, 1.0, 1.0),
+        controlnet_block_every_n=1,
+    ).to(network.dtype)
+    theirs.load_state_dict(weights.to_diffusers(network.state_dict()))  # strict: the names cover everything
+    for block in theirs.transformer_blocks:
+        for attention in (block.attn1, block.attn2):
+            attention.norm_q.eps = attention.norm_k.eps = 1e-6  # 1e-5 there, 1e-6 in the official network
+    return theirs
+
+
+def compare(network, inputs, residuals, tolerance):
+    """Largest relative errors (output, gradients); asserts both are below ``tolerance``."""
+    theirs = diffusers_twin(network)
+    # diffusers takes one of each for the whole batch.
+    fps, padding = inputs["fps"][:1].to(network.dtype), inputs["padding_mask"][:1]
+    x = [inputs["x"].clone().requires_grad_() for _ in range(2)]
+    text = [inputs["text"].clone().requires_grad_() for _ in range(2)]
+    b, _, t, h, w = inputs["x"].shape
+    batch_padding = padding[:, :, None].expand(b, 1, t, h, w)
+    ours, _ = network.base(
+        torch.cat([x[0], inputs["condition_mask"], batch_padding], dim=1),
+        inputs["c_noise"],
+        text[0],
+        fps=fps.expand(b),
+        residuals=residuals,
+    )
+    (other,) = theirs(
+        x[1],
+        inputs["c_noise"],
+        text[1],
+        block_controlnet_hidden_states=residuals or None,
+        fps=fps,
+        condition_mask=inputs["condition_mask"],
+        padding_mask=F.interpolate(padding, scale_factor=8, mode="nearest"),  # at the size of the video
+        return_dict=False,
+    )
+    probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(ours)
+    (ours * probe).sum().backward()
+    (other * probe).sum().backward()
+
+    def error(a, b):
+        return float(((a - b).abs().max() / b.abs().max()).detach())
+
+    grads = {k: p.grad for k, p in network.base.named_parameters()}
+    expected = weights.from_diffusers({k: p.grad for k, p in theirs.named_parameters()})
+    assert {f"base.{k}" for k in grads} == expected.keys()
+    assert all(float(g.abs().max()) > 0 for g in grads.values())
+    worst = max(
+        *(error(grads[k.removeprefix("base.")], v) for k, v in expected.items()),
+        error(x[0].grad, x[1].grad),
+        error(text[0].grad, text[1].grad),
+    )
+    print(f"\n{network.dtype}: output {error(ours, other):.2e}, gradients {worst:.2e}")
+    assert error(ours, other) < tolerance
+    assert worst < tolerance
+
+
+def _residuals(network, inputs, count):
+    b, _, t, h, w = inputs["x"].shape
+    g = torch.Generator().manual_seed(5)
+    shape = (b, t * h * w // 4, network.config.width)
+    return [torch.randn(shape, generator=g, dtype=torch.float64).to(network.dtype) for _ in range(count)]
+
+
+def test_base_equals_diffusers_in_fp64(make_network, make_inputs, exact):
+    compare(make_network(torch.float64), make_inputs(2, torch.float64), [], 1e-11)
+
+
+def test_base_equals_diffusers_in_fp32(make_network, make_inputs):
+    compare(make_network(), make_inputs(2), [], 2e-5)
+
+
+def test_residuals_enter_where_diffusers_adds_them(make_network, make_inputs, exact):
+    network, inputs = make_network(torch.float64), make_inputs(2, torch.float64)
+    compare(network, inputs, _residuals(network, inputs, network.config.blocks), 1e-11)
+
+
+def test_diffusers_names_round_trip(make_network):
+    state = make_network().state_dict()
+    back = weights.from_diffusers(weights.to_diffusers(state))
+    assert back.keys() == {k for k in state if k.startswith("base.")}
+    assert all(torch.equal(back[k], state[k]) for k in back)
+
+
+def test_a_diffusers_folder_loads(make_network, tmp_path):
+    """Saved by diffusers itself, in two shards with an index."""
+    network = make_network()
+    diffusers_twin(network).save_pretrained(tmp_path / "transformer", max_shard_size="200KB")
+    assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").exists()
+    state, carried = weights.load(tmp_path / "transformer")
+    assert not carried
+    assert all(torch.equal(state[f"base.{k}"], v) for k, v in network.base.state_dict().items())
+
+
+def test_names_diffusers_does_not_know():
+    with pytest.raises(ValueError, match=r"control\.x.* has no name in diffusers|base network only"):
+        from cosmos_distill.models import names
+
+        names.to_diffusers("control.x")
+    with pytest.raises(ValueError, match="before_proj"):
+        weights.from_diffusers({"transformer_blocks.0.before_proj.weight": torch.ones(1)})

@@ -1,0 +1,317 @@
+"""Files of weights: the three official layouts, our own, and everything that must be refused."""
+
+import dataclasses
+import io
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cosmos_distill.models import build, names, weights
+from cosmos_distill.models.presets import PRESETS
+
+UNUSED = {
+    "base_model.net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
+    "base_model.net.accum_video_sample_counter": torch.tensor(12.0),
+    "base_model.net.blocks.block0.blocks.0.block.attn.attn_op._extra_state": torch.zeros(0, dtype=torch.uint8),
+    "base_model.logvar.0.freqs": torch.randn(4, generator=torch.Generator().manual_seed(0)),
+    "logvar.1.weight": torch.randn(1, 4, generator=torch.Generator().manual_seed(1)),
+    "net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
+    "net.final_layer.linear.weight": torch.randn(64, 40, generator=torch.Generator().manual_seed(2)),
+    "net.final_layer.adaLN_modulation.1.weight": torch.full((6, 40), float("nan")),  # nobody reads it
+}
+
+
+@pytest.fixture
+def merged(make_network):
+    """Tensors of a merged teacher file, in its names, with all that official files carry."""
+    state = {names.to_official(k): v for k, v in make_network(torch.bfloat16).state_dict().items()}
+    return state | UNUSED
+
+
+def blank(make_network, dtype=torch.bfloat16, **changes):
+    return build(dataclasses.replace(make_network().config, **changes), dtype=dtype, seed=None)
+
+
+def same_bits(a, b):
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if a.ndim else a == b
+
+
+def renamed(tensors, base, control, model_base="base_model.", model=""):
+    """The merged tensors under other prefixes."""
+    out = {}
+    for name, value in tensors.items():
+        for old, new in (
+            ("base_model.net.", base), ("base_model.", model_base), ("net.", control), ("", model),
+        ):  # fmt: skip
+            if name.startswith(old):
+                out[new + name.removeprefix(old)] = value
+                break
+    return out
+
+
+def part(tensors, *prefixes):
+    return {k: v for k, v in tensors.items() if k.startswith(prefixes)}
+
+
+def test_official_names(make_network):
+    """Literal names, as published: the map is not only its own inverse."""
+    found = {names.to_official(k) for k in make_network().state_dict()}
+    assert {
+        "base_model.net.x_embedder.proj.1.weight",
+        "base_model.net.t_embedder.1.linear_1.weight",
+        "base_model.net.t_embedder.1.linear_2.weight",
+        "base_model.net.affline_norm.weight",
+        "base_model.net.extra_pos_embedder.pos_emb_t",
+        "base_model.net.blocks.block2.blocks.0.block.attn.to_q.0.weight",
+        "base_model.net.blocks.block2.blocks.0.block.attn.to_q.1.weight",
+        "base_model.net.blocks.block2.blocks.1.block.attn.to_k.1.weight",
+        "base_model.net.blocks.block2.blocks.1.block.attn.to_v.0.weight",
+        "base_model.net.blocks.block2.blocks.1.block.attn.to_out.0.weight",
+        "base_model.net.blocks.block2.blocks.2.block.layer1.weight",
+        "base_model.net.blocks.block2.blocks.2.block.layer2.weight",
+        "base_model.net.blocks.block0.blocks.2.adaLN_modulation.1.weight",
+        "base_model.net.blocks.block0.blocks.0.adaLN_modulation.2.weight",
+        "base_model.net.final_layer.adaLN_modulation.1.weight",
+        "base_model.net.final_layer.linear.weight",
+        "net.x_embedder.proj.1.weight",
+        "net.x_embedder2.proj.1.weight",
+        "net.input_hint_block.0.weight",
+        "net.input_hint_block.6.bias",
+        "net.zero_blocks.block1.weight",
+        "net.zero_blocks.block1.bias",
+    } <= found
+    assert len(found) == len(make_network().state_dict())
+    with pytest.raises(ValueError, match="no official name"):
+        names.to_official("base.blocks.0.unknown")
+
+
+def test_official_round_trip_is_bit_exact(make_network, merged, tmp_path):
+    torch.save(merged, tmp_path / "edge_control.pt")
+    network = blank(make_network)
+    carried = weights.load_into(network, tmp_path / "edge_control.pt")
+    assert carried.keys() == UNUSED.keys()
+    weights.save_official(network, tmp_path / "out.safetensors", carried)
+    back = load_file(tmp_path / "out.safetensors")
+    assert back.keys() == merged.keys()
+    assert all(same_bits(back[k], merged[k]) for k in merged)
+    again = blank(make_network)
+    assert weights.load_into(again, tmp_path / "out.safetensors").keys() == carried.keys()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layout", ["distilled", "distilled without net", "pair net", "pair bare", "pair swapped"])
+def test_every_official_layout_gives_the_same(make_network, merged, tmp_path, layout):
+    one, two = tmp_path / "one.pt", tmp_path / "two.safetensors"
+    source = one
+    if layout.startswith("distilled"):
+        top = "net." if layout == "distilled" else ""
+        torch.save(renamed(merged, f"{top}base_model.net.", f"{top}net_ctrl.", f"{top}base_model."), one)
+    elif layout == "pair bare":  # state dicts of the networks alone: nothing of the model around them
+        merged = {k: v for k, v in merged.items() if "logvar" not in k}
+        torch.save(renamed(part(merged, "base_model.net."), "", "?"), one)
+        save_file(renamed(part(merged, "net."), "?", ""), two)
+        source = (one, two)
+    else:
+        torch.save(renamed(part(merged, "base_model."), "net.", "?", ""), one)
+        save_file({k: v for k, v in merged.items() if not k.startswith("base_model.")}, two)
+        source = (one, two) if layout == "pair net" else (two, one)
+    state, carried = weights.load(source)
+    expected = {k: v for k, v in merged.items() if k in UNUSED}
+    assert carried.keys() == expected.keys()
+    assert all(same_bits(carried[k], expected[k]) for k in expected)
+    assert all(same_bits(state[k], v) for k, v in make_network(torch.bfloat16).state_dict().items())
+
+
+def test_a_sharded_folder_loads(make_network, merged, tmp_path):
+    keys = sorted(merged)
+    for i in range(2):
+        save_file({k: merged[k] for k in keys[i::2]}, tmp_path / f"model-{i}.safetensors")
+    with pytest.raises(ValueError, match=r"2 \.safetensors files and 0 indices: name one file"):
+        weights.load(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        '{"weight_map": {' + ", ".join(f'"{k}": "model-{n % 2}.safetensors"' for n, k in enumerate(keys)) + "}}"
+    )
+    state, carried = weights.load(tmp_path)
+    assert len(state) + len(carried) == len(merged)
+    index.write_text('{"weight_map": {"x": "../secret.safetensors"}}')
+    with pytest.raises(ValueError, match="points outside its folder"):
+        weights.load(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="is no index"):
+        weights.load(tmp_path)
+
+
+def test_our_own_file_and_casts(make_network, tmp_path):
+    network = make_network()
+    weights.save(network, tmp_path / "a" / "student.safetensors", dtype=torch.float16)
+    raw = load_file(tmp_path / "a" / "student.safetensors")
+    assert raw.keys() == network.state_dict().keys()
+    assert {v.dtype for v in raw.values()} == {torch.float16}
+    other = blank(make_network, torch.float32)
+    assert weights.load_into(other, tmp_path / "a" / "student.safetensors") == {}
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.equal(a.half().float(), b)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["student.safetensors"]  # no temporary left
+
+
+def test_loading_reads_tensors_when_used(tmp_path):
+    """A 256 MB file is mapped, not copied to the heap."""
+    save_file({"base.x": torch.zeros(64 << 20)}, tmp_path / "big.safetensors")
+    torch.save({"x_embedder.proj.1.weight": torch.zeros(64 << 20)}, tmp_path / "big.pt")
+
+    def anonymous():  # kilobytes
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+    for file in ("big.safetensors", "big.pt"):
+        before = anonymous()
+        state, _ = weights.load(tmp_path / file)
+        assert float(sum(x.sum() for x in state.values())) == 0
+        assert anonymous() - before < 64 << 10
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    target = tmp_path / "executed"
+    torch.save({"net.x_embedder.proj.1.weight": torch.ones(1), "x": Evil(str(target))}, tmp_path / "zip.pt")
+    with pytest.raises(ValueError, match="none of it was executed"):
+        weights.load(tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(str(target))))
+    with pytest.raises(ValueError, match=r"plain\.pt"):
+        weights.load(tmp_path / "plain.pt")
+    assert not target.exists()
+    torch.load(tmp_path / "zip.pt", weights_only=False)["x"].close()
+    assert target.exists()  # it would have
+
+
+def test_extra_state_of_transformer_engine_is_kept(merged, tmp_path):
+    name = "net.blocks.block0.blocks.0.block.attn.attn_op._extra_state"
+    none = name.replace("block0", "block1")
+    torch.save(merged | {name: io.BytesIO(b"\x01\x02"), none: None}, tmp_path / "te.pt")
+    _, carried = weights.load(tmp_path / "te.pt")
+    assert carried[name].tolist() == [1, 2]
+    assert none not in carried
+
+
+def test_damaged_and_absent_files(merged, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        weights.load(tmp_path / "absent.pt")
+    save_file(merged, tmp_path / "x.safetensors")
+    torch.save(merged, tmp_path / "x.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for file in ("x.safetensors", "x.pt"):
+        data = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match=rf"{file}.*download it again"):
+            weights.load(tmp_path / file)
+    with pytest.raises(ValueError, match="no state dict but list"):
+        weights.load(tmp_path / "list.pt")
+
+
+def test_what_does_not_fit_is_listed(make_network, merged, tmp_path):
+    path = tmp_path / "x.safetensors"
+
+    def refuse(tensors, *patterns, network=None):
+        save_file(tensors, path)
+        network = network or blank(make_network)
+        with torch.no_grad():
+            for p in network.parameters():
+                p.fill_(7)
+        with pytest.raises(ValueError) as error:
+            weights.load_into(network, path)
+        for pattern in (*patterns, "x.safetensors"):
+            assert pattern in str(error.value)
+        assert all(bool((p == 7).all()) for p in network.parameters())
+
+    q = "base_model.net.blocks.block1.blocks.1.block.attn.to_q.0.weight"
+    refuse({k: v for k, v in merged.items() if k != q}, "missing: base.blocks.1.cross_attn.q.weight.")
+    refuse(merged | {"net.lora.weight": torch.ones(1)}, "unexpected: net.lora.weight")
+    refuse(merged | {q: torch.ones(40, 41)}, "base.blocks.1.cross_attn.q.weight is [40, 41], not [40, 40]")
+    refuse(merged | {q: torch.ones(40, 40, dtype=torch.int8)}, "cross_attn.q.weight is torch.int8")
+    refuse(part(merged, "base_model."), "missing: control.", "pass the pair (base, control)")
+    refuse(merged, "unexpected: base.blocks.2.", "preset", network=blank(make_network, blocks=2))
+    refuse({"text_model.encoder.weight": torch.ones(1)}, "unexpected: text_model.encoder.weight")
+    refuse({}, "holds no tensors")
+    both = merged | {"x_embedder2.proj.1.weight": merged["net.x_embedder2.proj.1.weight"].clone()}
+    refuse(both, "unexpected", "x_embedder2")
+
+
+def test_two_files_of_the_same_half_are_refused(merged, tmp_path):
+    for name in ("a", "b"):
+        save_file(part(merged, "base_model."), tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="pass one base and one control file"):
+        weights.load((tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_weights_are_refused(make_network, merged, tmp_path, value):
+    name = "net.zero_blocks.block0.bias"
+    bad = merged[name].clone()
+    bad[3] = value
+    save_file(merged | {name: bad}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"control\.zero_blocks\.0\.bias is not finite"):
+        weights.load_into(blank(make_network), tmp_path / "x.safetensors")
+    network = make_network()
+    with torch.no_grad():
+        network.control.zero_blocks[0].bias[3] = value
+    with pytest.raises(ValueError, match="not finite"):
+        weights.save_official(network, tmp_path / "y.safetensors")
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_a_cast_that_overflows_is_refused(make_network, tmp_path):
+    network = make_network()
+    with torch.no_grad():
+        network.control.zero_blocks[0].bias[0] = 1e5
+    weights.save(network, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        weights.load_into(blank(make_network, torch.float16), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="refusing to save"):
+        weights.save(network, tmp_path / "y.safetensors", dtype=torch.float16)
+
+
+def test_a_failed_write_leaves_the_old_file(make_network, tmp_path, monkeypatch):
+    from cosmos_distill.models import files
+
+    network, path = make_network(), tmp_path / "x.safetensors"
+    weights.save(network, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        weights.save(make_network(seed=2), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_carried_tensors_cannot_replace_weights(make_network, tmp_path):
+    name = "net.zero_blocks.block0.bias"
+    with pytest.raises(ValueError, match=name):
+        weights.save_official(make_network(), tmp_path / "x.safetensors", {name: torch.ones(40)})
+
+
+def test_shipped_weights(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"no weights are shipped for transfer1-7b: pass --teacher PATH"):
+        weights.shipped("transfer1-7b")
+    with pytest.raises(ValueError, match="unknown preset 'x'; there are transfer1-7b"):
+        weights.shipped("x")
+    monkeypatch.setattr(weights, "__file__", str(tmp_path / "models" / "weights.py"))
+    path = tmp_path / "weights" / "transfer1-smoke.safetensors"
+    network = build(PRESETS["transfer1-smoke"], seed=4)
+    weights.save(network, path, dtype=torch.float16)
+    assert weights.shipped("transfer1-smoke") == path
+    other = build(PRESETS["transfer1-smoke"], seed=None)
+    weights.load_into(other, weights.shipped("transfer1-smoke"))
+    assert all(torch.equal(a.half().float(), b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
