@@ -30,7 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --durations=0 $(ARGS)
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' --durations=0 $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

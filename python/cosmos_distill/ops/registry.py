@@ -41,8 +41,8 @@ class Implementation:
     function: str
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
-    eager_only: bool = False
-    """Reads raw pointers: neither traceable by torch.compile nor callable on tensor subclasses."""
+    raw_pointers: bool = False
+    """Reads the tensor's memory itself, so it can serve no tensor subclass."""
 
     def refuses(self, device: str, dtype: torch.dtype | None, plain: bool) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
@@ -51,8 +51,8 @@ class Implementation:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
-        if self.eager_only and not plain:
-            return "it serves plain tensors in eager mode, not tensor subclasses or a traced graph"
+        if self.raw_pointers and not plain:
+            return "it serves plain tensors, not tensor subclasses"
         return None
 
     def load(self) -> Callable[..., Any]:
@@ -69,7 +69,7 @@ def _reference(folder: str, function: str) -> tuple[Implementation, ...]:
 def _fused(folder: str, function: str) -> tuple[Implementation, ...]:
     package = __name__.rpartition(".")[0] + "." + folder
     return (
-        Implementation("cpu", f"{package}.cpu", function, ("cpu",), (torch.float32,), eager_only=True),
+        Implementation("cpu", f"{package}.cpu", function, ("cpu",), (torch.float32,), raw_pointers=True),
         Implementation("reference", f"{package}.reference", function),
     )
 
@@ -102,6 +102,7 @@ _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 # Looking an implementation up must cost next to nothing: small networks call thousands of operators a second.
 _chosen: dict[tuple[str, str | None, str, torch.dtype | None, bool], Callable[..., Any]] = {}
 _said: set[str] = set()
+_traceable: dict[str, dict[str, Callable[..., Any]]] = {}
 
 
 def resolve(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..., Any]:
@@ -112,9 +113,11 @@ def resolve(operator: str, backend: str | None, *tensors: Tensor) -> Callable[..
         ValueError: there is no backend of that name.
     """
     asked = backend or os.environ.get(VARIABLE) or None
+    if torch.compiler.is_compiling():
+        return _choose_while_tracing(operator, asked)
     first = tensors[0]
     dtype: torch.dtype | None = first.dtype
-    plain = not torch.compiler.is_compiling()
+    plain = True
     for tensor in tensors:
         if tensor.dtype != dtype:
             dtype = None
@@ -152,6 +155,20 @@ def _choose(
         f"{operator} has no backend {asked!r} for these tensors. " + ". ".join(reasons) + ". "
         f"Unset {VARIABLE} and pass no backend to let one be picked."
     )
+
+
+def traceable(operator: str, backend: str, function: Callable[..., Any]) -> None:
+    """Offer an implementation made of torch operators to torch.compile, which cannot trace the import that
+    an ordinary choice may need. Of several, the one offered first is preferred."""
+    _traceable.setdefault(operator, {})[backend] = function
+
+
+def _choose_while_tracing(operator: str, asked: str | None) -> Callable[..., Any]:
+    offered = _traceable[operator]
+    for name in offered if asked is None else asked.split(","):
+        if name.strip() in offered:
+            return offered[name.strip()]
+    raise BackendUnavailable(f"{operator} has no backend {asked!r} under torch.compile, only {list(offered)}")
 
 
 def _named(operator: str, asked: str, reasons: list[str]) -> tuple[Implementation, ...]:

@@ -10,8 +10,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import registry
+from . import reference
 
 __all__ = ["adaln_modulate", "gated_residual_adaln"]
+
+registry.traceable("adaln_modulate", "reference", reference.adaln_modulate)
+registry.traceable("gated_residual_adaln", "reference", reference.gated_residual_adaln)
 
 
 def _check_tokens(x: Tensor) -> None:

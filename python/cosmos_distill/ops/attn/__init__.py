@@ -8,8 +8,13 @@ from typing import Literal, overload
 from torch import Tensor
 
 from .. import registry
+from . import reference, sdpa
 
 __all__ = ["attention"]
+
+registry.traceable("attention", "sdpa", sdpa.attention)
+registry.traceable("attention", "reference", reference.attention)
+registry.traceable("attention_lse", "reference", reference.attention_lse)
 
 
 @overload

@@ -6,8 +6,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import registry
+from . import reference
 
 __all__ = ["qk_norm_rope"]
+
+registry.traceable("qk_norm_rope", "reference", reference.qk_norm_rope)
 
 
 def _check_table(name: str, table: Tensor, q: Tensor) -> None:

@@ -39,8 +39,12 @@ def _forward(
     x, stride = _tokens(x)
     out = torch.empty(x.shape)
     rstd = torch.empty(x.shape[:3])
+    batch, length, heads, dim = x.shape
     _C.norm_rope_forward(
-        *x.shape,
+        batch,
+        length,
+        heads,
+        dim,
         stride,
         x.data_ptr(),
         weight.data_ptr(),
@@ -58,8 +62,12 @@ def _backward(
     grad = grad.contiguous()
     x, stride = _tokens(x)
     dx, dweight = torch.empty(x.shape), torch.empty(weight.shape)
+    batch, length, heads, dim = x.shape
     _C.norm_rope_backward(
-        *x.shape,
+        batch,
+        length,
+        heads,
+        dim,
         stride,
         grad.data_ptr(),
         x.data_ptr(),

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch
+
+SHAPES = st.tuples(
+    st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    st.integers(0, 70),  # chunks of rows are 32: none, one and several
+    st.integers(8, 37),  # fewer channels can all lie close together, which no fp32 survives
+).map(lambda s: (*s[0], s[1], s[2]))
+
+
+def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """x, y and (gate, shift, scale), with a mean that a careless variance would lose."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=draw) * 3 + 5
+    y = torch.randn(shape, generator=draw)
+    modulation = [torch.randn(shape[:-2] + shape[-1:], generator=draw) for _ in range(3)]
+    return x, y, modulation
+
+
+def test_reference_is_the_formula():
+    x, y, (gate, shift, scale) = tokens((2, 3, 4, 6))
+    x, y, gate, shift, scale = (t.double() for t in (x, y, gate, shift, scale))
+    per_token = [t[:, :, None, :] for t in (gate, shift, scale)]
+    summed = x + per_token[0] * y
+    mean = summed.mean(-1, keepdim=True)
+    variance = ((summed - mean) ** 2).mean(-1, keepdim=True)
+    expected = (summed - mean) / torch.sqrt(variance + 1e-6) * (1 + per_token[2]) + per_token[1]
+    x_new, h = ops.gated_residual_adaln(x, y, gate, shift, scale)
+    torch.testing.assert_close(x_new, summed, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(h, expected, rtol=1e-12, atol=1e-12)
+    alone = ops.adaln_modulate(x_new, shift, scale)
+    torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_computes_in_fp32():
+    x, y, modulation = tokens((2, 5, 64))
+    half = [t.bfloat16() for t in (x, y, *modulation)]
+    x_new, h = ops.gated_residual_adaln(*half)
+    assert x_new.dtype == h.dtype == torch.bfloat16
+    exact_sum, exact = ops.gated_residual_adaln(*[t.double() for t in half])
+    assert torch.equal(x_new, exact_sum.bfloat16())
+    # One rounding of the residual and one of the result, nothing worse.
+    assert (h - exact).abs().max() <= 2 * 2**-8 * exact.abs().max()
+
+
+@pytest.mark.compiled
+@settings(max_examples=25, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 1000))
+def test_cpu_modulate(shape: tuple[int, ...], seed: int):
+    x, y, (_, shift, scale) = tokens(shape, seed)
+    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), (y,), ulps=8)
+
+
+@pytest.mark.compiled
+@settings(max_examples=25, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 1000))
+def test_cpu_gated(shape: tuple[int, ...], seed: int):
+    x, y, modulation = tokens(shape, seed)
+    grads = tokens(shape, seed + 1)[:2]
+    assert_as_good_as_torch(ops.gated_residual_adaln, (x, y, *modulation), grads, ulps=8)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("shape", [(16, 48, 192), (2, 3, 70, 96), (1, 130, 1023)])
+def test_cpu_at_the_sizes_of_networks(shape: tuple[int, ...]):
+    x, y, (gate, shift, scale) = tokens(shape)
+    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), (y,))
+    assert_as_good_as_torch(ops.gated_residual_adaln, (x, y, gate, shift, scale), tokens(shape, 1)[:2])
+
+
+@pytest.mark.compiled
+def test_cpu_one_channel_normalises_to_the_shift():
+    x, _, (_, shift, scale) = tokens((2, 3, 1))
+    out = ops.adaln_modulate(x, shift, scale, backend="cpu")
+    torch.testing.assert_close(out, shift[:, None].expand_as(out))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("output", [0, 1])
+def test_cpu_gated_with_one_output_unused(output: int):
+    x, y, modulation = tokens((2, 5, 16))
+
+    def one(*args: Tensor, backend: str) -> Tensor:
+        return ops.gated_residual_adaln(*args, backend=backend)[output]
+
+    leaves = [t.requires_grad_() for t in (x, y, *modulation)]
+    got = torch.autograd.grad(one(*leaves, backend="cpu").sum(), leaves, allow_unused=True)
+    want = torch.autograd.grad(one(*leaves, backend="reference").sum(), leaves, allow_unused=True)
+    for a, b in zip(got, want, strict=True):
+        zero = torch.zeros_like(b) if b is not None else 0.0
+        torch.testing.assert_close(zero if a is None else a, torch.zeros_like(a) if b is None else b)
+
+
+@pytest.mark.compiled
+def test_cpu_reads_slices_without_being_told():
+    x, y, _ = tokens((2, 3, 8, 12))
+    wide = torch.randn(2, 3, 36)
+    chunks = wide.chunk(3, dim=-1)
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    every_other = torch.randn(2, 3, 24)[..., ::2]
+    for gate, shift, scale in (chunks, (every_other,) * 3, (torch.randn(1, 1, 12).expand(2, 3, 12),) * 3):
+        got = ops.gated_residual_adaln(turned, y, gate, shift, scale, backend="cpu")
+        want = ops.gated_residual_adaln(x, y, gate, shift, scale, backend="reference")
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.compiled
+def test_cpu_is_bit_equal_for_any_number_of_threads():
+    x, y, modulation = tokens((3, 200, 192))
+    leaves = [t.requires_grad_() for t in (x, y, *modulation)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            x_new, h = ops.gated_residual_adaln(*leaves, backend="cpu")
+            results.append([x_new, h, *torch.autograd.grad((x_new * h).sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.compiled
+def test_cpu_shows_a_nan_instead_of_hiding_it():
+    x, _, (_, shift, scale) = tokens((1, 4, 8))
+    x[0, 2, 3] = float("nan")
+    out = ops.adaln_modulate(x, shift, scale, backend="cpu")
+    assert out[0, 2].isnan().all() and out[0, [0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.compiled
+def test_cpu_refuses_a_second_derivative():
+    x, _, (_, shift, scale) = tokens((1, 4, 8))
+    x.requires_grad_()
+    out = ops.adaln_modulate(x, shift, scale, backend="cpu")
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"x": torch.zeros(4, 8)}, "x must be"),
+        ({"x": torch.zeros(2, 4, 8, dtype=torch.int64)}, "x must be a floating-point"),
+        ({"y": torch.zeros(2, 4, 7)}, "y must have"),
+        ({"gate": torch.zeros(2, 4, 8)}, "gate must be"),
+        ({"shift": torch.zeros(1, 8)}, "shift must be"),
+        ({"scale": torch.zeros(2, 9)}, "scale must be"),
+        ({"scale": torch.zeros(2, 8, device="meta")}, "scale is on meta"),
+    ],
+)
+def test_errors_name_the_argument(change: dict[str, Tensor], named: str):
+    good = {"x": torch.zeros(2, 4, 8), "y": torch.zeros(2, 4, 8)}
+    good |= {name: torch.zeros(2, 8) for name in ("gate", "shift", "scale")}
+    with pytest.raises(ValueError, match=named):
+        ops.gated_residual_adaln(**{**good, **change})

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch
+
+
+def heads(batch: int, length: int, count: int, dim: int, tables: int, seed: int = 0):
+    """q, k, their weights, and tables with that many axes (0: none)."""
+    draw = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(batch, length, count, dim, generator=draw) for _ in range(2))
+    weights = [torch.randn(dim, generator=draw) for _ in range(2)]
+    if tables == 0:
+        return q, k, weights, (None, None)
+    shape = (length, dim) if tables == 2 else (batch, length, dim)
+    return q, k, weights, tuple(torch.randn(shape, generator=draw) for _ in range(2))
+
+
+def test_reference_rotates_by_the_angle():
+    angle = torch.rand(5, 3, dtype=torch.float64) * 2 * math.pi
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    one = torch.ones(6, dtype=torch.float64)
+    both = torch.cat((angle, angle), dim=-1)
+    out, _ = ops.qk_norm_rope(x, x, one, one, both.cos(), both.sin())
+    normed = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    turned = torch.view_as_complex(torch.stack(normed.chunk(2, -1), -1)) * torch.polar(
+        torch.ones_like(angle), angle
+    ).unsqueeze(1)
+    torch.testing.assert_close(out, torch.cat((turned.real, turned.imag), -1))
+
+
+@pytest.mark.compiled
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(0, 40),
+    count=st.integers(1, 5),
+    half=st.integers(1, 19),
+    tables=st.sampled_from([0, 2, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_cpu(batch: int, length: int, count: int, half: int, tables: int, seed: int):
+    q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, seed)
+
+    def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+
+    grads = heads(batch, length, count, 2 * half, 0, seed + 1)[:2]
+    assert_as_good_as_torch(operator, (q, k, *weights), grads, ulps=8)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("shape", [(16, 48, 6, 32), (1, 130, 4, 128)])
+def test_cpu_at_the_sizes_of_networks(shape: tuple[int, int, int, int]):
+    q, k, weights, (cos, sin) = heads(*shape, tables=2)
+
+    def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+
+    assert_as_good_as_torch(operator, (q, k, *weights), heads(*shape, tables=0, seed=1)[:2])
+
+
+@pytest.mark.compiled
+def test_cpu_reads_slices_of_a_fused_projection():
+    fused = torch.randn(2, 7, 3 * 4 * 8)
+    q, k, _ = (part.unflatten(-1, (4, 8)) for part in fused.chunk(3, dim=-1))
+    _, _, (a, b), (cos, sin) = heads(2, 7, 4, 8, 2)
+    for table in ((cos, sin), (cos.expand(2, 7, 8), sin.expand(2, 7, 8)), (cos.t().contiguous().t(), sin)):
+        got = ops.qk_norm_rope(q, k, a, b, *table, backend="cpu")
+        torch.testing.assert_close(got, ops.qk_norm_rope(q, k, a, b, *table, backend="reference"))
+
+
+@pytest.mark.compiled
+def test_cpu_cross_attention_has_two_lengths_and_no_tables():
+    q, _, (a, b), _ = heads(2, 7, 4, 8, 0)
+    k = torch.randn(2, 3, 4, 8)
+    got = ops.qk_norm_rope(q, k, a, b, backend="cpu")
+    torch.testing.assert_close(got, ops.qk_norm_rope(q, k, a, b, backend="reference"))
+
+
+@pytest.mark.compiled
+def test_cpu_is_bit_equal_for_any_number_of_threads():
+    q, k, weights, tables = heads(4, 100, 6, 32, 2)
+    leaves = [t.requires_grad_() for t in (q, k, *weights)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outs = ops.qk_norm_rope(*leaves, *tables, backend="cpu")
+            results.append([*outs, *torch.autograd.grad((outs[0] * outs[1]).sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_learnable_tables_get_their_gradient():
+    q, k, weights, (cos, sin) = heads(1, 3, 2, 4, 2)
+    cos.requires_grad_()
+    q_out, _ = ops.qk_norm_rope(q, k, *weights, cos, sin)
+    assert torch.autograd.grad(q_out.sum(), cos)[0].abs().sum() > 0
+
+
+def test_errors_name_the_argument():
+    q, k, (a, b), (cos, sin) = heads(2, 5, 3, 8, 2)
+    for message, arguments in (
+        ("q must be", (q[0], k, a, b, cos, sin)),
+        ("k_weight must be", (q, k, a, b[:4], cos, sin)),
+        ("k must share", (q, k[:1], a, b, cos, sin)),
+        ("sin is missing", (q, k, a, b, cos, None)),
+        ("cos must be", (q, k, a, b, cos[:4], sin)),
+        ("k has length", (q, k[:, :3], a, b, cos, sin)),
+        ("even", (q[..., :7], k[..., :7], a[:7], b[:7], cos[:, :7], sin[:, :7])),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.qk_norm_rope(*arguments)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from cosmos_distill.ops import registry
+from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable, Implementation
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that has chosen nothing yet and said nothing yet."""
+    monkeypatch.setattr(registry, "_chosen", {})
+    monkeypatch.setattr(registry, "_said", set())
+    monkeypatch.delenv(registry.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package had been installed without a compiler."""
+    broken = Implementation("cpu", "cosmos_distill.ops.absent", "f", ("cpu",), (torch.float32,))
+    for name in ("adaln_modulate", "qk_norm_rope"):
+        monkeypatch.setitem(registry.OPERATORS, name, (broken, *registry.OPERATORS[name][1:]))
+
+
+def call(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    x, m = torch.zeros(1, 2, 4, dtype=dtype), torch.zeros(1, 4, dtype=dtype)
+    return ops.adaln_modulate(x, m, m, backend=backend)
+
+
+def module_of(operator: str, *tensors: Tensor, backend: str | None = None) -> str:
+    return registry.resolve(operator, backend, *tensors).__module__.rpartition(".")[2]
+
+
+@pytest.mark.compiled
+def test_cpu_comes_first_on_the_cpu_and_only_there():
+    x = torch.zeros(1, 2, 4)
+    assert module_of("adaln_modulate", x) == "cpu"
+    assert module_of("adaln_modulate", x.to("meta")) == "reference"
+
+
+@pytest.mark.compiled
+def test_falls_back_and_says_so_once_for_other_dtypes():
+    with pytest.warns(BackendFallback, match="serves torch.float32, not torch.float64"):
+        call(dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(dtype=torch.float64)
+
+
+def test_falls_back_and_says_so_once_without_the_compiled_module(missing_module: None):
+    with pytest.warns(BackendFallback, match="compiled module is missing"):
+        call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+        q, w = torch.zeros(1, 2, 1, 4), torch.ones(4)
+        ops.qk_norm_rope(q, q, w, w)  # the same reason: said already
+
+
+def test_an_explicit_choice_is_never_replaced(missing_module: None, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BackendUnavailable, match="compiled module is missing"):
+        call("cpu")
+    monkeypatch.setenv(registry.VARIABLE, "cpu")
+    with pytest.raises(BackendUnavailable, match="compiled module is missing"):
+        call()
+    with pytest.raises(BackendUnavailable, match="attention has no such implementation"):
+        ops.attention(*[torch.zeros(1, 2, 1, 4)] * 3)
+    assert call("reference").shape == (1, 2, 4)  # the argument outranks the variable
+
+
+@pytest.mark.compiled
+def test_an_explicit_choice_that_cannot_serve_raises():
+    with pytest.raises(BackendUnavailable, match=r"serves torch\.float32, not torch\.bfloat16"):
+        call("cpu", torch.bfloat16)
+
+
+def test_the_variable_may_hold_an_order_of_preference(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(registry.VARIABLE, "sdpa, reference")
+    q = torch.zeros(1, 2, 1, 4)
+    assert module_of("attention", q, q, q) == "sdpa"
+    assert module_of("adaln_modulate", q) == "reference"
+
+
+def test_a_misspelt_backend_is_named():
+    with pytest.raises(ValueError, match="'cup' is unknown: choose among"):
+        call("cup")
+
+
+def test_compiled_graphs_contain_no_raw_pointers():
+    with torch.random.fork_rng():
+        x, m = torch.randn(1, 3, 8), torch.randn(1, 8)
+    compiled = torch.compile(ops.adaln_modulate, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, m, m), ops.adaln_modulate(x, m, m))
+
+
+def test_importing_the_operators_imports_neither_torch_nor_the_trainer():
+    code = (
+        "import sys; from cosmos_distill import ops; assert 'torch' not in sys.modules; ops.adaln_modulate; "
+        "assert 'torch' in sys.modules; print([m for m in ('megatron', 'tyro', 'rich') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_every_public_operator_is_reachable():
+    for name in ("adaln_modulate", "gated_residual_adaln", "qk_norm_rope", "attention"):
+        assert callable(getattr(ops, name)) and name in dir(ops)
+    with pytest.raises(AttributeError, match="no attribute 'adaln_modulates'"):
+        _ = ops.adaln_modulates
