@@ -67,7 +67,7 @@ def load_into(network: nn.Module, source: Source) -> State:
     """
     state, carried = load(source)
     parameters = dict(network.named_parameters())
-    split = _split_dims(network)
+    split = split_dims(network)
     group = groups.tensor_group()
     problems = []
     missing = parameters.keys() - state.keys()
@@ -164,7 +164,7 @@ def _listed(items: Iterable[str], most: int = 20) -> str:
     return ", ".join(items[:most]) + more
 
 
-def _split_dims(network: nn.Module) -> dict[str, int]:
+def split_dims(network: nn.Module) -> dict[str, int]:
     """Dimension along which the tensor-parallel group cuts a parameter."""
     return {
         f"{name}.weight": 0 if isinstance(module, ColumnLinear) else 1
@@ -175,7 +175,7 @@ def _split_dims(network: nn.Module) -> dict[str, int]:
 
 def _whole(network: nn.Module, dtype: torch.dtype | None) -> State:
     """The network's tensors on the CPU, gathered over the tensor-parallel group."""
-    split = _split_dims(network)
+    split = split_dims(network)
     group = groups.tensor_group()
     state: State = {}
     for name, parameter in network.named_parameters():
