@@ -1,5 +1,6 @@
 """Behaviour of the whole network: sizes, control branch, features, batches, checkpointing, errors."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_parameters_of_the_7b():
     trunk = 72 * d + d * d + d * 3 * d + d + (128 + 120 + 120) * d
     final = d * rank + rank * 2 * d + d * 64
     hint_sizes = (d, 16, 16, 32, 32, 96, 96, 256, d)
-    hint = 129 * 4 * d + sum(a * b + b for a, b in zip(hint_sizes, hint_sizes[1:], strict=False))
+    hint = 129 * 4 * d + sum(a * b + b for a, b in itertools.pairwise(hint_sizes))
     assert count(network.base) == 28 * block + trunk + final == 7_236_208_640
     assert count(network.control) == 3 * block + trunk + hint + 3 * (d * d + d) == 890_089_248
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in network.parameters())
@@ -239,7 +240,7 @@ def test_errors_say_what_is_wrong(make_network, make_inputs):
         forward(x=torch.zeros(2, 17, 3, 6, 8))
     with pytest.raises(ValueError, match="7 x 8 is not a multiple of the patch size 2"):
         forward(x=torch.zeros(2, 16, 3, 7, 8), **bare)
-    with pytest.raises(ValueError, match="3 x 14 x 8 exceeds .* 4 x 12 x 16"):
+    with pytest.raises(ValueError, match=r"3 x 14 x 8 exceeds .* 4 x 12 x 16"):
         forward(x=torch.zeros(2, 16, 3, 14, 8), **bare)
     with pytest.raises(ValueError, match="5 x 6 x 8 exceeds"):
         forward(x=torch.zeros(2, 16, 5, 6, 8), **bare)

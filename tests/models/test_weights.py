@@ -14,7 +14,9 @@ from cosmos_distill.models.presets import PRESETS
 UNUSED = {
     "base_model.net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
     "base_model.net.accum_video_sample_counter": torch.tensor(12.0),
-    "base_model.net.blocks.block0.blocks.0.block.attn.attn_op._extra_state": torch.zeros(0, dtype=torch.uint8),
+    "base_model.net.blocks.block0.blocks.0.block.attn.attn_op._extra_state": torch.zeros(
+        0, dtype=torch.uint8
+    ),
     "base_model.logvar.0.freqs": torch.randn(4, generator=torch.Generator().manual_seed(0)),
     "logvar.1.weight": torch.randn(1, 4, generator=torch.Generator().manual_seed(1)),
     "net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
@@ -37,7 +39,9 @@ def blank(make_network, dtype=torch.bfloat16, **changes):
 def same_bits(a, b):
     assert a.dtype == b.dtype
     assert a.shape == b.shape
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if a.ndim else a == b
+    return (
+        torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)) if a.ndim else a == b
+    )
 
 
 def renamed(tensors, base, control, model_base="base_model.", model=""):
@@ -103,7 +107,9 @@ def test_official_round_trip_is_bit_exact(make_network, merged, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("layout", ["distilled", "distilled without net", "pair net", "pair bare", "pair swapped"])
+@pytest.mark.parametrize(
+    "layout", ["distilled", "distilled without net", "pair net", "pair bare", "pair swapped"]
+)
 def test_every_official_layout_gives_the_same(make_network, merged, tmp_path, layout):
     one, two = tmp_path / "one.pt", tmp_path / "two.safetensors"
     source = one
@@ -134,7 +140,9 @@ def test_a_sharded_folder_loads(make_network, merged, tmp_path):
         weights.load(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(
-        '{"weight_map": {' + ", ".join(f'"{k}": "model-{n % 2}.safetensors"' for n, k in enumerate(keys)) + "}}"
+        '{"weight_map": {'
+        + ", ".join(f'"{k}": "model-{n % 2}.safetensors"' for n, k in enumerate(keys))
+        + "}}"
     )
     state, carried = weights.load(tmp_path)
     assert len(state) + len(carried) == len(merged)
@@ -314,4 +322,7 @@ def test_shipped_weights(tmp_path, monkeypatch):
     assert weights.shipped("transfer1-smoke") == path
     other = build(PRESETS["transfer1-smoke"], seed=None)
     weights.load_into(other, weights.shipped("transfer1-smoke"))
-    assert all(torch.equal(a.half().float(), b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a.half().float(), b)
+        for a, b in zip(network.parameters(), other.parameters(), strict=True)
+    )

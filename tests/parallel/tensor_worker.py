@@ -26,7 +26,11 @@ RANKS = 2
 def linears(seed: int = 0) -> dict[str, torch.Tensor]:
     """x [5, 6], A [8, 6], B [4, 8]."""
     g = torch.Generator().manual_seed(seed)
-    return {"x": torch.randn(5, 6, generator=g), "a": torch.randn(8, 6, generator=g), "b": torch.randn(4, 8, generator=g)}
+    return {
+        "x": torch.randn(5, 6, generator=g),
+        "a": torch.randn(8, 6, generator=g),
+        "b": torch.randn(4, 8, generator=g),
+    }
 
 
 def run_linears(rank: int = 0, ranks: int = 1) -> dict[str, torch.Tensor]:
@@ -66,7 +70,10 @@ def main(rank: int, folder: Path) -> None:
     layout = groups.initialize(Parallel(tensor=RANKS))
     assert layout == groups.initialize() == groups.initialize(Parallel(tensor=RANKS))
     found = {f"linear/{k}": v for k, v in run_linears(rank, RANKS).items()}
-    found |= {f"network/{k}": v for k, v in run_network(folder / "in.safetensors", load_file(folder / "inputs")).items()}
+    found |= {
+        f"network/{k}": v
+        for k, v in run_network(folder / "in.safetensors", load_file(folder / "inputs")).items()
+    }
     save_file({k: v.contiguous() for k, v in found.items()}, folder / f"rank{rank}.safetensors")
     weights.save(build(PRESETS["transfer1-smoke"], seed=5), folder / "initial.safetensors")
     again = build(PRESETS["transfer1-smoke"], seed=None)

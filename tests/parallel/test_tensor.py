@@ -45,7 +45,11 @@ def two_ranks(tmp_path_factory):
 
 def ranks(folder: Path, part: str) -> list[dict[str, torch.Tensor]]:
     return [
-        {k.removeprefix(part): v for k, v in load_file(folder / f"rank{r}.safetensors").items() if k.startswith(part)}
+        {
+            k.removeprefix(part): v
+            for k, v in load_file(folder / f"rank{r}.safetensors").items()
+            if k.startswith(part)
+        }
         for r in range(2)
     ]
 
