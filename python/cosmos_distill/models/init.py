@@ -22,7 +22,7 @@ STD = 0.02
 
 def _zero(name: str) -> bool:
     """Tensors that start at zero: second AdaLN linear of a block, control residuals, last hint layer."""
-    return ".modulations." in name and name.endswith("linear_2.weight") or ".zero_blocks." in name
+    return (".modulations." in name and name.endswith("linear_2.weight")) or ".zero_blocks." in name
 
 
 @torch.no_grad()
