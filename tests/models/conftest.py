@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cosmos_distill.models import build
+from cosmos_distill.models import build, names
 from cosmos_distill.models.control import ControlledDiT
 from cosmos_distill.models.presets import NetworkConfig
 
@@ -67,3 +67,29 @@ def make_inputs():
         }
 
     return make
+
+
+UNUSED = {
+    "base_model.net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
+    "base_model.net.accum_video_sample_counter": torch.tensor(12.0),
+    "base_model.net.blocks.block0.blocks.0.block.attn.attn_op._extra_state": torch.zeros(
+        0, dtype=torch.uint8
+    ),
+    "base_model.logvar.0.freqs": torch.randn(4, generator=torch.Generator().manual_seed(0)),
+    "logvar.1.weight": torch.randn(1, 4, generator=torch.Generator().manual_seed(1)),
+    "net.pos_embedder.seq": torch.arange(8, dtype=torch.float32),
+    "net.final_layer.linear.weight": torch.randn(64, 40, generator=torch.Generator().manual_seed(2)),
+    "net.final_layer.adaLN_modulation.1.weight": torch.full((6, 40), float("nan")),  # nobody reads it
+}
+
+
+@pytest.fixture
+def unused():
+    return dict(UNUSED)
+
+
+@pytest.fixture
+def merged(make_network):
+    """Tensors of a merged teacher file, in its names, with all that official files carry."""
+    state = {names.to_official(k): v for k, v in make_network(torch.bfloat16).state_dict().items()}
+    return state | UNUSED
