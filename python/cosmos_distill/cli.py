@@ -69,6 +69,9 @@ class Invocation:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 refused, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch is imported. A thread that waits should sleep: on a machine shared with others, spinning
+    # ones made a CPU run ten times slower, and alone they gain next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return OK if argv else REFUSED
