@@ -119,7 +119,9 @@ def _command(argv: list[str]) -> int:
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
         if not names:
             raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
-        return _run(dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names)))
+        return _run(
+            dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
+        )
     return _run(parse(argv))
 
 
@@ -181,7 +183,9 @@ def load(path: Path) -> ModuleType:
     """
     if path.suffix != ".py" or not path.is_file():
         known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.py"))) or "none in ./recipes"
-        raise Refusal(f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help")
+        raise Refusal(
+            f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help"
+        )
     spec = importlib.util.spec_from_file_location(f"cosmos_distill_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -204,7 +208,9 @@ def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]
     import tyro
 
     hints = get_type_hints(function, include_extras=True)
-    texts = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
+    texts = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
+    }
     arguments = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:

@@ -40,7 +40,12 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         seconds.append(time.perf_counter() - begin)
         assert done.returncode == 0, done.stderr
     assert min(seconds) < 1.0
-    for option in ("--scale {smoke,mini,7b}", "--stages.kd.trainer.max-steps", "--dry-run", "--parallel.tensor"):
+    for option in (
+        "--scale {smoke,mini,7b}",
+        "--stages.kd.trainer.max-steps",
+        "--dry-run",
+        "--parallel.tensor",
+    ):
         assert option in done.stdout
     assert "What the clips are generated from." in done.stdout  # the recipe's own docstring
 
@@ -64,7 +69,9 @@ def test_misspelt_option_gets_a_suggestion() -> None:
 def test_scale_chooses_the_numbers_and_options_override_them() -> None:
     assert trainers("--scale", "7b") == {"kd": 10_000, "dmd2": 24_000}
     assert trainers("--scale", "7b", "--stages.kd.trainer.max-steps", "7") == {"kd": 7, "dmd2": 24_000}
-    found = cli.parse([str(RECIPE), "--stages.dmd2.method.guidance.scale=3", "--control", "vis", "--seed", "4"])
+    found = cli.parse(
+        [str(RECIPE), "--stages.dmd2.method.guidance.scale=3", "--control", "vis", "--seed", "4"]
+    )
     assert found.recipe.stages["dmd2"].method.guidance.scale == 3  # type: ignore[attr-defined]
     assert (found.recipe.control, found.recipe.seed) == ("vis", 4)
 
@@ -131,7 +138,17 @@ def test_impossible_runs_are_refused_with_what_to_do(
 
 def test_depth_needs_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "videos").mkdir()
-    args = [str(RECIPE), "--scale", "smoke", "--control", "depth", "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    args = [
+        str(RECIPE),
+        "--scale",
+        "smoke",
+        "--control",
+        "depth",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert cli.main(args) == cli.REFUSED
     shown = "".join(capsys.readouterr().err.replace("│", " ").split())
     assert f"needsthefolder{tmp_path / 'depth'}" in shown
@@ -146,7 +163,11 @@ def test_unwritable_output_folder_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_recipe_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "needy.py").write_text("def recipe(scale): ...")
-    for name, advice in (("empty.py", "defines no function"), ("needy.py", "needs a default"), ("no.py", "neither")):
+    for name, advice in (
+        ("empty.py", "defines no function"),
+        ("needy.py", "needs a default"),
+        ("no.py", "neither"),
+    ):
         assert cli.main([str(tmp_path / name)]) == cli.REFUSED
         assert advice in " ".join(capsys.readouterr().err.replace("│", " ").split())
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.kd import KD
 
 import cosmos_distill
 from cosmos_distill import cli
 from cosmos_distill.config import Control, Evaluate, Generate, Guidance, Recipe, Scale, Train
-from cosmos_distill.methods.dmd2 import DMD2
-from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages.checks import latent_frames
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
@@ -53,7 +53,11 @@ for path in {[str(p) for p in RECIPES]}:
     load(Path(path)).recipe()
 assert "torch" not in sys.modules, "torch"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1])})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1])},
+    )
 
 
 def test_transfer1_7b_is_the_published_recipe() -> None:
@@ -69,10 +73,19 @@ def test_transfer1_7b_is_the_published_recipe() -> None:
     assert (dmd2.trainer.max_steps, dmd2.trainer.global_batch) == (24_000, 64)
     method = dmd2.method
     for optim in (method.student, method.fake_score, method.discriminator):
-        assert (optim.lr, optim.betas, optim.weight_decay, optim.warmup_steps) == (5e-7, (0.9, 0.999), 0.01, 0)
+        assert (optim.lr, optim.betas, optim.weight_decay, optim.warmup_steps) == (
+            5e-7,
+            (0.9, 0.999),
+            0.01,
+            0,
+        )
     clips = (method.student.clip_norm, method.fake_score.clip_norm, method.discriminator.clip_norm)
     assert clips == (10.0, None, None)  # of the student only
-    assert (method.guidance, method.student_update_freq, method.gan_weight) == (Guidance(5.0, "added"), 5, 1e-3)
+    assert (method.guidance, method.student_update_freq, method.gan_weight) == (
+        Guidance(5.0, "added"),
+        5,
+        1e-3,
+    )
     assert (method.sigma_schedule, method.adjust_video_noise, method.head) == ("edm_sampling", True, "conv3d")
     assert (method.critic_warmup_steps, method.recon_loss_weight, method.ladd) == (0, 0.0, False)
     assert all(s.trainer.precision == "bf16" and s.trainer.ema_decay is None for s in (kd, dmd2))

@@ -1,6 +1,6 @@
 """Run the real command and have it die, or be asked to stop, at a chosen moment.
 
-    python killer.py WHERE RECIPE.py [options]
+python killer.py WHERE RECIPE.py [options]
 """
 
 import os

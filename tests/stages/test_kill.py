@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
 import torch
+from safetensors.torch import load_file
 
 from .conftest import died, smoke  # type: ignore[import-not-found,unused-ignore]
 
@@ -35,11 +35,18 @@ def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path:
 
     for name in ("kd", "dmd2"):
         assert losses(out / name / "log.jsonl") == losses(finished / name / "log.jsonl")
-    for name in ("kd/student", "dmd2/student", "export/student", *(f"generate/pairs/pairs-{i:08d}" for i in (0, 16))):
+    for name in (
+        "kd/student",
+        "dmd2/student",
+        "export/student",
+        *(f"generate/pairs/pairs-{i:08d}" for i in (0, 16)),
+    ):
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (out, finished))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    attempts = {n: json.loads((out / n / "manifest.json").read_text())["attempts"] for n in ("generate", "kd", "dmd2")}
+    attempts = {
+        n: json.loads((out / n / "manifest.json").read_text())["attempts"] for n in ("generate", "kd", "dmd2")
+    }
     assert attempts == {"generate": 2, "kd": 3, "dmd2": 2}
     leftovers = [p for p in out.rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
     assert leftovers == []

@@ -4,11 +4,19 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-
-from cosmos_distill.config import Data, Guidance, Generate, Optim, Recipe, Train, Trainer
 from cosmos_distill.methods.kd import KD
+
+from cosmos_distill.config import Data, Generate, Guidance, Optim, Recipe, Train, Trainer
 from cosmos_distill.stages.manifest import (
-    File, Manifest, Pairs, Refusal, Student, configuration, plain, sha256, write_atomically,
+    File,
+    Manifest,
+    Pairs,
+    Refusal,
+    Student,
+    configuration,
+    plain,
+    sha256,
+    write_atomically,
 )  # fmt: skip
 
 
@@ -58,13 +66,15 @@ def test_bookkeeping_and_sources_make_no_difference() -> None:
     kd = r.stages["kd"]
     assert isinstance(kd, Train)
     other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, log_every=7, save_every=9))
-    assert manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
+    assert (
+        manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
+    )
 
 
 def test_damaged_manifest_is_named(tmp_path: Path) -> None:
     for text in ("{", "{}", '{"stage": "kd", "outputs": {"type": "Nonsense"}}'):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(Refusal, match="manifest.json is damaged"):
+        with pytest.raises(Refusal, match=r"manifest\.json is damaged"):
             Manifest.read(tmp_path)
 
 

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from cosmos_distill.methods.kd import KD
 from rich.console import Console
 
 import cosmos_distill
 from cosmos_distill import stages
 from cosmos_distill.config import Data, Export, Generate, Guidance, Optim, Recipe, Stage, Train, Trainer
-from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages import Refusal, Run, run_recipe, status
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import Exported, File, Manifest, Output, Pairs, Student, sha256
@@ -73,7 +73,9 @@ def go(recipe: Recipe, out: Path, **options: object) -> None:
 def test_stages_run_in_order_once(fake: Fake, recipe: Recipe, tmp_path: Path) -> None:
     go(recipe, tmp_path / "run")
     assert fake.ran == ["generate", "kd", "export"]
-    assert {n: s for n, (s, _) in status(recipe, tmp_path / "run").items()} == dict.fromkeys(fake.ran, "complete")
+    assert {n: s for n, (s, _) in status(recipe, tmp_path / "run").items()} == dict.fromkeys(
+        fake.ran, "complete"
+    )
     found = Manifest.read(tmp_path / "run" / "export")
     assert found is not None and found.details == {"looked at": ["generate", "kd"]}
     go(recipe, tmp_path / "run")
@@ -126,7 +128,7 @@ def test_what_was_made_from_a_deleted_stage_is_not_used(fake: Fake, recipe: Reci
 
     go(recipe, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "generate")
-    with pytest.raises(Refusal, match="'kd' .*generate that is not there"):
+    with pytest.raises(Refusal, match=r"'kd' .*generate that is not there"):
         go(recipe, tmp_path / "run")
 
 

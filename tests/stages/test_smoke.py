@@ -141,7 +141,10 @@ def test_sample_command_writes_videos(
     # A video of one's own: nine frames are what a student of 5 frames at stride 2 sees.
     long = write_mp4(torch.randint(0, 256, (3, 9, 48, 40)).to(torch.uint8), tmp_path / "long.mp4", 30.0)
     for option in ("--video", "--control-video"):
-        assert sample(option, str(long), "--clips", "2", "--prompt", "a bike", "--out", str(tmp_path / option)) == 0
+        assert (
+            sample(option, str(long), "--clips", "2", "--prompt", "a bike", "--out", str(tmp_path / option))
+            == 0
+        )
         assert len(list((tmp_path / option).glob("*.mp4"))) == 2
     assert sample("--video", str(out / "clip-000.mp4"), "--out", str(tmp_path / "short")) == 1
     assert "truncated, 5 of 9 frames" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -99,9 +99,7 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
         return single_step(network, levels, batch, noise, stage.guidance)
 
     def many(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
-        return many_steps(
-            network, levels, batch, noise, stage.guidance, stage.steps, on_evaluation=tick
-        )
+        return many_steps(network, levels, batch, noise, stage.guidance, stage.steps, on_evaluation=tick)
 
     found = {}
     for key, source in reversed(stage.students.items()):
@@ -141,9 +139,7 @@ def _latents(
     return latents
 
 
-def _real(
-    clips: Source, batches: list[tuple[int, int]], total: int, run: Run
-) -> tuple[Clips, Clips, Clips]:
+def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -> tuple[Clips, Clips, Clips]:
     """The codec's own round trip, the real clips, and the reference clips that follow them."""
     codec, real, reference = [], [], []
     for first, count in batches:
@@ -164,7 +160,9 @@ def _latencies(
     stage: Evaluate, run: Run, who: dict[str, Contestant], clips: Source
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
-    student = next(iter(stage.students), "untrained_student") if not stage.students else list(stage.students)[-1]
+    student = (
+        next(iter(stage.students), "untrained_student") if not stage.students else list(stage.students)[-1]
+    )
     networks = {key: load(preset(run.recipe), who[key].weights) for key in ("teacher", student)}
     found: dict[str, dict[str, Any]] = {}
     for size in dict.fromkeys((stage.batch, 1)):

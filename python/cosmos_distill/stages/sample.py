@@ -111,7 +111,9 @@ def draw(options: Options) -> list[Path]:
             latents = single_step(network, exported.schedule, batch, noise)
         else:
             guidance = Guidance(**exported.sampler["guidance"])
-            latents = many_steps(network, exported.schedule, batch, noise, guidance, exported.sampler["steps"])
+            latents = many_steps(
+                network, exported.schedule, batch, noise, guidance, exported.sampler["steps"]
+            )
         videos = clips.decode(latents.cpu())
         if not pictures:
             pictures = {"sample": videos[:GRID_CLIPS], "control": control[:GRID_CLIPS]}
@@ -159,7 +161,9 @@ class _Controls:
         own = options.control_video or options.video
         if own is None:
             if data.source == "folder" and data.root is None:
-                raise Refusal("give a control with --control-video or --video, or a folder of clips with --data-root")
+                raise Refusal(
+                    "give a control with --control-video or --video, or a folder of clips with --data-root"
+                )
             self._source = open_source(
                 data,
                 exported.control,
@@ -174,12 +178,16 @@ class _Controls:
         frames, padding, fps = _window(own, data)
         if options.video:
             if exported.control not in controls.COMPUTED:
-                raise Refusal(f"{exported.control} cannot be computed from a video: give it with --control-video")
+                raise Refusal(
+                    f"{exported.control} cannot be computed from a video: give it with --control-video"
+                )
             frames = controls.compute(exported.control, frames)
         self._control = to_video(frames[None])
         text = torch.from_numpy(self._text())[None]
         latents = self._tokenizer.encode(self._control).cpu() * self._sigma_data
-        masks = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], latents.shape[-2:])
+        masks = torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(padding)[None, None], latents.shape[-2:]
+        )
         self._one = Batch(
             first=0,
             latents=torch.zeros_like(latents),
