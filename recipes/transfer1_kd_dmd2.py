@@ -10,9 +10,6 @@ examples/distillation_cosmos_transfer1_7b.md; cosmos-cookbook, distilling_transf
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_distill.methods.dmd2 import DMD2
-from cosmos_distill.methods.kd import KD
-
 from cosmos_distill.config import (
     Control,
     Data,
@@ -27,6 +24,8 @@ from cosmos_distill.config import (
     Train,
     Trainer,
 )  # fmt: skip
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.kd import KD
 
 
 @dataclass(frozen=True, kw_only=True)

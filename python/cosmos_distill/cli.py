@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
@@ -211,12 +212,12 @@ def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]
     texts = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
-    arguments = {}
+    arguments: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             raise Refusal(f"recipe(): argument '{name}' needs a default, so that the bare command runs")
-        hint = Annotated[hints.get(name, str), tyro.conf.arg(help=texts.get(name, ""))]
-        arguments[name] = (hint, parameter.default)
+        hint: Any = hints.get(name, str)
+        arguments[name] = (Annotated[hint, tyro.conf.arg(help=texts.get(name, ""))], parameter.default)
     return arguments
 
 
@@ -228,8 +229,12 @@ def _dataclass(name: str, fields: Mapping[str, tuple[str, Any, Any]]) -> type[An
     for attribute, (option, hint, default) in fields.items():
         if attribute != option:
             hint = Annotated[hint, tyro.conf.arg(name=option)]
-        specs.append((attribute, hint, field(default_factory=lambda value=default: value)))
+        specs.append((attribute, hint, field(default_factory=partial(_same, default))))
     return dataclasses.make_dataclass(name, specs, frozen=True)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _help(cls: type[Any], name: str) -> Any:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from cosmos_distill.methods.dmd2 import DMD2
-from cosmos_distill.methods.kd import KD
 
 import cosmos_distill
 from cosmos_distill import cli
 from cosmos_distill.config import Control, Evaluate, Generate, Guidance, Recipe, Scale, Train
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages.checks import latent_frames
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))

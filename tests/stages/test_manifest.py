@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from cosmos_distill.methods.kd import KD
 
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Recipe, Train, Trainer
+from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages.manifest import (
     File,
     Manifest,

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from cosmos_distill.methods.kd import KD
 from rich.console import Console
 
 import cosmos_distill
 from cosmos_distill import stages
 from cosmos_distill.config import Data, Export, Generate, Guidance, Optim, Recipe, Stage, Train, Trainer
+from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages import Refusal, Run, run_recipe, status
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import Exported, File, Manifest, Output, Pairs, Student, sha256

@@ -102,7 +102,7 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
         return many_steps(network, levels, batch, noise, stage.guidance, stage.steps, on_evaluation=tick)
 
     found = {}
-    for key, source in reversed(stage.students.items()):
+    for key, source in reversed(list(stage.students.items())):
         found[key] = Contestant(one, run.student(source), 1, f"{key.replace('_', ' ')}, 1 step")
     found["untrained_student"] = Contestant(one, teacher, 1, "untrained, 1 step")
     found["teacher_1step"] = Contestant(one_guided, teacher, 1, "teacher, 1 step")
@@ -160,9 +160,7 @@ def _latencies(
     stage: Evaluate, run: Run, who: dict[str, Contestant], clips: Source
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
-    student = (
-        next(iter(stage.students), "untrained_student") if not stage.students else list(stage.students)[-1]
-    )
+    student = list(stage.students)[-1] if stage.students else "untrained_student"
     networks = {key: load(preset(run.recipe), who[key].weights) for key in ("teacher", student)}
     found: dict[str, dict[str, Any]] = {}
     for size in dict.fromkeys((stage.batch, 1)):

@@ -138,7 +138,9 @@ def read(path: Path) -> Exported:
         raise Refusal(f"{path} is no safetensors file ({error})") from error
     if said.get("format") != FORMAT or said.get("network") not in PRESETS:
         raise Refusal(f"{path} was not written by an export stage of this version: export it again")
-    data = {k: Path(v) if k in ("root", "tokenizer_path") and v else v for k, v in said["data"].items()}
+    data: dict[str, Any] = {
+        k: Path(v) if k in ("root", "tokenizer_path") and v else v for k, v in said["data"].items()
+    }
     return Exported(
         network=PRESETS[said["network"]],
         control=said["control"],
@@ -186,7 +188,7 @@ class _Controls:
         text = torch.from_numpy(self._text())[None]
         latents = self._tokenizer.encode(self._control).cpu() * self._sigma_data
         masks = torch.nn.functional.adaptive_avg_pool2d(
-            torch.from_numpy(padding)[None, None], latents.shape[-2:]
+            torch.from_numpy(padding)[None, None], tuple(latents.shape[-2:])
         )
         self._one = Batch(
             first=0,
@@ -202,12 +204,12 @@ class _Controls:
         """The batch and its control as pixels, uint8 [B, 3, F, H, W]."""
         if hasattr(self, "_source"):
             return self._source.batch(first, count), self._source.pixels(first, count)[1]
-        repeated = {
+        repeated: dict[str, Any] = {
             f.name: value.expand(count, *value.shape[1:])
             for f in dataclasses.fields(Batch)
             if isinstance(value := getattr(self._one, f.name), torch.Tensor)
         }
-        return Batch(**{"first": first, **repeated}), self._control.expand(count, -1, -1, -1, -1)
+        return Batch(first=first, **repeated), self._control.expand(count, -1, -1, -1, -1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to uint8 [B, 3, F, H, W]."""

@@ -62,7 +62,7 @@ def many_steps(
 def single_step(
     network: nn.Module, schedule: EDMSchedule, batch: Batch, noise: Tensor, guidance: Guidance | None = None
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance`` (a teacher's) in two evaluations."""
+    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in two calls."""
     off = Guidance(0.0, "added")
     denoise = guided(
         Denoiser(network, schedule), Condition.from_batch(batch), batch.negative_text, guidance or off
