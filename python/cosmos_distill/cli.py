@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
@@ -69,6 +70,9 @@ class Invocation:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 refused, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch is imported. A thread that waits should sleep: on a machine shared with others, spinning
+    # ones made a CPU run ten times slower, and alone they gain next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return OK if argv else REFUSED
@@ -116,7 +120,9 @@ def _command(argv: list[str]) -> int:
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
         if not names:
             raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
-        return _run(dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names)))
+        return _run(
+            dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
+        )
     return _run(parse(argv))
 
 
@@ -178,7 +184,9 @@ def load(path: Path) -> ModuleType:
     """
     if path.suffix != ".py" or not path.is_file():
         known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.py"))) or "none in ./recipes"
-        raise Refusal(f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help")
+        raise Refusal(
+            f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help"
+        )
     spec = importlib.util.spec_from_file_location(f"cosmos_distill_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -201,13 +209,15 @@ def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]
     import tyro
 
     hints = get_type_hints(function, include_extras=True)
-    texts = {p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params}
-    arguments = {}
+    texts = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
+    }
+    arguments: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is inspect.Parameter.empty:
             raise Refusal(f"recipe(): argument '{name}' needs a default, so that the bare command runs")
-        hint = Annotated[hints.get(name, str), tyro.conf.arg(help=texts.get(name, ""))]
-        arguments[name] = (hint, parameter.default)
+        hint: Any = hints.get(name, str)
+        arguments[name] = (Annotated[hint, tyro.conf.arg(help=texts.get(name, ""))], parameter.default)
     return arguments
 
 
@@ -219,8 +229,12 @@ def _dataclass(name: str, fields: Mapping[str, tuple[str, Any, Any]]) -> type[An
     for attribute, (option, hint, default) in fields.items():
         if attribute != option:
             hint = Annotated[hint, tyro.conf.arg(name=option)]
-        specs.append((attribute, hint, field(default_factory=lambda value=default: value)))
+        specs.append((attribute, hint, field(default_factory=partial(_same, default))))
     return dataclasses.make_dataclass(name, specs, frozen=True)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _help(cls: type[Any], name: str) -> Any:

@@ -19,7 +19,8 @@ BASH = r"""_cosmos_distill() {
     if [[ -z $recipe ]]; then
         local words="generate eval export plan sample completion"
         (( COMP_CWORD > 1 )) && words=
-        COMPREPLY=($(compgen -W "$words" -- "$cur") $(compgen -f -X '!*.py' -- "$cur") $(compgen -d -S / -- "$cur"))
+        COMPREPLY=($(compgen -W "$words" -- "$cur"))
+        COMPREPLY+=($(compgen -f -X '!*.py' -- "$cur") $(compgen -d -S / -- "$cur"))
         compopt -o nospace 2>/dev/null
         return
     fi

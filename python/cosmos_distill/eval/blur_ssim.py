@@ -31,7 +31,9 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
         ValueError: frames smaller than the window.
     """
     if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, not {list(x.shape[-2:])}")
+        raise ValueError(
+            f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, not {list(x.shape[-2:])}"
+        )
     x, y = (z.double().flatten(0, 1)[:, None] for z in (x, y))
     taps = torch.exp(-0.5 * ((torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2) / SIGMA) ** 2)
     taps = taps / taps.sum()

@@ -89,7 +89,7 @@ def _cards(report: Mapping[str, Any]) -> str:
 def _targets(found: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for target in found:
-        mark = '<td class=met>met</td>' if target["met"] else '<td class=missed>missed</td>'
+        mark = "<td class=met>met</td>" if target["met"] else "<td class=missed>missed</td>"
         miss = "" if target["met"] else f" (by {abs(target['value'] / target['bound'] - 1):.0%})"
         rows.append(
             f"<tr><td class=name>{escape(target['name'])}</td><td>{target['value']:.3g}</td>"
@@ -107,18 +107,22 @@ def _metrics(report: Mapping[str, Any]) -> str:
         rows.append(f'<tr class="{escape(who)}"><td class=name>{escape(label)}</td>{cells}</tr>')
     floor = report["floor"]
     cell = _cell(floor["frechet"], floor["interval"], floor["draws"])
-    rows.append(f"<tr><td class=name>real clips against other real clips: the floor</td>{cell}<td></td><td></td></tr>")
+    rows.append(
+        f"<tr><td class=name>real clips against other real clips: the floor</td>{cell}<td></td><td></td></tr>"
+    )
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _cell(value: float, interval: Sequence[float], draws: Sequence[float]) -> str:
     spread = ", ".join(f"{d:.3g}" for d in draws)
-    return f'<td title="per draw: {spread}">{value:.3g} <small>{interval[0]:.3g} – {interval[1]:.3g}</small></td>'
+    low, high = interval
+    return f'<td title="per draw: {spread}">{value:.3g} <small>{low:.3g} – {high:.3g}</small></td>'
 
 
 def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        f"<tr><td class=name>{escape(size.replace('_', ' '))}</td><td>{1e3 * v['teacher']['median']:,.1f} ms</td>"
+        f"<tr><td class=name>{escape(size.replace('_', ' '))}</td>"
+        f"<td>{1e3 * v['teacher']['median']:,.1f} ms</td>"
         f"<td>{1e3 * v['student']['median']:,.1f} ms</td><td>{v['ratio']:.1f}×</td></tr>"
         for size, v in latency.items()
     ]
@@ -127,7 +131,8 @@ def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _stages(report: Mapping[str, Any]) -> str:
     rows = [
-        f"<tr><td class=name>{escape(name)}</td><td>{_seconds(stage['seconds'])}</td><td>{stage['attempts']}</td></tr>"
+        f"<tr><td class=name>{escape(name)}</td><td>{_seconds(stage['seconds'])}</td>"
+        f"<td>{stage['attempts']}</td></tr>"
         for name, stage in report["stages"].items()
     ]
     return f"<table><tr><th></th><th>time</th><th>attempts</th></tr>{''.join(rows)}</table>"
@@ -136,7 +141,9 @@ def _stages(report: Mapping[str, Any]) -> str:
 def _picture(caption: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     alt = escape(caption)
-    return f'<figure><figcaption>{alt}</figcaption><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    return (
+        f'<figure><figcaption>{alt}</figcaption><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _seconds(value: float) -> str:
@@ -144,7 +151,8 @@ def _seconds(value: float) -> str:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #2a8a4a; --bad: #c24a3a; }
@@ -169,7 +177,8 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; border-radius: .
 Distances to real clips near the floor cannot be told apart. A blurry mean scores well on Canny-F1 and
 blur-SSIM: read them together with the distance.</small></p>
 <h2>Latency</h2><div class="scroll">$latency</div>
-<p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text encoder).</small></p>
+<p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text
+encoder).</small></p>
 <h2>Clips</h2>$pictures
 <h2>Losses</h2>$curves
 <h2>Stages</h2><div class="scroll">$stages</div>

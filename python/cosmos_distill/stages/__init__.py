@@ -33,15 +33,19 @@ from cosmos_distill.stages.manifest import (
     sources_sha256,
     write_atomically,
 )
-
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Refusal", "Run", "Interrupted", "run_recipe", "status", "stage_status"]
+__all__ = ["Interrupted", "Refusal", "Run", "run_recipe", "stage_status", "status"]
 
-_MODULES: dict[type[Stage], str] = {Generate: "generate", Train: "train", Evaluate: "evaluate", Export: "export"}
+_MODULES: dict[type[Stage], str] = {
+    Generate: "generate",
+    Train: "train",
+    Evaluate: "evaluate",
+    Export: "export",
+}
 Status = Literal["complete", "resume", "new", "mismatch"]
 
 
@@ -114,7 +118,9 @@ def run_recipe(
         report.write(recipe, out, console)
 
 
-def stage_status(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> tuple[Status, str]:
+def stage_status(
+    recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]
+) -> tuple[Status, str]:
     """State of one stage's folder and, for ``mismatch``, the reason in words."""
     found = Manifest.read(out / name)
     if found is None:
@@ -256,7 +262,9 @@ def _verify(out: Path, name: str, output: Output) -> None:
                 f"{out / name} to redo the stage"
             )
     if isinstance(output, Pairs) and not (out / output.folder).is_dir():
-        raise Refusal(f"{out / output.folder} is missing: restore it, or delete {out / name} to redo the stage")
+        raise Refusal(
+            f"{out / output.folder} is missing: restore it, or delete {out / name} to redo the stage"
+        )
 
 
 def _save_recipe(recipe: Recipe, out: Path, recipe_file: Path | None, argv: Sequence[str]) -> None:

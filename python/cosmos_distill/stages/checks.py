@@ -72,14 +72,16 @@ def _stages(recipe: Recipe) -> Iterator[str]:
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
     seen: dict[str, Stage] = {}
     for name, stage in recipe.stages.items():
-        wanted = [(f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None]
+        wanted = [
+            (f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None
+        ]
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
         for attribute, source, kind in wanted:
             if not isinstance(seen.get(source), kind):
                 yield (
-                    f"--stages.{name}.{attribute} {source}: no {kind.__name__} stage of that name comes before "
-                    f"'{name}'; known here: {', '.join(seen) or 'none'}."
+                    f"--stages.{name}.{attribute} {source}: no {kind.__name__} stage of that name comes "
+                    f"before '{name}'; known here: {', '.join(seen) or 'none'}."
                 )
         seen[name] = stage
 
@@ -120,8 +122,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if (data.frames - 1) % time:
         below = 1 + (data.frames - 1) // time * time
         yield (
-            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} frames; "
-            f"nearest are {below} and {below + time}."
+            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} "
+            f"frames; nearest are {below} and {below + time}."
         )
     for name in ("height", "width"):
         if getattr(data, name) % (space * PATCH):
@@ -138,7 +140,9 @@ def _data(recipe: Recipe) -> Iterator[str]:
         frames = getattr(stage.method, "max_condition_frames", 0) if isinstance(stage, Train) else 0
         if frames >= latents:
             yield f"--stages.{name}.method.max-condition-frames {frames}: choose at most {latents - 1}."
-    if data.tokenizer == "cosmos-cv8x8x8" and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
+    if data.tokenizer == "cosmos-cv8x8x8" and (
+        data.tokenizer_path is None or not data.tokenizer_path.is_dir()
+    ):
         yield (
             "the Cosmos tokenizer is not part of this package: give the folder that holds its encoder.jit, "
             "decoder.jit and mean_std.pt with --data.tokenizer-path."
@@ -150,12 +154,13 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if recipe.control in _FROM_FILES:
         if data.source != "folder":
             yield (
-                f"--control {recipe.control} is read from files, and these clips come without them: give a folder "
-                f"with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
+                f"--control {recipe.control} is read from files, and these clips come without them: give a "
+                f"folder with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
                 "or choose --control edge or vis."
             )
         elif data.root is not None and data.root.is_dir() and not (data.root / recipe.control).is_dir():
-            yield f"--control {recipe.control} needs the folder {data.root / recipe.control}, which does not exist."
+            folder = data.root / recipe.control
+            yield f"--control {recipe.control} needs the folder {folder}, which does not exist."
 
 
 def _folder(out: Path) -> Iterator[str]:

@@ -41,11 +41,14 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
         base = sum(p.numel() for p in network.base.parameters())
         control = sum(p.numel() for p in network.control.parameters())
         console.print(
-            f"{recipe.network}: {_count(base)} parameters in the base + {_count(control)} in the control branch"
+            f"{recipe.network}: {_count(base)} parameters in the base "
+            f"+ {_count(control)} in the control branch"
         )
         for name, stage in recipe.stages.items():
             if isinstance(stage, Train):
-                console.print(f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}")
+                console.print(
+                    f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}"
+                )
                 _memory(recipe, stage, console)
     data_parallel = int(os.environ.get("WORLD_SIZE", "1"))
     command = shlex.join(a for a in args if a != "--dry-run")
@@ -70,7 +73,9 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
     """Networks on the meta device cost nothing, so the method itself says which roles it has."""
     config = PRESETS[recipe.network]
     method = methods.build(
-        stage.method, lambda role: models.build(config, device="meta", seed=None), EDMSchedule(recipe.schedule)
+        stage.method,
+        lambda role: models.build(config, device="meta", seed=None),
+        EDMSchedule(recipe.schedule),
     )
     counts = {
         role: (sum(p.numel() for p in network.parameters()), role in method.trainable)

@@ -99,12 +99,10 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
         return single_step(network, levels, batch, noise, stage.guidance)
 
     def many(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
-        return many_steps(
-            network, levels, batch, noise, stage.guidance, stage.steps, on_evaluation=tick
-        )
+        return many_steps(network, levels, batch, noise, stage.guidance, stage.steps, on_evaluation=tick)
 
     found = {}
-    for key, source in reversed(stage.students.items()):
+    for key, source in reversed(list(stage.students.items())):
         found[key] = Contestant(one, run.student(source), 1, f"{key.replace('_', ' ')}, 1 step")
     found["untrained_student"] = Contestant(one, teacher, 1, "untrained, 1 step")
     found["teacher_1step"] = Contestant(one_guided, teacher, 1, "teacher, 1 step")
@@ -141,9 +139,7 @@ def _latents(
     return latents
 
 
-def _real(
-    clips: Source, batches: list[tuple[int, int]], total: int, run: Run
-) -> tuple[Clips, Clips, Clips]:
+def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -> tuple[Clips, Clips, Clips]:
     """The codec's own round trip, the real clips, and the reference clips that follow them."""
     codec, real, reference = [], [], []
     for first, count in batches:
@@ -164,7 +160,7 @@ def _latencies(
     stage: Evaluate, run: Run, who: dict[str, Contestant], clips: Source
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
-    student = next(iter(stage.students), "untrained_student") if not stage.students else list(stage.students)[-1]
+    student = list(stage.students)[-1] if stage.students else "untrained_student"
     networks = {key: load(preset(run.recipe), who[key].weights) for key in ("teacher", student)}
     found: dict[str, dict[str, Any]] = {}
     for size in dict.fromkeys((stage.batch, 1)):

@@ -40,7 +40,9 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     recipe = run.recipe
     many = isinstance(source.method, EDMDenoising)
     guidance, steps = many_step_settings(recipe)
-    sampler = {"kind": "res_2ab", "steps": steps, "guidance": plain(guidance)} if many else {"kind": "one_step"}
+    sampler = (
+        {"kind": "res_2ab", "steps": steps, "guidance": plain(guidance)} if many else {"kind": "one_step"}
+    )
     return {
         "format": FORMAT,
         "network": recipe.network,

@@ -46,4 +46,6 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     run.details["evaluations_per_pair"] = evaluations(stage.steps, stage.guidance)
     shards = sorted((folder / "pairs").glob("*.safetensors"))
     digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])
-    return Pairs(folder=(folder / "pairs").relative_to(run.out).as_posix(), count=writer.done(), sha256=digest)
+    return Pairs(
+        folder=(folder / "pairs").relative_to(run.out).as_posix(), count=writer.done(), sha256=digest
+    )

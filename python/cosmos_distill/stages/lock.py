@@ -29,7 +29,8 @@ def locked(out: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise Refusal(
-                f"process {holder} is writing {out}: wait for it, stop it, or choose another folder with --out"
+                f"process {holder} is writing {out}: wait for it, stop it, "
+                "or choose another folder with --out"
             ) from error
         stream.seek(0)
         stream.truncate()

@@ -140,7 +140,9 @@ class Manifest:
                 outputs = _output(outputs)
             return cls(**document, outputs=outputs)
         except (ValueError, TypeError, KeyError) as error:
-            raise Refusal(f"{path} is damaged ({error}): delete the folder {folder} to redo the stage") from error
+            raise Refusal(
+                f"{path} is damaged ({error}): delete the folder {folder} to redo the stage"
+            ) from error
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -189,7 +191,9 @@ def sha256_of_listing(entries: Iterator[str] | list[str]) -> str:
 def sources_sha256() -> str:
     """sha256 over the Python sources of this package."""
     root = Path(cosmos_distill.__file__).parent
-    return sha256_of_listing([f"{p.relative_to(root).as_posix()} {sha256(p)}" for p in sorted(root.rglob("*.py"))])
+    return sha256_of_listing(
+        [f"{p.relative_to(root).as_posix()} {sha256(p)}" for p in sorted(root.rglob("*.py"))]
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -78,4 +78,6 @@ def _summary(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     for target in report["targets"]:
         verdict = "[green]met[/]   " if target["met"] else "[red]missed[/]"
-        console.print(f"{verdict} {target['name']}: {target['value']:.3g} ({target['direction']} {target['bound']:.4g})")
+        console.print(
+            f"{verdict} {target['name']}: {target['value']:.3g} ({target['direction']} {target['bound']:.4g})"
+        )

@@ -111,7 +111,9 @@ def draw(options: Options) -> list[Path]:
             latents = single_step(network, exported.schedule, batch, noise)
         else:
             guidance = Guidance(**exported.sampler["guidance"])
-            latents = many_steps(network, exported.schedule, batch, noise, guidance, exported.sampler["steps"])
+            latents = many_steps(
+                network, exported.schedule, batch, noise, guidance, exported.sampler["steps"]
+            )
         videos = clips.decode(latents.cpu())
         if not pictures:
             pictures = {"sample": videos[:GRID_CLIPS], "control": control[:GRID_CLIPS]}
@@ -136,7 +138,9 @@ def read(path: Path) -> Exported:
         raise Refusal(f"{path} is no safetensors file ({error})") from error
     if said.get("format") != FORMAT or said.get("network") not in PRESETS:
         raise Refusal(f"{path} was not written by an export stage of this version: export it again")
-    data = {k: Path(v) if k in ("root", "tokenizer_path") and v else v for k, v in said["data"].items()}
+    data: dict[str, Any] = {
+        k: Path(v) if k in ("root", "tokenizer_path") and v else v for k, v in said["data"].items()
+    }
     return Exported(
         network=PRESETS[said["network"]],
         control=said["control"],
@@ -159,7 +163,9 @@ class _Controls:
         own = options.control_video or options.video
         if own is None:
             if data.source == "folder" and data.root is None:
-                raise Refusal("give a control with --control-video or --video, or a folder of clips with --data-root")
+                raise Refusal(
+                    "give a control with --control-video or --video, or a folder of clips with --data-root"
+                )
             self._source = open_source(
                 data,
                 exported.control,
@@ -174,12 +180,16 @@ class _Controls:
         frames, padding, fps = _window(own, data)
         if options.video:
             if exported.control not in controls.COMPUTED:
-                raise Refusal(f"{exported.control} cannot be computed from a video: give it with --control-video")
+                raise Refusal(
+                    f"{exported.control} cannot be computed from a video: give it with --control-video"
+                )
             frames = controls.compute(exported.control, frames)
         self._control = to_video(frames[None])
         text = torch.from_numpy(self._text())[None]
         latents = self._tokenizer.encode(self._control).cpu() * self._sigma_data
-        masks = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], latents.shape[-2:])
+        masks = torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(padding)[None, None], tuple(latents.shape[-2:])
+        )
         self._one = Batch(
             first=0,
             latents=torch.zeros_like(latents),
@@ -194,12 +204,12 @@ class _Controls:
         """The batch and its control as pixels, uint8 [B, 3, F, H, W]."""
         if hasattr(self, "_source"):
             return self._source.batch(first, count), self._source.pixels(first, count)[1]
-        repeated = {
+        repeated: dict[str, Any] = {
             f.name: value.expand(count, *value.shape[1:])
             for f in dataclasses.fields(Batch)
             if isinstance(value := getattr(self._one, f.name), torch.Tensor)
         }
-        return Batch(**{"first": first, **repeated}), self._control.expand(count, -1, -1, -1, -1)
+        return Batch(first=first, **repeated), self._control.expand(count, -1, -1, -1, -1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to uint8 [B, 3, F, H, W]."""

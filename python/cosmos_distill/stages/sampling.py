@@ -46,7 +46,9 @@ def many_steps(
         frames: Leading latent frames given to the network clean, [B]; None gives none.
         on_evaluation: Called before each denoise, for progress; it may raise to stop.
     """
-    denoise = guided(Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance)
+    denoise = guided(
+        Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance
+    )
 
     def watched(x_t: Tensor, sigma: Tensor) -> Tensor:
         if on_evaluation is not None:
@@ -60,7 +62,9 @@ def many_steps(
 def single_step(
     network: nn.Module, schedule: EDMSchedule, batch: Batch, noise: Tensor, guidance: Guidance | None = None
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance`` the teacher's, in two evaluations."""
+    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in two calls."""
     off = Guidance(0.0, "added")
-    denoise = guided(Denoiser(network, schedule), Condition.from_batch(batch), batch.negative_text, guidance or off)
+    denoise = guided(
+        Denoiser(network, schedule), Condition.from_batch(batch), batch.negative_text, guidance or off
+    )
     return one_step(denoise, noise, schedule.sigma_max)

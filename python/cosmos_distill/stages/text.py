@@ -21,4 +21,8 @@ def yaml(value: Any, indent: int = 0) -> str:
 
 def _scalar(value: Any) -> str:
     plain_word = isinstance(value, str) and value.replace("-", "").replace("_", "").isalpha()
-    return str(value) if plain_word and value not in ("true", "false", "null", "yes", "no") else json.dumps(value)
+    return (
+        str(value)
+        if plain_word and value not in ("true", "false", "null", "yes", "no")
+        else json.dumps(value)
+    )

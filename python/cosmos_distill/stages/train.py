@@ -51,7 +51,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
 
 def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
     """Guidance and steps with which this recipe samples its teacher."""
-    for stage in reversed(recipe.stages.values()):
+    for stage in reversed(list(recipe.stages.values())):
         if isinstance(stage, Evaluate | Generate):
             return stage.guidance, stage.steps
     return Guidance(0.0), 35

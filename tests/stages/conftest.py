@@ -1,0 +1,42 @@
+"""One smoke run of the real command, shared by all who look at it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import cosmos_distill
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "transfer1_kd_dmd2.py"
+ENV = os.environ | {
+    "PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",  # two threads wait for each other on a busy machine
+    "PYTHONWARNINGS": "ignore",
+    "COLUMNS": "120",
+}
+
+
+def smoke(
+    out: Path, *args: str, program: Sequence[str] = ("-m", "cosmos_distill")
+) -> subprocess.CompletedProcess[str]:
+    """Run the smoke recipe in a process of its own."""
+    command = [sys.executable, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
+
+
+def died(process: subprocess.CompletedProcess[str]) -> bool:
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted smoke run."""
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    done = smoke(out, "--traceback")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out

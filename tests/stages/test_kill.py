@@ -1,0 +1,52 @@
+"""Nothing is lost: a run killed again and again ends with the same bits as one left alone."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from .conftest import died, smoke  # type: ignore[import-not-found,unused-ignore]
+
+KILLER = str(Path(__file__).with_name("killer.py"))
+
+
+def losses(path: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "wall"} for line in lines]
+
+
+def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def until(moment: str):
+        return smoke(out, program=(KILLER, moment))
+
+    assert died(until("generate"))
+    shards = sorted(p.name for p in (out / "generate" / "pairs").glob("pairs-*"))
+    assert shards == ["pairs-00000000.safetensors"]  # the half-written one has no such name
+    stopped = until("kd-interrupt")
+    assert stopped.returncode == 130, stopped.stderr
+    assert "same command goes on" in " ".join(stopped.stderr.replace("│", " ").split())
+    assert died(until("kd-checkpoint"))
+    assert died(until("dmd2"))
+    done = smoke(out, "--only", "generate", "kd", "dmd2", "export")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    for name in ("kd", "dmd2"):
+        assert losses(out / name / "log.jsonl") == losses(finished / name / "log.jsonl")
+    for name in (
+        "kd/student",
+        "dmd2/student",
+        "export/student",
+        *(f"generate/pairs/pairs-{i:08d}" for i in (0, 16)),
+    ):
+        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (out, finished))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    attempts = {
+        n: json.loads((out / n / "manifest.json").read_text())["attempts"] for n in ("generate", "kd", "dmd2")
+    }
+    assert attempts == {"generate": 2, "kd": 3, "dmd2": 2}
+    leftovers = [p for p in out.rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
+    assert leftovers == []

@@ -1,0 +1,97 @@
+"""Manifests: what decides whether a stage's folder may be used."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cosmos_distill.config import Data, Generate, Guidance, Optim, Recipe, Train, Trainer
+from cosmos_distill.methods.kd import KD
+from cosmos_distill.stages.manifest import (
+    File,
+    Manifest,
+    Pairs,
+    Refusal,
+    Student,
+    configuration,
+    plain,
+    sha256,
+    write_atomically,
+)  # fmt: skip
+
+
+def recipe() -> Recipe:
+    kd = Train(method=KD(student=Optim(lr=1e-3)), trainer=Trainer(max_steps=4), pairs_from="generate")
+    return Recipe(
+        network="transfer1-smoke",
+        data=Data(),
+        stages={"generate": Generate(pairs=2, guidance=Guidance(1.0)), "kd": kd},
+    )
+
+
+def manifest(**changes: object) -> Manifest:
+    r = recipe()
+    values = {"stage": "kd", "configuration": configuration(r, r.stages["kd"]), "inputs": {"teacher": "a"},
+              "seed": 0, "version": "1"}  # fmt: skip
+    return Manifest(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    for outputs in (None, Student(File("kd/s.safetensors", "ab"), 4), Pairs("generate/pairs", 2, "cd")):
+        written = manifest(outputs=outputs, seconds=1.5, attempts=2, details={"skipped": ["x"]})
+        written.write(tmp_path)
+        found = Manifest.read(tmp_path)
+        assert found is not None and found.outputs == outputs and found.complete == (outputs is not None)
+        assert plain(found) == plain(written)
+        assert written.mismatch(found) is None
+    assert Manifest.read(tmp_path / "elsewhere") is None
+
+
+def test_first_difference_is_named() -> None:
+    r = recipe()
+    kd = r.stages["kd"]
+    assert isinstance(kd, Train)
+    other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, max_steps=5))
+    changed = manifest(configuration=configuration(r, other))
+    assert manifest().mismatch(changed) == "stage.trainer.max_steps: made with 4, now asked for 5"
+    assert "input teacher" in (manifest().mismatch(manifest(inputs={"teacher": "b"})) or "")
+    assert "seed" in (manifest().mismatch(manifest(seed=1)) or "")
+    assert "code version" in (manifest().mismatch(manifest(version="2")) or "")
+    edm = dataclasses.replace(r, schedule=dataclasses.replace(r.schedule, sigma_max=70.0))
+    assert "schedule.sigma_max" in (manifest().mismatch(manifest(configuration=configuration(edm, kd))) or "")
+
+
+def test_bookkeeping_and_sources_make_no_difference() -> None:
+    r = recipe()
+    kd = r.stages["kd"]
+    assert isinstance(kd, Train)
+    other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, log_every=7, save_every=9))
+    assert (
+        manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
+    )
+
+
+def test_damaged_manifest_is_named(tmp_path: Path) -> None:
+    for text in ("{", "{}", '{"stage": "kd", "outputs": {"type": "Nonsense"}}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(Refusal, match=r"manifest\.json is damaged"):
+            Manifest.read(tmp_path)
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.json"
+    write_atomically(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
