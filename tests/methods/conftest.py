@@ -1,10 +1,10 @@
 """What the tests of all methods share."""
 
 import pytest
-from tests.methods.fake_network import FakeNetwork, make_batch
 
 from cosmos_distill.config import EDM
 from cosmos_distill.diffusion import EDMSchedule
+from tests.methods.fake_network import FakeNetwork, make_batch
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy
 import pytest
 import torch
-from tests.methods.fake_network import CHANNELS, FakeNetwork, make_batch
 
 from cosmos_distill.config import Guidance
 from cosmos_distill.methods.denoiser import Condition, Denoiser, augment_noise, guided
+from tests.methods.fake_network import CHANNELS, FakeNetwork, make_batch
 
 SIGMA = torch.tensor([0.7, 3.0])
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.methods.fake_network import FakeNetwork, make_batch
 
 from cosmos_distill.config import Guidance, Optim
 from cosmos_distill.diffusion import combine
@@ -12,6 +11,7 @@ from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.base import draw_condition, unit_noise
 from cosmos_distill.methods.denoiser import Condition
 from cosmos_distill.methods.dmd2 import DMD2
+from tests.methods.fake_network import FakeNetwork, make_batch
 
 STUDENT_STEP, CRITIC_STEP = 0, 1
 

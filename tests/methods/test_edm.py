@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.methods.fake_network import make_batch
 
 from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.edm import EDMDenoising
+from tests.methods.fake_network import make_batch
 
 
 def losses(config, networks, schedule, first=0, count=4):

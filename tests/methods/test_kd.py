@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.methods.fake_network import make_batch
 
 from cosmos_distill.config import Optim
 from cosmos_distill.diffusion import one_step
@@ -13,6 +12,7 @@ from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.base import draw_condition
 from cosmos_distill.methods.denoiser import Condition
 from cosmos_distill.methods.kd import KD
+from tests.methods.fake_network import make_batch
 
 
 def test_published_defaults():

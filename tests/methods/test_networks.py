@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.methods.fake_network import make_batch
 
 import cosmos_distill
 from cosmos_distill import models
@@ -16,6 +15,7 @@ from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.models.presets import PRESETS
+from tests.methods.fake_network import make_batch
 
 SMOKE = PRESETS["transfer1-smoke"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tests.train.fakes import Network
 
 from cosmos_distill.train.ema import EMA
 from cosmos_distill.train.guard import NonFinite, NonFiniteError, StopFlag
 from cosmos_distill.train.log import RunLog, read, truncate_after
+from tests.train.fakes import Network
 
 
 def test_average_is_the_formula_in_fp32() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.fakes import SHAPE, Network, Toy, ToyMethod, ToySource, trainer
 from torch import Tensor, nn
 
 from cosmos_distill.config import Optim, Trainer
@@ -23,6 +22,7 @@ from cosmos_distill.train.fingerprint import ResumeError
 from cosmos_distill.train.guard import NonFiniteError
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import FitResult, fit
+from tests.train.fakes import SHAPE, Network, Toy, ToyMethod, ToySource, trainer
 
 
 def run(

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.fakes import trainer
 
 from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim
@@ -19,6 +18,7 @@ from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import fit
+from tests.train.fakes import trainer
 
 CONFIG = PRESETS["transfer1-smoke"]
 

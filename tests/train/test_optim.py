@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from tests.train.fakes import SHAPE, Network
 from torch import Tensor, nn
 
 from cosmos_distill.config import Optim
 from cosmos_distill.train.optim import RoleOptimizer, learning_rate
+from tests.train.fakes import SHAPE, Network
 
 
 def gradients(network: nn.Module, seed: int) -> list[Tensor]:

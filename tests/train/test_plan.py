@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.train.fakes import SHAPE, Network
 
 from cosmos_distill.config import Optim, Parallel, Precision
 from cosmos_distill.train.ema import EMA
 from cosmos_distill.train.optim import RoleOptimizer
 from cosmos_distill.train.plan import GIB, launch_line, plan
+from tests.train.fakes import SHAPE, Network
 
 SEVEN_B = 8_126_000_000
 DMD2 = {"student": (SEVEN_B, True), "fake_score": (SEVEN_B, True), "teacher": (SEVEN_B, False)}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train import victim
-from tests.train.fakes import ToySource
 
 from cosmos_distill.train import checkpoint
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
+from tests.train import victim
+from tests.train.fakes import ToySource
 
 # One server process imports torch once; every victim is a real process forked from it.
 processes = multiprocessing.get_context("forkserver")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from tests.train.fakes import ToyMethod, ToySource, trainer
 
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.train import checkpoint, guard, loop
+from tests.train.fakes import ToyMethod, ToySource, trainer
 
 POINTS = ("mid step 4", "before any save", "mid save 6", "before rename 6", "mid removal 9", "before publish")
 
