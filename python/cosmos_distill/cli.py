@@ -21,6 +21,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cosmos_distill.config import Recipe, Stage, Train
 from cosmos_distill.stages import Refusal
+from cosmos_distill.stages.options import RunOptions, SampleOptions
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -40,20 +41,6 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 
 # Words before RECIPE.py -> the kind of stage they run.
 ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, as opposed to what."""
-
-    out: Path | None = None
-    """Run folder; runs/<recipe file's name>/<scale>-<control> if left out."""
-    only: tuple[str, ...] = ()
-    """Run these stages only; the ones they need must be complete."""
-    dry_run: bool = False
-    """Print the resolved recipe, the state of its stages, sizes, memory plan and launch line; do nothing."""
-    traceback: bool = False
-    """Show the Python traceback of an error."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +94,7 @@ def _command(argv: list[str]) -> int:
         print(script(rest))
         return OK
     if word == "sample":
-        from cosmos_distill.stages.sample import main as sample
-
-        return sample(rest)
+        return _sample(rest)
     kind = ONLY_KIND.get(word)
     if kind is not None or word == "plan":
         if not rest:
@@ -124,6 +109,21 @@ def _command(argv: list[str]) -> int:
             dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
         )
     return _run(parse(argv))
+
+
+def _sample(args: list[str]) -> int:
+    import tyro
+
+    prog, student = "cosmos-distill sample STUDENT.safetensors", None
+    if args and not args[0].startswith("-"):
+        student, args = Path(args[0]), args[1:]
+    options = tyro.cli(SampleOptions, args=args, prog=prog)
+    if student is None:
+        raise Refusal(f"{prog}: which student? The export stage of a recipe writes one")
+    from cosmos_distill.stages.sample import draw
+
+    draw(student, options)
+    return OK
 
 
 def parse(argv: Sequence[str]) -> Invocation:

@@ -16,6 +16,7 @@ RECIPE = ROOT / "recipes" / "transfer1_kd_dmd2.py"
 ENV = os.environ | {
     "PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",  # two threads wait for each other on a busy machine
+    "TORCHDYNAMO_DISABLE": "1",  # megatron wraps helpers in torch.compile, which takes seconds at import
     "PYTHONWARNINGS": "ignore",
     "COLUMNS": "120",
 }

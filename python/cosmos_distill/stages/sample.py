@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import tyro
 
 from cosmos_distill import models
 from cosmos_distill.config import Control, Data, Guidance
@@ -27,6 +25,7 @@ from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.stages.export import FORMAT
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
+from cosmos_distill.stages.options import SampleOptions
 from cosmos_distill.stages.sampling import many_steps, noise_of, single_step
 from cosmos_distill.tokenizers import build as build_tokenizer
 from cosmos_distill.train.checkpoint import read_metadata
@@ -37,37 +36,6 @@ if TYPE_CHECKING:
 
 GRID_CLIPS = 4
 SMALLEST_SIDE = 256
-
-
-@dataclass(frozen=True)
-class Options:
-    """Draw clips from an exported student.
-
-    Without a control of your own, held-out clips of the data the student was made on give the controls.
-    """
-
-    student: Annotated[Path, tyro.conf.Positional]
-    """File written by the export stage."""
-    out: Path = Path("samples")
-    """Folder for clip-000.mp4, ... and grid.png."""
-    clips: int = 8
-    """How many; with one control of your own they differ in noise."""
-    batch: int = 8
-    """Clips drawn at once."""
-    seed: int = 0
-    """Of the noise."""
-    control_video: Path | None = None
-    """Control as a video (edges, blur, depth, ...), used as it is."""
-    video: Path | None = None
-    """Ordinary video, whose control is computed first (edge and vis)."""
-    prompt: str | None = None
-    """Prompt of a student of the mini scale, whose text encoder needs no weights."""
-    prompt_embedding: Path | None = None
-    """T5-XXL embedding of the prompt, .safetensors or .npz."""
-    data_root: Path | None = None
-    """Folder of clips, for a student that was made on a folder."""
-    traceback: bool = False
-    """Show the Python traceback of an error."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +50,17 @@ class Exported:
     precision: Any
 
 
-def main(args: Sequence[str]) -> int:
-    """Parse the options and draw."""
-    draw(tyro.cli(Options, args=list(args), prog="cosmos-distill sample"))
-    return 0
-
-
-def draw(options: Options) -> list[Path]:
+def draw(student: Path, options: SampleOptions) -> list[Path]:
     """Write the clips as mp4 and a few of them as one PNG; returns the video files.
 
     Raises:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
-    exported = read(options.student)
+    exported = read(student)
     network = models.build(
         exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
     ).eval()
-    weights.load_into(network, options.student)
+    weights.load_into(network, student)
     clips = _Controls(options, exported)
     options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -154,7 +116,7 @@ def read(path: Path) -> Exported:
 class _Controls:
     """Batches to draw clips for: of held-out clips, or of one control given by the user."""
 
-    def __init__(self, options: Options, exported: Exported) -> None:
+    def __init__(self, options: SampleOptions, exported: Exported) -> None:
         data = dataclasses.replace(exported.data, root=options.data_root)
         self._exported, self._data, self._options = exported, data, options
         self._sigma_data = exported.schedule.config.sigma_data
@@ -187,9 +149,7 @@ class _Controls:
         self._control = to_video(frames[None])
         text = torch.from_numpy(self._text())[None]
         latents = self._tokenizer.encode(self._control).cpu() * self._sigma_data
-        masks = torch.nn.functional.adaptive_avg_pool2d(
-            torch.from_numpy(padding)[None, None], tuple(latents.shape[-2:])
-        )
+        masks = _pooled(padding, latents)
         self._one = Batch(
             first=0,
             latents=torch.zeros_like(latents),
@@ -224,6 +184,12 @@ class _Controls:
         if self._data.source == "folder" and self._options.prompt:
             raise Refusal("T5 does not run here: give the prompt's embedding with --prompt-embedding")
         return HashTextEncoder(tokens, channels)(self._options.prompt or "")
+
+
+def _pooled(padding: np.ndarray, latents: Tensor) -> Tensor:
+    """Share of padding in each latent pixel, [1, 1, H, W]."""
+    size = (latents.shape[-2], latents.shape[-1])
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], size)
 
 
 def _window(path: Path, data: Data) -> tuple[np.ndarray, np.ndarray, float]:

@@ -1,0 +1,49 @@
+"""Options of the command line beside a recipe's own. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as opposed to what."""
+
+    out: Path | None = None
+    """Run folder; runs/<recipe file's name>/<scale>-<control> if left out."""
+    only: tuple[str, ...] = ()
+    """Run these stages only; the ones they need must be complete."""
+    dry_run: bool = False
+    """Print the resolved recipe, the state of its stages, sizes, memory plan and launch line; do nothing."""
+    traceback: bool = False
+    """Show the Python traceback of an error."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Draw clips from an exported student.
+
+    Without a control of your own, held-out clips of the data the student was made on give the controls.
+    """
+
+    out: Path = Path("samples")
+    """Folder for clip-000.mp4, ... and grid.png."""
+    clips: int = 8
+    """How many; with one control of your own they differ in noise."""
+    batch: int = 8
+    """Clips drawn at once."""
+    seed: int = 0
+    """Of the noise."""
+    control_video: Path | None = None
+    """Control as a video (edges, blur, depth, ...), used as it is."""
+    video: Path | None = None
+    """Ordinary video, whose control is computed first (edge and vis)."""
+    prompt: str | None = None
+    """Prompt of a student of the mini scale, whose text encoder needs no weights."""
+    prompt_embedding: Path | None = None
+    """T5-XXL embedding of the prompt, .safetensors or .npz."""
+    data_root: Path | None = None
+    """Folder of clips, for a student that was made on a folder."""
+    traceback: bool = False
+    """Show the Python traceback of an error."""
