@@ -65,3 +65,11 @@ def test_latency_takes_turns_and_the_median() -> None:
     assert found["slow"].median == 6.0  # the first, untimed call cost 9
     assert (found["slow"].fastest, found["slow"].slowest, found["fast"].median) == (5.0, 30.0, 1.0)
     assert order[:3] == ["slow", "fast", "slow"] and order[2:7] == ["slow", "fast", "fast", "fast", "fast"]
+
+
+def test_a_long_call_may_be_warmed_by_a_short_one() -> None:
+    called: list[str] = []
+    latency.interleaved(
+        {"long": lambda: called.append("long")}, rounds=2, warm={"long": lambda: called.append("short")}
+    )
+    assert called == ["short", "long", "long"]

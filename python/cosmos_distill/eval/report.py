@@ -81,12 +81,15 @@ def _cards(report: Mapping[str, Any]) -> str:
         (f"{nfe['teacher']} → {nfe['student']}", "network evaluations per clip"),
         (f"{report['latency_ratio']:.1f}×", "lower latency, measured here"),
         (_seconds(report["wall_seconds"]), "for all stages"),
-        (f"{met} of {len(report['targets'])}", "targets met"),
     ]
+    if report["targets"]:
+        cards.append((f"{met} of {len(report['targets'])}", "targets met"))
     return "".join(f"<div class=card><b>{escape(big)}</b><span>{small}</span></div>" for big, small in cards)
 
 
 def _targets(found: Sequence[Mapping[str, Any]]) -> str:
+    if not found:
+        return "<p>This run is too small to be judged by targets.</p>"
     rows = []
     for target in found:
         mark = "<td class=met>met</td>" if target["met"] else "<td class=missed>missed</td>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,13 +168,14 @@ def _latencies(
         batch = clips.batch(0, size).to(device())
         noise = noise_of(run.recipe.seed, "latency", batch)
 
-        def call(key: str, batch: Batch = batch, noise: Tensor = noise) -> Tensor:
-            return who[key].draw(networks[key], batch, noise, lambda: None)
+        def call(key: str, how: str, batch: Batch = batch, noise: Tensor = noise) -> Tensor:
+            return who[how].draw(networks[key], batch, noise, lambda: None)
 
         times = latency.interleaved(
-            {"teacher": lambda: call("teacher"), "student": lambda: call(student)},
+            {"teacher": partial(call, "teacher", "teacher"), "student": partial(call, student, student)},
             rounds=LATENCY_ROUNDS,
             repeats={"student": 5},
+            warm={"teacher": partial(call, "teacher", "teacher_1step")},
         )
         found[f"batch_{size}"] = {
             **{key: plain(value) for key, value in times.items()},

@@ -49,6 +49,7 @@ def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
         text_channels=config.text_dim,
         text_tokens=config.text_tokens,
         schedule=recipe.schedule,
+        device=device(),
     )
 
 

@@ -136,9 +136,10 @@ class _Controls:
                 text_channels=exported.network.text_dim,
                 text_tokens=exported.network.text_tokens,
                 schedule=exported.schedule.config,
+                device=device(),
             )
             return
-        self._tokenizer = build_tokenizer(data)
+        self._tokenizer = build_tokenizer(data, device())
         frames, padding, fps = _window(own, data)
         if options.video:
             if exported.control not in controls.COMPUTED:
