@@ -1,7 +1,6 @@
 """One smoke run of the real command, shared by all who look at it."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,10 +27,6 @@ def smoke(
     """Run the smoke recipe in a process of its own."""
     command = [sys.executable, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
     return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
-
-
-def died(process: subprocess.CompletedProcess[str]) -> bool:
-    return process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="session")

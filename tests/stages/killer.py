@@ -3,6 +3,7 @@
 python killer.py WHERE RECIPE.py [options]
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -73,8 +74,21 @@ MOMENTS = {
     "dmd2": lambda: at_step("dmd2", 12, signal.SIGKILL),
 }
 
-if __name__ == "__main__":
-    MOMENTS[sys.argv[1]]()
-    from cosmos_distill.cli import main
 
-    raise SystemExit(main(sys.argv[2:]))
+def run(moment: str, args: list[str]) -> int:
+    """One run in a forked process; returns its status."""
+    child = os.fork()
+    if child == 0:
+        from cosmos_distill.cli import main
+
+        MOMENTS[moment]()
+        os._exit(main(args))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    for stage in ("generate", "train"):
+        importlib.import_module(f"cosmos_distill.stages.{stage}")
+    importlib.import_module("cosmos_distill.models.weights")
+    for moment in sys.argv[1].split(","):
+        print(moment, run(moment, sys.argv[2:]), file=sys.stderr, flush=True)

@@ -1,14 +1,23 @@
 """Nothing is lost: a run killed again and again ends with the same bits as one left alone."""
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from .conftest import died, smoke  # type: ignore[import-not-found,unused-ignore]
+from .conftest import smoke  # type: ignore[import-not-found,unused-ignore]
 
+MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2")
 KILLER = str(Path(__file__).with_name("killer.py"))
+
+
+def ended(killer: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """Exit status of every run of the killer, by moment."""
+    lines = [line.split() for line in killer.stderr.splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[0] in MOMENTS}
 
 
 def losses(path: Path) -> list[dict[str, float]]:
@@ -18,18 +27,13 @@ def losses(path: Path) -> list[dict[str, float]]:
 
 def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-
-    def until(moment: str):
-        return smoke(out, program=(KILLER, moment))
-
-    assert died(until("generate"))
+    first = smoke(out, program=(KILLER, "generate"))
+    assert ended(first) == {"generate": -signal.SIGKILL}
     shards = sorted(p.name for p in (out / "generate" / "pairs").glob("pairs-*"))
     assert shards == ["pairs-00000000.safetensors"]  # the half-written one has no such name
-    stopped = until("kd-interrupt")
-    assert stopped.returncode == 130, stopped.stderr
-    assert "same command goes on" in " ".join(stopped.stderr.replace("│", " ").split())
-    assert died(until("kd-checkpoint"))
-    assert died(until("dmd2"))
+    then = smoke(out, program=(KILLER, "kd-interrupt,kd-checkpoint,dmd2"))
+    assert ended(then) == {"kd-interrupt": 130, "kd-checkpoint": -signal.SIGKILL, "dmd2": -signal.SIGKILL}
+    assert "same command goes on" in " ".join(then.stderr.replace("│", " ").split())
     done = smoke(out, "--only", "generate", "kd", "dmd2", "export")
     assert done.returncode == 0, done.stdout + done.stderr
 
