@@ -19,13 +19,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 # Part -> the parts it may import. A part is a folder or file right under the package; what is not listed
 # here (cli, stages) may import everything. `data.batch` is narrower than `data`: that one file only.
+# A method builds its discriminator itself (models.heads), and is handed every other network.
 ARROWS: dict[str, set[str]] = {
     "config": set(),
     "ops": set(),
     "diffusion": {"config"},
     "parallel": {"ops", "config"},
     "models": {"ops", "parallel", "config"},
-    "methods": {"ops", "diffusion", "config", "data.batch"},
+    "methods": {"ops", "diffusion", "config", "data.batch", "models.heads"},
     "tokenizers": {"config"},
     "data": {"config", "diffusion", "tokenizers"},
     "train": {"methods", "models", "data", "parallel", "config"},
