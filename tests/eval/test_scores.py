@@ -23,13 +23,12 @@ def test_interval_of_a_mean_is_the_textbook_one() -> None:
     assert high == pytest.approx(float(x.mean()) + half, abs=0.02)
 
 
-def test_pivotal_interval_holds_the_distance_that_resampling_inflates() -> None:
+def test_centred_interval_holds_the_distance_that_resampling_inflates() -> None:
     found, reference = clips(200, 0.1, 0), frechet.gaussian(clips(2000, 0.0, 1).features)
     value, weights = found.frechet(reference), resamples(200)
     assert interval(lambda w: found.frechet(reference, w), weights)[0] > value  # why it is needed
-    low, high = interval(lambda w: found.frechet(reference, w), weights, pivotal=True)
-    assert low < value
-    assert 0 <= low < high
+    low, high = interval(lambda w: found.frechet(reference, w), weights, centred=True)
+    assert 0 <= low < value < high
 
 
 def test_scores_have_value_interval_and_draws_for_everyone() -> None:

@@ -19,19 +19,19 @@ def resamples(clips: int, replicas: int = REPLICAS, seed: int = 0) -> Tensor:
 
 
 def interval(
-    statistic: Callable[[Tensor | None], float], weights: Tensor, *, pivotal: bool = False
+    statistic: Callable[[Tensor | None], float], weights: Tensor, *, centred: bool = False
 ) -> tuple[float, float]:
     """95 % interval of ``statistic(weights)``, where ``statistic(None)`` is its value on all clips.
 
     Args:
         weights: From :func:`resamples`.
-        pivotal: Mirror the replicas at the value itself. For statistics that resampling inflates, as it
-            does a Fréchet distance: repeated clips make the covariance look narrower than it is.
+        centred: Move the replicas so that their mean is the value itself. For statistics that resampling
+            inflates, as it does a Fréchet distance: with clips repeated, the covariance looks narrower
+            than it is, and all replicas may lie above the value.
     """
     values = np.array([statistic(w) for w in weights])
     low, high = np.quantile(values, [0.025, 0.975])
-    if pivotal:
-        value = statistic(None)
-        # A ratio or a distance is not negative; the mirror image of a skewed sample may be.
-        low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+    if centred:
+        shift = statistic(None) - values.mean()
+        low, high = max(0.0, low + shift), max(0.0, high + shift)  # a distance is not negative
     return float(low), float(high)

@@ -68,7 +68,7 @@ def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) 
     def distances(clips: Clips) -> dict[str, Any]:
         return {
             "frechet": clips.frechet(target),
-            "interval": interval(lambda w: clips.frechet(target, w), weights, pivotal=True),
+            "interval": interval(lambda w: clips.frechet(target, w), weights, centred=True),
             "draws": [part.frechet(target) for part in clips.draws(draws)],
         }
 
