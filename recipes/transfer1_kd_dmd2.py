@@ -77,7 +77,7 @@ NUMBERS: dict[Scale, Numbers] = {
     "mini": Numbers(
         guidance=1.0, pairs=256,
         kd_steps=200, kd_lr=3e-4, kd_warmup=10, kd_cosine=True,  # 200 x 16 / 256 = 12.5 epochs
-        dmd2_steps=320, dmd2_lr=5e-5, fake_score_lr=1e-4,  # (320 - 20) / 5 = 60 of the student
+        dmd2_steps=500, dmd2_lr=5e-5, fake_score_lr=1e-4,  # (500 - 20) / 5 = 96 of the student
         dmd2_guidance=1.0, critic_warmup_steps=20, head_width=64, ema_decay=0.9,
         global_batch=16, micro_batch=16,
         log_every=10, save_every=50,
@@ -165,7 +165,7 @@ def recipe(
                     sigma_schedule="edm_sampling",
                     adjust_video_noise=True,  # x sqrt(latent frames): 4 at 7b
                     gan_weight=1e-3,
-                    head="conv3d", head_width=n.head_width,
+                    head="conv3d" if full else "conv2d", head_width=n.head_width,
                     max_condition_frames=condition_frames,
                     student=Optim(lr=n.dmd2_lr, clip_norm=clip_norm),
                     fake_score=Optim(lr=n.fake_score_lr),
