@@ -17,7 +17,7 @@ from cosmos_distill.train.checkpoint import read_metadata
 
 from .conftest import smoke  # type: ignore[import-not-found,unused-ignore]
 
-WHO = {"teacher", "teacher_1step", "untrained_student", "kd_student", "student"}
+WHO = {"teacher", "teacher_1step", "teacher_1step_guided", "untrained_student", "kd_student", "student"}
 
 
 @pytest.fixture(scope="module")

@@ -180,10 +180,7 @@ def _load(stage: Stage) -> Callable[[str, Stage, Run, Path], Output]:
 def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> Output | None:
     state, reason = stage_status(recipe, name, stage, out, outputs)
     if state == "mismatch":
-        raise Refusal(
-            f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
-            f"or delete {out / name} and what was made from it to redo it."
-        )
+        raise _holds_another(out, name, reason)
     if state != "complete":
         return None
     found = Manifest.read(out / name)
@@ -196,10 +193,14 @@ def _refuse_other_run(recipe: Recipe, out: Path) -> None:
     """Look at all stages before the first one runs, so that a mismatch in the last costs nothing."""
     for name, (state, reason) in status(recipe, out).items():
         if state == "mismatch":
-            raise Refusal(
-                f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
-                f"or delete {out / name} and what was made from it to redo it."
-            )
+            raise _holds_another(out, name, reason)
+
+
+def _holds_another(out: Path, name: str, reason: str) -> Refusal:
+    return Refusal(
+        f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
+        f"or delete {out / name} and what was made from it to redo it."
+    )
 
 
 def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]) -> Manifest:

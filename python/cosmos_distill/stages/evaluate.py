@@ -68,7 +68,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
                 latents = _latents(folder, key, contestant, network, clips, first, count, run, bar.advance)
                 videos = clips.decode(latents)
                 parts.append(measure(videos, clips.pixels(first, count)[0]))
-                if first == 0:
+                if first == 0 and key != "untrained_student":  # drawn as the teacher's one step
                     pictures[contestant.label] = videos[:GRID_CLIPS].cpu()
             measured[key] = Clips.cat(parts)
             log.line(scored=key)
@@ -106,7 +106,9 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
     for key, source in reversed(list(stage.students.items())):
         found[key] = Contestant(one, run.student(source), 1, f"{key.replace('_', ' ')}, 1 step")
     found["untrained_student"] = Contestant(one, teacher, 1, "untrained, 1 step")
-    found["teacher_1step"] = Contestant(one_guided, teacher, 1, "teacher, 1 step")
+    # The student starts as the teacher: the line before under the name by which it is looked for.
+    found["teacher_1step"] = Contestant(one, teacher, 1, "teacher, 1 step")
+    found["teacher_1step_guided"] = Contestant(one_guided, teacher, 1, "teacher, 1 step, guided")
     found["teacher"] = Contestant(many, teacher, stage.steps + 1, f"teacher, {stage.steps + 1} steps")
     return found
 
@@ -175,7 +177,7 @@ def _latencies(
             {"teacher": partial(call, "teacher", "teacher"), "student": partial(call, student, student)},
             rounds=LATENCY_ROUNDS,
             repeats={"student": 5},
-            warm={"teacher": partial(call, "teacher", "teacher_1step")},
+            warm={"teacher": partial(call, "teacher", "teacher_1step_guided")},
         )
         found[f"batch_{size}"] = {
             **{key: plain(value) for key, value in times.items()},

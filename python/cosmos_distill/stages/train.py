@@ -88,7 +88,7 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
         if not fixed:
             if needs_teacher(stage):
                 teacher = method.roles.get("teacher") or load_teacher(recipe)
-                x0 = single_step(teacher, noise_levels, batch, noise, guidance)
+                x0 = single_step(teacher, noise_levels, batch, noise)
                 fixed["teacher, 1 step"] = clips.decode(x0)
                 x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
                 fixed[f"teacher, {steps + 1} steps"] = clips.decode(x0)
