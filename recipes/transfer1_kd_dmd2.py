@@ -47,6 +47,7 @@ class Numbers:
     dmd2_steps: int  # one in 5 is the student's
     dmd2_lr: float
     fake_score_lr: float
+    dmd2_cosine: bool = False
     dmd2_guidance: float
     critic_warmup_steps: int = 0
     head_width: int = 320
@@ -77,8 +78,8 @@ NUMBERS: dict[Scale, Numbers] = {
     "mini": Numbers(
         guidance=1.0, pairs=256,
         kd_steps=200, kd_lr=3e-4, kd_warmup=10, kd_cosine=True,  # 200 x 16 / 256 = 12.5 epochs
-        dmd2_steps=500, dmd2_lr=5e-5, fake_score_lr=1e-4,  # (500 - 20) / 5 = 96 of the student
-        dmd2_guidance=1.0, critic_warmup_steps=20, head_width=64, ema_decay=0.9,
+        dmd2_steps=400, dmd2_lr=1e-4, dmd2_cosine=True, fake_score_lr=2e-4,  # (400 - 20) / 5 = 76 of the student
+        dmd2_guidance=2.0, critic_warmup_steps=20, head_width=64, ema_decay=0.95,
         global_batch=16, micro_batch=16,
         log_every=10, save_every=50,
         clips=96, draws=4,
@@ -167,7 +168,7 @@ def recipe(
                     gan_weight=1e-3,
                     head="conv3d" if full else "conv2d", head_width=n.head_width,
                     max_condition_frames=condition_frames,
-                    student=Optim(lr=n.dmd2_lr, clip_norm=clip_norm),
+                    student=Optim(lr=n.dmd2_lr, clip_norm=clip_norm, cosine=n.dmd2_cosine),
                     fake_score=Optim(lr=n.fake_score_lr),
                     discriminator=Optim(lr=n.fake_score_lr),
                 ),
