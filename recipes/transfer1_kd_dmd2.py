@@ -78,7 +78,7 @@ NUMBERS: dict[Scale, Numbers] = {
     "mini": Numbers(
         guidance=1.0, pairs=256,
         kd_steps=200, kd_lr=3e-4, kd_warmup=10, kd_cosine=True,  # 200 x 16 / 256 = 12.5 epochs
-        dmd2_steps=400, dmd2_lr=1e-4, dmd2_cosine=True, fake_score_lr=2e-4,  # (400 - 20) / 5 = 76 of the student
+        dmd2_steps=400, dmd2_lr=1e-4, dmd2_cosine=True, fake_score_lr=2e-4,  # (400 - 20) / 5 = 76 student
         dmd2_guidance=2.0, critic_warmup_steps=20, head_width=64, ema_decay=0.95,
         global_batch=16, micro_batch=16,
         log_every=10, save_every=50,
