@@ -114,7 +114,7 @@ def test_bad_value_is_refused_by_the_configuration_itself(capsys: pytest.Capture
 IMPOSSIBLE = {
     "no teacher": (("--scale", "7b"), "--teacher PATH"),
     "missing teacher": (("--teacher", "nowhere.safetensors"), "nowhere.safetensors"),
-    "tensor parallel": (("--parallel.tensor", "2"), "--parallel.tensor 2 arrives with parallel training"),
+    "tensor parallel": (("--parallel.tensor", "2"), "--parallel.tensor 2 is not supported yet"),
     "sequence parallel": (("--parallel.sequence",), "--parallel.sequence arrives"),
     "batch": (("--trainer.global-batch", "12", "--trainer.micro-batch", "4"), "choose a multiple of 32"),
     "condition frames": (("--data.max-condition-frames", "3"), "choose at most 2"),
@@ -232,3 +232,12 @@ def test_bash_completion_knows_the_options_of_a_recipe(tmp_path: Path) -> None:
     assert "--stages.kd.trainer.max-steps" in options
     assert all(option.startswith("--stages.kd.tr") for option in options)
     assert cli.main(["completion", "fish"]) == cli.REFUSED
+
+
+def test_several_processes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main([str(RECIPE), "--scale", "smoke", "--out", str(tmp_path / "run")]) == cli.REFUSED
+    assert "2 processes were launched" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
-from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_path
+from cosmos_distill.stages.checks import check, depends_on, needs_teacher, require_one_process, teacher_path
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
     Manifest,
@@ -98,6 +98,7 @@ def run_recipe(
 
     console, stop = console or Console(), stop or StopFlag()
     check(recipe, out)
+    require_one_process()
     if unknown := [name for name in only if name not in recipe.stages]:
         raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
     out.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,15 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None) -> None:
         raise Refusal("\n".join(reasons))
 
 
+def require_one_process() -> None:
+    """Raise a :class:`Refusal` under a launcher: every rank would train the same student."""
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise Refusal(
+            f"{ranks} processes were launched, and training on several ranks is not supported yet: start "
+            "one, without torchrun. --dry-run shows the memory that each rank would need."
+        )
+
+
 def _stages(recipe: Recipe) -> Iterator[str]:
     from cosmos_distill.models.presets import PRESETS
 
@@ -89,9 +98,9 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 def _layout(recipe: Recipe, ranks: int) -> Iterator[str]:
     for name in ("tensor", "pipeline", "context"):
         if (size := getattr(recipe.parallel, name)) != 1:
-            yield f"--parallel.{name} {size} arrives with parallel training; leave it at 1 for now."
+            yield f"--parallel.{name} {size} is not supported yet: leave it at 1."
     if recipe.parallel.sequence:
-        yield "--parallel.sequence arrives with parallel training; leave it off for now."
+        yield "--parallel.sequence is not supported yet: leave it off."
     for name, stage in recipe.stages.items():
         if isinstance(stage, Train):
             trainer = stage.trainer
