@@ -115,7 +115,7 @@ IMPOSSIBLE = {
     "no teacher": (("--scale", "7b"), "--teacher PATH"),
     "missing teacher": (("--teacher", "nowhere.safetensors"), "nowhere.safetensors"),
     "tensor parallel": (("--parallel.tensor", "2"), "--parallel.tensor 2 is not supported yet"),
-    "sequence parallel": (("--parallel.sequence",), "--parallel.sequence arrives"),
+    "sequence parallel": (("--parallel.sequence",), "--parallel.sequence is not supported yet"),
     "batch": (("--trainer.global-batch", "12", "--trainer.micro-batch", "4"), "choose a multiple of 32"),
     "condition frames": (("--data.max-condition-frames", "3"), "choose at most 2"),
     "method's condition frames": (("--stages.kd.method.max-condition-frames", "3"), "choose at most 2"),
