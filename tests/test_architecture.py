@@ -22,14 +22,15 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # A method builds its discriminator itself (models.heads), and is handed every other network.
 ARROWS: dict[str, set[str]] = {
     "config": set(),
+    "files": set(),
     "ops": set(),
     "diffusion": {"config"},
     "parallel": {"ops", "config"},
-    "models": {"ops", "parallel", "config"},
+    "models": {"ops", "parallel", "config", "files"},
     "methods": {"ops", "diffusion", "config", "data.batch", "models.heads"},
     "tokenizers": {"config"},
-    "data": {"config", "diffusion", "tokenizers"},
-    "train": {"methods", "models", "data", "parallel", "config"},
+    "data": {"config", "diffusion", "tokenizers", "files"},
+    "train": {"methods", "models", "data", "parallel", "config", "files"},
     "eval": {"data.controls"},
 }
 # Of third-party packages, the heavy ones belong to one part each; megatron is the contract's.

@@ -188,8 +188,6 @@ def test_file_controls(root, data):
     source = open_(data, control="depth")
     assert "10 frames, but its depth control has 9" in source.skipped["clip2"]
     assert source.batch(0, 2).hint.shape == (2, 16, 3, 8, 8)
-    with pytest.raises(DataError, match="cannot be computed from pixels"):
-        source.control_pixels(source.pixels(0, 1)[0])
     with pytest.raises(DataError, match=r"has no seg/clip0\.mp4"):
         open_(data, control="seg")
 

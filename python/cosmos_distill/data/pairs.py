@@ -23,11 +23,10 @@ from safetensors.torch import load, save
 
 from cosmos_distill import tokenizers
 from cosmos_distill.config import EDM, Data
-from cosmos_distill.data import controls
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
-from cosmos_distill.data.sources import generator, to_frames, to_video
+from cosmos_distill.data.sources import generator
 
 log = logging.getLogger(__name__)
 TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
@@ -165,7 +164,7 @@ class PairSource:
     """A :class:`~cosmos_distill.data.sources.Source` over written pairs, shuffled anew in every epoch.
 
     Each shard's checksum is verified when it is first read. ``pixels`` decodes the stored latents with the
-    tokenizer of ``data`` (on ``device``); ``control`` is what ``control_pixels`` computes. Raises
+    tokenizer of ``data`` (on ``device``); ``control`` names what the hints are. Raises
     DataError when the folder holds no pairs, fewer than ``pairs``, or was made under settings other than
     ``expects``.
     """
@@ -248,10 +247,6 @@ class PairSource:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
         return self._tokenizer.decode(latents / self._sigma_data)
-
-    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
-        """The computed control of ``video`` with the evaluation settings."""
-        return to_video(np.stack([controls.compute(self.control, frames) for frames in to_frames(video)]))
 
     def description(self) -> dict[str, Any]:
         """Number of pairs, shards by checksum, and the settings they were made with."""

@@ -70,10 +70,6 @@ class Prefetch:
         """By the source."""
         return self._source.decode(latents)
 
-    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
-        """By the source."""
-        return self._source.control_pixels(video)
-
     def description(self) -> dict[str, Any]:
         """That of the source."""
         return self._source.description()

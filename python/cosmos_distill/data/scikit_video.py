@@ -13,8 +13,9 @@ from cosmos_distill.data import clips, controls
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import Split, Stretch
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.sources import generator, to_frames, to_video
+from cosmos_distill.data.sources import generator, to_video
 from cosmos_distill.data.text import HashTextEncoder
+from cosmos_distill.files import sha256
 from cosmos_distill.tokenizers import Tokenizer
 
 ZOOMS = {"wide": 36 / 32, "close": 44 / 32}
@@ -70,7 +71,7 @@ def load_clips(height: int, span: int) -> dict[str, Clip]:
         frames = {zoom: np.stack(x) for zoom, x in zip(ZOOMS, zip(*images, strict=True), strict=True)}
         cuts = clips.find_cuts(frames["wide"])
         stretches = clips.split_clip(name, len(images), cuts, span)
-        loaded[name] = Clip(frames, fps, clips.sha256(path), tuple(stretches))
+        loaded[name] = Clip(frames, fps, sha256(path), tuple(stretches))
     return loaded
 
 
@@ -183,10 +184,6 @@ class ScikitVideoSource:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
         return self._tokenizer.decode(latents / self._sigma_data)
-
-    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
-        """The control of ``video`` (uint8 [B, 3, F, H, W]) with the evaluation settings."""
-        return to_video(np.stack([controls.compute(self.control, frames) for frames in to_frames(video)]))
 
     def description(self) -> dict[str, Any]:
         """Clips by hash, stretches of this split, numbers of windows."""

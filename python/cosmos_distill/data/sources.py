@@ -34,9 +34,6 @@ class Source(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale [B, C, T, h, w] -> uint8 [B, 3, F, H, W]."""
 
-    def control_pixels(self, video: torch.Tensor) -> torch.Tensor:
-        """Control map (evaluation settings) of uint8 [B, 3, F, H, W], same shape; computed controls only."""
-
     def description(self) -> dict[str, Any]:
         """What the stream is made of, for manifests: plain JSON values."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,6 +21,7 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.files import replacing, sha256
 
 MANIFEST = "manifest.json"
 
@@ -176,12 +176,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def sha256_of_listing(entries: Iterator[str] | list[str]) -> str:
     """One hash over an ordered list of lines."""
     return hashlib.sha256("\n".join(entries).encode()).hexdigest()
@@ -198,15 +192,8 @@ def sources_sha256() -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

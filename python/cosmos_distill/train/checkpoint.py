@@ -12,7 +12,6 @@ remains of a killed process and is removed.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from cosmos_distill.files import replacing, sha256, sync_folder
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d{9,})")
@@ -140,11 +141,11 @@ class CheckpointStore:
                 _write_json(state, temporary / "state.json")
                 files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
                 _write_json({"format": FORMAT, "step": step, "files": files}, temporary / "index.json")
-                _sync_folder(temporary)
+                sync_folder(temporary)
                 if final.exists():  # one that was rejected at the last resume
                     self._remove(final)
                 temporary.rename(final)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 self._prune(step)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -188,15 +189,8 @@ def publish_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping
     Raises:
         CheckpointError: on a full disk or an unwritable folder; an older file at ``path`` is untouched.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
-    try:
-        with disk_errors(path):
-            write_tensors(tensors, temporary, metadata)
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path), replacing(path) as temporary:
+        write_tensors(tensors, temporary, metadata)
     return path
 
 
@@ -207,25 +201,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return content
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_json(content: Mapping[str, Any], path: Path) -> None:
     with path.open("w") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
