@@ -178,7 +178,9 @@ def recipe(
                 clips=n.clips, draws=n.draws, guidance=Guidance(n.guidance, "added"), steps=n.steps,
                 batch=1 if full else 32, students={"kd_student": "kd", "student": "dmd2"},
             ),
-            "export": Export(student_from="dmd2", precision=n.precision),
+            "export": Export(
+                student_from="dmd2", precision=n.precision, names="official" if full else "own"
+            ),
         },
         seed=seed,
     )  # fmt: skip

@@ -197,6 +197,9 @@ class Export(Stage):
 
     student_from: str
     precision: Precision = "fp32"
+    names: Literal["own", "official"] = "own"
+    """``official`` writes the merged Cosmos-Transfer1 layout, with the tensors that the teacher's file
+    carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
 
 
 @dataclass(frozen=True, kw_only=True)

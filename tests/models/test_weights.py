@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos_distill.models import build, names, weights
-from cosmos_distill.models.presets import PRESETS
 
 
 def blank(make_network, dtype=torch.bfloat16, **changes):
@@ -193,21 +192,3 @@ def test_carried_tensors_cannot_replace_weights(make_network, tmp_path):
     name = "net.zero_blocks.block0.bias"
     with pytest.raises(ValueError, match=name):
         weights.save_official(make_network(), tmp_path / "x.safetensors", {name: torch.ones(40)})
-
-
-def test_shipped_weights(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"no weights are shipped for transfer1-7b: pass --teacher PATH"):
-        weights.shipped("transfer1-7b")
-    with pytest.raises(ValueError, match="unknown preset 'x'; there are transfer1-7b"):
-        weights.shipped("x")
-    monkeypatch.setattr(weights, "__file__", str(tmp_path / "models" / "weights.py"))
-    path = tmp_path / "weights" / "transfer1-smoke.safetensors"
-    network = build(PRESETS["transfer1-smoke"], seed=4)
-    weights.save(network, path, dtype=torch.float16)
-    assert weights.shipped("transfer1-smoke") == path
-    other = build(PRESETS["transfer1-smoke"], seed=None)
-    weights.load_into(other, weights.shipped("transfer1-smoke"))
-    assert all(
-        torch.equal(a.half().float(), b)
-        for a, b in zip(network.parameters(), other.parameters(), strict=True)
-    )

@@ -12,10 +12,11 @@ from rich.console import Console
 import cosmos_distill
 from cosmos_distill import stages
 from cosmos_distill.config import Data, Export, Generate, Guidance, Optim, Recipe, Stage, Train, Trainer
+from cosmos_distill.files import sha256
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages import Refusal, Run, run_recipe, status
 from cosmos_distill.stages.lock import locked
-from cosmos_distill.stages.manifest import Exported, File, Manifest, Output, Pairs, Student, sha256
+from cosmos_distill.stages.manifest import Exported, File, Manifest, Output, Pairs, Student
 
 CONSOLE = Console(quiet=True)
 

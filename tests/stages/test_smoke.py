@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cosmos_distill import cli
-from cosmos_distill.stages.manifest import Manifest, sha256
+from cosmos_distill.files import sha256
+from cosmos_distill.models import weights
+from cosmos_distill.stages.manifest import Manifest
 from cosmos_distill.stages.sample import write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
 
@@ -170,3 +173,14 @@ def test_no_pickle_is_left_behind(finished: Path) -> None:
     assert kinds <= {".safetensors", ".json", ".jsonl", ".png", ".html", ".lock"}
     with safe_open(finished / "kd" / "student.safetensors", framework="pt") as file:
         assert file.metadata()
+
+
+def test_export_in_official_names_is_the_same_student(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "export")
+    done = smoke(out, "--stages.export.names", "official")
+    assert done.returncode == 0, done.stdout + done.stderr
+    own, official = (weights.load(p / "export" / "student.safetensors")[0] for p in (finished, out))
+    assert "base_model.net.x_embedder.proj.1.weight" in load_file(out / "export" / "student.safetensors")
+    assert own.keys() == official.keys() and all(torch.equal(own[k], official[k]) for k in own)

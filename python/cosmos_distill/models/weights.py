@@ -16,11 +16,10 @@ from torch import nn
 
 from cosmos_distill.models import names
 from cosmos_distill.models.files import State, read, write_safetensors
-from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 
-Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]]
+Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 """One file or folder, or the pair (base, control) in either order."""
 
 
@@ -125,24 +124,21 @@ def save_official(
 
     ``carried``, from :func:`load`, is written back unchanged. Collective like :func:`save`.
     """
-    state = {names.to_official(name): value for name, value in _whole(network, dtype).items()}
-    if clash := state.keys() & (carried or {}).keys():
-        raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
-    write_safetensors(state | dict(carried or {}), Path(path), "cosmos-transfer1")
+    write_safetensors(to_official(_whole(network, dtype), carried), Path(path), "cosmos-transfer1")
 
 
-def shipped(preset: str) -> Path:
-    """Weights that come with the package for ``preset``.
+def to_official(
+    state: Mapping[str, torch.Tensor], carried: Mapping[str, torch.Tensor] | None = None
+) -> State:
+    """``state`` (our names, whole) in the names of the merged Transfer1 file, with ``carried`` beside it.
 
     Raises:
-        ValueError: unknown preset, or one whose weights must be downloaded from their publisher.
+        ValueError: ``carried`` holds a tensor that the network has itself.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}")
-    path = Path(__file__).parent.parent / "weights" / f"{preset}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"no weights are shipped for {preset}: pass --teacher PATH")
-    return path
+    official = {names.to_official(name): value for name, value in state.items()}
+    if clash := official.keys() & (carried or {}).keys():
+        raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
+    return official | dict(carried or {})
 
 
 def to_diffusers(state: Mapping[str, torch.Tensor]) -> State:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
-from cosmos_distill.stages.checks import check, depends_on, needs_teacher, require_one_process, teacher_path
+from cosmos_distill.files import sha256
+from cosmos_distill.stages.checks import check, depends_on, needs_teacher, require_one_process, teacher_files
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
     Manifest,
@@ -28,7 +29,6 @@ from cosmos_distill.stages.manifest import (
     Student,
     configuration,
     plain,
-    sha256,
     sha256_of_listing,
     sources_sha256,
     write_atomically,
@@ -208,7 +208,7 @@ def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Outpu
     """The manifest that a stage would have to show for its folder to be used."""
     inputs = {"clips": _clips_fingerprint(recipe)}
     if needs_teacher(stage):
-        inputs["teacher"] = _teacher_fingerprint(teacher_path(recipe))
+        inputs["teacher"] = _teacher_fingerprint(teacher_files(recipe))
     for source in depends_on(stage):
         inputs[source] = _fingerprint(outputs[source])
     return Manifest(
@@ -228,8 +228,8 @@ def _fingerprint(output: Output) -> str:
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
-def _teacher_fingerprint(path: Path) -> str:
-    """sha256 of the teacher's file, or over its files where it is a folder; remembered while it lasts."""
+def _teacher_fingerprint(paths: tuple[Path, ...]) -> str:
+    """sha256 of the teacher's file, or over its files where there are several; remembered while it lasts."""
 
     def one(file: Path) -> str:
         info = file.stat()
@@ -238,10 +238,10 @@ def _teacher_fingerprint(path: Path) -> str:
             _hashes[key] = sha256(file)
         return _hashes[key]
 
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return sha256_of_listing([f"{p.relative_to(path).as_posix()} {one(p)}" for p in files])
-    return one(path)
+    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.is_file()]
+    if len(files) == 1:
+        return one(files[0])
+    return sha256_of_listing([f"{file.name} {one(file)}" for file in files])
 
 
 def _clips_fingerprint(recipe: Recipe) -> str:

@@ -18,11 +18,21 @@ PATCH = 2
 _FROM_FILES = ("depth", "seg", "keypoint")
 
 
-def teacher_path(recipe: Recipe) -> Path:
-    """Weights of the teacher: the recipe's own, or those shipped with the package for the preset."""
-    if recipe.teacher is not None:
-        return recipe.teacher
-    return Path(cosmos_distill.__file__).parent / "weights" / f"{recipe.network}.safetensors"
+def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
+    """Weights of the teacher: the recipe's own, or those shipped with the package for the preset.
+
+    One merged file or sharded folder; or, of a folder as published (``base_model`` beside one
+    ``<control>_control`` per control), the base and the control that the recipe names.
+    """
+    path = recipe.teacher
+    if path is None:
+        return (Path(cosmos_distill.__file__).parent / "weights" / f"{recipe.network}.safetensors",)
+    if path.is_dir():
+        for ending in (".safetensors", ".pt"):
+            pair = path / f"base_model{ending}", path / f"{recipe.control}_control{ending}"
+            if pair[0].is_file():
+                return pair
+    return (path,)
 
 
 def needs_teacher(stage: Stage) -> bool:
@@ -115,14 +125,15 @@ def _layout(recipe: Recipe, ranks: int) -> Iterator[str]:
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    path = teacher_path(recipe)
-    if recipe.teacher is None and not path.is_file():
+    missing = [str(path) for path in teacher_files(recipe) if not path.exists()]
+    if recipe.teacher is None and missing:
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
-            "with --teacher PATH (the merged base and control file, .safetensors or .pt)."
+            "with --teacher PATH (the merged base and control file, .safetensors or .pt, or a folder with "
+            "base_model and <control>_control)."
         )
-    elif not path.exists():
-        yield f"--teacher {path}: no such file."
+    elif missing:
+        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

@@ -15,7 +15,7 @@ from cosmos_distill.config import Recipe, Train
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.stages import status
-from cosmos_distill.stages.checks import check, needs_teacher, teacher_path
+from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
 from cosmos_distill.stages.manifest import Refusal, plain
 from cosmos_distill.stages.text import yaml
 from cosmos_distill.train.plan import launch_line, plan
@@ -58,7 +58,9 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
 
 def _states(recipe: Recipe, out: Path) -> Table:
     table = Table("stage", "kind", "state", "", title=str(out), title_justify="left")
-    blocked = any(map(needs_teacher, recipe.stages.values())) and not teacher_path(recipe).exists()
+    blocked = any(map(needs_teacher, recipe.stages.values())) and not all(
+        path.exists() for path in teacher_files(recipe)
+    )
     try:
         states = {} if blocked else status(recipe, out)
     except Refusal as error:

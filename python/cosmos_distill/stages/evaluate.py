@@ -15,7 +15,7 @@ from cosmos_distill.config import Evaluate
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, latency
 from cosmos_distill.eval.scores import Clips, score
 from cosmos_distill.stages import Run
-from cosmos_distill.stages.checks import teacher_path
+from cosmos_distill.stages.checks import teacher_files
 from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
 from cosmos_distill.stages.networks import device, load, open_clips, preset, schedule
 from cosmos_distill.stages.progress import Log, work
@@ -42,7 +42,7 @@ class Contestant:
     """Someone who draws clips: a network with a sampler."""
 
     draw: Callable[[ControlledDiT, Batch, Tensor, Callable[[], None]], Tensor]
-    weights: Path
+    weights: tuple[Path, ...]
     cost: int
     """Denoise calls per batch, for the progress bar."""
     label: str
@@ -52,7 +52,6 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     """Draw, score and time; drawn batches are kept, so that an interrupted evaluation goes on."""
     torch.manual_seed(run.recipe.seed)
     clips = open_clips(run.recipe, "eval")
-    run.details["data"] = clips.description()
     who = contestants(stage, run)
     total = stage.clips * stage.draws
     batches = [(first, min(stage.batch, total - first)) for first in range(0, total, stage.batch)]
@@ -72,6 +71,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
                     pictures[contestant.label] = videos[:GRID_CLIPS].cpu()
             measured[key] = Clips.cat(parts)
             log.line(scored=key)
+    run.details["data"] = clips.description()
     codec, real, reference = _real(clips, batches, total, run)
     document = {
         **score(measured | {"codec": codec}, real, reference, stage.draws),
@@ -89,7 +89,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
 def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
     """Columns of the report, best known last student first, so that the grid reads from the result down."""
     recipe, levels = run.recipe, schedule(run.recipe)
-    teacher = run.student(stage.teacher_from) if stage.teacher_from else teacher_path(recipe)
+    teacher = (run.student(stage.teacher_from),) if stage.teacher_from else teacher_files(recipe)
 
     def one(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
         tick()
@@ -104,7 +104,7 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
 
     found = {}
     for key, source in reversed(list(stage.students.items())):
-        found[key] = Contestant(one, run.student(source), 1, f"{key.replace('_', ' ')}, 1 step")
+        found[key] = Contestant(one, (run.student(source),), 1, f"{key.replace('_', ' ')}, 1 step")
     found["untrained_student"] = Contestant(one, teacher, 1, "untrained, 1 step")
     # The student starts as the teacher: the line before under the name by which it is looked for.
     found["teacher_1step"] = Contestant(one, teacher, 1, "teacher, 1 step")

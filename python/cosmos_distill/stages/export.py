@@ -8,11 +8,12 @@ from typing import Any
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
+from cosmos_distill.files import sha256
 from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.models import weights
 from cosmos_distill.stages import Run
-from cosmos_distill.stages.checks import needs_teacher
-from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256, sha256_of_listing
+from cosmos_distill.stages.checks import needs_teacher, teacher_files
+from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.stages.networks import DTYPES, schedule
 from cosmos_distill.stages.sampling import evaluations
 from cosmos_distill.stages.train import many_step_settings
@@ -27,6 +28,9 @@ def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))
     tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
+    if stage.names == "official":
+        carried = weights.load(teacher_files(run.recipe))[1] if needs_teacher(source) else {}
+        tensors = weights.to_official(tensors, carried)
     path = publish_tensors(tensors, folder / "student.safetensors", describe(run, source, stage))
     return Exported(student=File.of(path, run.out))
 
@@ -53,6 +57,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "nfe": evaluations(steps, guidance) if many else 1,
         "guidance_baked_in": not many,
         "precision": stage.precision,
+        "names": stage.names,
         "provenance": {
             "version": __version__,
             "recipe_sha256": recipe_sha256(recipe),

@@ -10,8 +10,9 @@ import torch
 
 from cosmos_distill.config import Generate
 from cosmos_distill.data.pairs import PairWriter
+from cosmos_distill.files import sha256
 from cosmos_distill.stages import Run
-from cosmos_distill.stages.manifest import Pairs, sha256, sha256_of_listing
+from cosmos_distill.stages.manifest import Pairs, sha256_of_listing
 from cosmos_distill.stages.networks import device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of
@@ -25,7 +26,6 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     """
     recipe, levels = run.recipe, schedule(run.recipe)
     clips = open_clips(recipe, "train")
-    run.details["data"] = clips.description()
     writer = PairWriter(folder / "pairs")
     log = Log(folder)
     per_batch = stage.steps + 1
@@ -43,6 +43,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
                 )
                 writer.write(dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu()))
                 log.line(pairs=writer.done())
+    run.details["data"] = clips.description()
     run.details["evaluations_per_pair"] = evaluations(stage.steps, stage.guidance)
     shards = sorted((folder / "pairs").glob("*.safetensors"))
     digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])

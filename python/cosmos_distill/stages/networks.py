@@ -12,7 +12,7 @@ from cosmos_distill import models
 from cosmos_distill.config import Precision, Recipe
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
-from cosmos_distill.stages.checks import teacher_path
+from cosmos_distill.stages.checks import teacher_files
 
 if TYPE_CHECKING:
     from cosmos_distill.data.sources import Source
@@ -53,8 +53,8 @@ def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
     )
 
 
-def load(config: NetworkConfig, path: Path, dtype: torch.dtype = torch.float32) -> ControlledDiT:
-    """A frozen network with the weights of ``path``, on the accelerator.
+def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = torch.float32) -> ControlledDiT:
+    """A frozen network with the weights of ``files``, on the accelerator.
 
     Raises:
         ValueError: the file is damaged or belongs to another network.
@@ -62,16 +62,18 @@ def load(config: NetworkConfig, path: Path, dtype: torch.dtype = torch.float32) 
     from cosmos_distill.models import weights
 
     network = models.build(config, device=device(), dtype=dtype, seed=None)
-    weights.load_into(network, path)
+    weights.load_into(network, files)
     return network.eval().requires_grad_(False)
 
 
 def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> ControlledDiT:
     """The pre-trained teacher."""
-    return load(preset(recipe), teacher_path(recipe), dtype)
+    return load(preset(recipe), teacher_files(recipe), dtype)
 
 
-def by_role(recipe: Recipe, student: Path | None, dtype: torch.dtype) -> Callable[[str], ControlledDiT]:
+def by_role(
+    recipe: Recipe, student: tuple[Path, ...] | None, dtype: torch.dtype
+) -> Callable[[str], ControlledDiT]:
     """networks(role) for :func:`cosmos_distill.methods.build`.
 
     Args:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_distill import methods
 from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.data.prefetch import Prefetch
 from cosmos_distill.stages import Run
-from cosmos_distill.stages.checks import needs_teacher, teacher_path
+from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.manifest import File, Pairs, Student
 from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.sampling import many_steps, noise_of, single_step
-from cosmos_distill.train.loop import fit
+from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:
@@ -29,22 +31,23 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     """Train to the stage's last step, or go on from its newest checkpoint."""
     recipe = run.recipe
     source = _source(stage, run)
-    run.details["data"] = source.description()
     if stage.start_from is not None:
-        student: Path | None = run.student(stage.start_from)
+        student: tuple[Path, ...] | None = (run.student(stage.start_from),)
     else:
-        student = teacher_path(recipe) if needs_teacher(stage) else None
+        student = teacher_files(recipe) if needs_teacher(stage) else None
     networks = by_role(recipe, student, DTYPES[stage.trainer.precision])
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
-    result = fit(
-        method,
-        source,
-        stage.trainer,
-        folder,
-        seed=recipe.seed,
-        sampler_grid=_sampler_grid(method, stage, recipe, folder),
-        stop=run.stop,
-    )
+    with _read_ahead(source, recipe) as stream:
+        result = fit(
+            method,
+            stream,
+            stage.trainer,
+            folder,
+            seed=recipe.seed,
+            sampler_grid=_sampler_grid(method, stage, recipe, folder),
+            stop=run.stop,
+        )
+    run.details["data"] = source.description()  # at the end, when every damaged clip has been met
     run.details["skipped_steps"] = result.skipped
     return Student(weights=File.of(result.student, run.out), steps=result.step)
 
@@ -73,6 +76,16 @@ def _source(stage: Train, run: Run) -> Source:
         device=device(),
         pairs=output.count,
     )
+
+
+@contextmanager
+def _read_ahead(source: Source, recipe: Recipe) -> Iterator[Samples]:
+    """Decode the next batches while the network computes, where a batch means decoding video files."""
+    if recipe.data.source != "folder":
+        yield source
+        return
+    with closing(Prefetch(source)) as ahead:
+        yield ahead
 
 
 def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:
