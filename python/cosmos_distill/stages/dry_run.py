@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.stages import status
 from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
@@ -77,7 +77,7 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
     method = methods.build(
         stage.method,
         lambda role: models.build(config, device="meta", seed=None),
-        EDMSchedule(recipe.schedule),
+        build_schedule(recipe.schedule),
     )
     counts = {
         role: (sum(p.numel() for p in network.parameters()), role in method.trainable)

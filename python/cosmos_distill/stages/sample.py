@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.sources import open_source, to_frames, to_video
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.stages.export import FORMAT
@@ -45,7 +45,7 @@ class Exported:
     network: NetworkConfig
     control: Control
     data: Data
-    schedule: EDMSchedule
+    schedule: Schedule
     sampler: dict[str, Any]
     precision: Any
 
@@ -107,7 +107,7 @@ def read(path: Path) -> Exported:
         network=PRESETS[said["network"]],
         control=said["control"],
         data=Data(**data),
-        schedule=EDMSchedule.from_dict(said["schedule"]),
+        schedule=schedule_from_dict(said["schedule"]),
         sampler=said["sampler"],
         precision=said["precision"],
     )
