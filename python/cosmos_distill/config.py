@@ -215,7 +215,7 @@ class Export(Stage):
     student_from: str
     precision: Precision = "fp32"
     names: Literal["own", "official"] = "own"
-    """``official`` writes the merged Cosmos-Transfer1 layout, with the tensors that the teacher's file
+    """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
 
 

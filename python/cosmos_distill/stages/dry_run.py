@@ -39,11 +39,10 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
         config = PRESETS[recipe.network]
         network = models.build(config, device="meta", seed=None)
         base = sum(p.numel() for p in network.base.parameters())
-        control = sum(p.numel() for p in network.control.parameters())
-        console.print(
-            f"{recipe.network}: {_count(base)} parameters in the base "
-            f"+ {_count(control)} in the control branch"
-        )
+        said = f"{recipe.network}: {_count(base)} parameters in the base"
+        if network.control is not None:
+            said += f" + {_count(sum(p.numel() for p in network.control.parameters()))} in the control branch"
+        console.print(said)
         for name, stage in recipe.stages.items():
             if isinstance(stage, Train):
                 console.print(

@@ -46,7 +46,7 @@ def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
         recipe.control,
         recipe.seed,
         split=split,
-        text_channels=config.text_dim,
+        text_channels=config.text_channels,
         text_tokens=config.text_tokens,
         schedule=recipe.schedule,
         device=device(),

@@ -133,7 +133,7 @@ class _Controls:
                 exported.control,
                 0,
                 split="eval",
-                text_channels=exported.network.text_dim,
+                text_channels=exported.network.text_channels,
                 text_tokens=exported.network.text_tokens,
                 schedule=exported.schedule.config,
                 device=device(),
@@ -179,7 +179,7 @@ class _Controls:
         return self._tokenizer.decode(latents / self._sigma_data).cpu()
 
     def _text(self) -> np.ndarray:
-        tokens, channels = self._exported.network.text_tokens, self._exported.network.text_dim
+        tokens, channels = self._exported.network.text_tokens, self._exported.network.text_channels
         if self._options.prompt_embedding is not None:
             return load_embedding(self._options.prompt_embedding, tokens, channels)
         if self._data.source == "folder" and self._options.prompt:
