@@ -78,7 +78,7 @@ def test_the_query_token_head_starts_as_published():
         branch = d + 4 * d * d + d + 3 * d + d + 8 * d * d + 5 * d
         count = sum(p.numel() for p in Discriminator((11, 19, 27), d, head="query_token").parameters())
     assert count == 3 * branch + 3 * 3 * d + 1
-    head = Discriminator((0,), 256, head="query_token").heads["0"]
+    head = Discriminator((0,), 256, head="query_token").requires_grad_(False).heads["0"]
     assert float(head.query.std()) == pytest.approx(0.02, rel=0.2)
     assert float(head.q.weight.abs().max()) == pytest.approx(math.sqrt(6 / 512), rel=0.01)
     assert not head.out.bias.any() and not head.mlp[1].bias.any()
