@@ -211,13 +211,13 @@ def fake_score_loss(
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
     mask = None if frame_mask is None else frame_mask.float()
-    fake, target = x0_fake.contiguous(), x0_student.detach()
+    target = x0_student.detach()
     if chosen == "reference":
-        error = reference.squared_error(*reference.wide(x0_fake, target, x_t), coefficients, mask)
+        fake, target, x_t = reference.wide(x0_fake, target, x_t)
+        error = reference.squared_error(fake, target, x_t, coefficients, mask)
     else:
-        error = fused.squared_error(
-            x0_fake.contiguous(), *fused.dense(target, x_t), coefficients, mask, chosen
-        )
+        target, x_t = fused.dense(target, x_t)
+        error = fused.squared_error(x0_fake.contiguous(), target, x_t, coefficients, mask, chosen)
     total, count = error.detach(), error.new_full(error.shape, x0_fake[0].numel())
     if sum_over_shards is not None:
         total, count = sum_over_shards(torch.stack([total, count], dim=1)).unbind(1)
