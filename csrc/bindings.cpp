@@ -1,8 +1,10 @@
 // The border to Python, and the only file that knows pybind11. Tensors cross it as addresses: the caller
 // (one cpu.py per operator) has checked shapes, dtypes and layouts and keeps the tensors alive.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "adaln.h"
 #include "qk_norm_rope.h"
@@ -45,18 +47,24 @@ void gated_adaln_backward(int64_t groups, int64_t rows, int64_t width, Address g
                              out(dshift), out(dscale));
 }
 
+// `grid` is empty for full tables, or (frames, height, width, t, h, w).
+cd::Tables tables(Address cos, Address sin, bool per_sample, const std::vector<int64_t>& grid) {
+    if (grid.empty()) return {in(cos), in(sin), per_sample, 0, 0, 0, 0, 0, 0};
+    return {in(cos), in(sin), per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
+}
+
 void norm_rope_forward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
-                       Address x, Address weight, Address cos, Address sin, bool per_sample, float eps,
-                       Address result, Address rstd) {
+                       Address x, Address weight, Address cos, Address sin, bool per_sample,
+                       const std::vector<int64_t>& grid, float eps, Address result, Address rstd) {
     cd::norm_rope_forward({batch, length, heads, head_dim, stride}, in(x), in(weight),
-                          {in(cos), in(sin), per_sample}, eps, out(result), out(rstd));
+                          tables(cos, sin, per_sample, grid), eps, out(result), out(rstd));
 }
 
 void norm_rope_backward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
                         Address grad, Address x, Address rstd, Address weight, Address cos, Address sin,
-                        bool per_sample, Address dx, Address dweight) {
+                        bool per_sample, const std::vector<int64_t>& grid, Address dx, Address dweight) {
     cd::norm_rope_backward({batch, length, heads, head_dim, stride}, in(grad), in(x), in(rstd), in(weight),
-                           {in(cos), in(sin), per_sample}, out(dx), out(dweight));
+                           tables(cos, sin, per_sample, grid), out(dx), out(dweight));
 }
 
 }  // namespace

@@ -63,27 +63,57 @@ CD_CLONES void token_backward(const float* CD_RESTRICT grad, const float* CD_RES
     }
 }
 
+// The cosines and sines of one token, head_dim of each. A factored table is put together in `space`.
 struct Row {
     const float* cos;
     const float* sin;
-};
+    std::vector<float> space;
 
-Row table_row(const Heads& shape, const Tables& tables, int64_t token) {
-    if (tables.cos == nullptr) return {nullptr, nullptr};
-    const int64_t at = (tables.per_sample ? token : token % shape.length) * shape.head_dim;
-    return {tables.cos + at, tables.sin + at};
-}
+    explicit Row(const Heads& shape) : cos(nullptr), sin(nullptr), space(2 * shape.head_dim) {}
+
+    void read(const Heads& shape, const Tables& tables, int64_t token) {
+        if (tables.cos == nullptr) return;
+        if (!tables.factored()) {
+            const int64_t at = (tables.per_sample ? token : token % shape.length) * shape.head_dim;
+            cos = tables.cos + at;
+            sin = tables.sin + at;
+            return;
+        }
+        const int64_t sample = tables.per_sample ? token / shape.length : 0, n = token % shape.length;
+        const int64_t t = n / (tables.height * tables.width), h = n / tables.width % tables.height,
+                      w = n % tables.width;
+        float *to_cos = space.data(), *to_sin = space.data() + shape.head_dim;
+        gather(tables.cos + sample * tables.length(), tables, t, h, w, to_cos);
+        gather(tables.sin + sample * tables.length(), tables, t, h, w, to_sin);
+        cos = to_cos;
+        sin = to_sin;
+    }
+
+    static void gather(const float* from, const Tables& tables, int64_t t, int64_t h, int64_t w, float* to) {
+        const int64_t half = tables.t + tables.h + tables.w;
+        const float* at_h = from + tables.frames * tables.t;
+        const float* at_w = at_h + tables.height * tables.h;
+        std::copy_n(from + t * tables.t, tables.t, to);
+        std::copy_n(at_h + h * tables.h, tables.h, to + tables.t);
+        std::copy_n(at_w + w * tables.w, tables.w, to + tables.t + tables.h);
+        std::copy_n(to, half, to + half);
+    }
+};
 
 }  // namespace
 
 void norm_rope_forward(Heads shape, const float* x, const float* weight, Tables tables, float eps, float* out,
                        float* rstd) {
     const int64_t size = shape.token();
-#pragma omp parallel for schedule(static) if (shape.tokens() * size >= kParallelElements)
-    for (int64_t t = 0; t < shape.tokens(); t++) {
-        const Row row = table_row(shape, tables, t);
-        token_forward(x + t * shape.stride, weight, row.cos, row.sin, shape.heads, shape.head_dim, eps,
-                      out + t * size, rstd + t * shape.heads);
+#pragma omp parallel if (shape.tokens() * size >= kParallelElements)
+    {
+        Row row(shape);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < shape.tokens(); t++) {
+            row.read(shape, tables, t);
+            token_forward(x + t * shape.stride, weight, row.cos, row.sin, shape.heads, shape.head_dim, eps,
+                          out + t * size, rstd + t * shape.heads);
+        }
     }
 }
 
@@ -96,9 +126,10 @@ void norm_rope_backward(Heads shape, const float* grad, const float* x, const fl
     for (int64_t c = 0; c < chunks; c++) {
         float* sum = partial.get() + c * dim;
         std::fill(sum, sum + dim, 0.0f);
+        Row row(shape);
         const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
         for (int64_t t = c * kRowsPerChunk; t < last; t++) {
-            const Row row = table_row(shape, tables, t);
+            row.read(shape, tables, t);
             token_backward(grad + t * size, x + t * shape.stride, rstd + t * shape.heads, weight, row.cos,
                            row.sin, shape.heads, dim, dx + t * size, sum);
         }

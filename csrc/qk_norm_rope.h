@@ -13,11 +13,16 @@ struct Heads {
     int64_t token() const { return heads * head_dim; }
 };
 
-// Cosines and sines [batch or 1, length, head_dim]; null data: no rotation.
+// Cosines and sines; null data: no rotation. Full: [batch or 1, length, head_dim]. Factored over a grid of
+// frames x height x width tokens: per sample (or once for all) the tables [frames, t], [height, h] and
+// [width, w] one after the other, with t + h + w = head_dim / 2 angles for both halves of a head.
 struct Tables {
     const float* cos;
     const float* sin;
     bool per_sample;
+    int64_t frames, height, width, t, h, w;
+    bool factored() const { return frames != 0; }
+    int64_t length() const { return frames * t + height * h + width * w; }
 };
 
 // out = rope(x * rstd * weight); rstd[token, head] = 1 / sqrt(mean(x^2) + eps).

@@ -24,7 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "config": set(),
     "files": set(),
     "ops": set(),
-    "diffusion": {"config"},
+    "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
     "models": {"ops", "parallel", "config", "files"},
     "methods": {"ops", "diffusion", "config", "data.batch", "models.heads"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosmos_distill import ops
-from cosmos_distill.ops import registry
+from cosmos_distill.ops import dm_loss, registry
 
 SHAPE = (3, 4, 2, 5, 6)
 SIGMA = torch.tensor([0.0126, 1.3, 280.0], dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_wrong_shapes_are_named(case):
         ops.renoise(student, eps, SIGMA[:1])
     with pytest.raises(ValueError, match="x0_fake must have shape"):
         ops.vsd_loss(student, teacher, fake[:1])
-    with pytest.raises(ValueError, match="'eps' or 'x0'"):
+    with pytest.raises(ValueError, match="'eps', 'x0' or 'trigflow'"):
         ops.fake_score_loss(fake, student, SIGMA, "v")
 
 
@@ -128,3 +128,102 @@ def test_a_backend_can_be_insisted_on(case):
     assert torch.equal(ops.vsd_loss(student, teacher, fake, backend="reference"), picked)
     with pytest.raises(registry.BackendUnavailable, match="sdpa"):
         ops.vsd_loss(student, teacher, fake, backend="sdpa")
+
+
+def test_preconditioned_predictions_are_network_outputs(case):
+    student, teacher, fake, x_t = case
+    skip, out = SIGMA.cos(), -SIGMA.sin()
+    where = ops.Preconditioned(x_t, skip, out)
+    x0_teacher, x0_fake = (
+        skip[:, None, None, None, None] * x_t + out[:, None, None, None, None] * p for p in (teacher, fake)
+    )
+    got = ops.vsd_loss(student, teacher, fake, preconditioned=where)
+    torch.testing.assert_close(got, ops.vsd_loss(student, x0_teacher, x0_fake))
+    got = ops.fake_score_loss(fake, student, SIGMA, preconditioned=where)
+    torch.testing.assert_close(got, ops.fake_score_loss(x0_fake, student, SIGMA))
+
+
+@pytest.mark.parametrize("convention", ["added", "standard"])
+def test_guidance_inside_the_loss_is_guidance_before_it(case, convention):
+    student, teacher, fake, uncond = case
+    guided = ops.combine_guidance(teacher, uncond, 3.0, convention)
+    base = teacher if convention == "added" else uncond
+    torch.testing.assert_close(guided, base + 3.0 * (teacher - uncond))
+    added = 3.0 if convention == "added" else 2.0
+    got = ops.vsd_loss(student, teacher, fake, uncond=uncond, guidance=added)
+    torch.testing.assert_close(got, ops.vsd_loss(student, guided, fake))
+
+
+@pytest.mark.parametrize(
+    "form", [dm_loss.TRANSFER1, dm_loss.PREDICT25, dm_loss.FASTGEN, dm_loss.DMD2, dm_loss.RCM]
+)
+def test_published_forms(case, form):
+    """Each written out as its authors have it, gradient by autograd."""
+    student, teacher, fake, _ = case
+    distance = mean((student.detach() - teacher).abs())
+    normaliser = {
+        dm_loss.TRANSFER1: distance.clamp(min=1e-5),
+        dm_loss.PREDICT25: distance.clamp(min=1e-5),
+        dm_loss.FASTGEN: distance + 1e-6,
+        dm_loss.DMD2: distance,
+        dm_loss.RCM: distance.clamp(min=1e-5),
+    }[form]
+    v = (fake - teacher) / normaliser[:, None, None, None, None]
+    square = (student - (student - v).detach()).square().flatten(1)
+    expected = square.sum(1) if form is dm_loss.RCM else square.mean(1)
+    if form not in (dm_loss.PREDICT25, dm_loss.RCM):
+        expected = 0.5 * expected
+    loss = ops.vsd_loss(student, teacher, fake, form)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss.sum(), student)[0], torch.autograd.grad(expected.sum(), student)[0]
+    )
+
+
+def test_masked_frames_count_neither_in_the_normaliser_nor_in_the_gradient(case):
+    student, teacher, fake, _ = case
+    mask = torch.tensor([[1, 1], [0, 1], [0, 0]])
+    loss = ops.vsd_loss(student, teacher, fake, frame_mask=mask)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    kept = ops.vsd_loss(student[1:2, :, 1:], teacher[1:2, :, 1:], fake[1:2, :, 1:])
+    torch.testing.assert_close(loss[1:2], kept / 2)  # half of the sample's elements are given
+    assert not gradient[1, :, 0].any() and not gradient[2].any() and loss[2] == 0
+    error = ops.fake_score_loss(fake, student, SIGMA, frame_mask=mask)
+    torch.testing.assert_close(
+        error[1:2], ops.fake_score_loss(fake[1:2, :, 1:], student[1:2, :, 1:], SIGMA[1:2]) / 2
+    )
+
+
+def test_shards_agree_with_the_whole(case):
+    student, teacher, fake, _ = case
+    whole = ops.vsd_loss(student, teacher, fake)
+    (gradient,) = torch.autograd.grad(whole.sum(), student)
+    parts = [[t[:, :, i : i + 1] for t in (student, teacher, fake)] for i in range(2)]
+    sums: list[torch.Tensor] = []
+    for part in parts:
+        ops.vsd_loss(*part, sum_over_shards=lambda s: sums.append(s) or s)
+    losses = [ops.vsd_loss(*part, sum_over_shards=lambda _: sums[0] + sums[1]) for part in parts]
+    for loss in losses:
+        torch.testing.assert_close(loss, whole)
+    (sharded,) = torch.autograd.grad(sum(loss.sum() for loss in losses), student)
+    torch.testing.assert_close(sharded, gradient)
+
+
+def test_a_form_may_silence_a_sample_with_a_nan(case):
+    student, teacher, fake, _ = case
+    fake[1, 0, 0, 0, 0] = float("nan")
+    loss = ops.vsd_loss(student, teacher, fake, dm_loss.PREDICT25)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert loss[1] == 0 and not gradient[1].any() and gradient[[0, 2]].all() and loss.isfinite().all()
+
+
+def test_trigflow_weight_is_the_velocity_error(case):
+    student, _, fake, eps = case
+    t = SIGMA.atan()[:, None, None, None, None]
+    x_t = t.cos() * student.detach() + t.sin() * eps
+    torch.testing.assert_close(
+        ops.renoise(student.detach(), eps, t.sin().flatten(), alpha=t.cos().flatten()), x_t
+    )
+    velocity, predicted = ((t.cos() * x_t - x0) / t.sin() for x0 in (student.detach(), fake))
+    loss = ops.fake_score_loss(fake, student, SIGMA, "trigflow")
+    torch.testing.assert_close(loss, mean((velocity - predicted).square()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -121,3 +122,24 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             ops.qk_norm_rope(*arguments)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+def test_angles_of_the_axes_are_the_tables_of_every_token(backend: str, per_sample: bool):
+    sizes, counts, batch = (2, 3, 4), (3, 1, 2), 2
+    q, k, (a, b), _ = heads(batch, 24, 3, 12, 0)
+    angles = [torch.rand(n, c) * 6 for n, c in zip(sizes, counts, strict=True)]
+    if per_sample:
+        angles[0] = torch.rand(batch, 2, 3) * 6
+    rows = torch.empty(batch, 24, 6)
+    for sample in range(batch):
+        mine = [axis[sample] if axis.dim() == 3 else axis for axis in angles]
+        for token, at in enumerate(itertools.product(*map(range, sizes))):
+            rows[sample, token] = torch.cat([axis[i] for axis, i in zip(mine, at, strict=True)])
+    table = torch.cat([rows, rows], dim=-1)
+    got = ops.qk_norm_rope(q, k, a, b, angles=tuple(angles), backend=backend)
+    want = ops.qk_norm_rope(q, k, a, b, table.cos(), table.sin(), backend="reference")
+    torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match="angles span 2 x 3 x 4 tokens"):
+        ops.qk_norm_rope(q[:, 1:], k[:, 1:], a, b, angles=tuple(angles))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable, Implementation
+from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that has chosen nothing yet and said nothing yet."""
-    monkeypatch.setattr(registry, "_chosen", {})
+    monkeypatch.setattr(registry, "_picked", {})
     monkeypatch.setattr(registry, "_said", set())
     monkeypatch.delenv(registry.VARIABLE, raising=False)
 
@@ -24,9 +25,14 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the package had been installed without a compiler."""
-    broken = Implementation("cpu", "cosmos_distill.ops.absent", "f", ("cpu",), (torch.float32,))
-    for name in ("adaln_modulate", "qk_norm_rope"):
-        monkeypatch.setitem(registry.OPERATORS, name, (broken, *registry.OPERATORS[name][1:]))
+    load = registry.kernels
+
+    def kernels(folder: str, backend: str) -> ModuleType:
+        if backend == "cpu":
+            raise ImportError("no module named _C")
+        return load(folder, backend)
+
+    monkeypatch.setattr(registry, "kernels", kernels)
 
 
 def call(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -34,15 +40,11 @@ def call(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tens
     return ops.adaln_modulate(x, m, m, backend=backend)
 
 
-def module_of(operator: str, *tensors: Tensor, backend: str | None = None) -> str:
-    return registry.resolve(operator, backend, *tensors).__module__.rpartition(".")[2]
-
-
 @pytest.mark.compiled
 def test_cpu_comes_first_on_the_cpu_and_only_there():
     x = torch.zeros(1, 2, 4)
-    assert module_of("adaln_modulate", x) == "cpu"
-    assert module_of("adaln_modulate", x.to("meta")) == "reference"
+    assert registry.pick("adaln_modulate", None, x) == "cpu"
+    assert registry.pick("adaln_modulate", None, x.to("meta")) == "reference"
 
 
 @pytest.mark.compiled
@@ -84,8 +86,8 @@ def test_an_explicit_choice_that_cannot_serve_raises():
 def test_the_variable_may_hold_an_order_of_preference(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(registry.VARIABLE, "sdpa, reference")
     q = torch.zeros(1, 2, 1, 4)
-    assert module_of("attention", q, q, q) == "sdpa"
-    assert module_of("adaln_modulate", q) == "reference"
+    assert registry.pick("attention", None, q, q, q) == "sdpa"
+    assert registry.pick("adaln_modulate", None, q) == "reference"
 
 
 def test_a_misspelt_backend_is_named():

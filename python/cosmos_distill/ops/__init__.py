@@ -7,8 +7,8 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
 ``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
 ``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
-``renoise``, ``vsd_loss``,            distribution matching in x0 space
-``fake_score_loss``
+``renoise``, ``combine_guidance``,    distribution matching in x0 space
+``vsd_loss``, ``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
 ``discriminator_loss``
 ====================================  =========================================================
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .adaln import adaln_modulate as adaln_modulate
     from .adaln import gated_residual_adaln as gated_residual_adaln
     from .attn import attention as attention
+    from .dm_loss import Preconditioned as Preconditioned
+    from .dm_loss import VSDForm as VSDForm
+    from .dm_loss import combine_guidance as combine_guidance
     from .dm_loss import fake_score_loss as fake_score_loss
     from .dm_loss import renoise as renoise
     from .dm_loss import vsd_loss as vsd_loss
@@ -39,9 +42,12 @@ _HOME = {
     "gated_residual_adaln": "adaln",
     "qk_norm_rope": "qknorm",
     "attention": "attn",
+    "combine_guidance": "dm_loss",
     "renoise": "dm_loss",
     "vsd_loss": "dm_loss",
     "fake_score_loss": "dm_loss",
+    "Preconditioned": "dm_loss",
+    "VSDForm": "dm_loss",
     "generator_loss": "gan_loss",
     "discriminator_loss": "gan_loss",
 }

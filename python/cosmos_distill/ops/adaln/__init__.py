@@ -10,12 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import registry
-from . import reference
+from . import fused, reference
 
 __all__ = ["adaln_modulate", "gated_residual_adaln"]
-
-registry.traceable("adaln_modulate", "reference", reference.adaln_modulate)
-registry.traceable("gated_residual_adaln", "reference", reference.gated_residual_adaln)
 
 
 def _check_tokens(x: Tensor) -> None:
@@ -57,8 +54,10 @@ def adaln_modulate(
     _check_tokens(x)
     _check_modulation("shift", shift, x)
     _check_modulation("scale", scale, x)
-    out: Tensor = registry.resolve("adaln_modulate", backend, x, shift, scale)(x, shift, scale, eps)
-    return out
+    chosen = registry.pick("adaln_modulate", backend, x)
+    if chosen == "reference":
+        return reference.adaln_modulate(x, shift, scale, eps)
+    return fused.adaln_modulate(x, shift, scale, eps, chosen)
 
 
 def gated_residual_adaln(
@@ -100,6 +99,7 @@ def gated_residual_adaln(
     _check_modulation("gate", gate, x)
     _check_modulation("shift", shift, x)
     _check_modulation("scale", scale, x)
-    serve = registry.resolve("gated_residual_adaln", backend, x, y, gate, shift, scale)
-    both: tuple[Tensor, Tensor] = serve(x, y, gate, shift, scale, eps)
-    return both
+    chosen = registry.pick("gated_residual_adaln", backend, x, y)
+    if chosen == "reference":
+        return reference.gated_residual_adaln(x, y, gate, shift, scale, eps)
+    return fused.gated_residual_adaln(x, y, gate, shift, scale, eps, chosen)

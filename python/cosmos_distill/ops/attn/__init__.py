@@ -8,13 +8,9 @@ from typing import Literal, overload
 from torch import Tensor
 
 from .. import registry
-from . import reference, sdpa
+from . import fused, reference, sdpa
 
 __all__ = ["attention"]
-
-registry.traceable("attention", "sdpa", sdpa.attention)
-registry.traceable("attention", "reference", reference.attention)
-registry.traceable("attention_lse", "reference", reference.attention_lse)
 
 
 @overload
@@ -80,5 +76,11 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     operator = "attention_lse" if return_lse else "attention"
-    result: Tensor | tuple[Tensor, Tensor] = registry.resolve(operator, backend, q, k, v)(q, k, v, scale)
-    return result
+    chosen = registry.pick(operator, backend, q, k, v)
+    if chosen == "sdpa":
+        return sdpa.attention(q, k, v, scale)
+    if chosen == "reference":
+        out, lse = reference.attention_lse(q, k, v, scale)
+    else:
+        out, lse = fused.attention(q, k, v, scale, chosen)
+    return (out, lse) if return_lse else out

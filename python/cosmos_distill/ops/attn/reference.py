@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Output [B, Sq, H, D]."""
-    return attention_lse(q, k, v, scale)[0]
-
-
 def attention_lse(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output [B, Sq, H, D] and log-sum-exp of the scaled scores [B, H, Sq] (fp32; fp64 for fp64)."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import registry
-from . import reference
+from . import fused, reference
 
 __all__ = ["qk_norm_rope"]
 
-registry.traceable("qk_norm_rope", "reference", reference.qk_norm_rope)
+Angles = tuple[Tensor, Tensor, Tensor]
 
 
 def _check_table(name: str, table: Tensor, q: Tensor) -> None:
@@ -24,6 +25,45 @@ def _check_table(name: str, table: Tensor, q: Tensor) -> None:
         raise ValueError(f"{name} is on {table.device} but q is on {q.device}")
 
 
+def _check_angles(angles: Angles, q: Tensor) -> tuple[int, ...]:
+    """The grid (T, H, W, a, b, c) that the angles span."""
+    batch, length, _, head_dim = q.shape
+    for name, axes, axis in zip("thw", angles, ((2, 3), (2,), (2,)), strict=True):
+        if axes.dim() not in axis:
+            raise ValueError(f"angles of {name} must be [length, frequencies], not {list(axes.shape)}")
+        if axes.device != q.device:
+            raise ValueError(f"angles of {name} are on {axes.device} but q is on {q.device}")
+    t, h, w = angles
+    if t.dim() == 3 and t.shape[0] != batch:
+        raise ValueError(f"angles of t must have q's batch of {batch}, not {t.shape[0]}")
+    sizes = t.shape[-2], h.shape[0], w.shape[0]
+    counts = t.shape[-1], h.shape[1], w.shape[1]
+    if sizes[0] * sizes[1] * sizes[2] != length or 2 * sum(counts) != head_dim:
+        raise ValueError(
+            f"angles span {sizes[0]} x {sizes[1]} x {sizes[2]} tokens and turn {2 * sum(counts)} channels, "
+            f"but q has {length} tokens and head size {head_dim}"
+        )
+    return *sizes, *counts
+
+
+def _factored(angles: Angles) -> Tensor:
+    """[L] or [B, L]: the three tables one after the other."""
+    t, h, w = angles
+    flat = [t.flatten(-2), h.flatten(), w.flatten()]
+    if t.dim() == 3:
+        flat[1:] = [axis.expand(t.shape[0], -1) for axis in flat[1:]]
+    return torch.cat(flat, dim=-1)
+
+
+def _full(angles: Angles) -> Tensor:
+    """[S, Dh] or [B, S, Dh]: the angle of every token and channel."""
+    t, h, w = angles
+    shape = (*t.shape[:-2], t.shape[-2], h.shape[0], w.shape[0])
+    axes = (t[..., :, None, None, :], h[:, None, :], w[None, :, :])
+    half = torch.cat([axis.expand(*shape, axis.shape[-1]) for axis in axes], dim=-1)
+    return torch.cat([half, half], dim=-1).flatten(-4, -2)
+
+
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,
@@ -33,6 +73,7 @@ def qk_norm_rope(
     sin: Tensor | None = None,
     eps: float = 1e-6,
     *,
+    angles: Angles | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm over each head's channels, then rotate channel i with channel i + Dh/2.
@@ -48,6 +89,9 @@ def qk_norm_rope(
         cos: fp32 cosines of the angles, [S, Dh] or [B, S, Dh]; None only normalises.
         sin: like cos, given exactly when cos is.
         eps: added to the mean square.
+        angles: instead of cos and sin, fp32 radians of the token grid's axes, t [T, a] or [B, T, a], h [H, b]
+            and w [W, c]: token (t, h, w), the t * H * W + h * W + w-th, turns channel i (and i + Dh/2) by the
+            i-th of its a + b + c angles. Tables of every token never exist.
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Returns:
@@ -70,15 +114,30 @@ def qk_norm_rope(
     if (cos is None) != (sin is None):
         missing = "cos" if cos is None else "sin"
         raise ValueError(f"{missing} is missing: give both tables or neither")
-    if cos is not None and sin is not None:
+    if angles is not None and cos is not None:
+        raise ValueError("angles and cos, sin say the same thing: give one of them")
+    grid: tuple[int, ...] = ()
+    if angles is not None or cos is not None:
         if q.shape[-1] % 2:
             raise ValueError(
                 f"q has head size {q.shape[-1]}, but rotary embedding pairs channels: use an even one"
             )
         if k.shape[1] != q.shape[1]:
             raise ValueError(f"k has length {k.shape[1]} but q, whose tables it shares, has {q.shape[1]}")
+    if cos is not None and sin is not None:
         _check_table("cos", cos, q)
         _check_table("sin", sin, q)
-    serve = registry.resolve("qk_norm_rope", backend, q, k, q_weight, k_weight)
-    both: tuple[Tensor, Tensor] = serve(q, k, q_weight, k_weight, cos, sin, eps)
-    return both
+    if angles is not None:
+        grid = _check_angles(angles, q)
+    chosen = registry.pick("qk_norm_rope", backend, q, k)
+    # The fused operators give tables no gradient.
+    learned = any(table is not None and table.requires_grad for table in (cos, sin, *(angles or ())))
+    if chosen == "reference" or learned:
+        if angles is not None:
+            full = _full(angles)
+            cos, sin = full.cos(), full.sin()
+        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+    if angles is not None:
+        packed = _factored(angles)
+        cos, sin = packed.cos(), packed.sin()
+    return fused.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, eps, chosen)

@@ -1,117 +1,66 @@
-"""Query/key RMSNorm and rotary embedding on the CPU: csrc/qk_norm_rope.cpp, fp32, forward and backward.
-
-The results do not depend on the number of threads. The tables get no gradient here; where one is wanted
-the reference serves.
+"""Query/key RMSNorm and rotary embedding on the CPU: csrc/qk_norm_rope.cpp. See fused.py for what the
+functions take and return. The results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ... import _C
-from . import reference
 
 
-def _tokens(x: Tensor) -> tuple[Tensor, int]:
-    """[B, S, H, Dh] with dense heads and tokens ``stride`` floats apart; slices of a fused projection
-    stay as they are."""
-    _, length, heads, dim = x.shape
-    strides = x.stride()
-    if strides[3] == 1 and strides[2] == dim and strides[0] == length * strides[1]:
-        return x, strides[1]
-    return x.contiguous(), heads * dim
-
-
-def _tables(cos: Tensor | None, sin: Tensor | None) -> tuple[int, int, bool]:
+def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
     if cos is None or sin is None:
-        return 0, 0, False
-    return cos.data_ptr(), sin.data_ptr(), cos.dim() == 3
+        return 0, 0, False, []
+    return cos.data_ptr(), sin.data_ptr(), cos.dim() == (2 if grid else 3), list(grid)
+
+
+def _layout(x: Tensor) -> tuple[int, int, int, int, int]:
+    """[B, S, H, Dh] and the distance between tokens."""
+    batch, length, heads, dim = x.shape
+    return batch, length, heads, dim, x.stride(1)
 
 
 def _forward(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, x as read, [B, S, H] reciprocal root mean squares)."""
-    x, stride = _tokens(x)
-    out = torch.empty(x.shape)
-    rstd = torch.empty(x.shape[:3])
-    batch, length, heads, dim = x.shape
+    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
+) -> tuple[Tensor, Tensor]:
+    out, rstd = x.new_empty(x.shape), torch.empty(x.shape[:3])
     _C.norm_rope_forward(
-        batch,
-        length,
-        heads,
-        dim,
-        stride,
+        *_layout(x),
         x.data_ptr(),
         weight.data_ptr(),
-        *_tables(cos, sin),
+        *_tables(cos, sin, grid),
         eps,
         out.data_ptr(),
         rstd.data_ptr(),
     )
-    return out, x, rstd
+    return out, rstd
 
 
 def _backward(
-    grad: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    grad = grad.contiguous()
-    x, stride = _tokens(x)
-    dx, dweight = torch.empty(x.shape), torch.empty(weight.shape)
-    batch, length, heads, dim = x.shape
+    dx, dweight = x.new_empty(x.shape), torch.empty(weight.shape)
     _C.norm_rope_backward(
-        batch,
-        length,
-        heads,
-        dim,
-        stride,
+        *_layout(x),
         grad.data_ptr(),
         x.data_ptr(),
         rstd.data_ptr(),
         weight.data_ptr(),
-        *_tables(cos, sin),
+        *_tables(cos, sin, grid),
         dx.data_ptr(),
         dweight.data_ptr(),
     )
     return dx, dweight
-
-
-class _NormRope(torch.autograd.Function):
-    """q and k at once: one node costs half of two, and small networks are bound by such costs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        q_weight: Tensor,
-        k_weight: Tensor,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:
-        q_out, q, q_rstd = _forward(q, q_weight, cos, sin, eps)
-        k_out, k, k_rstd = _forward(k, k_weight, cos, sin, eps)
-        ctx.save_for_backward(q, k, q_weight, k_weight, q_rstd, k_rstd, cos, sin)
-        ctx.set_materialize_grads(False)
-        return q_out, k_out
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, q_grad: Tensor | None, k_grad: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, None, None, None]:
-        q, k, q_weight, k_weight, q_rstd, k_rstd, cos, sin = ctx.saved_tensors
-        dq = dq_weight = dk = dk_weight = None
-        if q_grad is not None:
-            dq, dq_weight = _backward(q_grad, q, q_rstd, q_weight, cos, sin)
-        if k_grad is not None:
-            dk, dk_weight = _backward(k_grad, k, k_rstd, k_weight, cos, sin)
-        return dq, dk, dq_weight, dk_weight, None, None, None
 
 
 def qk_norm_rope(
@@ -121,15 +70,27 @@ def qk_norm_rope(
     k_weight: Tensor,
     cos: Tensor | None,
     sin: Tensor | None,
+    grid: Sequence[int],
     eps: float,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`cosmos_distill.ops.qk_norm_rope`."""
-    if cos is not None and sin is not None:
-        if cos.requires_grad or sin.requires_grad or cos.dtype != torch.float32 or sin.dtype != torch.float32:
-            return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
-        cos, sin = cos.contiguous(), sin.contiguous()
-    q_weight, k_weight = q_weight.contiguous(), k_weight.contiguous()
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, q_weight, k_weight)):
-        both: tuple[Tensor, Tensor] = _NormRope.apply(q, k, q_weight, k_weight, cos, sin, eps)
-        return both
-    return _forward(q, q_weight, cos, sin, eps)[0], _forward(k, k_weight, cos, sin, eps)[0]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q_out, q_rstd = _forward(q, q_weight, cos, sin, grid, eps)
+    k_out, k_rstd = _forward(k, k_weight, cos, sin, grid, eps)
+    return q_out, k_out, q_rstd, k_rstd
+
+
+def qk_norm_rope_backward(
+    q_grad: Tensor,
+    k_grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    q_rstd: Tensor,
+    k_rstd: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, cos, sin, grid)
+    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, cos, sin, grid)
+    return dq, dk, dq_weight, dk_weight

@@ -1,0 +1,68 @@
+"""Attention with log-sum-exp as a fused operator, for every backend with kernels of its own.
+
+A backend's module offers two functions. q [B, Sq, H, D], k and v [B, Sk, H, D] and their gradients are in one
+dtype (fp32, bf16 or fp16) with a dense last axis (other strides are free); the log-sum-exp of the scaled
+scores [B, H, Sq] is fp32 and contiguous:
+
+    attention(q, k, v, scale) -> out, lse
+    attention_backward(grad, grad_lse or None, q, k, v, out, lse, scale) -> dq, dk, dv
+
+With out and lse saved, backward recomputes scores and nothing else; an activation-checkpoint policy that
+keeps this operator's results recomputes no attention at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..library import define, define_differentiable, kernel
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _like(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+attention_backward = define(
+    "attention_backward(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    " float scale, str backend) -> (Tensor, Tensor, Tensor)",
+    kernel("attn", "attention_backward"),
+    lambda grad, grad_lse, q, k, v, *_: (_like(q), _like(k), _like(v)),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.scale, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    if grad is None and grad_lse is None:
+        return (None,) * 5
+    q, k, v, out, lse = ctx.saved_tensors
+    grad = torch.zeros_like(out) if grad is None else _dense(grad)
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
+    return *attention_backward(grad, grad_lse, q, k, v, out, lse, ctx.scale, ctx.backend), None, None
+
+
+_forward = define_differentiable(
+    "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
+    kernel("attn", "attention"),
+    lambda q, *_: (_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)),
+    _save,
+    _gradient,
+)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> tuple[Tensor, Tensor]:
+    """Output [B, Sq, H, D] and log-sum-exp [B, H, Sq]."""
+    both: tuple[Tensor, Tensor] = _forward(_dense(q), _dense(k), _dense(v), scale, backend)
+    return both

@@ -1,0 +1,54 @@
+"""The published variants of the variational score distillation loss, as settings of one formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VSDForm:
+    """``normaliser = max(sum m |x - x0_teacher| / max(sum m, 1) , floor) + offset`` for each sample, and what
+    becomes of the squares of the normalised direction."""
+
+    floor: float = 0.0
+    """Smallest normaliser, in units of the latent: where the teacher agrees with the student exactly the
+    gradient stays finite."""
+    offset: float = 0.0
+    """Added to the normaliser for the same purpose."""
+    factor: float = 0.5
+    """Of the squares; the gradient is twice it."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over the elements of a sample."""
+    zero_nonfinite: bool = False
+    """A sample with a NaN or an infinity counts nothing instead of showing it."""
+
+    def loss_and_slope(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Per sample, [B] each: the loss, and what the direction is multiplied by to give its gradient.
+
+        Args:
+            sums: [B, 4], over whole samples, of m |x - x0_teacher|, direction^2, m, and 1.
+        """
+        distance, square, kept, count = sums.unbind(1)
+        weight = ((distance / kept.clamp(min=1)).clamp(min=self.floor) + self.offset).reciprocal()
+        scale = weight * self.factor / (count if self.reduction == "mean" else 1)
+        loss, slope = scale * weight * square, 2 * scale
+        if self.zero_nonfinite:
+            finite = loss.isfinite()
+            loss, slope = torch.where(finite, loss, 0), torch.where(finite, slope, 0)
+        return loss, slope
+
+
+TRANSFER1 = VSDForm(floor=1e-5)
+"""Cosmos-Transfer1, with a floor where the original divides by zero."""
+PREDICT25 = VSDForm(floor=1e-5, factor=1.0, zero_nonfinite=True)
+"""Cosmos-Predict2.5."""
+FASTGEN = VSDForm(offset=1e-6)
+"""NVIDIA FastGen."""
+DMD2 = VSDForm(zero_nonfinite=True)
+"""Yin et al. 2024, arXiv 2405.14867; also FastVideo and Self-Forcing."""
+RCM = VSDForm(floor=1e-5, factor=1.0, reduction="sum", zero_nonfinite=True)
+"""rCM (arXiv 2510.08431)."""

@@ -1,0 +1,126 @@
+"""Distribution matching in one sweep over memory, for every backend with kernels of its own.
+
+A backend's module offers five functions. Latents are contiguous [B, ...] in one dtype (fp32, bf16 or fp16);
+everything [B], [B, 2], [B, 3] and the frame mask [B, T] (for latents [B, C, T, H, W]) is fp32, and so is all
+arithmetic. Sums over a sample are added up in an order that depends neither on the number of threads nor on
+the run. ``coefficients`` [B, 2] are c_skip and c_out, given exactly when x_t is: predictions p then mean
+x0 = c_skip x_t + c_out p. m is the frame mask, 1 where there is none.
+
+    renoise(x0, eps, alpha or None, sigma) -> fp32 alpha x0 + sigma eps
+    vsd(x, teacher, fake, uncond or None, x_t or None, guidance, coefficients or None, frame_mask or None)
+        -> direction m (x0_fake - x0_teacher) in x's dtype, with the teacher guided where uncond is given;
+           [B, 3] sums of m |x - x0_teacher|, direction^2 (before rounding) and m
+    vsd_gradient(direction, slope) -> slope[b] direction, and 0 wherever slope[b] is 0, NaN or not
+    squared_error(p, target, x_t or None, coefficients or None, frame_mask or None)
+        -> [B] sums of m (target - x0)^2
+    squared_error_gradient(grad, p, target, x_t or None, coefficients or None, frame_mask or None)
+        -> grad[b] times the derivative of that w.r.t. p, in p's dtype
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..library import define, define_differentiable, kernel
+from .reference import per_sample
+
+_WHERE = "Tensor? x_t, Tensor? coefficients, Tensor? frame_mask"
+
+
+def _fp32(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _save_renoise(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+    x0, _, alpha, _, _ = inputs
+    ctx.dtype = x0.dtype
+    ctx.save_for_backward(alpha)
+
+
+def _renoise_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (alpha,) = ctx.saved_tensors
+    dx = grad if alpha is None else per_sample(alpha, grad) * grad
+    return dx.to(ctx.dtype), None, None, None, None
+
+
+_renoise = define_differentiable(
+    "renoise(Tensor x0, Tensor eps, Tensor? alpha, Tensor sigma, str backend) -> Tensor",
+    kernel("dm_loss", "renoise"),
+    lambda x0, *_: _fp32(x0, *x0.shape),
+    _save_renoise,
+    _renoise_gradient,
+)
+
+
+def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor, backend: str) -> Tensor:
+    """See :func:`cosmos_distill.ops.renoise`."""
+    alpha = None if alpha is None else alpha.detach().float()
+    out: Tensor = _renoise(x0.contiguous(), eps.contiguous(), alpha, sigma.detach().float(), backend)
+    return out
+
+
+vsd = define(
+    "vsd(Tensor x, Tensor teacher, Tensor fake, Tensor? uncond, Tensor? x_t, float guidance,"
+    " Tensor? coefficients, Tensor? frame_mask, str backend) -> (Tensor, Tensor)",
+    kernel("dm_loss", "vsd"),
+    lambda x, *_: (torch.empty_like(x), _fp32(x, x.shape[0], 3)),
+)
+
+_vsd_gradient = define(
+    "vsd_gradient(Tensor direction, Tensor slope, str backend) -> Tensor",
+    kernel("dm_loss", "vsd_gradient"),
+    lambda direction, *_: torch.empty_like(direction),
+)
+
+
+def _save_known(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+    _, _, slope, direction, ctx.backend = inputs
+    ctx.save_for_backward(slope, direction)
+
+
+def _known_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    slope, direction = ctx.saved_tensors
+    return _vsd_gradient(direction, grad * slope, ctx.backend), None, None, None, None
+
+
+with_gradient = define_differentiable(
+    "with_gradient(Tensor x, Tensor value, Tensor slope, Tensor direction, str backend) -> Tensor",
+    lambda x, value, slope, direction, backend: value.clone(),
+    lambda x, value, *_: torch.empty_like(value),
+    _save_known,
+    _known_gradient,
+)
+"""A function of x with this value [B] and the gradient slope[b] * direction."""
+
+
+_squared_error_gradient = define(
+    "squared_error_gradient(Tensor grad, Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
+    kernel("dm_loss", "squared_error_gradient"),
+    lambda grad, p, *_: torch.empty_like(p),
+)
+
+
+def _save_squared(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _squared_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return _squared_error_gradient(grad, *ctx.saved_tensors, ctx.backend), *(None,) * 5
+
+
+squared_error = define_differentiable(
+    "squared_error(Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
+    kernel("dm_loss", "squared_error"),
+    lambda p, *_: _fp32(p, p.shape[0]),
+    _save_squared,
+    _squared_gradient,
+)
+
+
+def dense(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors without gradient, contiguous."""
+    return tuple(None if tensor is None else tensor.detach().contiguous() for tensor in tensors)
