@@ -15,36 +15,65 @@ namespace {
 
 using Address = std::uintptr_t;
 
-const float* in(Address a) { return reinterpret_cast<const float*>(a); }
-float* out(Address a) { return reinterpret_cast<float*>(a); }
-
-void adaln_forward(int64_t groups, int64_t rows, int64_t width, Address x, Address shift, int64_t shift_stride,
-                   Address scale, int64_t scale_stride, float eps, Address result, Address stats) {
-    cd::adaln_forward({groups, rows, width}, in(x), {in(shift), shift_stride}, {in(scale), scale_stride}, eps,
-                      out(result), out(stats));
+template <class T = float>
+const T* in(Address a) {
+    return reinterpret_cast<const T*>(a);
+}
+template <class T = float>
+T* out(Address a) {
+    return reinterpret_cast<T*>(a);
 }
 
-void adaln_backward(int64_t groups, int64_t rows, int64_t width, Address grad, Address x, Address stats,
-                    Address scale, int64_t scale_stride, Address dx, Address dshift, Address dscale) {
-    cd::adaln_backward({groups, rows, width}, in(grad), in(x), in(stats), {in(scale), scale_stride}, out(dx),
-                       out(dshift), out(dscale));
+// Calls run with a value of the element type; the numbers are those of ops/elements.py.
+template <class Run>
+void with_element(int element, Run run) {
+    switch (element) {
+        case 0: return run(float{});
+        case 1: return run(cd::bf16{});
+        case 2: return run(cd::fp16{});
+    }
+    throw py::value_error("element must be 0 (fp32), 1 (bf16) or 2 (fp16)");
+}
+#define CD_T decltype(zero)
+
+void adaln_forward(int element, int64_t groups, int64_t rows, int64_t width, Address x, Address shift,
+                   int64_t shift_stride, Address scale, int64_t scale_stride, float eps, Address result,
+                   Address stats) {
+    with_element(element, [&](auto zero) {
+        cd::adaln_forward<CD_T>({groups, rows, width}, in<CD_T>(x), {in(shift), shift_stride},
+                                {in(scale), scale_stride}, eps, out<CD_T>(result), out(stats));
+    });
 }
 
-void gated_adaln_forward(int64_t groups, int64_t rows, int64_t width, Address x, Address y, Address gate,
-                         int64_t gate_stride, Address shift, int64_t shift_stride, Address scale,
+void adaln_backward(int element, int64_t groups, int64_t rows, int64_t width, Address grad, Address x,
+                    Address stats, Address scale, int64_t scale_stride, Address dx, Address dshift,
+                    Address dscale) {
+    with_element(element, [&](auto zero) {
+        cd::adaln_backward<CD_T>({groups, rows, width}, in<CD_T>(grad), in<CD_T>(x), in(stats),
+                                 {in(scale), scale_stride}, out<CD_T>(dx), out(dshift), out(dscale));
+    });
+}
+
+void gated_adaln_forward(int element, int64_t groups, int64_t rows, int64_t width, Address x, Address y,
+                         Address gate, int64_t gate_stride, Address shift, int64_t shift_stride, Address scale,
                          int64_t scale_stride, float eps, Address x_new, Address result, Address stats) {
-    cd::gated_adaln_forward({groups, rows, width}, in(x), in(y), {in(gate), gate_stride},
-                            {in(shift), shift_stride}, {in(scale), scale_stride}, eps, out(x_new), out(result),
-                            out(stats));
+    with_element(element, [&](auto zero) {
+        cd::gated_adaln_forward<CD_T>({groups, rows, width}, in<CD_T>(x), in<CD_T>(y), {in(gate), gate_stride},
+                                      {in(shift), shift_stride}, {in(scale), scale_stride}, eps,
+                                      out<CD_T>(x_new), out<CD_T>(result), out(stats));
+    });
 }
 
-void gated_adaln_backward(int64_t groups, int64_t rows, int64_t width, Address grad, Address grad_x_new,
-                          Address x_new, Address y, Address stats, Address gate, int64_t gate_stride,
-                          Address scale, int64_t scale_stride, Address dx, Address dy, Address dgate,
-                          Address dshift, Address dscale) {
-    cd::gated_adaln_backward({groups, rows, width}, in(grad), in(grad_x_new), in(x_new), in(y), in(stats),
-                             {in(gate), gate_stride}, {in(scale), scale_stride}, out(dx), out(dy), out(dgate),
-                             out(dshift), out(dscale));
+void gated_adaln_backward(int element, int64_t groups, int64_t rows, int64_t width, Address grad,
+                          Address grad_x_new, Address x_new, Address y, Address stats, Address gate,
+                          int64_t gate_stride, Address scale, int64_t scale_stride, Address dx, Address dy,
+                          Address dgate, Address dshift, Address dscale) {
+    with_element(element, [&](auto zero) {
+        cd::gated_adaln_backward<CD_T>({groups, rows, width}, in<CD_T>(grad), in<CD_T>(grad_x_new),
+                                       in<CD_T>(x_new), in<CD_T>(y), in(stats), {in(gate), gate_stride},
+                                       {in(scale), scale_stride}, out<CD_T>(dx), out<CD_T>(dy), out(dgate),
+                                       out(dshift), out(dscale));
+    });
 }
 
 // `grid` is empty for full tables, or (frames, height, width, t, h, w).
@@ -53,18 +82,24 @@ cd::Tables tables(Address cos, Address sin, bool per_sample, const std::vector<i
     return {in(cos), in(sin), per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
 }
 
-void norm_rope_forward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
-                       Address x, Address weight, Address cos, Address sin, bool per_sample,
+void norm_rope_forward(int element, int64_t batch, int64_t length, int64_t heads, int64_t head_dim,
+                       int64_t stride, Address x, Address weight, Address cos, Address sin, bool per_sample,
                        const std::vector<int64_t>& grid, float eps, Address result, Address rstd) {
-    cd::norm_rope_forward({batch, length, heads, head_dim, stride}, in(x), in(weight),
-                          tables(cos, sin, per_sample, grid), eps, out(result), out(rstd));
+    with_element(element, [&](auto zero) {
+        cd::norm_rope_forward<CD_T>({batch, length, heads, head_dim, stride}, in<CD_T>(x), in(weight),
+                                    tables(cos, sin, per_sample, grid), eps, out<CD_T>(result), out(rstd));
+    });
 }
 
-void norm_rope_backward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
-                        Address grad, Address x, Address rstd, Address weight, Address cos, Address sin,
-                        bool per_sample, const std::vector<int64_t>& grid, Address dx, Address dweight) {
-    cd::norm_rope_backward({batch, length, heads, head_dim, stride}, in(grad), in(x), in(rstd), in(weight),
-                           tables(cos, sin, per_sample, grid), out(dx), out(dweight));
+void norm_rope_backward(int element, int64_t batch, int64_t length, int64_t heads, int64_t head_dim,
+                        int64_t stride, Address grad, Address x, Address rstd, Address weight, Address cos,
+                        Address sin, bool per_sample, const std::vector<int64_t>& grid, Address dx,
+                        Address dweight) {
+    with_element(element, [&](auto zero) {
+        cd::norm_rope_backward<CD_T>({batch, length, heads, head_dim, stride}, in<CD_T>(grad), in<CD_T>(x),
+                                     in(rstd), in(weight), tables(cos, sin, per_sample, grid), out<CD_T>(dx),
+                                     out(dweight));
+    });
 }
 
 }  // namespace

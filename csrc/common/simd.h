@@ -8,6 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "common/element.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define CD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -23,6 +25,25 @@ constexpr int64_t kParallelElements = 16384;
 // Rows whose column sums one thread adds up alone. It depends on nothing but this number, so that sums
 // over rows are added in the same order whatever the number of threads.
 constexpr int64_t kRowsPerChunk = 32;
+
+// Partial sums of one row that are added up side by side: one alone would wait for each addition.
+constexpr int kLanes = 32;
+
+// term(0) + ... + term(n - 1).
+template <class Term>
+CD_INLINE float lane_sum(int64_t n, Term term) {
+    float lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+        for (int j = 0; j < kLanes; j++) lanes[j] += term(i + j);
+    }
+    for (int j = 0; i < n; i++, j++) lanes[j] += term(i);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < kLanes; j++) sum += lanes[j];
+    return sum;
+}
 
 // Rows of a modulated tensor: group g owns rows g * rows .. (g + 1) * rows - 1 and one row of modulation.
 struct Layout {

@@ -50,7 +50,7 @@ class Backend:
 
 
 REFERENCE = Backend("reference")
-CPU = Backend("cpu", ("cpu",), (torch.float32,))
+CPU = Backend("cpu", ("cpu",), (torch.float32, torch.bfloat16, torch.float16))
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", (CPU, REFERENCE)),
