@@ -8,11 +8,10 @@ namespace cd {
 namespace {
 
 // Mean and 1/std of one row, in two sweeps: the one-sweep form E[x^2] - E[x]^2 cancels when |mean| is large.
-template <class T>
-CD_CLONES void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float* stats) {
-    const float mean = lane_sum(width, [=](int64_t i) { return load(x[i]); }) / static_cast<float>(width);
+CD_CLONES void row_stats(const float* CD_RESTRICT x, int64_t width, float eps, float* stats) {
+    const float mean = lane_sum(width, [=](int64_t i) { return x[i]; }) / static_cast<float>(width);
     const float square = lane_sum(width, [=](int64_t i) {
-        const float away = load(x[i]) - mean;
+        const float away = x[i] - mean;
         return away * away;
     });
     stats[0] = mean;
@@ -27,27 +26,26 @@ CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const fl
 }
 
 template <class T>
-CD_CLONES void row_modulate(const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
+CD_CLONES void row_modulate(const float* CD_RESTRICT x, const float* CD_RESTRICT stats,
                             const float* CD_RESTRICT shift, const float* CD_RESTRICT scale, int64_t width,
                             T* CD_RESTRICT out) {
     const float mean = stats[0], rstd = stats[1];
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) {
-        out[i] = narrow<T>((load(x[i]) - mean) * rstd * (1.0f + scale[i]) + shift[i]);
+        out[i] = narrow<T>((x[i] - mean) * rstd * (1.0f + scale[i]) + shift[i]);
     }
 }
 
 // With n = grad * (1 + scale): means[0] = mean(n), means[1] = mean(n * xhat). The column sums of this row are
 // added to dshift and dscale on the way.
-template <class T>
-CD_CLONES void row_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
+CD_CLONES void row_sums(const float* CD_RESTRICT grad, const float* CD_RESTRICT x, const float* CD_RESTRICT stats,
                         const float* CD_RESTRICT scale, int64_t width, float* CD_RESTRICT dshift,
                         float* CD_RESTRICT dscale, float* CD_RESTRICT means) {
     const float mean = stats[0], rstd = stats[1];
     float sum = 0.0f, dot = 0.0f;
 #pragma omp simd reduction(+ : sum, dot)
     for (int64_t i = 0; i < width; i++) {
-        const float g = load(grad[i]), hat = (load(x[i]) - mean) * rstd, n = g * (1.0f + scale[i]);
+        const float g = grad[i], hat = (x[i] - mean) * rstd, n = g * (1.0f + scale[i]);
         sum += n;
         dot += n * hat;
         dshift[i] += g;
@@ -63,20 +61,20 @@ CD_INLINE float normed_gradient(float grad, float x, float scale, float mean, fl
 }
 
 template <class T>
-CD_CLONES void row_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
-                            const float* CD_RESTRICT means, const float* CD_RESTRICT scale, int64_t width,
-                            T* CD_RESTRICT dx) {
+CD_CLONES void row_backward(const float* CD_RESTRICT grad, const float* CD_RESTRICT x,
+                            const float* CD_RESTRICT stats, const float* CD_RESTRICT means,
+                            const float* CD_RESTRICT scale, int64_t width, T* CD_RESTRICT dx) {
     const float mean = stats[0], rstd = stats[1], a = means[0], b = means[1];
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) {
-        dx[i] = narrow<T>(normed_gradient(load(grad[i]), load(x[i]), scale[i], mean, rstd, a, b));
+        dx[i] = narrow<T>(normed_gradient(grad[i], x[i], scale[i], mean, rstd, a, b));
     }
 }
 
 // The same for x_new = x + gate * y, which has a gradient of its own (or not: null).
 template <class T>
-CD_CLONES void row_gated_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT grad_x_new,
-                                  const T* CD_RESTRICT x_new, const T* CD_RESTRICT y,
+CD_CLONES void row_gated_backward(const float* CD_RESTRICT grad, const T* CD_RESTRICT grad_x_new,
+                                  const float* CD_RESTRICT x_new, const T* CD_RESTRICT y,
                                   const float* CD_RESTRICT stats, const float* CD_RESTRICT means,
                                   const float* CD_RESTRICT gate, const float* CD_RESTRICT scale, int64_t width,
                                   T* CD_RESTRICT dx, T* CD_RESTRICT dy, float* CD_RESTRICT dgate) {
@@ -89,12 +87,12 @@ CD_CLONES void row_gated_backward(const T* CD_RESTRICT grad, const T* CD_RESTRIC
     if (grad_x_new == nullptr) {
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            finish(i, normed_gradient(load(grad[i]), load(x_new[i]), scale[i], mean, rstd, a, b));
+            finish(i, normed_gradient(grad[i], x_new[i], scale[i], mean, rstd, a, b));
         }
     } else {
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            const float d = normed_gradient(load(grad[i]), load(x_new[i]), scale[i], mean, rstd, a, b);
+            const float d = normed_gradient(grad[i], x_new[i], scale[i], mean, rstd, a, b);
             finish(i, d + load(grad_x_new[i]));
         }
     }
@@ -131,13 +129,15 @@ void adaln_forward(Layout layout, const T* x, Modulation shift, Modulation scale
     const int64_t rows = layout.rows, width = layout.width;
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
+        RowReader<T> from(width);
         RowWriter<T> to(out, layout.groups * rows, width);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < layout.groups * rows; r++) {
             const int64_t group = r / rows;
-            row_stats(x + r * width, width, eps, stats + 2 * r);
-            row_modulate(x + r * width, stats + 2 * r, shift.row(group), scale.row(group), width, to.row(r));
-            to.done(r);
+            const float* row = from.read(x + r * width);
+            row_stats(row, width, eps, stats + 2 * r);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to.row(r));
+            to.done(r, x + (r + 1) * width);
         }
     }
 }
@@ -149,6 +149,7 @@ void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats
     ColumnSums sums(layout, 2);
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
+        RowReader<T> from_grad(width), from_x(width);
         RowWriter<T> to(dx, layout.groups * rows, width);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < layout.groups * chunks; c++) {
@@ -157,9 +158,10 @@ void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats
             float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), means[2];
             for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
                 const int64_t r = group * rows + i, at = r * width;
-                row_sums(grad + at, x + at, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
-                row_backward(grad + at, x + at, stats + 2 * r, means, scales, width, to.row(r));
-                to.done(r);
+                const float *grads = from_grad.read(grad + at), *row = from_x.read(x + at);
+                row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
+                row_backward(grads, row, stats + 2 * r, means, scales, width, to.row(r));
+                to.done(r, grad + at + width, x + at + width);
             }
         }
     }
@@ -173,16 +175,18 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
     const int64_t rows = layout.rows, width = layout.width;
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
+        RowReader<T> from(width);
         RowWriter<T> to_x_new(x_new, layout.groups * rows, width), to_out(out, layout.groups * rows, width);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < layout.groups * rows; r++) {
             const int64_t group = r / rows, at = r * width;
             T* sum = to_x_new.row(r);
             row_gate(x + at, y + at, gate.row(group), width, sum);
-            row_stats(sum, width, eps, stats + 2 * r);
-            row_modulate(sum, stats + 2 * r, shift.row(group), scale.row(group), width, to_out.row(r));
-            to_x_new.done(r);
-            to_out.done(r);
+            const float* row = from.read(sum);
+            row_stats(row, width, eps, stats + 2 * r);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to_out.row(r));
+            to_x_new.done(r, x + at + width);
+            to_out.done(r, y + at + width);
         }
     }
 }
@@ -195,6 +199,7 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
     ColumnSums sums(layout, 3);
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
+        RowReader<T> from_grad(width), from_x(width);
         RowWriter<T> to_dx(dx, layout.groups * rows, width), to_dy(dy, layout.groups * rows, width);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < layout.groups * chunks; c++) {
@@ -203,11 +208,17 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
             float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), *gate_sum = sums.open(2, c), means[2];
             for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
                 const int64_t r = group * rows + i, at = r * width;
-                row_sums(grad + at, x_new + at, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
-                row_gated_backward(grad + at, grad_x_new == nullptr ? nullptr : grad_x_new + at, x_new + at, y + at,
-                                   stats + 2 * r, means, gates, scales, width, to_dx.row(r), to_dy.row(r), gate_sum);
-                to_dx.done(r);
-                to_dy.done(r);
+                const float *grads = from_grad.read(grad + at), *row = from_x.read(x_new + at);
+                const T* more = grad_x_new == nullptr ? nullptr : grad_x_new + at;
+                row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
+                row_gated_backward(grads, more, row, y + at, stats + 2 * r, means, gates, scales, width,
+                                   to_dx.row(r), to_dy.row(r), gate_sum);
+                to_dx.done(r, grad + at + width, x_new + at + width);
+                if (more == nullptr) {
+                    to_dy.done(r, y + at + width);
+                } else {
+                    to_dy.done(r, y + at + width, more + width);
+                }
             }
         }
     }

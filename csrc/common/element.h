@@ -53,9 +53,8 @@ CD_INLINE float narrow<float>(float value) {
 template <>
 CD_INLINE bf16 narrow<bf16>(float value) {
     const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    const uint32_t nan = bits >> 16 | 0x40u;
-    return {static_cast<uint16_t>((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded)};
+    const uint32_t rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
+    return {static_cast<uint16_t>((value != value ? bits | 0x400000u : rounded) >> 16)};
 }
 
 template <>

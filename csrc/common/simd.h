@@ -32,8 +32,10 @@ constexpr int kLanes = 32;
 // term(0) + ... + term(n - 1).
 template <class Term>
 CD_INLINE float lane_sum(int64_t n, Term term) {
-    float lanes[kLanes] = {};
+    float lanes[kLanes];
     int64_t i = 0;
+#pragma omp simd
+    for (int j = 0; j < kLanes; j++) lanes[j] = 0.0f;
     for (; i + kLanes <= n; i += kLanes) {
 #pragma omp simd
         for (int j = 0; j < kLanes; j++) lanes[j] += term(i + j);
@@ -44,6 +46,34 @@ CD_INLINE float lane_sum(int64_t n, Term term) {
     for (int j = 0; j < kLanes; j++) sum += lanes[j];
     return sum;
 }
+
+template <class T>
+CD_CLONES void widen_row(const T* CD_RESTRICT x, int64_t width, float* CD_RESTRICT wide) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) wide[i] = load(x[i]);
+}
+
+// Rows in fp32 for kernels that read them more than once: fp32 rows are used where they are.
+template <class T>
+class RowReader {
+  public:
+    explicit RowReader(int64_t width) : width_(width), wide_(new float[static_cast<size_t>(width)]) {}
+    const float* read(const T* row) {
+        widen_row(row, width_, wide_.get());
+        return wide_.get();
+    }
+
+  private:
+    int64_t width_;
+    std::unique_ptr<float[]> wide_;
+};
+
+template <>
+class RowReader<float> {
+  public:
+    explicit RowReader(int64_t) {}
+    const float* read(const float* row) { return row; }
+};
 
 // Rows of a modulated tensor: group g owns rows g * rows .. (g + 1) * rows - 1 and one row of modulation.
 struct Layout {

@@ -19,8 +19,10 @@ namespace cd {
 // Results from this size on are streamed. A reader that comes at once still finds smaller ones in cache.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
-// Copies finished bytes to memory past the caches.
-inline void stream_bytes(const void* from, void* to, int64_t bytes) {
+// Copies finished bytes to memory past the caches. Meanwhile as many bytes are fetched from each of the
+// addresses `next`: what will be read after this keeps the memory busy in both directions.
+template <int N>
+inline void stream_bytes(const void* from, void* to, int64_t bytes, const void* const (&next)[N]) {
     const char* source = static_cast<const char*>(from);
     char* target = static_cast<char*>(to);
 #if defined(__SSE2__)
@@ -28,10 +30,15 @@ inline void stream_bytes(const void* from, void* to, int64_t bytes) {
     const int64_t head = misaligned == 0 ? 0 : std::min<int64_t>(bytes, 16 - misaligned);
     std::memcpy(target, source, static_cast<size_t>(head));
     int64_t i = head;
-    for (; i + 16 <= bytes; i += 16) {
-        _mm_stream_si128(reinterpret_cast<__m128i*>(target + i),
-                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i)));
+    const auto stream16 = [&](int64_t at) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(target + at),
+                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at)));
+    };
+    for (; i + 64 <= bytes; i += 64) {
+        for (int n = 0; n < N; n++) _mm_prefetch(static_cast<const char*>(next[n]) + i, _MM_HINT_T0);
+        for (int k = 0; k < 64; k += 16) stream16(i + k);
     }
+    for (; i + 16 <= bytes; i += 16) stream16(i);
     source += i, target += i, bytes -= i;
 #endif
     std::memcpy(target, source, static_cast<size_t>(bytes));
@@ -61,8 +68,12 @@ class RowWriter {
 
     // Where to put the row; it may be read back until done() is called for it.
     T* row(int64_t r) { return streaming_ ? buffer_.get() : result_ + r * width_; }
-    void done(int64_t r) {
-        if (streaming_) stream_bytes(buffer_.get(), result_ + r * width_, width_ * static_cast<int64_t>(sizeof(T)));
+    // `next`: where rows read soon begin.
+    template <class... Next>
+    void done(int64_t r, const Next*... next) {
+        if (!streaming_) return;
+        const void* const all[] = {next...};
+        stream_bytes(buffer_.get(), result_ + r * width_, width_ * static_cast<int64_t>(sizeof(T)), all);
     }
 
   private:
