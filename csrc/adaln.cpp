@@ -130,14 +130,14 @@ void adaln_forward(Layout layout, const T* x, Modulation shift, Modulation scale
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
         RowReader<T> from(width);
-        RowWriter<T> to(out, layout.groups * rows, width);
+        RowWriter<T> to(out, layout.elements(), width);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < layout.groups * rows; r++) {
-            const int64_t group = r / rows;
-            const float* row = from.read(x + r * width);
+            const int64_t group = r / rows, at = r * width;
+            const float* row = from.read(x + at);
             row_stats(row, width, eps, stats + 2 * r);
-            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to.row(r));
-            to.done(r, x + (r + 1) * width);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to.row(at));
+            to.done(at, width, x + at + width);
         }
     }
 }
@@ -150,7 +150,7 @@ void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
         RowReader<T> from_grad(width), from_x(width);
-        RowWriter<T> to(dx, layout.groups * rows, width);
+        RowWriter<T> to(dx, layout.elements(), width);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < layout.groups * chunks; c++) {
             const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
@@ -160,8 +160,8 @@ void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats
                 const int64_t r = group * rows + i, at = r * width;
                 const float *grads = from_grad.read(grad + at), *row = from_x.read(x + at);
                 row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
-                row_backward(grads, row, stats + 2 * r, means, scales, width, to.row(r));
-                to.done(r, grad + at + width, x + at + width);
+                row_backward(grads, row, stats + 2 * r, means, scales, width, to.row(at));
+                to.done(at, width, grad + at + width, x + at + width);
             }
         }
     }
@@ -176,17 +176,17 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
         RowReader<T> from(width);
-        RowWriter<T> to_x_new(x_new, layout.groups * rows, width), to_out(out, layout.groups * rows, width);
+        RowWriter<T> to_x_new(x_new, layout.elements(), width), to_out(out, layout.elements(), width);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < layout.groups * rows; r++) {
             const int64_t group = r / rows, at = r * width;
-            T* sum = to_x_new.row(r);
+            T* sum = to_x_new.row(at);
             row_gate(x + at, y + at, gate.row(group), width, sum);
             const float* row = from.read(sum);
             row_stats(row, width, eps, stats + 2 * r);
-            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to_out.row(r));
-            to_x_new.done(r, x + at + width);
-            to_out.done(r, y + at + width);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to_out.row(at));
+            to_x_new.done(at, width, x + at + width);
+            to_out.done(at, width, y + at + width);
         }
     }
 }
@@ -200,7 +200,7 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
 #pragma omp parallel if (layout.elements() >= kParallelElements)
     {
         RowReader<T> from_grad(width), from_x(width);
-        RowWriter<T> to_dx(dx, layout.groups * rows, width), to_dy(dy, layout.groups * rows, width);
+        RowWriter<T> to_dx(dx, layout.elements(), width), to_dy(dy, layout.elements(), width);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < layout.groups * chunks; c++) {
             const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
@@ -212,12 +212,12 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
                 const T* more = grad_x_new == nullptr ? nullptr : grad_x_new + at;
                 row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
                 row_gated_backward(grads, more, row, y + at, stats + 2 * r, means, gates, scales, width,
-                                   to_dx.row(r), to_dy.row(r), gate_sum);
-                to_dx.done(r, grad + at + width, x_new + at + width);
+                                   to_dx.row(at), to_dy.row(at), gate_sum);
+                to_dx.done(at, width, grad + at + width, x_new + at + width);
                 if (more == nullptr) {
-                    to_dy.done(r, y + at + width);
+                    to_dy.done(at, width, y + at + width);
                 } else {
-                    to_dy.done(r, y + at + width, more + width);
+                    to_dy.done(at, width, y + at + width, more + width);
                 }
             }
         }

@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "adaln.h"
+#include "dm_loss.h"
 #include "qk_norm_rope.h"
 
 namespace py = pybind11;
@@ -102,6 +104,49 @@ void norm_rope_backward(int element, int64_t batch, int64_t length, int64_t head
     });
 }
 
+using Shape = std::array<int64_t, 4>;  // batch, segments, inner, frames
+
+cd::Samples samples(const Shape& shape, Address mask) {
+    return {shape[0], shape[1], shape[2], shape[3], in(mask)};
+}
+
+void renoise(int element, const Shape& shape, Address x0, Address eps, Address alpha, Address sigma,
+             Address result) {
+    with_element(element, [&](auto zero) {
+        cd::renoise<CD_T>(samples(shape, 0), in<CD_T>(x0), in<CD_T>(eps), in(alpha), in(sigma), out(result));
+    });
+}
+
+void vsd(int element, const Shape& shape, Address mask, Address x, Address teacher, Address fake, Address uncond,
+         Address x_t, Address coefficients, float guidance, Address direction, Address sums) {
+    with_element(element, [&](auto zero) {
+        cd::vsd<CD_T>(samples(shape, mask), in<CD_T>(x), in<CD_T>(teacher), in<CD_T>(fake), in<CD_T>(uncond),
+                      {in<CD_T>(x_t), in(coefficients)}, guidance, out<CD_T>(direction), out(sums));
+    });
+}
+
+void vsd_gradient(int element, const Shape& shape, Address direction, Address slope, Address result) {
+    with_element(element, [&](auto zero) {
+        cd::vsd_gradient<CD_T>(samples(shape, 0), in<CD_T>(direction), in(slope), out<CD_T>(result));
+    });
+}
+
+void squared_error(int element, const Shape& shape, Address mask, Address p, Address target, Address x_t,
+                   Address coefficients, Address sums) {
+    with_element(element, [&](auto zero) {
+        cd::squared_error<CD_T>(samples(shape, mask), in<CD_T>(p), in<CD_T>(target),
+                                {in<CD_T>(x_t), in(coefficients)}, out(sums));
+    });
+}
+
+void squared_error_gradient(int element, const Shape& shape, Address mask, Address grad, Address p,
+                            Address target, Address x_t, Address coefficients, Address result) {
+    with_element(element, [&](auto zero) {
+        cd::squared_error_gradient<CD_T>(samples(shape, mask), in(grad), in<CD_T>(p), in<CD_T>(target),
+                                         {in<CD_T>(x_t), in(coefficients)}, out<CD_T>(result));
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -113,4 +158,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("gated_adaln_backward", &gated_adaln_backward, release);
     m.def("norm_rope_forward", &norm_rope_forward, release);
     m.def("norm_rope_backward", &norm_rope_backward, release);
+    m.def("renoise", &renoise, release);
+    m.def("vsd", &vsd, release);
+    m.def("vsd_gradient", &vsd_gradient, release);
+    m.def("squared_error", &squared_error, release);
+    m.def("squared_error_gradient", &squared_error_gradient, release);
 }

@@ -85,16 +85,21 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const float* CD_RESTRICT
     for (int64_t i = 0; i < dim; i++) dx[i] = narrow<T>(r * (dn[i] * weight[i] - x[i] * r * mean));
 }
 
+// The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
+// for two heads.
 template <class T>
 CD_CLONES void token_backward(const T* CD_RESTRICT grad, const float* CD_RESTRICT x, const float* CD_RESTRICT rstd,
                               const float* CD_RESTRICT weight, const float* CD_RESTRICT cos,
                               const float* CD_RESTRICT sin, int64_t heads, int64_t head_dim,
-                              float* CD_RESTRICT dn, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
+                              float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
+        float *dn = space, *sum = space + dim;
+        for (int64_t i = 0; i < dim; i++) sum[i] = 0.0f;
         for (int64_t h = 0; h < heads; h++) {
             const int64_t at = h * dim;
-            head_backward(grad + at, x + at, rstd[h], weight, cos, sin, dim, dn, dx + at, dweight);
+            head_backward(grad + at, x + at, rstd[h], weight, cos, sin, dim, dn, dx + at, sum);
         }
+        for (int64_t i = 0; i < dim; i++) dweight[i] += sum[i];
     });
 }
 
@@ -145,13 +150,13 @@ void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tabl
     {
         Row row(shape);
         RowReader<T> from(size);
-        RowWriter<T> to(out, shape.tokens(), size);
+        RowWriter<T> to(out, shape.tokens() * size, size);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < shape.tokens(); t++) {
             row.read(shape, tables, t);
             token_forward(from.read(x + t * shape.stride), weight, row.cos, row.sin, shape.heads, shape.head_dim, eps,
-                          to.row(t), rstd + t * shape.heads);
-            to.done(t, x + (t + 1) * shape.stride);
+                          to.row(t * size), rstd + t * shape.heads);
+            to.done(t * size, size, x + (t + 1) * shape.stride);
         }
     }
 }
@@ -166,8 +171,8 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
     {
         Row row(shape);
         RowReader<T> from(size);
-        RowWriter<T> to(dx, shape.tokens(), size);
-        const auto space = scratch<float>(dim);
+        RowWriter<T> to(dx, shape.tokens() * size, size);
+        const auto space = scratch<float>(2 * dim);
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < chunks; c++) {
             float* sum = partial.get() + c * dim;
@@ -176,8 +181,8 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
             for (int64_t t = c * kRowsPerChunk; t < last; t++) {
                 row.read(shape, tables, t);
                 token_backward(grad + t * size, from.read(x + t * shape.stride), rstd + t * shape.heads, weight, row.cos,
-                               row.sin, shape.heads, dim, space.get(), to.row(t), sum);
-                to.done(t, grad + (t + 1) * size, x + (t + 1) * shape.stride);
+                               row.sin, shape.heads, dim, space.get(), to.row(t * size), sum);
+                to.done(t * size, size, grad + (t + 1) * size, x + (t + 1) * shape.stride);
             }
         }
     }

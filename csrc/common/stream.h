@@ -52,13 +52,13 @@ inline void stream_end() {
 }
 
 // Where one thread writes the rows of a result: straight to their place or, for a large result, to a
-// row of its own that is then streamed there.
+// row of its own that is then streamed there. Rows are addressed by the index of their first element.
 template <class T>
 class RowWriter {
   public:
-    RowWriter(T* result, int64_t rows, int64_t width)
-        : result_(result), width_(width), streaming_(rows * width * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {
-        if (streaming_) buffer_.reset(new T[static_cast<size_t>(width)]);
+    RowWriter(T* result, int64_t elements, int64_t longest_row)
+        : result_(result), streaming_(elements * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {
+        if (streaming_) buffer_.reset(new T[static_cast<size_t>(longest_row)]);
     }
     ~RowWriter() {
         if (streaming_) stream_end();
@@ -67,18 +67,18 @@ class RowWriter {
     RowWriter& operator=(const RowWriter&) = delete;
 
     // Where to put the row; it may be read back until done() is called for it.
-    T* row(int64_t r) { return streaming_ ? buffer_.get() : result_ + r * width_; }
+    T* row(int64_t at) { return streaming_ ? buffer_.get() : result_ + at; }
+
     // `next`: where rows read soon begin.
     template <class... Next>
-    void done(int64_t r, const Next*... next) {
+    void done(int64_t at, int64_t width, const Next*... next) {
         if (!streaming_) return;
         const void* const all[] = {next...};
-        stream_bytes(buffer_.get(), result_ + r * width_, width_ * static_cast<int64_t>(sizeof(T)), all);
+        stream_bytes(buffer_.get(), result_ + at, width * static_cast<int64_t>(sizeof(T)), all);
     }
 
   private:
     T* result_;
-    int64_t width_;
     bool streaming_;
     std::unique_ptr<T[]> buffer_;
 };

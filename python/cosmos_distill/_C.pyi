@@ -108,3 +108,59 @@ def norm_rope_backward(
     dweight: int,
     /,
 ) -> None: ...
+def renoise(
+    element: int,
+    shape: tuple[int, int, int, int],
+    x0: int,
+    eps: int,
+    alpha: int,
+    sigma: int,
+    result: int,
+    /,
+) -> None: ...
+def vsd(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    x: int,
+    teacher: int,
+    fake: int,
+    uncond: int,
+    x_t: int,
+    coefficients: int,
+    guidance: float,
+    direction: int,
+    sums: int,
+    /,
+) -> None: ...
+def vsd_gradient(
+    element: int,
+    shape: tuple[int, int, int, int],
+    direction: int,
+    slope: int,
+    result: int,
+    /,
+) -> None: ...
+def squared_error(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    p: int,
+    target: int,
+    x_t: int,
+    coefficients: int,
+    sums: int,
+    /,
+) -> None: ...
+def squared_error_gradient(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    grad: int,
+    p: int,
+    target: int,
+    x_t: int,
+    coefficients: int,
+    result: int,
+    /,
+) -> None: ...

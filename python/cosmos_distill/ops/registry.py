@@ -58,9 +58,9 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), REFERENCE)),
     "attention_lse": ("attn", (REFERENCE,)),
-    "renoise": ("dm_loss", (REFERENCE,)),
-    "vsd_loss": ("dm_loss", (REFERENCE,)),
-    "fake_score_loss": ("dm_loss", (REFERENCE,)),
+    "renoise": ("dm_loss", (CPU, REFERENCE)),
+    "vsd_loss": ("dm_loss", (CPU, REFERENCE)),
+    "fake_score_loss": ("dm_loss", (CPU, REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
