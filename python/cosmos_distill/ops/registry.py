@@ -51,10 +51,11 @@ class Backend:
 
 REFERENCE = Backend("reference")
 CPU = Backend("cpu", ("cpu",), (torch.float32,))
+CUDA = Backend("cuda", ("cuda",), (torch.float32, torch.bfloat16, torch.float16))
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
-    "adaln_modulate": ("adaln", (CPU, REFERENCE)),
-    "gated_residual_adaln": ("adaln", (CPU, REFERENCE)),
+    "adaln_modulate": ("adaln", (CUDA, CPU, REFERENCE)),
+    "gated_residual_adaln": ("adaln", (CUDA, CPU, REFERENCE)),
     "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), REFERENCE)),
     "attention_lse": ("attn", (REFERENCE,)),
