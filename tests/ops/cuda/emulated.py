@@ -38,7 +38,7 @@ def run(command: list[str]) -> str:
 
 def build(name: str, sources: list[Path], compile_with: list[str], link_with: list[str]) -> Path:
     """The linked result, of an earlier call where nothing it is made of has changed since."""
-    headers = [path for path in CSRC.rglob("*.h")]
+    headers = list(CSRC.rglob("*.h"))
     seen = hashlib.sha256(repr((compiler(), FLAGS, compile_with, link_with)).encode())
     for path in sorted([*headers, *sources, CSRC / "bindings_cuda.cpp"]):
         seen.update(path.read_bytes())

@@ -41,7 +41,9 @@ def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype):
 
 def test_rows_wider_than_shared_memory():
     x, y, modulation = tokens((1, 2, 25000))
-    assert_as_good_as_torch(ops.gated_residual_adaln, (x, y, *modulation), tokens((1, 2, 25000), 1)[:2], "cuda")
+    assert_as_good_as_torch(
+        ops.gated_residual_adaln, (x, y, *modulation), tokens((1, 2, 25000), 1)[:2], "cuda"
+    )
 
 
 def test_slices_of_a_wider_modulation_and_an_unused_output():
@@ -50,7 +52,9 @@ def test_slices_of_a_wider_modulation_and_an_unused_output():
         results = []
         for backend in ("cuda", "reference"):
             leaves = [t.detach().requires_grad_() for t in (x, y, wide)]
-            x_new, h = ops.gated_residual_adaln(leaves[0], leaves[1], *leaves[2].chunk(3, -1), backend=backend)
+            x_new, h = ops.gated_residual_adaln(
+                leaves[0], leaves[1], *leaves[2].chunk(3, -1), backend=backend
+            )
             results.append([x_new, h, *torch.autograd.grad(h.square().sum(), leaves, retain_graph=True)])
             results[-1] += torch.autograd.grad(x_new.square().sum(), leaves[:2])
         for got, want in zip(*results, strict=True):
