@@ -164,3 +164,161 @@ def squared_error_gradient(
     result: int,
     /,
 ) -> None: ...
+
+class cuda:
+    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;
+    ``stream``: a cudaStream_t."""
+
+    @staticmethod
+    def adaln_chunks(groups: int, rows: int, /) -> int: ...
+    @staticmethod
+    def adaln_forward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        x: int,
+        y: int,
+        gate: int,
+        gate_stride: int,
+        shift: int,
+        shift_stride: int,
+        scale: int,
+        scale_stride: int,
+        eps: float,
+        x_new: int,
+        result: int,
+        stats: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def adaln_backward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        grad: int,
+        grad_x_new: int,
+        x: int,
+        y: int,
+        stats: int,
+        gate: int,
+        gate_stride: int,
+        scale: int,
+        scale_stride: int,
+        dx: int,
+        dy: int,
+        dgate: int,
+        dshift: int,
+        dscale: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def latent_chunks(
+        shape: tuple[int, int, int, int],
+        /,
+    ) -> int: ...
+    @staticmethod
+    def renoise(
+        dtype: int,
+        shape: tuple[int, int, int, int],
+        x0: int,
+        eps: int,
+        alpha: int,
+        sigma: int,
+        x_t: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd(
+        dtype: int,
+        shape: tuple[int, int, int, int],
+        x: int,
+        teacher: int,
+        fake: int,
+        uncond: int,
+        guidance: float,
+        reading: tuple[int, int, int],
+        direction: int,
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd_gradient(
+        dtype: int,
+        shape: tuple[int, int, int, int],
+        direction: int,
+        slope: int,
+        dx: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def squared_error(
+        dtype: int,
+        shape: tuple[int, int, int, int],
+        p: int,
+        target: int,
+        reading: tuple[int, int, int],
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def squared_error_gradient(
+        dtype: int,
+        shape: tuple[int, int, int, int],
+        grad: int,
+        p: int,
+        target: int,
+        reading: tuple[int, int, int],
+        dp: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_chunks(
+        shape: tuple[int, int, int, int, int],
+        /,
+    ) -> int: ...
+    @staticmethod
+    def norm_rope_forward(
+        dtype: int,
+        shape: tuple[int, int, int, int, int],
+        x: int,
+        weight: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        eps: float,
+        result: int,
+        rstd: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_backward(
+        dtype: int,
+        shape: tuple[int, int, int, int, int],
+        grad: int,
+        x: int,
+        rstd: int,
+        weight: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        dx: int,
+        dweight: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
