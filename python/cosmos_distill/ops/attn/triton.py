@@ -8,7 +8,6 @@ atomics, but the same bits in every run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,12 +68,9 @@ def attention_forward(
         key = tile(k_at, left, EVEN, D, BLOCK_N, BLOCK_D)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if not EVEN:
-            exists = (n < left)[None, :]
-            scores = tl.where(exists, scores, -float("inf"))
+            scores = tl.where((n < left)[None, :], scores, -float("inf"))
         higher = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
         shares = tl.math.exp2(scores * scale_log2 - higher[:, None])
-        if not EVEN:
-            shares = tl.where(exists, shares, 0.0)  # with a scale of 0 the line above says NaN
         fade = tl.math.exp2(peak - higher)
         weight = weight * fade + tl.sum(shares, 1)
         value = tile(v_at, left, EVEN, D, BLOCK_N, BLOCK_D)
@@ -112,10 +108,12 @@ class Configs:
 _INTERPRETER = Configs(Config(32, 16, 4, 1), Config(16, 32, 4, 1), Config(32, 16, 4, 1))
 # By the head size rounded up, for 16-bit numbers. What data-center GPUs from Hopper on (90 to 119) multiply
 # with wgmma or tcgen05; and what fits into the 99 KiB of shared memory of the others' smallest (86, 89, 120).
+# None spills registers; on Blackwell a tile of 128 keys would, when their number is odd.
 _HOPPER = {
     64: Configs(Config(128, 128, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
     128: Configs(Config(128, 128, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
 }
+_BLACKWELL = {64: _HOPPER[64], 128: replace(_HOPPER[128], forward=Config(128, 64, 8, 3))}
 _AMPERE = {
     64: Configs(Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
     128: Configs(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
@@ -131,7 +129,8 @@ def _configs(x: Tensor) -> Configs:
         return _INTERPRETER
     if x.dtype == torch.float32:
         return _FP32
-    return (_HOPPER if 90 <= arch < 120 else _AMPERE)[64 if x.shape[-1] <= 64 else 128]
+    generation = _BLACKWELL if 100 <= arch < 120 else _HOPPER if 90 <= arch < 100 else _AMPERE
+    return generation[64 if x.shape[-1] <= 64 else 128]
 
 
 def _constants(q: Tensor, k: Tensor, config: Config) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     launch(
         attention_forward,
         (triton.cdiv(queries, config.queries), heads, batch),
-        # The largest product is the largest score only under a scale that is not negative.
+        # The largest product is the largest score only under a positive scale.
         -q if scale < 0 else q,
         k,
         v,
@@ -171,7 +170,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        abs(scale) * LOG2E,
+        max(abs(scale) * LOG2E, 1e-30),
         **_constants(q, k, config),
     )
     return out, lse
@@ -250,11 +249,10 @@ def aot_cases() -> list[aot.AotCase]:
             q = torch.empty((1, aot.TOKENS, heads, size), dtype=dtype, device="meta")
             k = torch.empty((1, keys, heads, size), dtype=dtype, device="meta")
             lse = torch.empty((1, heads, aot.TOKENS), device="meta")
-            calls: dict[str, Callable[[], Any]] = {
-                "attention": lambda q=q, k=k: attention(q, k, k, 0.1),
-                "attention_backward": lambda q=q, k=k, s=lse: attention_backward(q, s, q, k, k, q, s, 0.1),
-            }
-            for operator, call in calls.items():
+            for operator, call in (
+                ("attention", lambda q=q, k=k: attention(q, k, k, 0.1)),
+                ("attention_backward", lambda q=q, k=k, s=lse: attention_backward(q, s, q, k, k, q, s, 0.1)),
+            ):
                 for case in aot.cases(operator, f"{network} 720p {heads}x{size} {short}", call):
                     multiplies = dtype != torch.float32 and case.kernel is not attention_delta
                     found.append(replace(case, must_contain=_TENSOR_CORES) if multiplies else case)
