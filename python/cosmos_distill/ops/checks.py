@@ -19,12 +19,7 @@ def floating(name: str, x: Tensor) -> None:
     Raises:
         ValueError: it does not; the message names the argument.
     """
-    if (
-        not isinstance(x, Tensor)
-        or not x.is_floating_point()
-        or x.layout is not torch.strided
-        or x.is_nested
-    ):
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided or x.is_nested:
         raise ValueError(f"{name} must be {_wanted(x)}")
 
 

@@ -41,13 +41,9 @@ def kernels(folder: str, backend: str) -> ModuleType:
 
 def kernel(folder: str, function: str) -> Operator:
     """A callable that passes its arguments to ``function`` of the backend named by the last of them."""
-    found: dict[str, Operator] = {}
 
     def run(*args: Any) -> Any:
-        backend = args[-1]
-        if backend not in found:
-            found[backend] = getattr(kernels(folder, backend), function)
-        return found[backend](*args[:-1])
+        return getattr(kernels(folder, args[-1]), function)(*args[:-1])
 
     return run
 
@@ -61,12 +57,7 @@ def introduce_to_dtensor() -> None:
 def _watched(args: tuple[Any, ...]) -> bool:
     """Somebody has to see the operator itself: a tracer, a dispatch mode (activation checkpoint policies,
     fake tensors), a transform of torch.func, the profiler, or a tensor subclass."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._autograd._profiler_enabled()
-    ):
+    if torch.compiler.is_compiling():
         return True
     for arg in args:
         if type(arg) in _TENSORS:
@@ -75,7 +66,11 @@ def _watched(args: tuple[Any, ...]) -> bool:
         elif isinstance(arg, Tensor):
             introduce_to_dtensor()
             return True
-    return False
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:

@@ -266,10 +266,11 @@ def _check_preconditioned(first: str, x0: Tensor, preconditioned: Preconditioned
 def _check_mask(x0: Tensor, frame_mask: Tensor | None) -> None:
     if frame_mask is None:
         return
+    dense = isinstance(frame_mask, Tensor) and frame_mask.layout is torch.strided and not frame_mask.is_nested
+    if not dense or frame_mask.is_complex():
+        raise ValueError("frame_mask must be a dense tensor of real numbers")
     if x0.dim() != 5:
         raise ValueError(f"frame_mask needs latents [B, C, T, H, W], not {list(x0.shape)}")
     if frame_mask.shape != (x0.shape[0], x0.shape[2]):
         raise ValueError(f"frame_mask must be {[x0.shape[0], x0.shape[2]]}, not {list(frame_mask.shape)}")
-    if frame_mask.is_complex() or frame_mask.layout is not torch.strided:
-        raise ValueError(f"frame_mask must be dense and real, not {frame_mask.dtype}, {frame_mask.layout}")
     beside("frame_mask", frame_mask, "the latent", x0)
