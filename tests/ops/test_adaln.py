@@ -146,7 +146,7 @@ def test_cpu_refuses_a_second_derivative():
     x.requires_grad_()
     out = ops.adaln_modulate(x, shift, scale, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivative"):
         grad.sum().backward()
 
 
@@ -155,7 +155,7 @@ def test_cpu_refuses_a_second_derivative():
     [
         ({"x": torch.zeros(4, 8)}, "x must be"),
         ({"x": torch.zeros(2, 4, 8, dtype=torch.int64)}, "x must be a floating-point"),
-        ({"y": torch.zeros(2, 4, 7)}, "y must have"),
+        ({"y": torch.zeros(2, 4, 7)}, "y must be"),
         ({"gate": torch.zeros(2, 4, 8)}, "gate must be"),
         ({"shift": torch.zeros(1, 8)}, "shift must be"),
         ({"scale": torch.zeros(2, 9)}, "scale must be"),

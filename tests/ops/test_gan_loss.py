@@ -40,5 +40,5 @@ def test_large_logits_stay_finite():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="real must have"):
+    with pytest.raises(ValueError, match="real must be"):
         ops.discriminator_loss(torch.zeros(2, 1), torch.zeros(3, 1))

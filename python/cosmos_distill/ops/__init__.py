@@ -12,6 +12,7 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``vsd_loss``, ``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
 ``discriminator_loss``
+``keep_attention``                    for torch.utils.checkpoint: recompute all of a block but attention
 ====================================  =========================================================
 
 Every operator takes ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .adaln import gated_residual_adaln as gated_residual_adaln
     from .attn import attention as attention
     from .attn import merge_attention as merge_attention
+    from .checkpoint import keep_attention as keep_attention
     from .dm_loss import Preconditioned as Preconditioned
     from .dm_loss import VSDForm as VSDForm
     from .dm_loss import combine_guidance as combine_guidance
@@ -45,6 +47,7 @@ _HOME = {
     "qk_norm_rope": "qknorm",
     "attention": "attn",
     "merge_attention": "attn",
+    "keep_attention": "checkpoint",
     "combine_guidance": "dm_loss",
     "renoise": "dm_loss",
     "vsd_loss": "dm_loss",

@@ -11,6 +11,7 @@ The last argument of every operator is the name of the backend whose kernel runs
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -18,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 NAMESPACE = "cosmos_distill"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 Operator = Callable[..., Any]
 
@@ -42,21 +43,46 @@ def kernel(folder: str, function: str) -> Operator:
     """A callable that passes its arguments to ``function`` of the backend named by the last of them."""
 
     def run(*args: Any) -> Any:
-        *rest, backend = args
-        return getattr(kernels(folder, backend), function)(*rest)
+        return getattr(kernels(folder, args[-1]), function)(*args[:-1])
 
     return run
 
 
-def _direct(args: tuple[Any, ...]) -> bool:
-    """Nobody is watching: the dispatcher would only pass the call on to the kernel."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    return all(type(a) in _PLAIN for a in args if isinstance(a, Tensor))
+def introduce_to_dtensor() -> None:
+    """Tell DTensor, where somebody uses it, how the operators may be sharded."""
+    if "torch.distributed.tensor" in sys.modules:
+        importlib.import_module(f"{__package__}.dtensor")
+
+
+def _watched(args: tuple[Any, ...]) -> bool:
+    """Somebody has to see the operator itself: a tracer, a dispatch mode (activation checkpoint policies,
+    fake tensors), a transform of torch.func, the profiler, or a tensor subclass."""
+    if torch.compiler.is_compiling():
+        return True
+    for arg in args:
+        if type(arg) in _TENSORS:
+            if arg.is_neg():  # holds its values with the sign flipped, which a kernel would not know
+                return True
+        elif isinstance(arg, Tensor):
+            introduce_to_dtensor()
+            return True
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
+    # torch's own wrappers of registered operators would drop them silently.
+    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name} has no forward-mode derivative: pass backend='reference' for one"
+        )
 
 
 def define(schema: str, run: Operator, shapes: Operator) -> Operator:
-    """Register an operator without gradient.
+    """Register an operator without gradient: asking for one raises.
 
     Args:
         schema: of torch.library, ``name(Tensor x, ..., str backend) -> (Tensor, ...)``.
@@ -64,13 +90,19 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
         shapes: same arguments, returns empty tensors of the results' shapes, dtypes and devices.
     """
     name = schema.partition("(")[0]
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_LIBRARY)
-    registered = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def no_gradient(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"{NAMESPACE}::{name} is not differentiable. Where it is the gradient of an operator, this is a "
+            "second derivative: pass backend='reference' to that operator for one"
+        )
+
+    registered = _register(name, schema, run, shapes, no_gradient, None)
 
     def call(*args: Any) -> Any:
-        return run(*args) if _direct(args) else registered(*args)
+        if _watched(args) or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return registered(*args)
+        return run(*args)
 
     return call
 
@@ -85,13 +117,11 @@ def define_differentiable(
         run: see :func:`define`.
         shapes: see :func:`define`.
         save: ``save(ctx, inputs, output)`` keeps what the gradient needs, as in ``setup_context``.
-        gradient: ``gradient(ctx, *grads)``, one result per argument; grads may be None. It is not
-            differentiable itself.
+        gradient: ``gradient(ctx, *grads)``, one result per argument; grads may be None. Made of operators
+            of :func:`define`, it is not differentiable itself.
     """
     name = schema.partition("(")[0]
-    define(schema, run, shapes)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", gradient, setup_context=save, lib=_LIBRARY)
-    registered = getattr(getattr(torch.ops, NAMESPACE), name)
+    registered = _register(name, schema, run, shapes, gradient, save)
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -100,15 +130,35 @@ def define_differentiable(
             save(ctx, args, output)
             return output
 
-        backward: Any = staticmethod(once_differentiable(gradient))
+        backward: Any = staticmethod(gradient)
 
     Direct.__name__ = f"{name}_direct"
 
     def call(*args: Any) -> Any:
-        if not _direct(args):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
+        if _watched(args):
             return registered(*args)
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Direct.apply(*args)
         return run(*args)
 
     return call
+
+
+def _register(
+    name: str, schema: str, run: Operator, shapes: Operator, gradient: Operator, save: Operator | None
+) -> Operator:
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_LIBRARY)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # called with these names
+        if save is not None:
+            save(ctx, inputs, output)
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", gradient, setup_context=setup_context, lib=_LIBRARY
+    )
+    registered: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return registered

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .library import kernels
+from .library import introduce_to_dtensor, kernels
 
 VARIABLE = "COSMOS_DISTILL_BACKEND"
 
@@ -111,9 +111,14 @@ def pick(operator: str, asked: str | None, *tensors: Tensor) -> str:
     return found
 
 
-@torch._dynamo.assume_constant_result  # reads the environment and imports modules: not for a graph
 def _pick_while_tracing(operator: str, asked: str | None, device: str, dtype: torch.dtype | None) -> str:
+    introduce_to_dtensor()
     return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype)
+
+
+# Reads the environment and imports modules: not for a graph, in which the answer is a constant. This is
+# torch.compiler.assume_constant_result without the second and a half that importing the compiler takes.
+_pick_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None) -> str:
@@ -142,6 +147,8 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
 
 
 def _named(operator: str, asked: str, reasons: list[str]) -> tuple[Backend, ...]:
+    if not isinstance(asked, str):
+        raise ValueError(f"backend must be the name of one or None, not {type(asked).__name__}")
     known = {backend.name for _, group in OPERATORS.values() for backend in group}
     here = {backend.name: backend for backend in OPERATORS[operator][1]}
     wanted = [name.strip() for name in asked.split(",")]

@@ -7,29 +7,22 @@ per frame, as in Cosmos).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import floating, like
 from . import fused, reference
 
 __all__ = ["adaln_modulate", "gated_residual_adaln"]
 
 
-def _check_tokens(x: Tensor) -> None:
+def _check_tokens(x: Tensor) -> torch.Size:
+    """The shape of x's modulation."""
+    floating("x", x)
     if x.dim() not in (3, 4):
         raise ValueError(f"x must be [B, N, D] or [B, T, N, D], not {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point tensor, not {x.dtype}")
-
-
-def _check_modulation(name: str, value: Tensor, x: Tensor) -> None:
-    expected = x.shape[:-2] + x.shape[-1:]
-    if value.shape != expected:
-        raise ValueError(
-            f"{name} must be {list(expected)} for x of shape {list(x.shape)}, not {list(value.shape)}"
-        )
-    if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device} but x is on {x.device}")
+    return x.shape[:-2] + x.shape[-1:]
 
 
 def adaln_modulate(
@@ -48,12 +41,12 @@ def adaln_modulate(
         Same shape and dtype as x. The arithmetic is fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: a shape or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check_tokens(x)
-    _check_modulation("shift", shift, x)
-    _check_modulation("scale", scale, x)
+    shape = _check_tokens(x)
+    like("shift", shift, shape, "x", x)
+    like("scale", scale, shape, "x", x)
     chosen = registry.pick("adaln_modulate", backend, x)
     if chosen == "reference":
         return reference.adaln_modulate(x, shift, scale, eps)
@@ -88,17 +81,14 @@ def gated_residual_adaln(
         (x_new, h), both of x's shape and dtype.
 
     Raises:
-        ValueError: a shape or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check_tokens(x)
-    if y.shape != x.shape:
-        raise ValueError(f"y must have x's shape {list(x.shape)}, not {list(y.shape)}")
-    if y.device != x.device:
-        raise ValueError(f"y is on {y.device} but x is on {x.device}")
-    _check_modulation("gate", gate, x)
-    _check_modulation("shift", shift, x)
-    _check_modulation("scale", scale, x)
+    shape = _check_tokens(x)
+    like("y", y, x.shape, "x", x)
+    like("gate", gate, shape, "x", x)
+    like("shift", shift, shape, "x", x)
+    like("scale", scale, shape, "x", x)
     chosen = registry.pick("gated_residual_adaln", backend, x, y)
     if chosen == "reference":
         return reference.gated_residual_adaln(x, y, gate, shift, scale, eps)

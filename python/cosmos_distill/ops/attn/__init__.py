@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import beside, floating
 from . import fused, reference, sdpa
 from .merge import merge_attention
 
@@ -45,6 +47,9 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(scale * q k^T) v`` for every head.
 
+    Under torch.autocast q, k and v are cast as torch's scaled_dot_product_attention casts them: to autocast's
+    dtype, but for fp64.
+
     Args:
         q: [B, Sq, H, D].
         k: [B, Sk, H, D].
@@ -59,16 +64,32 @@ def attention(
         [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64).
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve this call.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4:
-            raise ValueError(f"{name} must be [B, S, H, D], not {tuple(x.shape)}")
+        floating(name, x)
+    device = q.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        q, k, v = (_autocast(x, torch.get_autocast_dtype(device)) for x in (q, k, v))
+        with torch.autocast(device, enabled=False):
+            return _attention(q, k, v, scale, return_lse, backend)
+    return _attention(q, k, v, scale, return_lse, backend)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(dtype)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, backend: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4 or x.shape[-1] == 0:
+            raise ValueError(f"{name} must be [B, S, H, D] with D > 0, not {tuple(x.shape)}")
         if x.dtype != q.dtype:
             raise ValueError(f"{name} is {x.dtype} but q is {q.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+        beside(name, x, "q", q)
     if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
         raise ValueError(
             f"k must be [{q.shape[0]}, Sk, {q.shape[2]}, {q.shape[3]}] like q, not {list(k.shape)}"

@@ -9,6 +9,7 @@ and predictions are either x0 or, with :class:`Preconditioned`, the raw outputs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import beside, floating, like
 from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
 
@@ -68,10 +70,10 @@ def renoise(
         x_t, of x0's shape, at least fp32.
 
     Raises:
-        ValueError: a shape does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check(x0, eps=eps)
+    _check("x0", x0, eps=eps)
     _check_per_sample(x0, sigma=sigma, alpha=alpha)
     chosen = registry.pick("renoise", backend, x0, eps)
     if chosen == "reference":
@@ -94,9 +96,9 @@ def combine_guidance(
         convention: what ``scale`` means.
 
     Raises:
-        ValueError: the shapes differ, or the convention is unknown.
+        ValueError: a shape, dtype, layout or device does not fit, or the convention is unknown.
     """
-    _check(cond, uncond=uncond)
+    _check("cond", cond, uncond=uncond)
     if convention not in ("added", "standard"):
         raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
@@ -141,11 +143,11 @@ def vsd_loss(
         The loss of each sample, [B], at least fp32.
 
     Raises:
-        ValueError: a shape does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check(x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
-    _check_preconditioned(x0_student, preconditioned)
+    _check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
+    _check_preconditioned("x0_student", x0_student, preconditioned)
     _check_mask(x0_student, frame_mask)
     x_t, coefficients = _coefficients(preconditioned)
     latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
@@ -158,7 +160,7 @@ def vsd_loss(
         else:
             x, teacher, fake, uncond, x_t = fused.dense(*latents)
             direction, sums = fused.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, mask, chosen)
-        sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), x0_student[0].numel())], dim=1)
+        sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), math.prod(x0_student.shape[1:]))], dim=1)
         if sum_over_shards is not None:
             sums = sum_over_shards(sums)
         loss, slope = form.loss_and_slope(sums)
@@ -198,12 +200,12 @@ def fake_score_loss(
         The loss of each sample, [B], at least fp32.
 
     Raises:
-        ValueError: a shape does not fit, or ``weighting`` is unknown.
+        ValueError: a shape, dtype, layout or device does not fit, or ``weighting`` is unknown.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check(x0_fake, x0_student=x0_student)
+    _check("x0_fake", x0_fake, x0_student=x0_student)
     _check_per_sample(x0_fake, sigma=sigma)
-    _check_preconditioned(x0_fake, preconditioned)
+    _check_preconditioned("x0_fake", x0_fake, preconditioned)
     _check_mask(x0_fake, frame_mask)
     if weighting not in ("eps", "x0", "trigflow"):
         raise ValueError(f"weighting must be 'eps', 'x0' or 'trigflow', not {weighting!r}")
@@ -218,7 +220,7 @@ def fake_score_loss(
     else:
         target, x_t = fused.dense(target, x_t)
         error = fused.squared_error(x0_fake.contiguous(), target, x_t, coefficients, mask, chosen)
-    total, count = error.detach(), error.new_full(error.shape, x0_fake[0].numel())
+    total, count = error.detach(), error.new_full(error.shape, math.prod(x0_fake.shape[1:]))
     if sum_over_shards is not None:
         total, count = sum_over_shards(torch.stack([total, count], dim=1)).unbind(1)
     precision = sigma.to(error.dtype).square().reciprocal()
@@ -236,32 +238,39 @@ def _coefficients(preconditioned: Preconditioned | None) -> tuple[Tensor | None,
     return preconditioned.x_t.detach(), both.to(torch.promote_types(both.dtype, torch.float32))
 
 
-def _check(like: Tensor, **others: Tensor | None) -> None:
+def _check(first: str, x0: Tensor, **others: Tensor | None) -> None:
+    """Latents [B, ...] of one shape, on one device."""
+    floating(first, x0)
+    if x0.dim() == 0:
+        raise ValueError(f"{first} must be [B, ...], not a scalar")
     for name, value in others.items():
-        if value is None:
-            continue
-        if value.shape != like.shape:
-            raise ValueError(f"{name} must have shape {list(like.shape)}, not {list(value.shape)}")
-        if value.device != like.device:
-            raise ValueError(f"{name} is on {value.device} but must be on {like.device}")
+        if value is not None:
+            like(name, value, x0.shape, first, x0)
 
 
 def _check_per_sample(x0: Tensor, **others: Tensor | None) -> None:
     for name, value in others.items():
-        if value is not None and value.shape != x0.shape[:1]:
-            raise ValueError(f"{name} must be [{x0.shape[0]}], one per sample, not {list(value.shape)}")
+        if value is not None:
+            floating(name, value)
+            if value.shape != x0.shape[:1]:
+                raise ValueError(f"{name} must be [{x0.shape[0]}], one per sample, not {list(value.shape)}")
+            beside(name, value, "the latent", x0)
 
 
-def _check_preconditioned(x0: Tensor, preconditioned: Preconditioned | None) -> None:
+def _check_preconditioned(first: str, x0: Tensor, preconditioned: Preconditioned | None) -> None:
     if preconditioned is not None:
-        _check(x0, x_t=preconditioned.x_t)
+        _check(first, x0, x_t=preconditioned.x_t)
         _check_per_sample(x0, c_skip=preconditioned.c_skip, c_out=preconditioned.c_out)
 
 
 def _check_mask(x0: Tensor, frame_mask: Tensor | None) -> None:
     if frame_mask is None:
         return
+    dense = isinstance(frame_mask, Tensor) and frame_mask.layout is torch.strided and not frame_mask.is_nested
+    if not dense or frame_mask.is_complex():
+        raise ValueError("frame_mask must be a dense tensor of real numbers")
     if x0.dim() != 5:
         raise ValueError(f"frame_mask needs latents [B, C, T, H, W], not {list(x0.shape)}")
     if frame_mask.shape != (x0.shape[0], x0.shape[2]):
         raise ValueError(f"frame_mask must be {[x0.shape[0], x0.shape[2]]}, not {list(frame_mask.shape)}")
+    beside("frame_mask", frame_mask, "the latent", x0)

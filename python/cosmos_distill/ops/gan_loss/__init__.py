@@ -5,9 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import registry
+from ..checks import floating, like
 from . import reference
 
 __all__ = ["discriminator_loss", "generator_loss"]
+
+
+def _check(fake: Tensor) -> None:
+    floating("fake", fake)
+    if fake.dim() not in (1, 2):
+        raise ValueError(f"fake must be [B] or [B, heads], not {list(fake.shape)}")
 
 
 def generator_loss(fake: Tensor, *, backend: str | None = None) -> Tensor:
@@ -21,8 +28,10 @@ def generator_loss(fake: Tensor, *, backend: str | None = None) -> Tensor:
         The loss of each sample, [B], at least fp32.
 
     Raises:
+        ValueError: a dtype, layout or number of axes does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
+    _check(fake)
     registry.pick("generator_loss", backend, fake)
     return reference.generator_loss(fake)
 
@@ -39,10 +48,10 @@ def discriminator_loss(fake: Tensor, real: Tensor, *, backend: str | None = None
         The loss of each pair, [B], at least fp32.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    if fake.shape != real.shape:
-        raise ValueError(f"real must have fake's shape {list(fake.shape)}, not {list(real.shape)}")
+    _check(fake)
+    like("real", real, fake.shape, "fake", fake)
     registry.pick("discriminator_loss", backend, fake, real)
     return reference.discriminator_loss(fake, real)

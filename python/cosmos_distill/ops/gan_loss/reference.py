@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 def _softplus_mean(logits: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.softplus(wide).reshape(wide.shape[0], -1).mean(1)
+    return F.softplus(wide).reshape(wide.shape[0], math.prod(wide.shape[1:])).mean(1)
 
 
 def generator_loss(fake: Tensor) -> Tensor:

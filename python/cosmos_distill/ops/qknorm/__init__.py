@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import beside, floating, like
 from . import fused, reference
 
 __all__ = ["qk_norm_rope"]
@@ -15,24 +16,26 @@ Angles = tuple[Tensor, Tensor, Tensor]
 
 
 def _check_table(name: str, table: Tensor, q: Tensor) -> None:
+    floating(name, table)
     batch, length, _, head_dim = q.shape
     if table.shape not in ((length, head_dim), (batch, length, head_dim)):
         raise ValueError(
             f"{name} must be [{length}, {head_dim}] or [{batch}, {length}, {head_dim}] for q of shape "
             f"{list(q.shape)}, not {list(table.shape)}"
         )
-    if table.device != q.device:
-        raise ValueError(f"{name} is on {table.device} but q is on {q.device}")
+    beside(name, table, "q", q)
 
 
 def _check_angles(angles: Angles, q: Tensor) -> tuple[int, ...]:
     """The grid (T, H, W, a, b, c) that the angles span."""
     batch, length, _, head_dim = q.shape
+    if len(angles) != 3:
+        raise ValueError(f"angles must be the tables of t, h and w, not {len(angles)} tables")
     for name, axes, axis in zip("thw", angles, ((2, 3), (2,), (2,)), strict=True):
+        floating(f"angles of {name}", axes)
         if axes.dim() not in axis:
             raise ValueError(f"angles of {name} must be [length, frequencies], not {list(axes.shape)}")
-        if axes.device != q.device:
-            raise ValueError(f"angles of {name} are on {axes.device} but q is on {q.device}")
+        beside(f"angles of {name}", axes, "q", q)
     t, h, w = angles
     if t.dim() == 3 and t.shape[0] != batch:
         raise ValueError(f"angles of t must have q's batch of {batch}, not {t.shape[0]}")
@@ -99,18 +102,19 @@ def qk_norm_rope(
         fp64).
 
     Raises:
-        ValueError: a shape or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     for name, x, weight in (("q", q, q_weight), ("k", k, k_weight)):
+        floating(name, x)
         if x.dim() != 4:
             raise ValueError(f"{name} must be [B, S, H, Dh], not {tuple(x.shape)}")
-        if weight.shape != x.shape[-1:]:
-            raise ValueError(f"{name}_weight must be [{x.shape[-1]}], not {list(weight.shape)}")
+        like(f"{name}_weight", weight, x.shape[-1:], name, x)
     if k.shape[0] != q.shape[0] or k.shape[-1] != q.shape[-1]:
         raise ValueError(
             f"k must share q's batch and head size {q.shape[0]} and {q.shape[-1]}, but has {list(k.shape)}"
         )
+    beside("k", k, "q", q)
     if (cos is None) != (sin is None):
         missing = "cos" if cos is None else "sin"
         raise ValueError(f"{missing} is missing: give both tables or neither")

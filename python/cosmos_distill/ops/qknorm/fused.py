@@ -49,7 +49,7 @@ def _backward_shapes(
 
 _backward = define(
     "qk_norm_rope_backward(Tensor q_grad, Tensor k_grad, Tensor q, Tensor k, Tensor q_weight,"
-    " Tensor k_weight, Tensor q_rstd, Tensor k_rstd, Tensor? cos, Tensor? sin, int[] grid, str backend)"
+    " Tensor k_weight, Tensor q_rstd, Tensor k_rstd, Tensor? cos, Tensor? sin, SymInt[] grid, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     kernel("qknorm", "qk_norm_rope_backward"),
     _backward_shapes,
@@ -68,7 +68,7 @@ def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, .
 
 
 _forward = define_differentiable(
-    "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin, int[] grid,"
+    "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin, SymInt[] grid,"
     " float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel("qknorm", "qk_norm_rope"),
     lambda q, k, *_: (_like(q), _like(k), _rstd_like(q), _rstd_like(k)),

@@ -1,0 +1,140 @@
+"""Wrong arguments of every operator are a ValueError that names the argument, whatever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from cosmos_distill.ops import Preconditioned
+
+
+def z(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+AXES = {"angles of t": z(1, 3), "angles of h": z(2, 1), "angles of w": z(3, 2)}
+
+
+def with_angles(q: Tensor, **axes: Tensor) -> Any:
+    return ops.qk_norm_rope(q, q, z(12), z(12), angles=tuple(axes.values()))
+
+
+def preconditioned(x_t: Tensor, c_skip: Tensor, c_out: Tensor) -> Any:
+    return ops.vsd_loss(*[z(2, 3, 2, 4, 4)] * 3, preconditioned=Preconditioned(x_t, c_skip, c_out))
+
+
+LATENT = z(2, 3, 2, 4, 4)
+GOOD: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
+    "adaln_modulate": (ops.adaln_modulate, {"x": z(2, 5, 8), "shift": z(2, 8), "scale": z(2, 8)}),
+    "gated_residual_adaln": (
+        ops.gated_residual_adaln,
+        {
+            "x": z(2, 3, 5, 8),
+            "y": z(2, 3, 5, 8),
+            "gate": z(2, 3, 8),
+            "shift": z(2, 3, 8),
+            "scale": z(2, 3, 8),
+        },
+    ),
+    "qk_norm_rope": (
+        ops.qk_norm_rope,
+        {
+            "q": z(2, 6, 3, 12),
+            "k": z(2, 6, 3, 12),
+            "q_weight": z(12),
+            "k_weight": z(12),
+            "cos": z(6, 12),
+            "sin": z(6, 12),
+        },
+    ),
+    "qk_norm_rope angles": (with_angles, {"q": z(2, 6, 3, 12), **AXES}),
+    "attention": (ops.attention, {"q": z(2, 6, 3, 8), "k": z(2, 5, 3, 8), "v": z(2, 5, 3, 8)}),
+    "renoise": (ops.renoise, {"x0": LATENT, "eps": LATENT, "sigma": z(2), "alpha": z(2)}),
+    "combine_guidance": (
+        lambda **t: ops.combine_guidance(**t, scale=2.0),
+        {"cond": LATENT, "uncond": LATENT},
+    ),
+    "vsd_loss": (
+        ops.vsd_loss,
+        {name: LATENT for name in ("x0_student", "x0_teacher", "x0_fake", "uncond")}
+        | {"frame_mask": z(2, 2)},
+    ),
+    "preconditioned": (preconditioned, {"x_t": LATENT, "c_skip": z(2), "c_out": z(2)}),
+    "fake_score_loss": (
+        ops.fake_score_loss,
+        {"x0_fake": LATENT, "x0_student": LATENT, "sigma": z(2), "frame_mask": z(2, 2)},
+    ),
+    "generator_loss": (ops.generator_loss, {"fake": z(2, 3)}),
+    "discriminator_loss": (ops.discriminator_loss, {"fake": z(2, 3), "real": z(2, 3)}),
+}
+
+WRONG: dict[str, Callable[[Tensor], Any]] = {
+    "complex": lambda t: t.to(torch.complex64),
+    "integer": lambda t: t.long(),
+    "sparse": lambda t: t.to_sparse(),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "elsewhere": lambda t: t.to("meta"),
+    "an axis too many": lambda t: t[None, None],
+    "an axis too few": lambda t: t[0] if t.dim() > 1 else t.sum(),
+    "longer": lambda t: torch.cat([t, t], dim=-1),
+    "a scalar": lambda t: torch.tensor(1.0),
+    "no tensor": lambda t: t.numpy(),
+    "quantised": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
+}
+# What others are compared with: where it changes, they may be the ones that no longer fit.
+COMPARED_WITH = {"x", "q", "x0", "cond", "x0_student", "x0_fake", "fake"}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", GOOD)
+def test_a_wrong_argument_is_named(name: str, wrong: str):
+    operator, good = GOOD[name]
+    operator(**good)
+    first = next(iter(good))
+    for argument, tensor in good.items():
+        if argument == "frame_mask" and wrong in ("integer", "quantised"):
+            continue
+        if argument == first and argument in COMPARED_WITH:
+            if name == "generator_loss" and wrong in ("an axis too few", "longer", "elsewhere"):
+                continue
+            named = "|".join(good)  # whichever no longer fits
+        else:
+            named = argument
+        if name == "qk_norm_rope angles" and wrong == "longer":
+            named = "angles span|q_weight"
+        with pytest.raises(ValueError, match=named):
+            operator(**{**good, argument: WRONG[wrong](tensor)})
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_a_wrong_backend_is_named(backend: str | None):
+    x, m = z(2, 5, 8), z(2, 8)
+    ops.adaln_modulate(x, m, m, backend=backend)
+    with pytest.raises(ValueError, match="backend must be the name"):
+        ops.adaln_modulate(x, m, m, backend=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adaln_modulate", "gated_residual_adaln", "qk_norm_rope"])
+def test_small_tensors_may_be_wider_or_narrower_than_large_ones(name: str, dtype: torch.dtype):
+    operator, good = GOOD[name]
+    large = {"x", "y", "q", "k"}
+    result = operator(**{k: t + 0.5 if k in large else (t + 0.5).to(dtype) for k, t in good.items()})
+    exact = operator(**{k: t + 0.5 for k, t in good.items()})
+    torch.testing.assert_close(result, exact)  # 0.5 is exact in every dtype
+
+
+def test_head_sizes():
+    q = z(1, 2, 1, 7)
+    ops.qk_norm_rope(q, q, z(7), z(7))  # any size may be normalised
+    with pytest.raises(ValueError, match="q has head size 7, but rotary embedding pairs channels"):
+        ops.qk_norm_rope(q, q, z(7), z(7), z(2, 7), z(2, 7))
+    with pytest.raises(ValueError, match="q must be .* with D > 0"):
+        ops.attention(q[..., :0], q[..., :0], q[..., :0])
+    with pytest.raises(ValueError, match="angles must be the tables of t, h and w, not 2"):
+        ops.qk_norm_rope(q[..., :6], q[..., :6], z(6), z(6), angles=(z(2, 2), z(1, 1)))  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+"""The operators under torch.compile, torch.export, fake tensors and activation-checkpoint policies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from cosmos_distill import ops
+from cosmos_distill.ops import registry
+from cosmos_distill.ops.library import kernels
+from tests.ops.test_library import draw, ops_has_kernels, public, run, tuple_of
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+class Block(nn.Module):
+    """What stands between two sub-layers of a transformer, twice, around self-attention. [B, 6, 24]"""
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        self.backend = backend
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(12)), nn.Parameter(torch.ones(12))
+
+    def forward(self, x: Tensor, modulation: Tensor, angles: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        h = ops.adaln_modulate(x, shift, scale, backend=self.backend)
+        q, k, v = (y.unflatten(-1, (2, 12)) for y in self.qkv(h).chunk(3, dim=-1))
+        q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, angles=angles, backend=self.backend)
+        y = self.out(ops.attention(q, k, v).flatten(-2))
+        x, h = ops.gated_residual_adaln(x, y, gate, shift, scale, backend=self.backend)
+        return x + h
+
+
+def inputs(batch: int = 2, frames: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    x, m = draw(batch, 6 * frames, 24).requires_grad_(), draw(batch, 72).requires_grad_()
+    return x, m, (draw(frames, 3), draw(2, 1), draw(3, 2))
+
+
+def make_block(backend: str | None = None) -> Block:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Block(backend)
+
+
+def learn(block: nn.Module, x: Tensor, m: Tensor, angles: Any) -> list[Tensor]:
+    """Output and gradients of inputs and weights."""
+    out = block(x, m, angles)
+    return [out, *torch.autograd.grad(out, [x, m, *block.parameters()], draw(*out.shape))]
+
+
+def operators_in(graph: fx.Graph) -> set[str]:
+    names = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    return {name.split(".")[1] for name in names if name.startswith("cosmos_distill.")}
+
+
+OURS = {"adaln_modulate", "qk_norm_rope", "gated_residual_adaln"}
+
+
+@pytest.mark.compiled
+def test_a_block_compiles_whole_with_inductor():
+    block, given = make_block(), inputs()
+    got = learn(torch.compile(block, fullgraph=True, dynamic=False), *given)
+    torch.testing.assert_close(got, learn(block, *given))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("variable", [None, "cpu,sdpa", "reference"])
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+def test_a_compiled_block_holds_the_operators_of_the_backend_chosen(
+    backend: str | None, variable: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv(registry.VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(registry.VARIABLE, variable)
+    seen: set[str] = set()
+
+    def look(graph: fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        seen.update(operators_in(graph.graph))
+        return graph
+
+    block, given = make_block(backend), inputs()
+    torch.compile(block, fullgraph=True, backend=look)(*given)
+    expected = set() if (backend or variable) == "reference" else OURS
+    assert seen - {"attention"} == expected
+
+
+@pytest.mark.parametrize("name", public())
+def test_every_operator_compiles_whole(name: str):
+    operator, tensors = public()[name]
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, tensors), run(operator, tensors))
+    with torch.no_grad():
+        torch.testing.assert_close(tuple_of(compiled(*tensors)), tuple_of(operator(*tensors)))
+
+
+def test_one_graph_serves_all_sizes():
+    counter = CompileCounterWithBackend("aot_eager")
+    block = make_block()
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for batch, frames in ((5, 7), (4, 13), (9, 8)):
+        given = inputs(batch, frames)
+        torch.testing.assert_close(learn(compiled, *given), learn(block, *given))
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 3
+
+
+def test_wrong_arguments_are_named_while_tracing():
+    x, m, angles = inputs()
+    compiled = torch.compile(make_block(), backend="eager")
+    with pytest.raises(ValueError, match=r"shift must be \[2, 24\]"):
+        compiled(x, m[:, :69], angles)
+
+
+@pytest.mark.compiled
+def test_compiled_gradients_may_be_scattered():
+    """What follows a compiled operator hands back gradients in whatever layout it likes."""
+    operator, tensors = public()["gated_residual_adaln"]
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+
+    def turned(result: tuple[Tensor, ...]) -> Tensor:
+        return sum((r.transpose(1, 2) @ torch.ones(r.shape[1], 3)).square().sum() for r in result)
+
+    got = torch.autograd.grad(turned(compiled(*tensors)), tensors)
+    torch.testing.assert_close(got, torch.autograd.grad(turned(operator(*tensors)), tensors))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_block_keeps_the_operators(strict: bool):
+    block, (x, m, angles) = make_block(), inputs(2, 2)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        block, (x, m, angles), dynamic_shapes=({0: batch}, {0: batch}, (None, None, None)), strict=strict
+    )
+    assert operators_in(program.graph) >= OURS
+    x, m, _ = inputs(5, 2)
+    torch.testing.assert_close(program.module()(x, m, angles), block(x, m, angles))
+
+
+@pytest.mark.parametrize("name", public())
+def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
+    operator, tensors = public()[name]
+    real = run(operator, tensors)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = run(operator, [mode.from_tensor(t.detach()).requires_grad_() for t in tensors])
+    described = [[(t.shape, t.dtype, t.device, t.stride()) for t in results] for results in (fake, real)]
+    assert described[0] == described[1]
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, folder: str, backend: str) -> Counter[str]:
+    """How often each kernel of a backend has run."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any], *args: Any) -> Any:
+        calls[name] += 1
+        return function(*args)
+
+    module = kernels(folder, backend)
+    for name, function in vars(module).copy().items():
+        if isinstance(function, FunctionType) and not name.startswith("_"):
+            monkeypatch.setattr(module, name, partial(counted, name, function))
+    return calls
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_checkpoint_policy_sees_the_operators(keep: bool, monkeypatch: pytest.MonkeyPatch):
+    block, given = make_block(), inputs()
+    kept = torch.ops.cosmos_distill.gated_residual_adaln.default
+
+    def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        save = keep and operator is kept
+        return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def whole(*args: Any) -> Tensor:
+        return block(*args).sin()  # needs the results of the block's last operator, so none is left out
+
+    leaves = [*given[:2], *block.parameters()]
+    want = torch.autograd.grad(whole(*given).sum(), leaves)
+    calls = count_calls(monkeypatch, "adaln", "cpu")
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    out = checkpoint(whole, *given, use_reentrant=False, context_fn=contexts)
+    assert torch.equal(out, whole(*given))
+    calls.subtract(["adaln_modulate", "gated_residual_adaln"])  # of the comparison
+    got = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert calls["adaln_modulate"] == 2
+    assert calls["gated_residual_adaln"] == (1 if keep else 2)
+    assert calls["gated_residual_adaln_backward"] == 1
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_keep_attention_never_runs_it_twice(keep: bool, monkeypatch: pytest.MonkeyPatch):
+    if not ops_has_kernels("attention"):
+        pytest.skip("attention has no backend with kernels of its own here")
+    block, given = make_block(), inputs()
+    leaves = [*given[:2], *block.parameters()]
+    want = torch.autograd.grad(block(*given).sum(), leaves)
+    calls = count_calls(monkeypatch, "attn", "sdpa")
+    options = {"context_fn": ops.keep_attention} if keep else {}
+    out = checkpoint(block, *given, use_reentrant=False, **options)
+    got = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert calls["attention"] == (1 if keep else 2)
+    assert calls["attention_backward"] == 1

@@ -1,0 +1,384 @@
+"""The registration of every operator, and the two ways to call it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cosmos_distill import ops
+from cosmos_distill.ops import adaln, attn, dm_loss, qknorm  # noqa: F401  # registers their operators
+from cosmos_distill.ops.library import NAMESPACE, kernels
+
+FOLDERS = {"adaln": "cpu", "qknorm": "cpu", "attn": "sdpa", "dm_loss": "cpu"}
+"""Folder -> the backend that serves its operators on a CPU."""
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def modulated(*shape: int) -> tuple[Tensor, Tensor]:
+    """Tokens and a row of modulation."""
+    return draw(*shape), draw(*shape[:-2], shape[-1])
+
+
+X, M = modulated(2, 5, 8)
+FRAMES, FRAME_M = modulated(2, 3, 4, 6)
+STATS = torch.stack([X.mean(-1), X.var(-1, correction=0).add(1e-6).rsqrt()], dim=-1)
+Q, W, TABLE, RSTD = draw(2, 6, 3, 12), draw(12), draw(6, 12), draw(2, 6, 3).abs()
+GRID, PACKED = [1, 2, 3, 3, 1, 2], draw(1 * 3 + 2 * 1 + 3 * 2)
+K, LSE = draw(2, 4, 3, 12), draw(2, 3, 6)
+LATENT, PER_SAMPLE, COEFFICIENTS, MASK = draw(2, 3, 2, 4, 4), draw(2).abs(), draw(2, 2), torch.ones(2, 2)
+
+SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
+    "adaln_modulate": ("adaln", [(X, M, M, 1e-6), (FRAMES, FRAME_M, FRAME_M, 1e-6)]),
+    "adaln_modulate_backward": ("adaln", [(X, X, STATS, M)]),
+    "gated_residual_adaln": ("adaln", [(X, X, M, M, M, 1e-6), (FRAMES, FRAMES, *[FRAME_M] * 3, 1e-6)]),
+    "gated_residual_adaln_backward": ("adaln", [(g, X, X, X, STATS, M, M) for g in (None, X)]),
+    "qk_norm_rope": (
+        "qknorm",
+        [
+            (Q, Q, W, W, None, None, [], 1e-6),
+            (Q, K, W, W, None, None, [], 1e-6),
+            (Q, Q, W, W, TABLE, TABLE, [], 1e-6),
+            (Q, Q, W, W, PACKED, PACKED, GRID, 1e-6),
+        ],
+    ),
+    "qk_norm_rope_backward": ("qknorm", [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID)]),
+    "attention": ("attn", [(Q, K, K, 0.3)]),
+    "attention_backward": ("attn", [(Q, g, Q, K, K, Q, LSE, 0.3) for g in (None, LSE)]),
+    "renoise": ("dm_loss", [(LATENT, LATENT, a, PER_SAMPLE) for a in (None, PER_SAMPLE)]),
+    "vsd": (
+        "dm_loss",
+        [
+            (LATENT, LATENT, LATENT, None, None, 0.0, None, None),
+            (LATENT, LATENT, LATENT, LATENT, LATENT, 2.0, COEFFICIENTS, MASK),
+        ],
+    ),
+    "vsd_gradient": ("dm_loss", [(LATENT, PER_SAMPLE)]),
+    "with_gradient": ("dm_loss", [(LATENT, PER_SAMPLE, PER_SAMPLE, LATENT)]),
+    "squared_error": (
+        "dm_loss",
+        [(LATENT, LATENT, None, None, None), (LATENT, LATENT, LATENT, COEFFICIENTS, MASK)],
+    ),
+    "squared_error_gradient": ("dm_loss", [(PER_SAMPLE, LATENT, LATENT, LATENT, COEFFICIENTS, MASK)]),
+}
+"""Operator -> its folder and arguments to call it with, the backend left out."""
+
+NOT_DIFFERENTIABLE = {
+    "adaln_modulate_backward",
+    "gated_residual_adaln_backward",
+    "qk_norm_rope_backward",
+    "attention_backward",
+    "vsd",
+    "vsd_gradient",
+    "squared_error_gradient",
+}
+# Arguments that no gradient is defined for: tables, noise, targets.
+CONSTANTS = {
+    "qk_norm_rope": {4, 5},
+    "renoise": {1, 2, 3},
+    "with_gradient": {1, 2, 3},
+    "squared_error": {1, 2, 3, 4},
+}
+
+
+def registered(name: str) -> Callable[..., Any]:
+    return getattr(torch.ops.cosmos_distill, name).default
+
+
+def backend_of(folder: str, function: str) -> str:
+    """The backend that has this operator on a CPU, or the test is skipped."""
+    backend = FOLDERS[folder]
+    # Of an operator whose kernel is not the backend's own, the backend has its gradient.
+    function = {"attention": "attention_backward", "with_gradient": "vsd_gradient"}.get(function, function)
+    try:
+        found = hasattr(kernels(folder, backend), function)
+    except ImportError:
+        found = False
+    if not found:
+        pytest.skip(f"{folder} has no {function} in its backend {backend!r}")
+    return backend
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, i, id=f"{name}-{i}")
+        for name, (_, samples) in SAMPLES.items()
+        for i in range(len(samples))
+    ]
+
+
+def arguments(name: str, index: int, learn: bool) -> tuple[Any, ...]:
+    folder, samples = SAMPLES[name]
+    learn = learn and name not in NOT_DIFFERENTIABLE
+    given = [
+        a.clone().requires_grad_(learn and i not in CONSTANTS.get(name, ())) if isinstance(a, Tensor) else a
+        for i, a in enumerate(samples[index])
+    ]
+    return *given, backend_of(folder, name)
+
+
+def test_every_registered_operator_is_tested():
+    known = {
+        name.removeprefix(f"{NAMESPACE}::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith(f"{NAMESPACE}::")
+    }
+    assert known == SAMPLES.keys()
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(("name", "index"), cases())
+def test_registration_is_complete(name: str, index: int):
+    """Schema, gradient, fake shapes and tracing with dynamic shapes, by torch's own check."""
+    torch.library.opcheck(registered(name), arguments(name, index, learn=True))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", sorted(NOT_DIFFERENTIABLE))
+def test_what_has_no_gradient_says_so(name: str):
+    args = [
+        a.requires_grad_() if isinstance(a, Tensor) and i == 0 else a
+        for i, a in enumerate(arguments(name, len(SAMPLES[name][1]) - 1, learn=False))
+    ]
+    result = registered(name)(*args)
+    with pytest.raises(RuntimeError, match=f"{name} is not differentiable"):
+        (result[0] if isinstance(result, tuple) else result).sum().backward()
+
+
+Public = tuple[Callable[..., Any], list[Tensor]]
+
+
+def public() -> dict[str, Public]:
+    """Every public operator with kernels of its own: a function of differentiable tensors, and those."""
+    angles = (draw(1, 3), draw(2, 1), draw(3, 2))
+    operators: dict[str, Public] = {
+        "adaln_modulate": (ops.adaln_modulate, [X, M, M + 1]),
+        "adaln_modulate per frame": (ops.adaln_modulate, [FRAMES, FRAME_M, FRAME_M + 1]),
+        "gated_residual_adaln": (ops.gated_residual_adaln, [X, X + 1, M, M + 1, M + 2]),
+        "qk_norm": (ops.qk_norm_rope, [Q, K, W, W + 1]),
+        "qk_norm_rope": (
+            lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), **b),
+            [Q, Q + 1, W, W],
+        ),
+        "qk_norm_rope angles": (lambda *a, **b: ops.qk_norm_rope(*a, angles=angles, **b), [Q, Q + 1, W, W]),
+        "attention": (ops.attention, [Q, K, K + 1]),
+        "attention lse": (lambda *a, **b: ops.attention(*a, return_lse=True, **b), [Q, K, K + 1]),
+        "renoise": (lambda x, **b: ops.renoise(x, LATENT, PER_SAMPLE, **b), [LATENT]),
+        "vsd_loss": (lambda x, **b: ops.vsd_loss(x, LATENT + 1, LATENT + 3, **b), [LATENT]),
+        "fake_score_loss": (lambda x, **b: ops.fake_score_loss(x, LATENT + 1, PER_SAMPLE, **b), [LATENT]),
+    }
+    return {k: (f, [t.clone().requires_grad_() for t in ts]) for k, (f, ts) in operators.items()}
+
+
+def tuple_of(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def run(operator: Callable[..., Any], tensors: list[Tensor], **options: Any) -> list[Tensor]:
+    """Results and gradients."""
+    results = tuple_of(operator(*tensors, **options))
+    grads = [draw(*r.shape).to(r.dtype) for r in results]
+    return [*results, *torch.autograd.grad(results, tensors, grads)]
+
+
+def bit_equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", public())
+def test_the_shortcut_is_the_registered_operator(name: str, monkeypatch: pytest.MonkeyPatch):
+    operator, tensors = public()[name]
+    short = run(operator, tensors)
+    with torch.no_grad():
+        assert bit_equal(list(tuple_of(operator(*tensors))), short[: -len(tensors)])
+    with torch.profiler.profile() as profile:  # somebody is watching
+        assert bit_equal(run(operator, tensors), short)
+    seen = {event.key for event in profile.key_averages()}
+    with torch.inference_mode():
+        assert bit_equal(list(tuple_of(operator(*tensors))), short[: -len(tensors)])
+    if ops_has_kernels(name):
+        assert any(key.startswith(f"{NAMESPACE}::") and "_backward" not in key for key in seen)
+    constant = [t.detach() for t in tensors]
+    assert not any(r.requires_grad for r in tuple_of(operator(*constant)))
+
+
+def ops_has_kernels(name: str) -> bool:
+    """Whether the default backend of an operator is one with kernels."""
+    folder, function = {
+        "adaln": ("adaln", "adaln_modulate"),
+        "gated": ("adaln", "gated_residual_adaln"),
+        "qk": ("qknorm", "qk_norm_rope"),
+        "attention": ("attn", "attention_backward"),
+        "renoise": ("dm_loss", "renoise"),
+        "vsd": ("dm_loss", "vsd"),
+        "fake": ("dm_loss", "squared_error"),
+    }[name.replace(" ", "_").split("_")[0]]
+    try:
+        return hasattr(kernels(folder, FOLDERS[folder]), function)
+    except ImportError:
+        return False
+
+
+@pytest.mark.parametrize("name", public())
+def test_only_some_inputs_learn(name: str):
+    operator, tensors = public()[name]
+    everything = run(operator, tensors)[-len(tensors) :]
+    for i in range(len(tensors)):
+        chosen = [t.detach().requires_grad_(i == j) for j, t in enumerate(tensors)]
+        results = tuple_of(operator(*chosen))
+        learning = [r for r in results if r.requires_grad]
+        grads = [draw(*r.shape) for r in learning]
+        (got,) = torch.autograd.grad(learning, chosen[i], grads)
+        if len(learning) == len(results):
+            assert torch.equal(got, everything[i])
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("watched", [False, True], ids=["shortcut", "registered"])
+@pytest.mark.parametrize("name", ["adaln_modulate", "gated_residual_adaln", "qk_norm_rope", "attention lse"])
+def test_a_second_derivative_is_refused(name: str, watched: bool):
+    operator, tensors = public()[name]
+    if not ops_has_kernels(name):
+        pytest.skip("plain torch, which has one")
+    with torch.profiler.profile() if watched else torch.enable_grad():
+        loss = sum(r.square().sum() for r in tuple_of(operator(*tensors)))
+        (grad,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative: pass backend='reference'"):
+        grad.sum().backward()
+    loss = sum(r.square().sum() for r in tuple_of(operator(*tensors, backend="reference")))
+    (grad,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
+    grad.sum().backward()
+    assert tensors[0].grad is not None
+
+
+@pytest.mark.compiled
+def test_forward_mode_is_refused_not_ignored():
+    x, m = X.clone(), M.clone()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative: pass backend='reference'"):
+            ops.adaln_modulate(dual, m, m, backend="cpu")
+        out = ops.adaln_modulate(dual, m, m, backend="reference")
+        assert torch.autograd.forward_ad.unpack_dual(out).tangent is not None
+        ops.adaln_modulate(x, m, m, backend="cpu")  # no tangent, no objection
+
+
+@pytest.mark.compiled
+def test_a_view_with_its_sign_flipped_is_read_with_its_sign():
+    flipped = torch._neg_view(X)
+    assert torch.equal(ops.adaln_modulate(flipped, M, M, backend="cpu"), ops.adaln_modulate(-X, M, M))
+
+
+@pytest.mark.compiled
+def test_transforms_of_torch_func_never_read_a_wrapper_as_memory():
+    mapped = torch.func.vmap(lambda x: ops.adaln_modulate(x, M, M, backend="cpu"))(torch.stack([X, X + 1]))
+    assert torch.equal(mapped[1], ops.adaln_modulate(X + 1, M, M, backend="cpu"))
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda x: ops.adaln_modulate(x, M, M, backend="cpu").sum())(X)
+
+
+@pytest.mark.parametrize("name", public())
+def test_autocast_changes_attention_only(name: str):
+    operator, tensors = public()[name]
+    plain = run(operator, tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(operator, tensors)
+    if name.startswith("attention"):
+        assert cast[0].dtype == torch.bfloat16
+        expected = run(operator, [t.to(torch.bfloat16) for t in tensors])
+        assert torch.equal(cast[0], expected[0])
+        assert [g.dtype for g in cast[-3:]] == [torch.float32] * 3
+    else:
+        assert bit_equal(cast, plain)
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_autocast_lets_attention_take_what_projections_return(backend: str | None):
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.attention(Q, K, K.bfloat16(), backend=backend)
+        assert out.dtype == torch.bfloat16
+        assert ops.attention(*[t.double() for t in (Q, K, K)], backend=backend).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", public())
+def test_non_contiguous_inputs_and_gradients(name: str):
+    operator, tensors = public()[name]
+
+    def scattered(x: Tensor) -> Tensor:
+        wide = torch.full((*x.shape, 2), float("nan"))
+        wide[..., 0] = x.detach()
+        return wide[..., 0].requires_grad_()
+
+    want = run(operator, tensors)
+    views = [scattered(t) for t in tensors]
+    results = tuple_of(operator(*views))
+    grads = [scattered(draw(*r.shape)).detach() for r in results]
+    got = [*results, *torch.autograd.grad(results, views, grads)]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 2, 0, 8)])
+def test_nothing_in_nothing_out(shape: tuple[int, ...], backend: str | None):
+    x, m = (t.requires_grad_() for t in modulated(*shape))
+    for grads in (run(ops.adaln_modulate, [x, m, m], backend=backend)[1:],):
+        assert [g.shape for g in grads] == [x.shape, m.shape, m.shape]
+        assert all(float(g.abs().sum()) == 0 for g in grads)  # NaN would be left of memory never written
+    run(ops.gated_residual_adaln, [x, x, m, m, m], backend=backend)
+    q = torch.zeros((*shape, 4)[-4:] if len(shape) == 3 else (2, 0, 3, 4), requires_grad=True)
+    w = torch.ones(4, requires_grad=True)
+    dw = run(ops.qk_norm_rope, [q, q, w, w], backend=backend)[-1]
+    assert torch.equal(dw, torch.zeros(4))
+
+
+def test_attention_to_nothing_is_zero():
+    for backend in ("reference", "sdpa", None):
+        out = ops.attention(Q, K[:, :0], K[:, :0], backend=backend)
+        assert torch.equal(out, torch.zeros_like(Q))
+
+
+def test_losses_of_an_empty_batch_are_empty():
+    none = LATENT[:0]
+    for loss in (
+        ops.vsd_loss(none, none, none),
+        ops.fake_score_loss(none, none, PER_SAMPLE[:0]),
+        ops.generator_loss(torch.zeros(0, 3)),
+    ):
+        assert loss.shape == (0,)
+
+
+@pytest.mark.parametrize("name", public())
+def test_meta_tensors(name: str):
+    operator, tensors = public()[name]
+    if name.startswith(("qk_norm_rope", "renoise", "vsd", "fake")):
+        pytest.skip("holds tensors that have memory")
+    want = run(operator, tensors)
+    meta = [t.detach().to("meta").requires_grad_() for t in tensors]
+    results = tuple_of(operator(*meta))
+    got = [*results, *torch.autograd.grad([r.sum() for r in results], meta)]
+    assert [(g.shape, g.dtype, g.device.type) for g in got] == [(w.shape, w.dtype, "meta") for w in want]
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        return self.linear(ops.adaln_modulate(x, m, m))
+
+
+def test_modules_copy_and_pickle():
+    head = Head()
+    want = head(X, M)
+    for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert torch.equal(twin(X, M), want)
