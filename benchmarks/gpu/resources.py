@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 FP64_ARITHMETIC = frozenset({"DADD", "DMUL", "DFMA", "DMMA", "DSETP", "DMNMX"})
 MATRIX = frozenset({"HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IGMMA", "UTCQMMA"})
 
 # "/*0a10*/   @!P0 MUFU.RCP64H R5, R7 ;", with a scheduling word on some architectures.
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*)", re.M)
+_WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -42,13 +42,14 @@ class Resources:
     """Matrix instructions by mnemonic: HMMA (mma.sync), HGMMA (wgmma), UTCHMMA (tcgen05)."""
     fp64: int = 0
     """Instructions on 64-bit floating-point numbers."""
+    access_bits: int = 0
+    """The widest access of one thread to global memory; 0 when all of it goes through bulk copies."""
+    missing: tuple[str, ...] = ()
+    """Opcodes that its author says it must have and that are not there."""
 
     @property
     def label(self) -> str:
         return f"{self.kernel} [{self.config}] sm_{self.arch}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ class CubinReport:
     @property
     def fp64(self) -> int:
         return sum(n for opcode, n in self.opcodes.items() if is_fp64(opcode))
+
+    @property
+    def access_bits(self) -> int:
+        """Of the widest load, store or asynchronous copy between a thread and global memory."""
+        found = 0
+        for opcode in self.opcodes:
+            name, *modifiers = opcode.split(".")
+            if name in ("LDG", "STG", "LDGSTS"):
+                found = max(found, next((_WIDTHS[m] for m in modifiers if m in _WIDTHS), 32))
+        return found
 
     @property
     def matrix(self) -> dict[str, int]:
