@@ -38,11 +38,17 @@ class Backend:
     name: str
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    missing: str = "its compiled module is missing ({error}): install the package with a C++ compiler"
+    """What an ImportError means and what to do about it."""
+    emulated: tuple[str, ...] = ()
+    """Further devices, for tests: served where the backend was asked for by name."""
+    hint: str = ""
+    """Said where it was asked to serve the CPU."""
 
-    def refuses(self, device: str, dtype: torch.dtype | None) -> str | None:
+    def refuses(self, device: str, dtype: torch.dtype | None, asked: bool) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
-        if self.devices is not None and device not in self.devices:
-            return f"it serves {', '.join(self.devices)} tensors, not {device}"
+        if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
+            return f"it serves {', '.join(self.devices)} tensors, not {device}{self.hint if device == 'cpu' else ''}"
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
@@ -51,16 +57,24 @@ class Backend:
 
 REFERENCE = Backend("reference")
 CPU = Backend("cpu", ("cpu",), (torch.float32,))
+TRITON = Backend(
+    "triton",
+    ("cuda",),
+    (torch.float32, torch.bfloat16, torch.float16),
+    missing="it cannot be imported ({error}): pip install triton",
+    emulated=("cpu",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
+    hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
+)
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
-    "adaln_modulate": ("adaln", (CPU, REFERENCE)),
-    "gated_residual_adaln": ("adaln", (CPU, REFERENCE)),
-    "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
-    "attention": ("attn", (Backend("sdpa"), REFERENCE)),
-    "attention_lse": ("attn", (REFERENCE,)),
-    "renoise": ("dm_loss", (REFERENCE,)),
-    "vsd_loss": ("dm_loss", (REFERENCE,)),
-    "fake_score_loss": ("dm_loss", (REFERENCE,)),
+    "adaln_modulate": ("adaln", (CPU, TRITON, REFERENCE)),
+    "gated_residual_adaln": ("adaln", (CPU, TRITON, REFERENCE)),
+    "qk_norm_rope": ("qknorm", (CPU, TRITON, REFERENCE)),
+    "attention": ("attn", (Backend("sdpa"), TRITON, REFERENCE)),
+    "attention_lse": ("attn", (TRITON, REFERENCE)),
+    "renoise": ("dm_loss", (TRITON, REFERENCE)),
+    "vsd_loss": ("dm_loss", (TRITON, REFERENCE)),
+    "fake_score_loss": ("dm_loss", (TRITON, REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
@@ -103,12 +117,12 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
-        reason = candidate.refuses(device, dtype)
+        reason = candidate.refuses(device, dtype, asked is not None)
         if reason is None:
             try:
                 kernels(folder, candidate.name)
             except ImportError as error:
-                reason = f"its compiled module is missing ({error}): install the package with a C++ compiler"
+                reason = candidate.missing.format(error=error)
             else:
                 if asked is None:
                     _say(operator, candidate.name, device, reasons)
