@@ -12,7 +12,9 @@ FP64_ARITHMETIC = frozenset({"DADD", "DMUL", "DFMA", "DMMA", "DSETP", "DMNMX"})
 MATRIX = frozenset({"HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IGMMA", "UTCQMMA"})
 
 # "/*0a10*/   @!P0 MUFU.RCP64H R5, R7 ;", with a scheduling word on some architectures.
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*)", re.M)
+_INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*)", re.M
+)
 _WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 

@@ -66,7 +66,9 @@ def _adaln(shape: Shape, kernels: Any) -> dict[tuple[str, str], Callable[[], obj
         ("adaln_modulate", "fwd"): lambda: kernels.adaln_modulate(x, m, m, 1e-6),
         ("adaln_modulate", "bwd"): lambda: kernels.adaln_modulate_backward(x, x, stats, m),
         ("gated_residual_adaln", "fwd"): lambda: kernels.gated_residual_adaln(x, x, m, m, m, 1e-6),
-        ("gated_residual_adaln", "bwd"): lambda: kernels.gated_residual_adaln_backward(x, x, x, x, stats, m, m),
+        ("gated_residual_adaln", "bwd"): lambda: kernels.gated_residual_adaln_backward(
+            x, x, x, x, stats, m, m
+        ),
     }
 
 

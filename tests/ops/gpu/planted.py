@@ -90,6 +90,8 @@ def aot_cases() -> list[AotCase]:
         case("absent", clean, 512, must_contain={90: ("HGMMA",)}),
         # Two warps cannot issue wgmma, which takes four.
         case("attention_planted", product, 32, dtype="bf16", warps=2),
-        case("matrix", product, 64, dtype="bf16", archs=ALL, must_contain={90: ("HGMMA",), 100: ("UTCHMMA",)}),
+        case(
+            "matrix", product, 64, dtype="bf16", archs=ALL, must_contain={90: ("HGMMA",), 100: ("UTCHMMA",)}
+        ),
         case("unknown_name", unknown_name, 32),
     ]

@@ -120,9 +120,7 @@ def test_equals_nvidias_formula(tmp_path: Path) -> None:
     theirs = [int(word) for word in answer.split()]
     ours = [occupancy(d, threads=t, registers=r, shared=s).blocks for d, t, r, s in launches]
     differing = [
-        (d.name, t, r, s, a, b)
-        for (d, t, r, s), a, b in zip(launches, ours, theirs, strict=True)
-        if a != b
+        (d.name, t, r, s, a, b) for (d, t, r, s), a, b in zip(launches, ours, theirs, strict=True) if a != b
     ]
     assert not differing, differing[:5]
     assert len(set(theirs)) > 8, "the launches drawn are too much alike to tell anything"

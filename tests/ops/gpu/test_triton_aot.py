@@ -97,7 +97,9 @@ def test_fp64_is_recognised(opcode: str) -> None:
     assert is_fp64(opcode)
 
 
-@pytest.mark.parametrize("opcode", ["FFMA", "DEPBAR.LE", "LDG.E.64", "HGMMA.64x64x16.F32.BF16", "IMAD.WIDE.U32"])
+@pytest.mark.parametrize(
+    "opcode", ["FFMA", "DEPBAR.LE", "LDG.E.64", "HGMMA.64x64x16.F32.BF16", "IMAD.WIDE.U32"]
+)
 def test_other_instructions_are_not_fp64(opcode: str) -> None:
     assert not is_fp64(opcode)
 
