@@ -1,8 +1,8 @@
-"""What is known of the GPU kernels without a GPU: every configuration compiled for A100, H100 and B200, what it
-takes of each, and the rooflines of the operators.
+"""What is known of the GPU kernels without a GPU: every configuration compiled for A100, H100 and B200, what
+it takes of each, and the rooflines of the operators.
 
-Printed after the other tables and written to results/gpu.md and results/gpu.json. Fails where a kernel does not
-compile or exceeds what it may take (see gpu/gates.py). Nothing here is timed.
+Printed after the other tables and written to results/gpu.md and results/gpu.json. Fails where a kernel does
+not compile or exceeds what it may take (see gpu/gates.py). Nothing here is timed.
 """
 
 from __future__ import annotations

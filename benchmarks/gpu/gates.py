@@ -7,8 +7,8 @@ from benchmarks.gpu.occupancy import occupancy
 from benchmarks.gpu.resources import Resources
 
 STACK_ALLOWED = 16
-"""Bytes per thread. Compilers differ by one or two spilled registers on the same kernel (Triton 3.6 to 3.9: 0, 8
-and 16 bytes); more is a kernel that does not fit its registers."""
+"""Bytes per thread. Compilers differ by a few spilled registers on the same kernel (Triton 3.6 to 3.9: 0, 8 and
+16 bytes); more is a kernel that does not fit its registers."""
 
 
 def complaints(kernel: Resources) -> list[str]:
@@ -17,17 +17,18 @@ def complaints(kernel: Resources) -> list[str]:
     found = []
     if kernel.stack > STACK_ALLOWED:
         found.append(
-            f"spills: {kernel.stack} bytes of stack (at most {STACK_ALLOWED}), {kernel.spill_loads} loads and "
-            f"{kernel.spill_stores} stores: use smaller blocks or more warps"
+            f"spills: {kernel.stack} bytes of stack (at most {STACK_ALLOWED}), {kernel.spill_loads} loads "
+            f"and {kernel.spill_stores} stores: use smaller blocks or more warps"
         )
     if kernel.shared > device.shared_per_block:
         found.append(
-            f"needs {kernel.shared / KIB:.1f} KiB of shared memory, a block has {device.shared_per_block // KIB}: "
-            "use smaller blocks or fewer stages"
+            f"needs {kernel.shared / KIB:.1f} KiB of shared memory, a block has "
+            f"{device.shared_per_block // KIB}: use smaller blocks or fewer stages"
         )
     elif not _resident(kernel):
         found.append(
-            f"cannot be launched: {kernel.threads} threads of {kernel.registers} registers exceed a multiprocessor"
+            f"cannot be launched: {kernel.threads} threads of {kernel.registers} registers are more than a "
+            "multiprocessor has"
         )
     if kernel.fp64:
         found.append(f"has {kernel.fp64} instructions on 64-bit floats: a Python or double constant got in")

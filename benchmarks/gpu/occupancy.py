@@ -1,7 +1,7 @@
 """How many blocks of a kernel a multiprocessor holds at once: exact, from what the compiler reports.
 
-The rules are those of ``cuda_occupancy.h`` with all of the unified memory given to shared memory, which is what
-a kernel that asks for it gets; tensor memory, which that header does not know, is counted beside them.
+The rules are those of ``cuda_occupancy.h`` with all of the unified memory given to shared memory, which is
+what a kernel that asks for it gets; tensor memory, which that header does not know, is counted beside them.
 """
 
 from __future__ import annotations

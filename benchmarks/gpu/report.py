@@ -1,6 +1,7 @@
 """The static table: what is known about the GPU kernels without a GPU, as text, Markdown and JSON.
 
-Everything in it comes from compilers and arithmetic. No figure is a measurement of time, and each table says so.
+Everything in it comes from compilers and arithmetic. No figure is a measurement of time, and each table says
+so.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ NOT_TIMED = "compiled, emulated, not timed"
 ROOFLINE_NOTES = """\
 *minimum*: every input and output once. *moved*: what the Triton kernels ask memory for, from their launches:
 beside the minimum, statistics kept for backward and partial sums of the gradients of modulation and weights;
-for attention the keys and values that every block of queries walks over (and the other way round in backward),
-which the caches serve for the most part. The roof is the minimum over the peak bandwidth or the operations over
-the peak rate, whichever takes longer: no kernel can be faster, none has been timed."""
+for attention also the keys and values that every block of queries walks over (and the other way round in
+backward), which the caches serve for the most part. The roof is the minimum over the peak bandwidth or the
+operations over the peak rate, whichever takes longer: no kernel can be faster, and none has been timed.
+Attention's backward is counted as the five matrix products it needs; the kernels compute seven, scores and
+their gradient once for dk and dv and once more for dq, which repeats bit by bit without atomic additions."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,18 @@ from torch import Tensor
 
 from benchmarks.gpu.work import Shape
 
-PASSES: dict[tuple[str, str], Callable[[Any], int]] = {}
-"""(kernel, argument) -> how often a launch of it reads that tensor as a whole."""
+
+def _blocks(launch: Any) -> int:
+    """Programs along the first axis: blocks of queries or of keys."""
+    return int(launch.grid[0])
+
+
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
+    **{(kernel, x): _blocks for kernel in ("attention_forward", "attention_dq") for x in ("k", "v")},
+    **{("attention_dkdv", x): _blocks for x in ("q", "grad", "lse", "delta")},
+}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole: every block of queries walks
+over all keys and values of its head, every block of keys over all queries."""
 
 
 @dataclass(frozen=True)

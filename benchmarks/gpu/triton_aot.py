@@ -1,11 +1,12 @@
 """The Triton kernels compiled for GPUs that are not there, and what the compiler made of them.
 
-Kernels that have been imported under ``TRITON_INTERPRET=1`` cannot be compiled in the same process, so compiling
-is done by processes of their own: :func:`compile_kernels` starts them, ``python -m benchmarks.gpu.triton_aot``
-is what they run. No driver is needed: the triton package carries the assembler and the disassembler.
+Kernels that have been imported under ``TRITON_INTERPRET=1`` cannot be compiled in the same process, so
+compiling is done by processes of their own: :func:`compile_kernels` starts them and
+``python -m benchmarks.gpu.triton_aot`` is what they run. No driver is needed: the triton package carries the
+assembler and the disassembler.
 
-Reports are kept in ``$XDG_CACHE_HOME/cosmos-distill/aot`` (``~/.cache`` by default) under a hash of the machine
-code, and Triton keeps the machine code itself: only what has changed is compiled again.
+Reports are kept in ``$XDG_CACHE_HOME/cosmos-distill/aot`` (``~/.cache`` by default) under a hash of the
+machine code, and Triton keeps the machine code itself: only what has changed is compiled again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def compile_kernels(
 
     Args:
         modules: dotted names; each has ``aot_cases() -> list[AotCase]``.
-        every_configuration: compile all; otherwise the first case of each operator's kernel, per architecture.
+        every_configuration: compile all; otherwise the first case of each operator's kernels.
         workers: processes; None is one per core, two at most (importing triton costs each of them seconds).
 
     Raises:

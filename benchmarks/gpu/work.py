@@ -1,9 +1,9 @@
-"""What each operator has to do at the published networks' sizes, by arithmetic: bytes that have to cross memory
-and floating-point operations. No kernel can go below the time these take at a GPU's roofs.
+"""What each operator has to do at the published networks' sizes, by arithmetic: bytes that have to cross
+memory and floating-point operations. No kernel can go below the time these take at a GPU's roofs.
 
-The minimum counts every input once and every output once, nothing else: no statistics kept for backward (which
-could be recomputed from x), no partial sums, no second reading of keys and values. What our kernels move
-besides is in :mod:`benchmarks.gpu.traffic`.
+The minimum counts every input once and every output once, nothing else: no statistics kept for backward
+(which could be recomputed from x), no partial sums, no second reading of keys and values. What our kernels
+move besides is in :mod:`benchmarks.gpu.traffic`.
 
 Widths: bf16 activations, fp32 modulation, weights and log-sum-exp, fp32 losses. Batch 1.
 """

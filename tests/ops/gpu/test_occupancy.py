@@ -1,4 +1,4 @@
-"""The occupancy formula against published values and, where a compiler and the header are, against NVIDIA's own."""
+"""The occupancy formula against published values and, where there is a compiler, against NVIDIA's own header."""
 
 from __future__ import annotations
 

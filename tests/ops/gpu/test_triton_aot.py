@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, on a machine without one.
+"""Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, without having one.
 
 Here each operator's kernels are compiled in their main configuration; `make bench` compiles all of them.
 """
