@@ -7,7 +7,7 @@ from benchmarks.gpu.occupancy import occupancy
 from benchmarks.gpu.resources import Resources
 
 STACK_ALLOWED = 16
-"""Bytes per thread. Compilers differ by a few spilled registers on the same kernel (Triton 3.6 to 3.9: 0, 8 and
+"""Bytes per thread. Compilers differ by a few spilled registers on one kernel (Triton 3.6 to 3.9: 0, 8 and
 16 bytes); more is a kernel that does not fit its registers."""
 
 

@@ -1,4 +1,4 @@
-"""The occupancy formula against published values and, where there is a compiler, against NVIDIA's own header."""
+"""Occupancy against published values and, where there is a C++ compiler, against NVIDIA's own header."""
 
 from __future__ import annotations
 
