@@ -85,14 +85,10 @@ def _blocks_by_registers(threads: int, registers: int) -> int:
         return BLOCKS_PER_SM
     warps = _round_up(threads, WARP) // WARP
     per_warp = _round_up(registers * WARP, REGISTER_UNIT)
-    # The launch check counts as if warps came in full sets over the sub-partitions.
-    if per_warp * _round_up(warps, SUB_PARTITIONS) > REGISTERS_PER_SM:
-        return 0
+    # A warp's registers come from one sub-partition.
     warps_per_partition = REGISTERS_PER_SM // SUB_PARTITIONS // per_warp
     return warps_per_partition * SUB_PARTITIONS // warps
 
 
 def _blocks_by_shared(device: Device, shared: int) -> int:
-    if shared > device.shared_per_block:
-        return 0
     return device.shared_per_sm // _round_up(shared + SHARED_RESERVED, SHARED_UNIT)
