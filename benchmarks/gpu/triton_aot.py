@@ -89,7 +89,7 @@ def _from_json(one: dict[str, Any]) -> Resources | Failure:
     return Resources(**{**one, "missing": tuple(one["missing"])})
 
 
-def _launches(modules: Sequence[str], every_configuration: bool) -> Iterator[tuple[Any, int]]:
+def to_compile(modules: Sequence[str], every_configuration: bool) -> Iterator[tuple[Any, int]]:
     """The cases to compile and for which architecture; those with the same machine code once."""
     seen: set[tuple[Any, ...]] = set()
     for module in modules:
@@ -162,7 +162,7 @@ def _compile(case: Any, arch: int) -> Resources:
 def main(request: str) -> None:
     """Compile a part of the cases and print one JSON object for each."""
     modules, every_configuration, part, workers = json.loads(request)
-    for i, (case, arch) in enumerate(_launches(modules, every_configuration)):
+    for i, (case, arch) in enumerate(to_compile(modules, every_configuration)):
         if i % workers != part:
             continue
         try:

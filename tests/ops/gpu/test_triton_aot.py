@@ -5,12 +5,15 @@ Here each operator's kernels are compiled in their main configuration; `make ben
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks.gpu.devices import DEVICES
 from benchmarks.gpu.gates import complaints
 from benchmarks.gpu.resources import Resources, is_fp64, parse
-from benchmarks.gpu.triton_aot import MODULES, Failure, available, compile_kernels
+from benchmarks.gpu.triton_aot import MODULES, Failure, available, compile_kernels, to_compile
 
 needs_triton = pytest.mark.skipif(not available(), reason="triton is not installed")
 
@@ -72,6 +75,45 @@ def test_planted_kernels_without_fault_pass(planted: list[Resources | Failure], 
     assert {k.arch for k in good} == set(DEVICES)
     assert [complaints(k) for k in good] == [[], [], []]
     assert all(k.config.startswith("planted, BLOCK=1024") for k in good) or operator == "matrix"
+
+
+@needs_triton
+def test_results_keep_the_order_of_the_cases(planted: list[Resources | Failure]) -> None:
+    found = [one.operator if isinstance(one, Resources) else "unknown_name" for one in planted]
+    assert list(dict.fromkeys(found)) == [
+        "clean",
+        "double_constant",
+        "spilling",
+        "shared",
+        "absent",
+        "attention_planted",
+        "matrix",
+        "unknown_name",
+    ]
+    assert [one.arch for one in planted[:3] if isinstance(one, Resources)] == list(DEVICES)
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first case of each operator's kernel, or all of them; what gives the same machine code once."""
+
+    def case(operator: str, code: str, warps: int = 4) -> SimpleNamespace:
+        kernel, source = SimpleNamespace(__name__="kernel"), SimpleNamespace(hash=lambda: code)
+        return SimpleNamespace(
+            operator=operator,
+            kernel=kernel,
+            archs=(80, 90),
+            source=lambda: source,
+            num_warps=warps,
+            num_stages=2,
+        )
+
+    first, wider, other, same = case("a", "x"), case("a", "x", warps=8), case("a", "y"), case("b", "x")
+    cases = [first, wider, other, same]
+    monkeypatch.setitem(sys.modules, "cases", SimpleNamespace(aot_cases=lambda: cases))  # type: ignore[arg-type]
+    main = [(one, arch) for one in (first, same) for arch in (80, 90)]
+    every = [(one, arch) for one in (first, wider, other) for arch in (80, 90)]
+    assert list(to_compile(["cases"], every_configuration=False)) == main
+    assert list(to_compile(["cases"], every_configuration=True)) == every
 
 
 @needs_triton
