@@ -48,7 +48,8 @@ class Backend:
     def refuses(self, device: str, dtype: torch.dtype | None, asked: bool) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
         if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
-            return f"it serves {', '.join(self.devices)} tensors, not {device}{self.hint if device == 'cpu' else ''}"
+            hint = self.hint if device == "cpu" else ""
+            return f"it serves {', '.join(self.devices)} tensors, not {device}{hint}"
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
