@@ -1,4 +1,4 @@
-// The border to Python, and the only file that knows pybind11. Tensors cross it as addresses: the caller
+// The border to Python: with bindings_cuda.cpp, all that knows pybind11. Tensors cross it as addresses: the caller
 // (one cpu.py per operator) has checked shapes, dtypes and layouts and keeps the tensors alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +10,10 @@
 #include "qk_norm_rope.h"
 
 namespace py = pybind11;
+
+#if defined(COSMOS_DISTILL_CUDA)
+void bind_cuda(py::module_& module);  // bindings_cuda.cpp
+#endif
 
 namespace {
 
@@ -78,4 +82,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("gated_adaln_backward", &gated_adaln_backward, release);
     m.def("norm_rope_forward", &norm_rope_forward, release);
     m.def("norm_rope_backward", &norm_rope_backward, release);
+#if defined(COSMOS_DISTILL_CUDA)
+    bind_cuda(m);
+#endif
 }

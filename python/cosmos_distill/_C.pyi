@@ -101,3 +101,55 @@ def norm_rope_backward(
     dweight: int,
     /,
 ) -> None: ...
+
+class cuda:
+    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16; ``stream``: a
+    cudaStream_t."""
+
+    @staticmethod
+    def adaln_chunks(groups: int, rows: int, /) -> int: ...
+    @staticmethod
+    def adaln_forward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        x: int,
+        y: int,
+        gate: int,
+        gate_stride: int,
+        shift: int,
+        shift_stride: int,
+        scale: int,
+        scale_stride: int,
+        eps: float,
+        x_new: int,
+        result: int,
+        stats: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def adaln_backward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        grad: int,
+        grad_x_new: int,
+        x: int,
+        y: int,
+        stats: int,
+        gate: int,
+        gate_stride: int,
+        scale: int,
+        scale_stride: int,
+        dx: int,
+        dy: int,
+        dgate: int,
+        dshift: int,
+        dscale: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...

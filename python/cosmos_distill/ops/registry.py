@@ -66,10 +66,11 @@ TRITON = Backend(
     emulated=("cpu",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
     hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
 )
+CUDA = Backend("cuda", ("cuda",), (torch.float32, torch.bfloat16, torch.float16))
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
-    "adaln_modulate": ("adaln", (CPU, TRITON, REFERENCE)),
-    "gated_residual_adaln": ("adaln", (CPU, TRITON, REFERENCE)),
+    "adaln_modulate": ("adaln", (CUDA, TRITON, CPU, REFERENCE)),
+    "gated_residual_adaln": ("adaln", (CUDA, TRITON, CPU, REFERENCE)),
     "qk_norm_rope": ("qknorm", (CPU, TRITON, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), TRITON, REFERENCE)),
     "attention_lse": ("attn", (TRITON, REFERENCE)),
