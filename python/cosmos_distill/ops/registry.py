@@ -56,12 +56,12 @@ CUDA = Backend("cuda", ("cuda",), (torch.float32, torch.bfloat16, torch.float16)
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", (CUDA, CPU, REFERENCE)),
     "gated_residual_adaln": ("adaln", (CUDA, CPU, REFERENCE)),
-    "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
+    "qk_norm_rope": ("qknorm", (CUDA, CPU, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), REFERENCE)),
     "attention_lse": ("attn", (REFERENCE,)),
-    "renoise": ("dm_loss", (REFERENCE,)),
-    "vsd_loss": ("dm_loss", (REFERENCE,)),
-    "fake_score_loss": ("dm_loss", (REFERENCE,)),
+    "renoise": ("dm_loss", (CUDA, REFERENCE)),
+    "vsd_loss": ("dm_loss", (CUDA, REFERENCE)),
+    "fake_score_loss": ("dm_loss", (CUDA, REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
