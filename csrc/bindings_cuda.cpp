@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <tuple>
 #include <vector>
 
 #include "cuda_operators.h"
@@ -60,78 +59,86 @@ void adaln_backward(int dtype, int64_t groups, int64_t rows, int64_t width, Addr
                              at(stream));
 }
 
-// Latents and how predictions are read: in Python a tuple of what the structures hold.
-using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-using ReadingOf = std::tuple<Address, Address, Address>;
-
-cd::cuda::Latents latents(const Shape& shape) {
-    return {std::get<0>(shape), std::get<1>(shape), std::get<2>(shape), std::get<3>(shape)};
-}
-cd::cuda::Reading reading(const ReadingOf& how) {
-    return {at(std::get<0>(how)), floats(std::get<1>(how)), floats(std::get<2>(how))};
-}
-
-int64_t latent_chunks(const Shape& shape) { return cd::cuda::latent_chunks(latents(shape)); }
-
-void renoise(int dtype, const Shape& shape, Address x0, Address eps, Address alpha, Address sigma, Address x_t,
-             Address stream) {
-    cd::cuda::renoise(Dtype(dtype), latents(shape), at(x0), at(eps), floats(alpha), floats(sigma), floats(x_t),
-                      at(stream));
-}
-
-void vsd(int dtype, const Shape& shape, Address x, Address teacher, Address fake, Address uncond, float guidance,
-         const ReadingOf& how, Address direction, Address sums, Address partial, Address stream) {
-    cd::cuda::vsd(Dtype(dtype),
-                  {latents(shape), at(x), at(teacher), at(fake), at(uncond), guidance, reading(how), at(direction),
-                   floats(sums), floats(partial)},
-                  at(stream));
-}
-
-void vsd_gradient(int dtype, const Shape& shape, Address direction, Address slope, Address dx, Address stream) {
-    cd::cuda::vsd_gradient(Dtype(dtype), latents(shape), at(direction), floats(slope), at(dx), at(stream));
-}
-
-void squared_error(int dtype, const Shape& shape, Address p, Address target, const ReadingOf& how, Address sums,
-                   Address partial, Address stream) {
-    cd::cuda::squared_error(
-        Dtype(dtype), {latents(shape), at(p), at(target), reading(how), floats(sums), floats(partial)}, at(stream));
-}
-
-void squared_error_gradient(int dtype, const Shape& shape, Address grad, Address p, Address target,
-                            const ReadingOf& how, Address dp, Address stream) {
-    cd::cuda::squared_error_gradient(
-        Dtype(dtype), {latents(shape), floats(grad), at(p), at(target), reading(how), at(dp)}, at(stream));
-}
-
-using HeadsOf = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
-
-cd::cuda::Heads heads(const HeadsOf& shape) {
-    return {std::get<0>(shape), std::get<1>(shape), std::get<2>(shape), std::get<3>(shape), std::get<4>(shape)};
-}
 // `grid` is empty for full tables, or (frames, height, width, t, h, w).
-cd::cuda::Rotary rotary(Address cos, Address sin, bool per_sample, const std::vector<int64_t>& grid) {
+cd::cuda::Tables tables(Address cos, Address sin, bool per_sample, const std::vector<int>& grid) {
     if (grid.empty()) return {floats(cos), floats(sin), per_sample, 0, 0, 0, 0, 0, 0};
     return {floats(cos), floats(sin), per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
 }
 
-int64_t norm_rope_chunks(const HeadsOf& shape) { return cd::cuda::norm_rope_chunks(heads(shape)); }
+using Numbers = std::vector<int64_t>;
 
-void norm_rope_forward(int dtype, const HeadsOf& shape, Address x, Address weight, Address cos, Address sin,
-                       bool per_sample, const std::vector<int64_t>& grid, float eps, Address result, Address rstd,
-                       Address stream) {
-    cd::cuda::norm_rope_forward(Dtype(dtype),
-                                {heads(shape), at(x), floats(weight), rotary(cos, sin, per_sample, grid), eps,
-                                 at(result), floats(rstd)},
-                                at(stream));
+// A side is (tokens, heads, stride, x, weight, out, rstd).
+cd::cuda::HeadsForward forward_side(const Numbers& n) {
+    return {n.at(0), n.at(1), n.at(2), at(n.at(3)), floats(n.at(4)), at(n.at(5)), floats(n.at(6))};
 }
 
-void norm_rope_backward(int dtype, const HeadsOf& shape, Address grad, Address x, Address rstd, Address weight,
-                        Address cos, Address sin, bool per_sample, const std::vector<int64_t>& grid, Address dx,
-                        Address dweight, Address partial, Address stream) {
-    cd::cuda::norm_rope_backward(Dtype(dtype),
-                                 {heads(shape), at(grad), at(x), floats(rstd), floats(weight),
-                                  rotary(cos, sin, per_sample, grid), at(dx), floats(dweight), floats(partial)},
-                                 at(stream));
+// A side is (tokens, heads, stride, grad, x, weight, rstd, dx, dweight, partial).
+cd::cuda::HeadsBackward backward_side(const Numbers& n) {
+    return {n.at(0),         n.at(1),         n.at(2),    at(n.at(3)),     at(n.at(4)),
+            floats(n.at(5)), floats(n.at(6)), at(n.at(7)), floats(n.at(8)), floats(n.at(9))};
+}
+
+void norm_rope_forward(int dtype, int64_t length, int64_t head_dim, Address cos, Address sin, bool per_sample,
+                       const std::vector<int>& grid, float eps, const Numbers& q, const Numbers& k, Address stream) {
+    const cd::cuda::NormRope call{
+        length, head_dim, tables(cos, sin, per_sample, grid), eps, {forward_side(q), forward_side(k)}, {}};
+    cd::cuda::norm_rope_forward(Dtype(dtype), call, at(stream));
+}
+
+void norm_rope_backward(int dtype, int64_t length, int64_t head_dim, Address cos, Address sin, bool per_sample,
+                        const std::vector<int>& grid, const Numbers& q, const Numbers& k, Address stream) {
+    const cd::cuda::NormRope call{
+        length, head_dim, tables(cos, sin, per_sample, grid), 0.0f, {}, {backward_side(q), backward_side(k)}};
+    cd::cuda::norm_rope_backward(Dtype(dtype), call, at(stream));
+}
+
+void renoise(int dtype, int64_t batch, int64_t elements, Address x0, Address eps, Address alpha, Address sigma,
+             Address result, Address stream) {
+    cd::cuda::renoise(Dtype(dtype), {batch, elements, at(x0), at(eps), floats(alpha), floats(sigma), floats(result)},
+                      at(stream));
+}
+
+void vsd(int dtype, int64_t batch, int64_t elements, Address x, Address teacher, Address fake, Address uncond, Address x_t,
+         float guidance, Address coefficients, Address mask, int64_t frames, int64_t area, Address direction, Address sums,
+         Address partial, Address stream) {
+    cd::cuda::vsd(Dtype(dtype),
+                  {batch,
+                   elements,
+                   at(x),
+                   at(teacher),
+                   at(fake),
+                   at(uncond),
+                   at(x_t),
+                   guidance,
+                   floats(coefficients),
+                   {floats(mask), frames, area},
+                   at(direction),
+                   floats(sums),
+                   floats(partial)},
+                  at(stream));
+}
+
+void vsd_gradient(int dtype, int64_t batch, int64_t elements, Address direction, Address slope, Address result,
+                  Address stream) {
+    cd::cuda::vsd_gradient(Dtype(dtype), batch, elements, at(direction), floats(slope), at(result), at(stream));
+}
+
+void squared_error(int dtype, int64_t batch, int64_t elements, Address p, Address target, Address x_t, Address coefficients,
+                   Address mask, int64_t frames, int64_t area, Address grad, Address dp, Address sums, Address partial,
+                   Address stream) {
+    cd::cuda::squared_error(Dtype(dtype),
+                            {batch,
+                             elements,
+                             at(p),
+                             at(target),
+                             at(x_t),
+                             floats(coefficients),
+                             {floats(mask), frames, area},
+                             floats(grad),
+                             at(dp),
+                             floats(sums),
+                             floats(partial)},
+                            at(stream));
 }
 
 }  // namespace
@@ -143,13 +150,12 @@ void bind_cuda(py::module_& module) {
     m.def("adaln_chunks", &cd::cuda::adaln_chunks);
     m.def("adaln_forward", &adaln_forward, release);
     m.def("adaln_backward", &adaln_backward, release);
-    m.def("latent_chunks", &latent_chunks);
+    m.def("norm_rope_chunks", &cd::cuda::norm_rope_chunks);
+    m.def("norm_rope_forward", &norm_rope_forward, release);
+    m.def("norm_rope_backward", &norm_rope_backward, release);
+    m.def("dm_loss_blocks", &cd::cuda::dm_loss_blocks);
     m.def("renoise", &renoise, release);
     m.def("vsd", &vsd, release);
     m.def("vsd_gradient", &vsd_gradient, release);
     m.def("squared_error", &squared_error, release);
-    m.def("squared_error_gradient", &squared_error_gradient, release);
-    m.def("norm_rope_chunks", &norm_rope_chunks);
-    m.def("norm_rope_forward", &norm_rope_forward, release);
-    m.def("norm_rope_backward", &norm_rope_backward, release);
 }

@@ -49,97 +49,89 @@ struct AdalnBackward {
 };
 void adaln_backward(Dtype dtype, const AdalnBackward& call, Stream stream);
 
-// Latents [batch, elements]; where there is a mask, [batch, channels, frames, inner].
-struct Latents {
-    int64_t batch, elements, frames, inner;
+// Null data: no rotation. With frames, the tables are factored over a grid of frames x height x width tokens, as
+// in qk_norm_rope.h; without, they are [1 or batch, length, head_dim].
+struct Tables {
+    const float *cos, *sin;
+    bool per_sample;
+    int frames, height, width, t, h, w;
 };
 
-// Predictions p mean x0 = skip x_t + out p with coefficients [batch, 2], or x0 itself where x_t is null. The
-// mask is [batch, frames] or null.
-struct Reading {
-    const void* x_t;
-    const float *coefficients, *mask;
+// One of q and k: batch * length tokens of `heads` dense heads, `stride` elements apart; the other tensors are
+// dense. rstd is [tokens, heads]. partial is scratch of [norm_rope_chunks, head_dim].
+struct HeadsForward {
+    int64_t tokens, heads, stride;
+    const void* x;
+    const float* weight;
+    void* out;
+    float* rstd;
+};
+struct HeadsBackward {
+    int64_t tokens, heads, stride;
+    const void *grad, *x;
+    const float *weight, *rstd;
+    void* dx;
+    float *dweight, *partial;
 };
 
-// x_t = alpha x0 + sigma eps, fp32; alpha may be null.
-void renoise(Dtype dtype, const Latents& shape, const void* x0, const void* eps, const float* alpha,
-             const float* sigma, float* x_t, Stream stream);
+// forward or backward is filled in, for q and k.
+struct NormRope {
+    int64_t length, head_dim;
+    Tables tables;
+    float eps;
+    HeadsForward forward[2];
+    HeadsBackward backward[2];
+};
+void norm_rope_forward(Dtype dtype, const NormRope& call, Stream stream);
+void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream);
 
-// Chunks of a sample that are added up on their own.
-int64_t latent_chunks(const Latents& shape);
+// Chunks of tokens that are added up on their own, for the longer of q and k.
+int64_t norm_rope_chunks(int64_t tokens);
 
-// direction = m (x0_fake - x0_teacher), with the teacher guided where uncond is not null; sums [batch, 3] of
-// m |x - x0_teacher|, direction^2 and m. partial is scratch of [batch, latent_chunks, 3].
+// Null data: every element counts. Else [batch, frames]; a frame is `area` elements of each channel.
+struct FrameMask {
+    const float* data;
+    int64_t frames, area;
+};
+
+// out = alpha x0 + sigma eps, fp32; null alpha: 1.
+struct Renoise {
+    int64_t batch, elements;
+    const void *x0, *eps;
+    const float *alpha, *sigma;
+    float* out;
+};
+void renoise(Dtype dtype, const Renoise& call, Stream stream);
+
+// Blocks that share the elements of one sample.
+int64_t dm_loss_blocks(int64_t elements);
+
+// uncond may be null, and x_t, with coefficients. sums [batch, 3] and partial [batch, dm_loss_blocks, 3] as in
+// ops/dm_loss/fused.py.
 struct Vsd {
-    Latents shape;
-    const void *x, *teacher, *fake, *uncond;
+    int64_t batch, elements;
+    const void *x, *teacher, *fake, *uncond, *x_t;
     float guidance;
-    Reading reading;
+    const float* coefficients;
+    FrameMask mask;
     void* direction;
     float *sums, *partial;
 };
 void vsd(Dtype dtype, const Vsd& call, Stream stream);
 
-// dx = slope[sample] * direction, and 0 where the slope is 0.
-void vsd_gradient(Dtype dtype, const Latents& shape, const void* direction, const float* slope, void* dx,
+void vsd_gradient(Dtype dtype, int64_t batch, int64_t elements, const void* direction, const float* slope, void* out,
                   Stream stream);
 
-// sums [batch] of m (target - x0)^2; partial is scratch of [batch, latent_chunks].
+// With grad [batch], the gradient dp; else sums [batch], through partial [batch, dm_loss_blocks].
 struct SquaredError {
-    Latents shape;
-    const void *p, *target;
-    Reading reading;
+    int64_t batch, elements;
+    const void *p, *target, *x_t;
+    const float* coefficients;
+    FrameMask mask;
+    const float* grad;
+    void* dp;
     float *sums, *partial;
 };
 void squared_error(Dtype dtype, const SquaredError& call, Stream stream);
-
-// dp = grad[sample] times the derivative of that with respect to p.
-struct SquaredErrorGradient {
-    Latents shape;
-    const float* grad;
-    const void *p, *target;
-    Reading reading;
-    void* dp;
-};
-void squared_error_gradient(Dtype dtype, const SquaredErrorGradient& call, Stream stream);
-
-// [batch, length, heads, dim] with dense heads and `stride` elements between tokens; results are dense.
-struct Heads {
-    int64_t batch, length, heads, dim, stride;
-};
-
-// Cosines and sines [batch or 1, length, dim], or null: no rotation. With frames > 0 factored over a grid of
-// frames x height x width tokens: [frames, t], [height, h] and [width, w] one after the other, for half a head.
-struct Rotary {
-    const float *cos, *sin;
-    bool per_sample;
-    int64_t frames, height, width, t, h, w;
-};
-
-// out = rope(x * rstd * weight); rstd [batch, length, heads] = 1 / sqrt(mean(x^2) + eps).
-struct NormRopeForward {
-    Heads shape;
-    const void* x;
-    const float* weight;
-    Rotary rotary;
-    float eps;
-    void* out;
-    float* rstd;
-};
-void norm_rope_forward(Dtype dtype, const NormRopeForward& call, Stream stream);
-
-// Chunks of tokens whose share of dweight is added up on its own.
-int64_t norm_rope_chunks(const Heads& shape);
-
-// From grad (dense): dx (dense) and dweight [dim]; partial is scratch of [norm_rope_chunks, dim].
-struct NormRopeBackward {
-    Heads shape;
-    const void *grad, *x;
-    const float *rstd, *weight;
-    Rotary rotary;
-    void* dx;
-    float *dweight, *partial;
-};
-void norm_rope_backward(Dtype dtype, const NormRopeBackward& call, Stream stream);
 
 }  // namespace cd::cuda

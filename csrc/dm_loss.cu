@@ -1,4 +1,4 @@
-// Distribution matching: one sweep over the latents, fp32 arithmetic, sums in a fixed order.
+// Distribution matching in one sweep over the latents. Memory-bound: every tensor is read once.
 #include <initializer_list>
 
 #include "device/dispatch.h"
@@ -8,171 +8,168 @@ namespace cd::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
-// Elements of a sample that one block adds up; fixed, so that the order of additions is.
-constexpr int64_t kChunk = 16384;
+constexpr int64_t kElementsPerBlock = 16 * 1024;
 
-// How predictions of one sample are read, and what of it counts.
-class Sample {
-  public:
-    CD_DEVICE Sample(const Latents& shape, const Reading& reading, int64_t sample)
-        : frames_(shape.frames), inner_(shape.inner) {
-        if (reading.x_t != nullptr) {
-            skip = reading.coefficients[2 * sample];
-            out = reading.coefficients[2 * sample + 1];
-        }
-        if (reading.mask != nullptr) mask_ = reading.mask + sample * shape.frames;
+// Part `blockIdx.x` of sample `blockIdx.y`: the elements from `at` up to `end` that this thread comes to, with
+// `at` counted within the sample.
+template <int kStep>
+struct Part {
+    int64_t at, end, sample, base;
+    CD_DEVICE explicit Part(int64_t elements)
+        : at(blockIdx.x * kElementsPerBlock + threadIdx.x * kStep), end((blockIdx.x + 1) * kElementsPerBlock),
+          sample(blockIdx.y), base(blockIdx.y * elements) {
+        if (end > elements) end = elements;
     }
-    CD_DEVICE float mask(int64_t i) const { return mask_ == nullptr ? 1.0f : mask_[i / inner_ % frames_]; }
-
-    float skip = 0.0f, out = 1.0f;
-
-  private:
-    const float* mask_ = nullptr;
-    int64_t frames_, inner_;
+    CD_DEVICE bool more() const { return at < end; }
+    CD_DEVICE void next() { at += kThreads * kStep; }
+    CD_DEVICE int64_t here() const { return base + at; }
 };
 
-// Calls visit(i) for the first of each kStep elements that this thread has in chunk blockIdx.x of its sample.
-template <int kStep, class Visit>
-CD_DEVICE void each(int64_t elements, Visit visit) {
-    const int64_t begin = blockIdx.x * kChunk, end = begin + kChunk < elements ? begin + kChunk : elements;
-    for (int64_t i = begin + threadIdx.x * kStep; i < end; i += kThreads * kStep) visit(i);
+// m of consecutive elements of one sample.
+template <int kStep>
+CD_DEVICE void load_mask(const FrameMask& mask, int64_t sample, int64_t at, float (&to)[kStep]) {
+    if (mask.data == nullptr) {
+#pragma unroll
+        for (int j = 0; j < kStep; j++) to[j] = 1.0f;
+        return;
+    }
+    const float* const frames = mask.data + sample * mask.frames;
+    const unsigned area = static_cast<unsigned>(mask.area), count = static_cast<unsigned>(mask.frames);
+    const unsigned position = static_cast<unsigned>(at);
+    unsigned frame = position / area % count, within = position % area;
+#pragma unroll
+    for (int j = 0; j < kStep; j++) {
+        to[j] = frames[frame];
+        if (++within == area) {
+            within = 0;
+            if (++frame == count) frame = 0;
+        }
+    }
 }
 
+// x0 = c_skip x_t + c_out p, or p itself.
 template <class T, int kStep>
-__global__ void __launch_bounds__(kThreads)
-    renoise_kernel(Latents shape, const T* x0, const T* eps, const float* alpha, const float* sigma, float* x_t) {
-    const int64_t at = blockIdx.y * shape.elements;
-    const float a = alpha == nullptr ? 1.0f : alpha[blockIdx.y], s = sigma[blockIdx.y];
-    each<kStep>(shape.elements, [&](int64_t i) {
-        float clean[kStep], noise[kStep];
-        load(x0 + at + i, clean);
-        load(eps + at + i, noise);
+struct Denoised {
+    const T* x_t;
+    float skip, out;
+    CD_DEVICE Denoised(const void* x_t, const float* coefficients, int64_t sample) : x_t(static_cast<const T*>(x_t)) {
+        skip = x_t == nullptr ? 0.0f : coefficients[2 * sample];
+        out = x_t == nullptr ? 1.0f : coefficients[2 * sample + 1];
+    }
+    CD_DEVICE void load_noisy(int64_t here, float (&noisy)[kStep]) const {
+        if (x_t != nullptr) load(x_t + here, noisy);
+    }
+    CD_DEVICE float operator()(float p, float noisy) const { return x_t == nullptr ? p : skip * noisy + out * p; }
+};
+
+template <class T, int kStep>
+__global__ void __launch_bounds__(kThreads) renoise_kernel(Renoise call) {
+    Part<kStep> part(call.elements);
+    const float sigma = call.sigma[part.sample], alpha = call.alpha == nullptr ? 1.0f : call.alpha[part.sample];
+    for (; part.more(); part.next()) {
+        float x[kStep], noise[kStep];
+        load(static_cast<const T*>(call.x0) + part.here(), x);
+        load(static_cast<const T*>(call.eps) + part.here(), noise);
 #pragma unroll
-        for (int j = 0; j < kStep; j++) clean[j] = a * clean[j] + s * noise[j];
-        store(x_t + at + i, clean);
-    });
+        for (int j = 0; j < kStep; j++) x[j] = alpha * x[j] + sigma * noise[j];
+        store(call.out + part.here(), x);
+    }
 }
 
 template <class T, int kStep>
 __global__ void __launch_bounds__(kThreads) vsd_kernel(Vsd call) {
     CD_SHARED(float, scratch, 96);
-    const int64_t at = blockIdx.y * call.shape.elements;
-    const Sample sample(call.shape, call.reading, blockIdx.y);
-    float sums[3] = {};
-    each<kStep>(call.shape.elements, [&](int64_t i) {
-        float student[kStep], teacher[kStep], fake[kStep];
-        load(static_cast<const T*>(call.x) + at + i, student);
-        load(static_cast<const T*>(call.teacher) + at + i, teacher);
-        load(static_cast<const T*>(call.fake) + at + i, fake);
-        if (call.uncond != nullptr) {
-            float uncond[kStep];
-            load(static_cast<const T*>(call.uncond) + at + i, uncond);
+    Part<kStep> part(call.elements);
+    const Denoised<T, kStep> denoised(call.x_t, call.coefficients, part.sample);
+    const T* const uncond = static_cast<const T*>(call.uncond);
+    float sums[3] = {0.0f, 0.0f, 0.0f};
+    for (; part.more(); part.next()) {
+        float x[kStep], teacher[kStep], fake[kStep], mask[kStep], noisy[kStep] = {};
+        load(static_cast<const T*>(call.x) + part.here(), x);
+        load(static_cast<const T*>(call.teacher) + part.here(), teacher);
+        load(static_cast<const T*>(call.fake) + part.here(), fake);
+        if (uncond != nullptr) {
+            float without[kStep];
+            load(uncond + part.here(), without);
 #pragma unroll
-            for (int j = 0; j < kStep; j++) teacher[j] += call.guidance * (teacher[j] - uncond[j]);
+            for (int j = 0; j < kStep; j++) teacher[j] += call.guidance * (teacher[j] - without[j]);
         }
-        if (call.reading.x_t != nullptr) {
-            float noisy[kStep];
-            load(static_cast<const T*>(call.reading.x_t) + at + i, noisy);
-#pragma unroll
-            for (int j = 0; j < kStep; j++) {
-                teacher[j] = sample.skip * noisy[j] + sample.out * teacher[j];
-                fake[j] = sample.skip * noisy[j] + sample.out * fake[j];
-            }
-        }
+        denoised.load_noisy(part.here(), noisy);
+        load_mask(call.mask, part.sample, part.at, mask);
 #pragma unroll
         for (int j = 0; j < kStep; j++) {
-            const float m = sample.mask(i + j);
-            fake[j] = m * (fake[j] - teacher[j]);
-            sums[0] += m * fabsf(student[j] - teacher[j]);
-            sums[1] += fake[j] * fake[j];
-            sums[2] += m;
+            const float x0 = denoised(teacher[j], noisy[j]);
+            const float direction = mask[j] * (denoised(fake[j], noisy[j]) - x0);
+            sums[0] += mask[j] * fabsf(x[j] - x0);
+            sums[1] += direction * direction;
+            sums[2] += mask[j];
+            fake[j] = direction;
         }
-        store(static_cast<T*>(call.direction) + at + i, fake);
-    });
+        store(static_cast<T*>(call.direction) + part.here(), fake);
+    }
     block_sum(sums, scratch);
-    if (threadIdx.x == 0) {
-        float* partial = call.partial + (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * 3;
-        for (int k = 0; k < 3; k++) partial[k] = sums[k];
+    if (threadIdx.x < 3) {
+        const float sum = threadIdx.x == 0 ? sums[0] : threadIdx.x == 1 ? sums[1] : sums[2];
+        call.partial[(part.sample * gridDim.x + blockIdx.x) * 3 + threadIdx.x] = sum;
     }
 }
 
 template <class T, int kStep>
 __global__ void __launch_bounds__(kThreads)
-    vsd_gradient_kernel(Latents shape, const T* direction, const float* slope, T* dx) {
-    const int64_t at = blockIdx.y * shape.elements;
-    const float factor = slope[blockIdx.y];
-    each<kStep>(shape.elements, [&](int64_t i) {
+    vsd_gradient_kernel(int64_t elements, const T* CD_RESTRICT direction, const float* slopes, T* CD_RESTRICT out) {
+    Part<kStep> part(elements);
+    const float slope = slopes[part.sample];
+    for (; part.more(); part.next()) {
         float value[kStep];
-        load(direction + at + i, value);
+        load(direction + part.here(), value);
         // A slope of zero silences its sample, even one that holds a NaN.
 #pragma unroll
-        for (int j = 0; j < kStep; j++) value[j] = factor == 0.0f ? 0.0f : factor * value[j];
-        store(dx + at + i, value);
-    });
-}
-
-// target - x0 of the elements from i on.
-template <class T, int kStep>
-CD_DEVICE void errors(const void* p, const void* target, const void* x_t, const Sample& sample, int64_t at,
-                      float (&error)[kStep]) {
-    float predicted[kStep];
-    load(static_cast<const T*>(p) + at, predicted);
-    load(static_cast<const T*>(target) + at, error);
-    if (x_t != nullptr) {
-        float noisy[kStep];
-        load(static_cast<const T*>(x_t) + at, noisy);
-#pragma unroll
-        for (int j = 0; j < kStep; j++) predicted[j] = sample.skip * noisy[j] + sample.out * predicted[j];
+        for (int j = 0; j < kStep; j++) value[j] = slope == 0.0f ? 0.0f : slope * value[j];
+        store(out + part.here(), value);
     }
-#pragma unroll
-    for (int j = 0; j < kStep; j++) error[j] -= predicted[j];
 }
 
 template <class T, int kStep>
 __global__ void __launch_bounds__(kThreads) squared_error_kernel(SquaredError call) {
     CD_SHARED(float, scratch, 32);
-    const int64_t at = blockIdx.y * call.shape.elements;
-    const Sample sample(call.shape, call.reading, blockIdx.y);
+    Part<kStep> part(call.elements);
+    const Denoised<T, kStep> denoised(call.x_t, call.coefficients, part.sample);
+    const bool gradient = call.grad != nullptr;
+    const float slope = gradient ? -2.0f * call.grad[part.sample] * denoised.out : 0.0f;
     float sum[1] = {0.0f};
-    each<kStep>(call.shape.elements, [&](int64_t i) {
-        float error[kStep];
-        errors<T>(call.p, call.target, call.reading.x_t, sample, at + i, error);
+    for (; part.more(); part.next()) {
+        float p[kStep], target[kStep], mask[kStep], noisy[kStep] = {};
+        load(static_cast<const T*>(call.p) + part.here(), p);
+        load(static_cast<const T*>(call.target) + part.here(), target);
+        denoised.load_noisy(part.here(), noisy);
+        load_mask(call.mask, part.sample, part.at, mask);
 #pragma unroll
-        for (int j = 0; j < kStep; j++) sum[0] += sample.mask(i + j) * error[j] * error[j];
-    });
+        for (int j = 0; j < kStep; j++) {
+            const float error = target[j] - denoised(p[j], noisy[j]);
+            sum[0] += mask[j] * error * error;
+            p[j] = slope * mask[j] * error;
+        }
+        if (gradient) store(static_cast<T*>(call.dp) + part.here(), p);
+    }
+    if (gradient) return;
     block_sum(sum, scratch);
-    if (threadIdx.x == 0) call.partial[static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] = sum[0];
+    if (threadIdx.x == 0) call.partial[part.sample * gridDim.x + blockIdx.x] = sum[0];
 }
 
-template <class T, int kStep>
-__global__ void __launch_bounds__(kThreads) squared_error_gradient_kernel(SquaredErrorGradient call) {
-    const int64_t at = blockIdx.y * call.shape.elements;
-    const Sample sample(call.shape, call.reading, blockIdx.y);
-    const float factor = -2.0f * call.grad[blockIdx.y] * sample.out;
-    each<kStep>(call.shape.elements, [&](int64_t i) {
-        float error[kStep];
-        errors<T>(call.p, call.target, call.reading.x_t, sample, at + i, error);
-#pragma unroll
-        for (int j = 0; j < kStep; j++) error[j] *= factor * sample.mask(i + j);
-        store(static_cast<T*>(call.dp) + at + i, error);
-    });
-}
-
-dim3 grid(const Latents& shape) {
-    return dim3(static_cast<unsigned>(latent_chunks(shape)), static_cast<unsigned>(shape.batch));
+dim3 grid(int64_t batch, int64_t elements) {
+    return dim3(static_cast<unsigned>(dm_loss_blocks(elements)), static_cast<unsigned>(batch));
 }
 
 }  // namespace
 
-int64_t latent_chunks(const Latents& shape) { return (shape.elements + kChunk - 1) / kChunk; }
+int64_t dm_loss_blocks(int64_t elements) { return (elements + kElementsPerBlock - 1) / kElementsPerBlock; }
 
-void renoise(Dtype dtype, const Latents& shape, const void* x0, const void* eps, const float* alpha,
-             const float* sigma, float* x_t, Stream stream) {
+void renoise(Dtype dtype, const Renoise& call, Stream stream) {
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width<T>(shape.elements, {place(x0), place(eps), place(x_t)}, [&](auto step) {
-            launch("renoise", &renoise_kernel<T, decltype(step)::kValue>, grid(shape), kThreads, 0, stream, shape,
-                   static_cast<const T*>(x0), static_cast<const T*>(eps), alpha, sigma, x_t);
+        with_width<T>(call.elements, {place(call.x0), place(call.eps), place(call.out)}, [&](auto step) {
+            launch("renoise", &renoise_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements), kThreads, 0,
+                   stream, call);
         });
     });
 }
@@ -180,51 +177,41 @@ void renoise(Dtype dtype, const Latents& shape, const void* x0, const void* eps,
 void vsd(Dtype dtype, const Vsd& call, Stream stream) {
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width<T>(call.shape.elements,
-                      {place(call.x), place(call.teacher), place(call.fake), place(call.uncond),
-                       place(call.reading.x_t), place(call.direction)},
+        with_width<T>(call.elements,
+                      {place(call.x), place(call.teacher), place(call.fake), place(call.uncond), place(call.x_t),
+                       place(call.direction)},
                       [&](auto step) {
-                          launch("vsd", &vsd_kernel<T, decltype(step)::kValue>, grid(call.shape), kThreads, 0,
-                                 stream, call);
+                          launch("vsd", &vsd_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements),
+                                 kThreads, 0, stream, call);
                       });
     });
-    sum_chunks(call.partial, call.shape.batch, latent_chunks(call.shape), 3, 1, Sums{{call.sums}}, stream);
+    sum_chunks(call.partial, call.batch, dm_loss_blocks(call.elements), 3, 1, {{call.sums, nullptr, nullptr}}, stream);
 }
 
-void vsd_gradient(Dtype dtype, const Latents& shape, const void* direction, const float* slope, void* dx,
+void vsd_gradient(Dtype dtype, int64_t batch, int64_t elements, const void* direction, const float* slope, void* out,
                   Stream stream) {
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width<T>(shape.elements, {place(direction), place(dx)}, [&](auto step) {
-            launch("vsd_gradient", &vsd_gradient_kernel<T, decltype(step)::kValue>, grid(shape), kThreads, 0, stream,
-                   shape, static_cast<const T*>(direction), slope, static_cast<T*>(dx));
+        with_width<T>(elements, {place(direction), place(out)}, [&](auto step) {
+            launch("vsd_gradient", &vsd_gradient_kernel<T, decltype(step)::kValue>, grid(batch, elements), kThreads, 0,
+                   stream, elements, static_cast<const T*>(direction), slope, static_cast<T*>(out));
         });
     });
 }
 
 void squared_error(Dtype dtype, const SquaredError& call, Stream stream) {
+    const bool gradient = call.grad != nullptr;
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
-        with_width<T>(call.shape.elements, {place(call.p), place(call.target), place(call.reading.x_t)},
-                      [&](auto step) {
-                          launch("squared_error", &squared_error_kernel<T, decltype(step)::kValue>,
-                                 grid(call.shape), kThreads, 0, stream, call);
-                      });
+        with_width<T>(call.elements, {place(call.p), place(call.target), place(call.x_t), place(call.dp)}, [&](auto step) {
+            launch(gradient ? "squared_error_gradient" : "squared_error",
+                   &squared_error_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements), kThreads, 0,
+                   stream, call);
+        });
     });
-    sum_chunks(call.partial, call.shape.batch, latent_chunks(call.shape), 1, 1, Sums{{call.sums}}, stream);
-}
-
-void squared_error_gradient(Dtype dtype, const SquaredErrorGradient& call, Stream stream) {
-    with_type(dtype, [&](auto zero) {
-        using T = decltype(zero);
-        with_width<T>(call.shape.elements,
-                      {place(call.p), place(call.target), place(call.reading.x_t), place(call.dp)},
-                      [&](auto step) {
-                          launch("squared_error_gradient",
-                                 &squared_error_gradient_kernel<T, decltype(step)::kValue>, grid(call.shape),
-                                 kThreads, 0, stream, call);
-                      });
-    });
+    if (!gradient)
+        sum_chunks(call.partial, call.batch, dm_loss_blocks(call.elements), 1, 1, {{call.sums, nullptr, nullptr}},
+                   stream);
 }
 
 }  // namespace cd::cuda

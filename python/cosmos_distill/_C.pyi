@@ -166,8 +166,8 @@ def squared_error_gradient(
 ) -> None: ...
 
 class cuda:
-    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;
-    ``stream``: a cudaStream_t."""
+    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16; ``stream``: a
+    cudaStream_t."""
 
     @staticmethod
     def adaln_chunks(groups: int, rows: int, /) -> int: ...
@@ -217,32 +217,66 @@ class cuda:
         /,
     ) -> None: ...
     @staticmethod
-    def latent_chunks(
-        shape: tuple[int, int, int, int],
+    def norm_rope_chunks(tokens: int, /) -> int: ...
+    @staticmethod
+    def norm_rope_forward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        eps: float,
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
         /,
-    ) -> int: ...
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_backward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def dm_loss_blocks(elements: int, /) -> int: ...
     @staticmethod
     def renoise(
         dtype: int,
-        shape: tuple[int, int, int, int],
+        batch: int,
+        elements: int,
         x0: int,
         eps: int,
         alpha: int,
         sigma: int,
-        x_t: int,
+        result: int,
         stream: int,
         /,
     ) -> None: ...
     @staticmethod
     def vsd(
         dtype: int,
-        shape: tuple[int, int, int, int],
+        batch: int,
+        elements: int,
         x: int,
         teacher: int,
         fake: int,
         uncond: int,
+        x_t: int,
         guidance: float,
-        reading: tuple[int, int, int],
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
         direction: int,
         sums: int,
         partial: int,
@@ -252,72 +286,29 @@ class cuda:
     @staticmethod
     def vsd_gradient(
         dtype: int,
-        shape: tuple[int, int, int, int],
+        batch: int,
+        elements: int,
         direction: int,
         slope: int,
-        dx: int,
+        result: int,
         stream: int,
         /,
     ) -> None: ...
     @staticmethod
     def squared_error(
         dtype: int,
-        shape: tuple[int, int, int, int],
+        batch: int,
+        elements: int,
         p: int,
         target: int,
-        reading: tuple[int, int, int],
-        sums: int,
-        partial: int,
-        stream: int,
-        /,
-    ) -> None: ...
-    @staticmethod
-    def squared_error_gradient(
-        dtype: int,
-        shape: tuple[int, int, int, int],
+        x_t: int,
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
         grad: int,
-        p: int,
-        target: int,
-        reading: tuple[int, int, int],
         dp: int,
-        stream: int,
-        /,
-    ) -> None: ...
-    @staticmethod
-    def norm_rope_chunks(
-        shape: tuple[int, int, int, int, int],
-        /,
-    ) -> int: ...
-    @staticmethod
-    def norm_rope_forward(
-        dtype: int,
-        shape: tuple[int, int, int, int, int],
-        x: int,
-        weight: int,
-        cos: int,
-        sin: int,
-        per_sample: bool,
-        grid: list[int],
-        eps: float,
-        result: int,
-        rstd: int,
-        stream: int,
-        /,
-    ) -> None: ...
-    @staticmethod
-    def norm_rope_backward(
-        dtype: int,
-        shape: tuple[int, int, int, int, int],
-        grad: int,
-        x: int,
-        rstd: int,
-        weight: int,
-        cos: int,
-        sin: int,
-        per_sample: bool,
-        grid: list[int],
-        dx: int,
-        dweight: int,
+        sums: int,
         partial: int,
         stream: int,
         /,

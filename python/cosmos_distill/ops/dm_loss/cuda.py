@@ -1,4 +1,4 @@
-"""Distribution matching on CUDA devices: csrc/dm_loss.cu. See fused.py for the functions' contract."""
+"""Distribution matching on CUDA devices: csrc/dm_loss.cu. See fused.py for what the functions take and return."""
 
 from __future__ import annotations
 
@@ -7,47 +7,40 @@ from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
 
-Shape = tuple[int, int, int, int]
+
+def _layout(x: Tensor) -> tuple[int, int, int]:
+    """Dtype, samples and elements of each."""
+    return dtype_of(x), x.shape[0], x.shape[1:].numel()
 
 
-def _shape(x: Tensor, frame_mask: Tensor | None = None) -> Shape:
-    """Batch, elements of a sample, frames, elements of a frame of one channel."""
-    batch = x.shape[0]
-    elements = x.shape[1:].numel()
-    if frame_mask is None:
-        return batch, elements, 1, elements
-    return batch, elements, x.shape[2], x.shape[3:].numel()
+def _mask(frame_mask: Tensor | None, x: Tensor) -> tuple[int, int, int]:
+    """Address, frames, and elements that a frame has in each channel."""
+    return (0, 0, 0) if frame_mask is None else (frame_mask.data_ptr(), x.shape[2], x.shape[3] * x.shape[4])
 
 
 def _fp32(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-def _partial(x: Tensor, shape: Shape, sums: int) -> Tensor:
-    """Scratch for the sums over chunks of a sample."""
-    return _fp32(x, shape[0], functions.latent_chunks(shape), sums)
-
-
-def _reading(
-    x_t: Tensor | None, coefficients: Tensor | None, frame_mask: Tensor | None
-) -> tuple[int, int, int]:
-    return address(x_t), address(coefficients), address(frame_mask)
+def _dense(*values: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Per-sample values, which may be slices or broadcast."""
+    return tuple(None if value is None else value.contiguous() for value in values)
 
 
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
-    x_t = _fp32(x0, *x0.shape)
+    out = _fp32(x0, *x0.shape)
+    alpha, sigma = _dense(alpha, sigma)  # type: ignore[assignment]  # None only where it was
     launch(
         functions.renoise,
         x0,
-        dtype_of(x0),
-        _shape(x0),
+        *_layout(x0),
         x0.data_ptr(),
         eps.data_ptr(),
         address(alpha),
         sigma.data_ptr(),
-        x_t.data_ptr(),
+        out.data_ptr(),
     )
-    return x_t
+    return out
 
 
 def vsd(
@@ -60,19 +53,21 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    shape = _shape(x, frame_mask)
-    direction, sums, partial = torch.empty_like(x), _fp32(x, x.shape[0], 3), _partial(x, shape, 3)
+    direction, sums = torch.empty_like(x), _fp32(x, x.shape[0], 3)
+    coefficients, frame_mask = _dense(coefficients, frame_mask)
+    partial = _fp32(x, x.shape[0], functions.dm_loss_blocks(x.shape[1:].numel()), 3)
     launch(
         functions.vsd,
         x,
-        dtype_of(x),
-        shape,
+        *_layout(x),
         x.data_ptr(),
         teacher.data_ptr(),
         fake.data_ptr(),
         address(uncond),
+        address(x_t),
         guidance,
-        _reading(x_t, coefficients, frame_mask),
+        address(coefficients),
+        *_mask(frame_mask, x),
         direction.data_ptr(),
         sums.data_ptr(),
         partial.data_ptr(),
@@ -81,36 +76,35 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    dx = torch.empty_like(direction)
+    out, slope = torch.empty_like(direction), slope.contiguous()
     launch(
         functions.vsd_gradient,
         direction,
-        dtype_of(direction),
-        _shape(direction),
+        *_layout(direction),
         direction.data_ptr(),
         slope.data_ptr(),
-        dx.data_ptr(),
+        out.data_ptr(),
     )
-    return dx
+    return out
 
 
 def squared_error(
-    p: Tensor,
-    target: Tensor,
-    x_t: Tensor | None,
-    coefficients: Tensor | None,
-    frame_mask: Tensor | None,
+    p: Tensor, target: Tensor, x_t: Tensor | None, coefficients: Tensor | None, frame_mask: Tensor | None
 ) -> Tensor:
-    shape = _shape(p, frame_mask)
-    sums, partial = _fp32(p, p.shape[0]), _partial(p, shape, 1)
+    sums = _fp32(p, p.shape[0])
+    coefficients, frame_mask = _dense(coefficients, frame_mask)
+    partial = _fp32(p, p.shape[0], functions.dm_loss_blocks(p.shape[1:].numel()))
     launch(
         functions.squared_error,
         p,
-        dtype_of(p),
-        shape,
+        *_layout(p),
         p.data_ptr(),
         target.data_ptr(),
-        _reading(x_t, coefficients, frame_mask),
+        address(x_t),
+        address(coefficients),
+        *_mask(frame_mask, p),
+        0,
+        0,
         sums.data_ptr(),
         partial.data_ptr(),
     )
@@ -126,15 +120,19 @@ def squared_error_gradient(
     frame_mask: Tensor | None,
 ) -> Tensor:
     dp, grad = torch.empty_like(p), grad.contiguous()
+    coefficients, frame_mask = _dense(coefficients, frame_mask)
     launch(
-        functions.squared_error_gradient,
+        functions.squared_error,
         p,
-        dtype_of(p),
-        _shape(p, frame_mask),
-        grad.data_ptr(),
+        *_layout(p),
         p.data_ptr(),
         target.data_ptr(),
-        _reading(x_t, coefficients, frame_mask),
+        address(x_t),
+        address(coefficients),
+        *_mask(frame_mask, p),
+        grad.data_ptr(),
         dp.data_ptr(),
+        0,
+        0,
     )
     return dp

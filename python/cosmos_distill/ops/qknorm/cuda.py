@@ -10,67 +10,31 @@ from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
 
-Shape = tuple[int, int, int, int, int]
+_WIDEST = 2048
+"""A block keeps eight rows of sums over a head in shared memory."""
 
 
-def _shape(x: Tensor) -> Shape:
-    """[B, S, H, Dh] and the distance between tokens."""
-    batch, length, heads, dim = x.shape
-    if dim % 2:
-        raise ValueError(f"the CUDA kernels take an even head size, not {dim}: pass backend='reference'")
-    return batch, length, heads, dim, x.stride(1)
-
-
-def _rotary(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
+def _call(
+    q: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]
+) -> tuple[int, int, int, int, int, bool, list[int]]:
+    """What both sides share: dtype, length, head size and tables."""
+    _, length, _, dim = q.shape
+    if dim > _WIDEST:
+        raise ValueError(
+            f"q has head size {dim}, but the CUDA operator holds {_WIDEST}: use the reference backend"
+        )
     per_sample = cos is not None and cos.dim() == (2 if grid else 3)
-    return address(cos), address(sin), per_sample, list(grid)
+    return dtype_of(q), length, dim, address(cos), address(sin), per_sample, list(grid)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
-) -> tuple[Tensor, Tensor]:
-    out, rstd = x.new_empty(x.shape), x.new_empty(x.shape[:3], dtype=torch.float32)
-    launch(
-        functions.norm_rope_forward,
-        x,
-        dtype_of(x),
-        _shape(x),
-        x.data_ptr(),
-        weight.data_ptr(),
-        *_rotary(cos, sin, grid),
-        eps,
-        out.data_ptr(),
-        rstd.data_ptr(),
-    )
-    return out, rstd
+def _tokens(x: Tensor) -> tuple[int, int, int]:
+    """Tokens, heads, and elements between tokens."""
+    batch, length, heads, _ = x.shape
+    return batch * length, heads, x.stride(1)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    grid: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    dx, dweight = x.new_empty(x.shape), torch.empty_like(weight)
-    partial = weight.new_empty(functions.norm_rope_chunks(_shape(x)), weight.shape[0])
-    launch(
-        functions.norm_rope_backward,
-        x,
-        dtype_of(x),
-        _shape(x),
-        grad.data_ptr(),
-        x.data_ptr(),
-        rstd.data_ptr(),
-        weight.data_ptr(),
-        *_rotary(cos, sin, grid),
-        dx.data_ptr(),
-        dweight.data_ptr(),
-        partial.data_ptr(),
-    )
-    return dx, dweight
+def _rstd(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:3], dtype=torch.float32)
 
 
 def qk_norm_rope(
@@ -83,9 +47,13 @@ def qk_norm_rope(
     grid: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q_out, q_rstd = _forward(q, q_weight, cos, sin, grid, eps)
-    k_out, k_rstd = _forward(k, k_weight, cos, sin, grid, eps)
-    return q_out, k_out, q_rstd, k_rstd
+    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [_rstd(q), _rstd(k)]
+    sides = [
+        (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
+        for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)
+    ]
+    launch(functions.norm_rope_forward, q, *_call(q, cos, sin, grid), eps, *sides)
+    return outs[0], outs[1], rstds[0], rstds[1]
 
 
 def qk_norm_rope_backward(
@@ -101,6 +69,14 @@ def qk_norm_rope_backward(
     sin: Tensor | None,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, cos, sin, grid)
-    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, cos, sin, grid)
+    chunks = functions.norm_rope_chunks(max(_tokens(q)[0], _tokens(k)[0]))
+    kept, sides = [], []
+    for grad, x, weight, rstd in ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd)):
+        partial = weight.new_empty((chunks, *weight.shape))
+        dx, dweight = x.new_empty(x.shape), torch.empty_like(weight)
+        kept.append((dx, dweight, partial))
+        tensors = (grad, x, weight, rstd, dx, dweight, partial)
+        sides.append((*_tokens(x), *(tensor.data_ptr() for tensor in tensors)))
+    launch(functions.norm_rope_backward, q, *_call(q, cos, sin, grid), *sides)
+    (dq, dq_weight, _), (dk, dk_weight, _) = kept
     return dq, dk, dq_weight, dk_weight
