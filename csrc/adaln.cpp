@@ -2,71 +2,99 @@
 
 #include <cmath>
 
+#include "common/stream.h"
+
 namespace cd {
 namespace {
 
 // Mean and 1/std of one row, in two sweeps: the one-sweep form E[x^2] - E[x]^2 cancels when |mean| is large.
 CD_CLONES void row_stats(const float* CD_RESTRICT x, int64_t width, float eps, float* stats) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < width; i++) sum += x[i];
-    const float mean = sum / static_cast<float>(width);
-    float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
+    const float mean = lane_sum(width, [=](int64_t i) { return x[i]; }) / static_cast<float>(width);
+    const float square = lane_sum(width, [=](int64_t i) {
+        const float away = x[i] - mean;
+        return away * away;
+    });
     stats[0] = mean;
     stats[1] = 1.0f / std::sqrt(square / static_cast<float>(width) + eps);
 }
 
-CD_CLONES void row_gate(const float* CD_RESTRICT x, const float* CD_RESTRICT y, const float* CD_RESTRICT gate,
-                        int64_t width, float* CD_RESTRICT x_new) {
+template <class T>
+CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const float* CD_RESTRICT gate,
+                        int64_t width, T* CD_RESTRICT x_new) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) x_new[i] = x[i] + gate[i] * y[i];
+    for (int64_t i = 0; i < width; i++) x_new[i] = narrow<T>(load(x[i]) + gate[i] * load(y[i]));
 }
 
+template <class T>
 CD_CLONES void row_modulate(const float* CD_RESTRICT x, const float* CD_RESTRICT stats,
                             const float* CD_RESTRICT shift, const float* CD_RESTRICT scale, int64_t width,
-                            float* CD_RESTRICT out) {
+                            T* CD_RESTRICT out) {
     const float mean = stats[0], rstd = stats[1];
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) out[i] = (x[i] - mean) * rstd * (1.0f + scale[i]) + shift[i];
+    for (int64_t i = 0; i < width; i++) {
+        out[i] = narrow<T>((x[i] - mean) * rstd * (1.0f + scale[i]) + shift[i]);
+    }
 }
 
-// dx = rstd * (n - mean(n) - xhat * mean(n * xhat)) with n = grad * (1 + scale); the column sums of this
-// row are added to dshift and dscale on the way, while the row is in cache.
-CD_CLONES void row_backward(const float* CD_RESTRICT grad, const float* CD_RESTRICT x,
-                            const float* CD_RESTRICT stats, const float* CD_RESTRICT scale, int64_t width,
-                            float* CD_RESTRICT dx, float* CD_RESTRICT dshift, float* CD_RESTRICT dscale) {
+// With n = grad * (1 + scale): means[0] = mean(n), means[1] = mean(n * xhat). The column sums of this row are
+// added to dshift and dscale on the way.
+CD_CLONES void row_sums(const float* CD_RESTRICT grad, const float* CD_RESTRICT x, const float* CD_RESTRICT stats,
+                        const float* CD_RESTRICT scale, int64_t width, float* CD_RESTRICT dshift,
+                        float* CD_RESTRICT dscale, float* CD_RESTRICT means) {
     const float mean = stats[0], rstd = stats[1];
     float sum = 0.0f, dot = 0.0f;
 #pragma omp simd reduction(+ : sum, dot)
     for (int64_t i = 0; i < width; i++) {
-        const float hat = (x[i] - mean) * rstd, n = grad[i] * (1.0f + scale[i]);
+        const float g = grad[i], hat = (x[i] - mean) * rstd, n = g * (1.0f + scale[i]);
         sum += n;
         dot += n * hat;
-        dshift[i] += grad[i];
-        dscale[i] += grad[i] * hat;
+        dshift[i] += g;
+        dscale[i] += g * hat;
     }
-    const float a = sum / static_cast<float>(width), b = dot / static_cast<float>(width);
+    means[0] = sum / static_cast<float>(width);
+    means[1] = dot / static_cast<float>(width);
+}
+
+// rstd * (n - mean(n) - xhat * mean(n * xhat)), the gradient of one element.
+CD_INLINE float normed_gradient(float grad, float x, float scale, float mean, float rstd, float a, float b) {
+    return rstd * (grad * (1.0f + scale) - a - (x - mean) * rstd * b);
+}
+
+template <class T>
+CD_CLONES void row_backward(const float* CD_RESTRICT grad, const float* CD_RESTRICT x,
+                            const float* CD_RESTRICT stats, const float* CD_RESTRICT means,
+                            const float* CD_RESTRICT scale, int64_t width, T* CD_RESTRICT dx) {
+    const float mean = stats[0], rstd = stats[1], a = means[0], b = means[1];
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) {
-        const float hat = (x[i] - mean) * rstd, n = grad[i] * (1.0f + scale[i]);
-        dx[i] = rstd * (n - a - hat * b);
+        dx[i] = narrow<T>(normed_gradient(grad[i], x[i], scale[i], mean, rstd, a, b));
     }
 }
 
-CD_CLONES void row_add(const float* CD_RESTRICT from, float* CD_RESTRICT to, int64_t width) {
+// The same for x_new = x + gate * y, which has a gradient of its own (or not: null).
+template <class T>
+CD_CLONES void row_gated_backward(const float* CD_RESTRICT grad, const T* CD_RESTRICT grad_x_new,
+                                  const float* CD_RESTRICT x_new, const T* CD_RESTRICT y,
+                                  const float* CD_RESTRICT stats, const float* CD_RESTRICT means,
+                                  const float* CD_RESTRICT gate, const float* CD_RESTRICT scale, int64_t width,
+                                  T* CD_RESTRICT dx, T* CD_RESTRICT dy, float* CD_RESTRICT dgate) {
+    const float mean = stats[0], rstd = stats[1], a = means[0], b = means[1];
+    const auto finish = [=](int64_t i, float d) {
+        dx[i] = narrow<T>(d);
+        dy[i] = narrow<T>(gate[i] * d);
+        dgate[i] += d * load(y[i]);
+    };
+    if (grad_x_new == nullptr) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) to[i] += from[i];
-}
-
-CD_CLONES void row_gate_backward(const float* CD_RESTRICT dx, const float* CD_RESTRICT y,
-                                 const float* CD_RESTRICT gate, int64_t width, float* CD_RESTRICT dy,
-                                 float* CD_RESTRICT dgate) {
+        for (int64_t i = 0; i < width; i++) {
+            finish(i, normed_gradient(grad[i], x_new[i], scale[i], mean, rstd, a, b));
+        }
+    } else {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) {
-        dy[i] = gate[i] * dx[i];
-        dgate[i] += dx[i] * y[i];
+        for (int64_t i = 0; i < width; i++) {
+            const float d = normed_gradient(grad[i], x_new[i], scale[i], mean, rstd, a, b);
+            finish(i, d + load(grad_x_new[i]));
+        }
     }
 }
 
@@ -95,67 +123,117 @@ struct ColumnSums {
 
 }  // namespace
 
-void adaln_forward(Layout layout, const float* x, Modulation shift, Modulation scale, float eps, float* out,
+template <class T>
+void adaln_forward(Layout layout, const T* x, Modulation shift, Modulation scale, float eps, T* out,
                    float* stats) {
     const int64_t rows = layout.rows, width = layout.width;
-#pragma omp parallel for schedule(static) if (layout.elements() >= kParallelElements)
-    for (int64_t r = 0; r < layout.groups * rows; r++) {
-        row_stats(x + r * width, width, eps, stats + 2 * r);
-        row_modulate(x + r * width, stats + 2 * r, shift.row(r / rows), scale.row(r / rows), width,
-                     out + r * width);
+#pragma omp parallel if (layout.elements() >= kParallelElements)
+    {
+        RowReader<T> from(width);
+        RowWriter<T> to(out, layout.elements(), width);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < layout.groups * rows; r++) {
+            const int64_t group = r / rows, at = r * width;
+            const float* row = from.read(x + at);
+            row_stats(row, width, eps, stats + 2 * r);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to.row(at));
+            to.done(at, width, x + at + width);
+        }
     }
 }
 
-void adaln_backward(Layout layout, const float* grad, const float* x, const float* stats, Modulation scale,
-                    float* dx, float* dshift, float* dscale) {
+template <class T>
+void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats, Modulation scale, T* dx,
+                    float* dshift, float* dscale) {
     const int64_t rows = layout.rows, width = layout.width, chunks = layout.chunks_per_group();
     ColumnSums sums(layout, 2);
-#pragma omp parallel for schedule(static) if (layout.elements() >= kParallelElements)
-    for (int64_t c = 0; c < layout.groups * chunks; c++) {
-        const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
-        float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c);
-        for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
-            const int64_t r = group * rows + i;
-            row_backward(grad + r * width, x + r * width, stats + 2 * r, scale.row(group), width,
-                         dx + r * width, shift_sum, scale_sum);
+#pragma omp parallel if (layout.elements() >= kParallelElements)
+    {
+        RowReader<T> from_grad(width), from_x(width);
+        RowWriter<T> to(dx, layout.elements(), width);
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < layout.groups * chunks; c++) {
+            const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
+            const float* scales = scale.row(group);
+            float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), means[2];
+            for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
+                const int64_t r = group * rows + i, at = r * width;
+                const float *grads = from_grad.read(grad + at), *row = from_x.read(x + at);
+                row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
+                row_backward(grads, row, stats + 2 * r, means, scales, width, to.row(at));
+                to.done(at, width, grad + at + width, x + at + width);
+            }
         }
     }
     sums.finish(0, dshift);
     sums.finish(1, dscale);
 }
 
-void gated_adaln_forward(Layout layout, const float* x, const float* y, Modulation gate, Modulation shift,
-                         Modulation scale, float eps, float* x_new, float* out, float* stats) {
+template <class T>
+void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate, Modulation shift,
+                         Modulation scale, float eps, T* x_new, T* out, float* stats) {
     const int64_t rows = layout.rows, width = layout.width;
-#pragma omp parallel for schedule(static) if (layout.elements() >= kParallelElements)
-    for (int64_t r = 0; r < layout.groups * rows; r++) {
-        const int64_t group = r / rows, at = r * width;
-        row_gate(x + at, y + at, gate.row(group), width, x_new + at);
-        row_stats(x_new + at, width, eps, stats + 2 * r);
-        row_modulate(x_new + at, stats + 2 * r, shift.row(group), scale.row(group), width, out + at);
+#pragma omp parallel if (layout.elements() >= kParallelElements)
+    {
+        RowReader<T> from(width);
+        RowWriter<T> to_x_new(x_new, layout.elements(), width), to_out(out, layout.elements(), width);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < layout.groups * rows; r++) {
+            const int64_t group = r / rows, at = r * width;
+            T* sum = to_x_new.row(at);
+            row_gate(x + at, y + at, gate.row(group), width, sum);
+            const float* row = from.read(sum);
+            row_stats(row, width, eps, stats + 2 * r);
+            row_modulate(row, stats + 2 * r, shift.row(group), scale.row(group), width, to_out.row(at));
+            to_x_new.done(at, width, x + at + width);
+            to_out.done(at, width, y + at + width);
+        }
     }
 }
 
-void gated_adaln_backward(Layout layout, const float* grad, const float* grad_x_new, const float* x_new,
-                          const float* y, const float* stats, Modulation gate, Modulation scale, float* dx,
-                          float* dy, float* dgate, float* dshift, float* dscale) {
+template <class T>
+void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, const T* x_new, const T* y,
+                          const float* stats, Modulation gate, Modulation scale, T* dx, T* dy, float* dgate,
+                          float* dshift, float* dscale) {
     const int64_t rows = layout.rows, width = layout.width, chunks = layout.chunks_per_group();
     ColumnSums sums(layout, 3);
-#pragma omp parallel for schedule(static) if (layout.elements() >= kParallelElements)
-    for (int64_t c = 0; c < layout.groups * chunks; c++) {
-        const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
-        float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), *gate_sum = sums.open(2, c);
-        for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
-            const int64_t r = group * rows + i, at = r * width;
-            row_backward(grad + at, x_new + at, stats + 2 * r, scale.row(group), width, dx + at, shift_sum,
-                         scale_sum);
-            if (grad_x_new != nullptr) row_add(grad_x_new + at, dx + at, width);
-            row_gate_backward(dx + at, y + at, gate.row(group), width, dy + at, gate_sum);
+#pragma omp parallel if (layout.elements() >= kParallelElements)
+    {
+        RowReader<T> from_grad(width), from_x(width);
+        RowWriter<T> to_dx(dx, layout.elements(), width), to_dy(dy, layout.elements(), width);
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < layout.groups * chunks; c++) {
+            const int64_t group = c / chunks, first = c % chunks * kRowsPerChunk;
+            const float *scales = scale.row(group), *gates = gate.row(group);
+            float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), *gate_sum = sums.open(2, c), means[2];
+            for (int64_t i = first; i < std::min(rows, first + kRowsPerChunk); i++) {
+                const int64_t r = group * rows + i, at = r * width;
+                const float *grads = from_grad.read(grad + at), *row = from_x.read(x_new + at);
+                const T* more = grad_x_new == nullptr ? nullptr : grad_x_new + at;
+                row_sums(grads, row, stats + 2 * r, scales, width, shift_sum, scale_sum, means);
+                row_gated_backward(grads, more, row, y + at, stats + 2 * r, means, gates, scales, width,
+                                   to_dx.row(at), to_dy.row(at), gate_sum);
+                to_dx.done(at, width, grad + at + width, x_new + at + width);
+                if (more == nullptr) {
+                    to_dy.done(at, width, y + at + width);
+                } else {
+                    to_dy.done(at, width, y + at + width, more + width);
+                }
+            }
         }
     }
     sums.finish(0, dshift);
     sums.finish(1, dscale);
     sums.finish(2, dgate);
 }
+
+#define CD_INSTANTIATE(T)                                                                                        \
+    template void adaln_forward(Layout, const T*, Modulation, Modulation, float, T*, float*);                    \
+    template void adaln_backward(Layout, const T*, const T*, const float*, Modulation, T*, float*, float*);      \
+    template void gated_adaln_forward(Layout, const T*, const T*, Modulation, Modulation, Modulation, float, T*, \
+                                      T*, float*);                                                               \
+    template void gated_adaln_backward(Layout, const T*, const T*, const T*, const T*, const float*, Modulation, \
+                                       Modulation, T*, T*, float*, float*, float*);
+CD_FOR_ELEMENTS(CD_INSTANTIATE)
 
 }  // namespace cd

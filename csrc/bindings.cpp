@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "adaln.h"
+#include "dm_loss.h"
 #include "qk_norm_rope.h"
 
 namespace py = pybind11;
@@ -15,36 +17,65 @@ namespace {
 
 using Address = std::uintptr_t;
 
-const float* in(Address a) { return reinterpret_cast<const float*>(a); }
-float* out(Address a) { return reinterpret_cast<float*>(a); }
-
-void adaln_forward(int64_t groups, int64_t rows, int64_t width, Address x, Address shift, int64_t shift_stride,
-                   Address scale, int64_t scale_stride, float eps, Address result, Address stats) {
-    cd::adaln_forward({groups, rows, width}, in(x), {in(shift), shift_stride}, {in(scale), scale_stride}, eps,
-                      out(result), out(stats));
+template <class T = float>
+const T* in(Address a) {
+    return reinterpret_cast<const T*>(a);
+}
+template <class T = float>
+T* out(Address a) {
+    return reinterpret_cast<T*>(a);
 }
 
-void adaln_backward(int64_t groups, int64_t rows, int64_t width, Address grad, Address x, Address stats,
-                    Address scale, int64_t scale_stride, Address dx, Address dshift, Address dscale) {
-    cd::adaln_backward({groups, rows, width}, in(grad), in(x), in(stats), {in(scale), scale_stride}, out(dx),
-                       out(dshift), out(dscale));
+// Calls run with a value of the element type; the numbers are those of ops/elements.py.
+template <class Run>
+void with_element(int element, Run run) {
+    switch (element) {
+        case 0: return run(float{});
+        case 1: return run(cd::bf16{});
+        case 2: return run(cd::fp16{});
+    }
+    throw py::value_error("element must be 0 (fp32), 1 (bf16) or 2 (fp16)");
+}
+#define CD_T decltype(zero)
+
+void adaln_forward(int element, int64_t groups, int64_t rows, int64_t width, Address x, Address shift,
+                   int64_t shift_stride, Address scale, int64_t scale_stride, float eps, Address result,
+                   Address stats) {
+    with_element(element, [&](auto zero) {
+        cd::adaln_forward<CD_T>({groups, rows, width}, in<CD_T>(x), {in(shift), shift_stride},
+                                {in(scale), scale_stride}, eps, out<CD_T>(result), out(stats));
+    });
 }
 
-void gated_adaln_forward(int64_t groups, int64_t rows, int64_t width, Address x, Address y, Address gate,
-                         int64_t gate_stride, Address shift, int64_t shift_stride, Address scale,
+void adaln_backward(int element, int64_t groups, int64_t rows, int64_t width, Address grad, Address x,
+                    Address stats, Address scale, int64_t scale_stride, Address dx, Address dshift,
+                    Address dscale) {
+    with_element(element, [&](auto zero) {
+        cd::adaln_backward<CD_T>({groups, rows, width}, in<CD_T>(grad), in<CD_T>(x), in(stats),
+                                 {in(scale), scale_stride}, out<CD_T>(dx), out(dshift), out(dscale));
+    });
+}
+
+void gated_adaln_forward(int element, int64_t groups, int64_t rows, int64_t width, Address x, Address y,
+                         Address gate, int64_t gate_stride, Address shift, int64_t shift_stride, Address scale,
                          int64_t scale_stride, float eps, Address x_new, Address result, Address stats) {
-    cd::gated_adaln_forward({groups, rows, width}, in(x), in(y), {in(gate), gate_stride},
-                            {in(shift), shift_stride}, {in(scale), scale_stride}, eps, out(x_new), out(result),
-                            out(stats));
+    with_element(element, [&](auto zero) {
+        cd::gated_adaln_forward<CD_T>({groups, rows, width}, in<CD_T>(x), in<CD_T>(y), {in(gate), gate_stride},
+                                      {in(shift), shift_stride}, {in(scale), scale_stride}, eps,
+                                      out<CD_T>(x_new), out<CD_T>(result), out(stats));
+    });
 }
 
-void gated_adaln_backward(int64_t groups, int64_t rows, int64_t width, Address grad, Address grad_x_new,
-                          Address x_new, Address y, Address stats, Address gate, int64_t gate_stride,
-                          Address scale, int64_t scale_stride, Address dx, Address dy, Address dgate,
-                          Address dshift, Address dscale) {
-    cd::gated_adaln_backward({groups, rows, width}, in(grad), in(grad_x_new), in(x_new), in(y), in(stats),
-                             {in(gate), gate_stride}, {in(scale), scale_stride}, out(dx), out(dy), out(dgate),
-                             out(dshift), out(dscale));
+void gated_adaln_backward(int element, int64_t groups, int64_t rows, int64_t width, Address grad,
+                          Address grad_x_new, Address x_new, Address y, Address stats, Address gate,
+                          int64_t gate_stride, Address scale, int64_t scale_stride, Address dx, Address dy,
+                          Address dgate, Address dshift, Address dscale) {
+    with_element(element, [&](auto zero) {
+        cd::gated_adaln_backward<CD_T>({groups, rows, width}, in<CD_T>(grad), in<CD_T>(grad_x_new),
+                                       in<CD_T>(x_new), in<CD_T>(y), in(stats), {in(gate), gate_stride},
+                                       {in(scale), scale_stride}, out<CD_T>(dx), out<CD_T>(dy), out(dgate),
+                                       out(dshift), out(dscale));
+    });
 }
 
 // `grid` is empty for full tables, or (frames, height, width, t, h, w).
@@ -53,18 +84,67 @@ cd::Tables tables(Address cos, Address sin, bool per_sample, const std::vector<i
     return {in(cos), in(sin), per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
 }
 
-void norm_rope_forward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
-                       Address x, Address weight, Address cos, Address sin, bool per_sample,
+void norm_rope_forward(int element, int64_t batch, int64_t length, int64_t heads, int64_t head_dim,
+                       int64_t stride, Address x, Address weight, Address cos, Address sin, bool per_sample,
                        const std::vector<int64_t>& grid, float eps, Address result, Address rstd) {
-    cd::norm_rope_forward({batch, length, heads, head_dim, stride}, in(x), in(weight),
-                          tables(cos, sin, per_sample, grid), eps, out(result), out(rstd));
+    with_element(element, [&](auto zero) {
+        cd::norm_rope_forward<CD_T>({batch, length, heads, head_dim, stride}, in<CD_T>(x), in(weight),
+                                    tables(cos, sin, per_sample, grid), eps, out<CD_T>(result), out(rstd));
+    });
 }
 
-void norm_rope_backward(int64_t batch, int64_t length, int64_t heads, int64_t head_dim, int64_t stride,
-                        Address grad, Address x, Address rstd, Address weight, Address cos, Address sin,
-                        bool per_sample, const std::vector<int64_t>& grid, Address dx, Address dweight) {
-    cd::norm_rope_backward({batch, length, heads, head_dim, stride}, in(grad), in(x), in(rstd), in(weight),
-                           tables(cos, sin, per_sample, grid), out(dx), out(dweight));
+void norm_rope_backward(int element, int64_t batch, int64_t length, int64_t heads, int64_t head_dim,
+                        int64_t stride, Address grad, Address x, Address rstd, Address weight, Address cos,
+                        Address sin, bool per_sample, const std::vector<int64_t>& grid, Address dx,
+                        Address dweight) {
+    with_element(element, [&](auto zero) {
+        cd::norm_rope_backward<CD_T>({batch, length, heads, head_dim, stride}, in<CD_T>(grad), in<CD_T>(x),
+                                     in(rstd), in(weight), tables(cos, sin, per_sample, grid), out<CD_T>(dx),
+                                     out(dweight));
+    });
+}
+
+using Shape = std::array<int64_t, 4>;  // batch, segments, inner, frames
+
+cd::Samples samples(const Shape& shape, Address mask) {
+    return {shape[0], shape[1], shape[2], shape[3], in(mask)};
+}
+
+void renoise(int element, const Shape& shape, Address x0, Address eps, Address alpha, Address sigma,
+             Address result) {
+    with_element(element, [&](auto zero) {
+        cd::renoise<CD_T>(samples(shape, 0), in<CD_T>(x0), in<CD_T>(eps), in(alpha), in(sigma), out(result));
+    });
+}
+
+void vsd(int element, const Shape& shape, Address mask, Address x, Address teacher, Address fake, Address uncond,
+         Address x_t, Address coefficients, float guidance, Address direction, Address sums) {
+    with_element(element, [&](auto zero) {
+        cd::vsd<CD_T>(samples(shape, mask), in<CD_T>(x), in<CD_T>(teacher), in<CD_T>(fake), in<CD_T>(uncond),
+                      {in<CD_T>(x_t), in(coefficients)}, guidance, out<CD_T>(direction), out(sums));
+    });
+}
+
+void vsd_gradient(int element, const Shape& shape, Address direction, Address slope, Address result) {
+    with_element(element, [&](auto zero) {
+        cd::vsd_gradient<CD_T>(samples(shape, 0), in<CD_T>(direction), in(slope), out<CD_T>(result));
+    });
+}
+
+void squared_error(int element, const Shape& shape, Address mask, Address p, Address target, Address x_t,
+                   Address coefficients, Address sums) {
+    with_element(element, [&](auto zero) {
+        cd::squared_error<CD_T>(samples(shape, mask), in<CD_T>(p), in<CD_T>(target),
+                                {in<CD_T>(x_t), in(coefficients)}, out(sums));
+    });
+}
+
+void squared_error_gradient(int element, const Shape& shape, Address mask, Address grad, Address p,
+                            Address target, Address x_t, Address coefficients, Address result) {
+    with_element(element, [&](auto zero) {
+        cd::squared_error_gradient<CD_T>(samples(shape, mask), in(grad), in<CD_T>(p), in<CD_T>(target),
+                                         {in<CD_T>(x_t), in(coefficients)}, out<CD_T>(result));
+    });
 }
 
 }  // namespace
@@ -78,4 +158,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("gated_adaln_backward", &gated_adaln_backward, release);
     m.def("norm_rope_forward", &norm_rope_forward, release);
     m.def("norm_rope_backward", &norm_rope_backward, release);
+    m.def("renoise", &renoise, release);
+    m.def("vsd", &vsd, release);
+    m.def("vsd_gradient", &vsd_gradient, release);
+    m.def("squared_error", &squared_error, release);
+    m.def("squared_error_gradient", &squared_error_gradient, release);
 }

@@ -1,11 +1,11 @@
-// Per-head RMSNorm and rotate-half rotary embedding on CPU, fp32.
+// Per-head RMSNorm and rotate-half rotary embedding on CPU: heads of fp32, bf16 or fp16, everything else fp32.
 #pragma once
 
 #include "common/simd.h"
 
 namespace cd {
 
-// [batch, length, heads, head_dim] with heads and channels dense and `stride` floats between tokens (so
+// [batch, length, heads, head_dim] with heads and channels dense and `stride` elements between tokens (so
 // that a slice of a fused projection needs no copy). Outputs and gradients are always dense.
 struct Heads {
     int64_t batch, length, heads, head_dim, stride;
@@ -26,11 +26,13 @@ struct Tables {
 };
 
 // out = rope(x * rstd * weight); rstd[token, head] = 1 / sqrt(mean(x^2) + eps).
-void norm_rope_forward(Heads shape, const float* x, const float* weight, Tables tables, float eps, float* out,
+template <class T>
+void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tables, float eps, T* out,
                        float* rstd);
 
 // From grad (of out, dense): dx (dense) and dweight [head_dim].
-void norm_rope_backward(Heads shape, const float* grad, const float* x, const float* rstd, const float* weight,
-                        Tables tables, float* dx, float* dweight);
+template <class T>
+void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rstd, const float* weight,
+                        Tables tables, T* dx, float* dweight);
 
 }  // namespace cd

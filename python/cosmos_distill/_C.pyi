@@ -1,6 +1,8 @@
-"""Types of the compiled module (csrc/bindings.cpp). Tensors are passed as addresses of fp32 data."""
+"""Types of the compiled module (csrc/bindings.cpp). Tensors are passed as addresses; ``element`` numbers
+the dtype of those that are not always fp32 (ops/elements.py)."""
 
 def adaln_forward(
+    element: int,
     groups: int,
     rows: int,
     width: int,
@@ -15,6 +17,7 @@ def adaln_forward(
     /,
 ) -> None: ...
 def adaln_backward(
+    element: int,
     groups: int,
     rows: int,
     width: int,
@@ -29,6 +32,7 @@ def adaln_backward(
     /,
 ) -> None: ...
 def gated_adaln_forward(
+    element: int,
     groups: int,
     rows: int,
     width: int,
@@ -47,6 +51,7 @@ def gated_adaln_forward(
     /,
 ) -> None: ...
 def gated_adaln_backward(
+    element: int,
     groups: int,
     rows: int,
     width: int,
@@ -67,6 +72,7 @@ def gated_adaln_backward(
     /,
 ) -> None: ...
 def norm_rope_forward(
+    element: int,
     batch: int,
     length: int,
     heads: int,
@@ -84,6 +90,7 @@ def norm_rope_forward(
     /,
 ) -> None: ...
 def norm_rope_backward(
+    element: int,
     batch: int,
     length: int,
     heads: int,
@@ -99,5 +106,61 @@ def norm_rope_backward(
     grid: list[int],
     dx: int,
     dweight: int,
+    /,
+) -> None: ...
+def renoise(
+    element: int,
+    shape: tuple[int, int, int, int],
+    x0: int,
+    eps: int,
+    alpha: int,
+    sigma: int,
+    result: int,
+    /,
+) -> None: ...
+def vsd(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    x: int,
+    teacher: int,
+    fake: int,
+    uncond: int,
+    x_t: int,
+    coefficients: int,
+    guidance: float,
+    direction: int,
+    sums: int,
+    /,
+) -> None: ...
+def vsd_gradient(
+    element: int,
+    shape: tuple[int, int, int, int],
+    direction: int,
+    slope: int,
+    result: int,
+    /,
+) -> None: ...
+def squared_error(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    p: int,
+    target: int,
+    x_t: int,
+    coefficients: int,
+    sums: int,
+    /,
+) -> None: ...
+def squared_error_gradient(
+    element: int,
+    shape: tuple[int, int, int, int],
+    mask: int,
+    grad: int,
+    p: int,
+    target: int,
+    x_t: int,
+    coefficients: int,
+    result: int,
     /,
 ) -> None: ...

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops.registry import BackendUnavailable
+from tests.ops.tolerance import assert_as_good_as_torch
 
 
 def qkv(queries: int = 5, keys: int = 7, dtype: torch.dtype = torch.float64):
@@ -34,7 +38,69 @@ def test_partial_results_merge_by_their_log_sum_exp():
     torch.testing.assert_close(whole, ops.attention(q, k, v))
 
 
-def test_sdpa_does_not_pretend_to_return_the_log_sum_exp():
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("queries", "keys", "dim"), [(5, 7, 8), (130, 67, 64), (1, 300, 33)])
+def test_sdpa_with_log_sum_exp(queries: int, keys: int, dim: int, dtype: torch.dtype):
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 3, dim, generator=draw) for n in (queries, keys, keys))
+    grads = [torch.randn(2, queries, 3, dim, generator=draw), torch.randn(2, 3, queries, generator=draw)]
+
+    def operator(q: Tensor, k: Tensor, v: Tensor, backend: str):
+        return ops.attention(q, k, v, scale=0.3, return_lse=True, backend=backend)
+
+    # Both are torch, with exponentials of their own.
+    assert_as_good_as_torch(operator, (q, k, v), grads, backend="sdpa", ulps=8, dtype=dtype)
+
+
+@pytest.mark.parametrize("unused", [0, 1])
+def test_sdpa_with_one_result_unused(unused: int):
+    results = []
+    for backend in ("sdpa", "reference"):
+        leaves = [t.requires_grad_() for t in qkv(dtype=torch.float32)]
+        kept = ops.attention(*leaves, return_lse=True, backend=backend)[1 - unused]
+        got = torch.autograd.grad(kept.square().sum(), leaves, allow_unused=True)
+        results.append([torch.zeros_like(t) if g is None else g for g, t in zip(got, leaves, strict=True)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_merged_parts_are_attention_over_all_keys():
+    """Forward and backward, through the log-sum-exp too, as a ring of ranks needs it."""
+    q, k, v = (t.requires_grad_() for t in qkv(6, 11))
+    spans = (slice(0, 3), slice(3, 4), slice(4, None))
+    parts = [ops.attention(q, k[:, s], v[:, s], return_lse=True, backend="reference") for s in spans]
+    merged = ops.merge_attention(*zip(*parts, strict=True))
+    whole = ops.attention(q, k, v, return_lse=True, backend="reference")
+    weight = torch.randn(whole[0].shape, dtype=torch.float64)
+    for a, b in zip(merged, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad((out * weight).sum() + lse.square().sum(), (q, k, v)) for out, lse in (merged, whole)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_merging_survives_scores_of_any_size_and_keeps_the_dtype():
+    outs = [torch.full((1, 2, 1, 4), float(i)) for i in range(3)]
+    lses = [torch.tensor([[[1000.0, -1000.0]]]), torch.tensor([[[999.0, -math.inf]]]), torch.full((1, 1, 2), -math.inf)]
+    out, lse = ops.merge_attention([o.bfloat16() for o in outs], lses)
+    share = 1 / (1 + math.e)
+    torch.testing.assert_close(out[0, :, 0, 0].float(), torch.tensor([share, 0.0]), rtol=1e-2, atol=0)
+    assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32
+    torch.testing.assert_close(lse[0, 0], torch.tensor([1000.0 + math.log1p(1 / math.e), -1000.0]))
+    with pytest.raises(ValueError, match="as many"):
+        ops.merge_attention(outs, lses[:2])
+    with pytest.raises(ValueError, match=r"lses\[1\] must be"):
+        ops.merge_attention(outs, [lses[0], lses[1][..., :1], lses[2]])
+    with pytest.raises(ValueError, match=r"outs\[2\] must be"):
+        ops.merge_attention([*outs[:2], outs[2][:, :1]], lses)
+
+
+def test_sdpa_does_not_pretend_to_return_the_log_sum_exp_in_fp64():
     with pytest.raises(BackendUnavailable, match="sdpa"):
         ops.attention(*qkv(), return_lse=True, backend="sdpa")
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from cosmos_distill import ops
 from tests.ops.tolerance import assert_as_good_as_torch
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
 
 def heads(batch: int, length: int, count: int, dim: int, tables: int, seed: int = 0):
     """q, k, their weights, and tables with that many axes (0: none)."""
@@ -45,27 +47,29 @@ def test_reference_rotates_by_the_angle():
     count=st.integers(1, 5),
     half=st.integers(1, 19),
     tables=st.sampled_from([0, 2, 3]),
+    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
-def test_cpu(batch: int, length: int, count: int, half: int, tables: int, seed: int):
+def test_cpu(batch: int, length: int, count: int, half: int, tables: int, dtype: torch.dtype, seed: int):
     q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, seed)
 
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
         return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
 
     grads = heads(batch, length, count, 2 * half, 0, seed + 1)[:2]
-    assert_as_good_as_torch(operator, (q, k, *weights), grads, ulps=8)
+    assert_as_good_as_torch(operator, (q, k, *weights), grads, ulps=8, dtype=dtype)
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("shape", [(16, 48, 6, 32), (1, 130, 4, 128)])
-def test_cpu_at_the_sizes_of_networks(shape: tuple[int, int, int, int]):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(16, 48, 6, 32), (1, 130, 4, 128), (1, 1030, 33, 128)])
+def test_cpu_at_the_sizes_of_networks(shape: tuple[int, int, int, int], dtype: torch.dtype):
     q, k, weights, (cos, sin) = heads(*shape, tables=2)
 
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
         return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
 
-    assert_as_good_as_torch(operator, (q, k, *weights), heads(*shape, tables=0, seed=1)[:2])
+    assert_as_good_as_torch(operator, (q, k, *weights), heads(*shape, tables=0, seed=1)[:2], dtype=dtype)
 
 
 @pytest.mark.compiled

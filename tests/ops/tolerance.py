@@ -3,13 +3,27 @@ computation in plain torch at the same precision, plus two units in the last pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Operator = Callable[..., Any]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fresh tensors hold NaN: an element that a kernel forgets to write cannot pass for a good one."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def outputs_and_gradients(
@@ -28,15 +42,18 @@ def assert_as_good_as_torch(
     grads: Sequence[Tensor],
     backend: str = "cpu",
     ulps: int = 2,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Hold ``backend`` in fp32 to the rule; ``operator`` takes the tensors and ``backend=``.
+    """Hold ``backend`` in ``dtype`` to the rule; ``operator`` takes the tensors and ``backend=``.
 
     ``ulps`` above two is for tensors so small that torch's error can be nil by luck.
     """
+    tensors, grads = ([t.to(dtype) for t in group] for group in (tensors, grads))
     exact = outputs_and_gradients(operator, tensors, grads, "reference", torch.float64)
-    plain = outputs_and_gradients(operator, tensors, grads, "reference", torch.float32)
-    ours = outputs_and_gradients(operator, tensors, grads, backend, torch.float32)
-    ulp = torch.finfo(torch.float32).eps
+    plain = outputs_and_gradients(operator, tensors, grads, "reference", dtype)
+    with poisoned():
+        ours = outputs_and_gradients(operator, tensors, grads, backend, dtype)
+    ulp = torch.finfo(dtype).eps
     for i, (want, theirs, got) in enumerate(zip(exact, plain, ours, strict=True)):
         assert got.shape == want.shape
         if want.numel() == 0:

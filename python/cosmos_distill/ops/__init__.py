@@ -7,6 +7,7 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
 ``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
 ``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
+``merge_attention``                   partial results over disjoint keys, merged by it
 ``renoise``, ``combine_guidance``,    distribution matching in x0 space
 ``vsd_loss``, ``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .adaln import adaln_modulate as adaln_modulate
     from .adaln import gated_residual_adaln as gated_residual_adaln
     from .attn import attention as attention
+    from .attn import merge_attention as merge_attention
     from .checkpoint import keep_attention as keep_attention
     from .dm_loss import Preconditioned as Preconditioned
     from .dm_loss import VSDForm as VSDForm
@@ -44,6 +46,7 @@ _HOME = {
     "gated_residual_adaln": "adaln",
     "qk_norm_rope": "qknorm",
     "attention": "attn",
+    "merge_attention": "attn",
     "keep_attention": "checkpoint",
     "combine_guidance": "dm_loss",
     "renoise": "dm_loss",

@@ -50,17 +50,18 @@ class Backend:
 
 
 REFERENCE = Backend("reference")
-CPU = Backend("cpu", ("cpu",), (torch.float32,))
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+CPU = Backend("cpu", ("cpu",), NARROW)
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", (CPU, REFERENCE)),
     "gated_residual_adaln": ("adaln", (CPU, REFERENCE)),
     "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), REFERENCE)),
-    "attention_lse": ("attn", (REFERENCE,)),
-    "renoise": ("dm_loss", (REFERENCE,)),
-    "vsd_loss": ("dm_loss", (REFERENCE,)),
-    "fake_score_loss": ("dm_loss", (REFERENCE,)),
+    "attention_lse": ("attn", (Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
+    "renoise": ("dm_loss", (CPU, REFERENCE)),
+    "vsd_loss": ("dm_loss", (CPU, REFERENCE)),
+    "fake_score_loss": ("dm_loss", (CPU, REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }

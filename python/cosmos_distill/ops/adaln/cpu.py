@@ -9,12 +9,13 @@ import torch  # before _C: the compiled module then shares torch's OpenMP runtim
 from torch import Tensor
 
 from ... import _C
+from ..elements import ELEMENTS
 
 
-def _layout(x: Tensor) -> tuple[int, int, int]:
-    """(groups, rows per group, width) of tokens [B, N, D] or [B, T, N, D]."""
+def _layout(x: Tensor) -> tuple[int, int, int, int]:
+    """(element, groups, rows per group, width) of tokens [B, N, D] or [B, T, N, D]."""
     shape = x.shape
-    return (shape[0] if len(shape) == 3 else shape[0] * shape[1]), shape[-2], shape[-1]
+    return ELEMENTS[x.dtype], (shape[0] if len(shape) == 3 else shape[0] * shape[1]), shape[-2], shape[-1]
 
 
 def _rows(modulation: Tensor) -> tuple[int, int]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from .. import registry
 from ..checks import beside, floating
 from . import fused, reference, sdpa
+from .merge import merge_attention
 
-__all__ = ["attention"]
+__all__ = ["attention", "merge_attention"]
 
 
 @overload
@@ -55,8 +56,9 @@ def attention(
         v: [B, Sk, H, D].
         scale: factor on the scores; None is 1 / sqrt(D).
         return_lse: also return the log-sum-exp of the scaled scores, with which partial results over
-            disjoint keys can be merged.
-        backend: ``sdpa`` (the default without log-sum-exp) or ``reference``.
+            disjoint keys can be merged (:func:`merge_attention`).
+        backend: ``sdpa`` (with log-sum-exp: on the CPU only), ``reference``, or what else
+            :mod:`cosmos_distill.ops.registry` lists.
 
     Returns:
         [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64).
@@ -98,8 +100,8 @@ def _attention(
         scale = 1 / math.sqrt(q.shape[-1])
     operator = "attention_lse" if return_lse else "attention"
     chosen = registry.pick(operator, backend, q, k, v)
-    if chosen == "sdpa":
-        return sdpa.attention(q, k, v, scale)
+    if chosen == "sdpa" and not return_lse:
+        return sdpa.attention_only(q, k, v, scale)
     if chosen == "reference":
         out, lse = reference.attention_lse(q, k, v, scale)
     else:

@@ -10,6 +10,7 @@ import torch  # before _C: the compiled module then shares torch's OpenMP runtim
 from torch import Tensor
 
 from ... import _C
+from ..elements import ELEMENTS
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
@@ -18,10 +19,10 @@ def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tupl
     return cos.data_ptr(), sin.data_ptr(), cos.dim() == (2 if grid else 3), list(grid)
 
 
-def _layout(x: Tensor) -> tuple[int, int, int, int, int]:
-    """[B, S, H, Dh] and the distance between tokens."""
+def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
+    """The element, [B, S, H, Dh], and the distance between tokens."""
     batch, length, heads, dim = x.shape
-    return batch, length, heads, dim, x.stride(1)
+    return ELEMENTS[x.dtype], batch, length, heads, dim, x.stride(1)
 
 
 def _forward(

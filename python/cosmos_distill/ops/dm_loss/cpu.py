@@ -1,0 +1,129 @@
+"""Distribution matching on the CPU: csrc/dm_loss.cpp. See fused.py for what the functions take and return.
+
+The results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
+from torch import Tensor
+
+from ... import _C
+from ..elements import ELEMENTS
+
+
+def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, int]:
+    """(samples, segments of one, elements of a segment, frames that segments take turns to belong to)."""
+    if frame_mask is None:
+        return x.shape[0], 1, math.prod(x.shape[1:]), 1
+    batch, channels, frames, height, width = x.shape
+    return batch, channels * frames, height * width, frames
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _fp32(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float().contiguous()
+
+
+def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
+    out = torch.empty(x0.shape)
+    alpha, sigma = _fp32(alpha), sigma.contiguous()
+    _C.renoise(
+        ELEMENTS[x0.dtype],
+        _shape(x0),
+        x0.data_ptr(),
+        eps.data_ptr(),
+        _address(alpha),
+        sigma.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def vsd(
+    x: Tensor,
+    teacher: Tensor,
+    fake: Tensor,
+    uncond: Tensor | None,
+    x_t: Tensor | None,
+    guidance: float,
+    coefficients: Tensor | None,
+    frame_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    direction, sums = torch.empty_like(x), torch.empty(x.shape[0], 3)
+    coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
+    _C.vsd(
+        ELEMENTS[x.dtype],
+        _shape(x, frame_mask),
+        _address(frame_mask),
+        x.data_ptr(),
+        teacher.data_ptr(),
+        fake.data_ptr(),
+        _address(uncond),
+        _address(x_t),
+        _address(coefficients),
+        guidance,
+        direction.data_ptr(),
+        sums.data_ptr(),
+    )
+    return direction, sums
+
+
+def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
+    out = torch.empty_like(direction)
+    slope = slope.contiguous()
+    _C.vsd_gradient(
+        ELEMENTS[direction.dtype], _shape(direction), direction.data_ptr(), slope.data_ptr(), out.data_ptr()
+    )
+    return out
+
+
+def squared_error(
+    p: Tensor,
+    target: Tensor,
+    x_t: Tensor | None,
+    coefficients: Tensor | None,
+    frame_mask: Tensor | None,
+) -> Tensor:
+    sums = torch.empty(p.shape[:1])
+    coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
+    _C.squared_error(
+        ELEMENTS[p.dtype],
+        _shape(p, frame_mask),
+        _address(frame_mask),
+        p.data_ptr(),
+        target.data_ptr(),
+        _address(x_t),
+        _address(coefficients),
+        sums.data_ptr(),
+    )
+    return sums
+
+
+def squared_error_gradient(
+    grad: Tensor,
+    p: Tensor,
+    target: Tensor,
+    x_t: Tensor | None,
+    coefficients: Tensor | None,
+    frame_mask: Tensor | None,
+) -> Tensor:
+    out = torch.empty_like(p)
+    grad, coefficients, frame_mask = grad.contiguous(), _fp32(coefficients), _fp32(frame_mask)
+    _C.squared_error_gradient(
+        ELEMENTS[p.dtype],
+        _shape(p, frame_mask),
+        _address(frame_mask),
+        grad.data_ptr(),
+        p.data_ptr(),
+        target.data_ptr(),
+        _address(x_t),
+        _address(coefficients),
+        out.data_ptr(),
+    )
+    return out

@@ -1,0 +1,17 @@
+"""CPU kernels take no more instructions than recorded: a regression gate that a busy machine cannot upset."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import instructions
+
+
+def test_no_kernel_takes_more_instructions_than_recorded():
+    try:
+        worse = instructions.regressions()
+    except instructions.Unavailable as reason:
+        pytest.skip(str(reason))
+    assert not worse, (
+        "\n".join(worse) + "\nIf that is meant, record anew: python -m benchmarks.instructions --record"
+    )
