@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import pytest
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from cosmos_distill.ops.library import kernels
-from tests.ops.test_library import draw, ops_has_kernels, public, run, tuple_of
+from tests.ops.test_library import bit_equal, draw, public, run, tuple_of
 
 
 @pytest.fixture(autouse=True)
@@ -162,24 +161,29 @@ def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
     assert described[0] == described[1]
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, folder: str, backend: str) -> Counter[str]:
-    """How often each kernel of a backend has run."""
-    calls: Counter[str] = Counter()
+class Executed(TorchDispatchMode):
+    """Counts the operators that are run: what a checkpoint has kept is answered before it gets here."""
 
-    def counted(name: str, function: Callable[..., Any], *args: Any) -> Any:
-        calls[name] += 1
-        return function(*args)
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
 
-    module = kernels(folder, backend)
-    for name, function in vars(module).copy().items():
-        if isinstance(function, FunctionType) and not name.startswith("_"):
-            monkeypatch.setattr(module, name, partial(counted, name, function))
-    return calls
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[function.name().partition("::")[2]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def execute(function: Callable[..., Tensor], given: Any, leaves: list[Tensor], **options: Any) -> Any:
+    """Output, gradients and calls of a checkpointed function."""
+    with Executed() as executed:
+        out = checkpoint(function, *given, use_reentrant=False, **options)
+        grads = torch.autograd.grad(out, leaves, draw(*out.shape))
+    return [out, *grads], executed.calls
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_checkpoint_policy_sees_the_operators(keep: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_policy_sees_the_operators(keep: bool):
     block, given = make_block(), inputs()
     kept = torch.ops.cosmos_distill.gated_residual_adaln.default
 
@@ -191,30 +195,31 @@ def test_a_checkpoint_policy_sees_the_operators(keep: bool, monkeypatch: pytest.
         return block(*args).sin()  # needs the results of the block's last operator, so none is left out
 
     leaves = [*given[:2], *block.parameters()]
-    want = torch.autograd.grad(whole(*given).sum(), leaves)
-    calls = count_calls(monkeypatch, "adaln", "cpu")
+    out = whole(*given)
+    want = [out, *torch.autograd.grad(out, leaves, draw(*out.shape))]
     contexts = partial(create_selective_checkpoint_contexts, policy)
-    out = checkpoint(whole, *given, use_reentrant=False, context_fn=contexts)
-    assert torch.equal(out, whole(*given))
-    calls.subtract(["adaln_modulate", "gated_residual_adaln"])  # of the comparison
-    got = torch.autograd.grad(out.sum(), leaves)
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    got, calls = execute(whole, given, leaves, context_fn=contexts)
+    assert bit_equal(got, want)
     assert calls["adaln_modulate"] == 2
     assert calls["gated_residual_adaln"] == (1 if keep else 2)
     assert calls["gated_residual_adaln_backward"] == 1
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_keep_attention_never_runs_it_twice(keep: bool, monkeypatch: pytest.MonkeyPatch):
-    if not ops_has_kernels("attention"):
-        pytest.skip("attention has no backend with kernels of its own here")
-    block, given = make_block(), inputs()
-    leaves = [*given[:2], *block.parameters()]
-    want = torch.autograd.grad(block(*given).sum(), leaves)
-    calls = count_calls(monkeypatch, "attn", "sdpa")
-    options = {"context_fn": ops.keep_attention} if keep else {}
-    out = checkpoint(block, *given, use_reentrant=False, **options)
-    got = torch.autograd.grad(out.sum(), leaves)
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert calls["attention"] == (1 if keep else 2)
-    assert calls["attention_backward"] == 1
+@pytest.mark.parametrize("lse", [False, True])
+def test_keep_attention_never_runs_it_twice(keep: bool, lse: bool):
+    linear, (q, k, v) = nn.Linear(8, 8), [draw(2, n, 3, 8).requires_grad_() for n in (6, 5, 5)]
+
+    def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        result = ops.attention(linear(q), k, v, return_lse=lse, backend="sdpa")
+        return result[0].sin() + result[1].sum() if lse else result.sin()
+
+    leaves = [q, k, v, *linear.parameters()]
+    out = block(q, k, v)
+    want = [out, *torch.autograd.grad(out, leaves, draw(*out.shape))]
+    got, calls = execute(block, (q, k, v), leaves, **({"context_fn": ops.keep_attention} if keep else {}))
+    assert bit_equal(got, want)
+    name = "attention" if lse else "_scaled_dot_product_flash_attention_for_cpu"
+    assert calls[name] == (1 if keep else 2)
+    assert calls[f"{name}_backward"] == 1
+    assert calls["addmm"] == 2  # the projection is recomputed

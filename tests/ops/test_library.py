@@ -216,7 +216,7 @@ def ops_has_kernels(name: str) -> bool:
         "adaln": ("adaln", "adaln_modulate"),
         "gated": ("adaln", "gated_residual_adaln"),
         "qk": ("qknorm", "qk_norm_rope"),
-        "attention": ("attn", "attention_backward"),
+        "attention": ("attn", "attention_backward" if name.endswith("lse") else "none but torch's own"),
         "renoise": ("dm_loss", "renoise"),
         "vsd": ("dm_loss", "vsd"),
         "fake": ("dm_loss", "squared_error"),

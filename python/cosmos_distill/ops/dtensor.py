@@ -29,7 +29,7 @@ Ways = Callable[..., list[Way]]
 
 def _adaln(x: Any) -> list[Way]:
     tokens = x.ndim - 2
-    groups = [{kind: Shard(axis) for kind in ("x", "rows", "drows")} for axis in range(tokens)]
+    groups: list[Way] = [{kind: Shard(axis) for kind in ("x", "rows", "drows")} for axis in range(tokens)]
     return [*groups, {"x": Shard(tokens), "rows": Replicate(), "drows": Partial()}]
 
 

@@ -68,8 +68,8 @@ def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, .
 
 
 _forward = define_differentiable(
-    "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin, SymInt[] grid,"
-    " float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin,"
+    " SymInt[] grid, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel("qknorm", "qk_norm_rope"),
     lambda q, k, *_: (_like(q), _like(k), _rstd_like(q), _rstd_like(k)),
     _save,

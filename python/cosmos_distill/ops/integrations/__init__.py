@@ -1,0 +1,1 @@
+"""The operators in networks of other libraries: one module each, which alone imports that library."""
