@@ -59,6 +59,88 @@ void adaln_backward(int dtype, int64_t groups, int64_t rows, int64_t width, Addr
                              at(stream));
 }
 
+// `grid` is empty for full tables, or (frames, height, width, t, h, w).
+cd::cuda::Tables tables(Address cos, Address sin, bool per_sample, const std::vector<int>& grid) {
+    if (grid.empty()) return {floats(cos), floats(sin), per_sample, 0, 0, 0, 0, 0, 0};
+    return {floats(cos), floats(sin), per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
+}
+
+using Numbers = std::vector<int64_t>;
+
+// A side is (tokens, heads, stride, x, weight, out, rstd).
+cd::cuda::HeadsForward forward_side(const Numbers& n) {
+    return {n.at(0), n.at(1), n.at(2), at(n.at(3)), floats(n.at(4)), at(n.at(5)), floats(n.at(6))};
+}
+
+// A side is (tokens, heads, stride, grad, x, weight, rstd, dx, dweight, partial).
+cd::cuda::HeadsBackward backward_side(const Numbers& n) {
+    return {n.at(0),         n.at(1),         n.at(2),    at(n.at(3)),     at(n.at(4)),
+            floats(n.at(5)), floats(n.at(6)), at(n.at(7)), floats(n.at(8)), floats(n.at(9))};
+}
+
+void norm_rope_forward(int dtype, int64_t length, int64_t head_dim, Address cos, Address sin, bool per_sample,
+                       const std::vector<int>& grid, float eps, const Numbers& q, const Numbers& k, Address stream) {
+    const cd::cuda::NormRope call{
+        length, head_dim, tables(cos, sin, per_sample, grid), eps, {forward_side(q), forward_side(k)}, {}};
+    cd::cuda::norm_rope_forward(Dtype(dtype), call, at(stream));
+}
+
+void norm_rope_backward(int dtype, int64_t length, int64_t head_dim, Address cos, Address sin, bool per_sample,
+                        const std::vector<int>& grid, const Numbers& q, const Numbers& k, Address stream) {
+    const cd::cuda::NormRope call{
+        length, head_dim, tables(cos, sin, per_sample, grid), 0.0f, {}, {backward_side(q), backward_side(k)}};
+    cd::cuda::norm_rope_backward(Dtype(dtype), call, at(stream));
+}
+
+void renoise(int dtype, int64_t batch, int64_t elements, Address x0, Address eps, Address alpha, Address sigma,
+             Address result, Address stream) {
+    cd::cuda::renoise(Dtype(dtype), {batch, elements, at(x0), at(eps), floats(alpha), floats(sigma), floats(result)},
+                      at(stream));
+}
+
+void vsd(int dtype, int64_t batch, int64_t elements, Address x, Address teacher, Address fake, Address uncond, Address x_t,
+         float guidance, Address coefficients, Address mask, int64_t frames, int64_t area, Address direction, Address sums,
+         Address partial, Address stream) {
+    cd::cuda::vsd(Dtype(dtype),
+                  {batch,
+                   elements,
+                   at(x),
+                   at(teacher),
+                   at(fake),
+                   at(uncond),
+                   at(x_t),
+                   guidance,
+                   floats(coefficients),
+                   {floats(mask), frames, area},
+                   at(direction),
+                   floats(sums),
+                   floats(partial)},
+                  at(stream));
+}
+
+void vsd_gradient(int dtype, int64_t batch, int64_t elements, Address direction, Address slope, Address result,
+                  Address stream) {
+    cd::cuda::vsd_gradient(Dtype(dtype), batch, elements, at(direction), floats(slope), at(result), at(stream));
+}
+
+void squared_error(int dtype, int64_t batch, int64_t elements, Address p, Address target, Address x_t, Address coefficients,
+                   Address mask, int64_t frames, int64_t area, Address grad, Address dp, Address sums, Address partial,
+                   Address stream) {
+    cd::cuda::squared_error(Dtype(dtype),
+                            {batch,
+                             elements,
+                             at(p),
+                             at(target),
+                             at(x_t),
+                             floats(coefficients),
+                             {floats(mask), frames, area},
+                             floats(grad),
+                             at(dp),
+                             floats(sums),
+                             floats(partial)},
+                            at(stream));
+}
+
 }  // namespace
 
 // Adds the submodule `cuda`.
@@ -68,4 +150,12 @@ void bind_cuda(py::module_& module) {
     m.def("adaln_chunks", &cd::cuda::adaln_chunks);
     m.def("adaln_forward", &adaln_forward, release);
     m.def("adaln_backward", &adaln_backward, release);
+    m.def("norm_rope_chunks", &cd::cuda::norm_rope_chunks);
+    m.def("norm_rope_forward", &norm_rope_forward, release);
+    m.def("norm_rope_backward", &norm_rope_backward, release);
+    m.def("dm_loss_blocks", &cd::cuda::dm_loss_blocks);
+    m.def("renoise", &renoise, release);
+    m.def("vsd", &vsd, release);
+    m.def("vsd_gradient", &vsd_gradient, release);
+    m.def("squared_error", &squared_error, release);
 }

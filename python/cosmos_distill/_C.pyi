@@ -153,3 +153,100 @@ class cuda:
         stream: int,
         /,
     ) -> None: ...
+    @staticmethod
+    def norm_rope_chunks(tokens: int, /) -> int: ...
+    @staticmethod
+    def norm_rope_forward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        eps: float,
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_backward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def dm_loss_blocks(elements: int, /) -> int: ...
+    @staticmethod
+    def renoise(
+        dtype: int,
+        batch: int,
+        elements: int,
+        x0: int,
+        eps: int,
+        alpha: int,
+        sigma: int,
+        result: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd(
+        dtype: int,
+        batch: int,
+        elements: int,
+        x: int,
+        teacher: int,
+        fake: int,
+        uncond: int,
+        x_t: int,
+        guidance: float,
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
+        direction: int,
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd_gradient(
+        dtype: int,
+        batch: int,
+        elements: int,
+        direction: int,
+        slope: int,
+        result: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def squared_error(
+        dtype: int,
+        batch: int,
+        elements: int,
+        p: int,
+        target: int,
+        x_t: int,
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
+        grad: int,
+        dp: int,
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...

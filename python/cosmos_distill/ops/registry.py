@@ -71,12 +71,12 @@ CUDA = Backend("cuda", ("cuda",), (torch.float32, torch.bfloat16, torch.float16)
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", (CUDA, TRITON, CPU, REFERENCE)),
     "gated_residual_adaln": ("adaln", (CUDA, TRITON, CPU, REFERENCE)),
-    "qk_norm_rope": ("qknorm", (CPU, TRITON, REFERENCE)),
+    "qk_norm_rope": ("qknorm", (CUDA, TRITON, CPU, REFERENCE)),
     "attention": ("attn", (Backend("sdpa"), TRITON, REFERENCE)),
     "attention_lse": ("attn", (TRITON, REFERENCE)),
-    "renoise": ("dm_loss", (TRITON, REFERENCE)),
-    "vsd_loss": ("dm_loss", (TRITON, REFERENCE)),
-    "fake_score_loss": ("dm_loss", (TRITON, REFERENCE)),
+    "renoise": ("dm_loss", (CUDA, TRITON, REFERENCE)),
+    "vsd_loss": ("dm_loss", (CUDA, TRITON, REFERENCE)),
+    "fake_score_loss": ("dm_loss", (CUDA, TRITON, REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
