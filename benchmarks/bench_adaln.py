@@ -1,94 +1,56 @@
-"""Adaptive LayerNorm and QK-norm with rotary embedding, at the mini network's size and at one of the 7B's
-width that exceeds every cache.
-
-Whatever is the default backend has to earn it: the benchmark fails where it is slower than the reference.
-"""
+"""Adaptive LayerNorm, alone and after the gated residual."""
 
 from __future__ import annotations
 
-import pytest
 import torch
+import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.harness import Row, measure
+from benchmarks.harness import measure
+from benchmarks.sizes import Size, over_cases
 from cosmos_distill import ops
 
-SIZES = {"mini 16x48x192": (16, 48, 192), "1x2048x4096": (1, 2048, 4096)}
-HEADS = {"mini 16x48x6x32": (16, 48, 6, 32), "1x2048x32x128": (1, 2048, 32, 128)}
 
-# The default must not lose to plain torch; the slack is what the measurement itself wavers by.
-NOT_SLOWER = 0.9
-
-
-def hold(row: Row) -> None:
-    assert row.ratios["eager"] >= NOT_SLOWER, f"slower than the reference: {row}"
+def eager_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    shift, scale = (m.to(x.dtype).unsqueeze(1) for m in (shift, scale))
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["fwd", "fwd+bwd"])
-@pytest.mark.parametrize("size", SIZES)
-def bench_adaln_modulate(benchmark: BenchmarkFixture, size: str, backward: bool) -> None:
-    batch, count, width = SIZES[size]
-    x = torch.randn(batch, count, width)
-    modulation = [torch.randn(batch, width) for _ in range(2)]
-    # Forward: x in, out. Backward: grad and x in, dx out. Modulation is negligible beside them.
-    passes = 5 if backward else 2
-    hold(
-        measure(
-            benchmark,
-            "adaln_modulate",
-            ops.adaln_modulate,
-            (x, *modulation),
-            backward=backward,
-            size=size,
-            useful_bytes=passes * x.nbytes,
-        )
+def eager_gated(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    x = x + gate.to(x.dtype).unsqueeze(1) * y
+    return x, eager_modulate(x, shift, scale)
+
+
+@over_cases
+def bench_adaln_modulate(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
+    x = torch.randn(size.batch, size.tokens, size.width, dtype=dtype)
+    modulation = [torch.randn(size.batch, size.width) for _ in range(2)]
+    measure(
+        benchmark,
+        "adaln_modulate",
+        ops.adaln_modulate,
+        (x, *modulation),
+        eager=eager_modulate,
+        backward=backward,
+        size=str(size),
+        # Forward: x in, out. Backward: grad and x in, dx out. Modulation is negligible beside them.
+        passes=5 if backward else 2,
     )
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["fwd", "fwd+bwd"])
-@pytest.mark.parametrize("size", SIZES)
-def bench_gated_residual_adaln(benchmark: BenchmarkFixture, size: str, backward: bool) -> None:
-    batch, count, width = SIZES[size]
-    x, y = torch.randn(batch, count, width), torch.randn(batch, count, width)
-    modulation = [torch.randn(batch, width) for _ in range(3)]
-    # Forward: x and y in, x_new and h out. Backward: both gradients, x_new and y in, dx and dy out.
-    passes = 10 if backward else 4
-    hold(
-        measure(
-            benchmark,
-            "gated_residual_adaln",
-            ops.gated_residual_adaln,
-            (x, y, *modulation),
-            backward=backward,
-            size=size,
-            useful_bytes=passes * x.nbytes,
-        )
-    )
-
-
-@pytest.mark.parametrize("backward", [False, True], ids=["fwd", "fwd+bwd"])
-@pytest.mark.parametrize("size", HEADS)
-def bench_qk_norm_rope(benchmark: BenchmarkFixture, size: str, backward: bool) -> None:
-    batch, length, heads, dim = HEADS[size]
-    q, k = (torch.randn(batch, length, heads, dim) for _ in range(2))
-    weights = [torch.randn(dim) for _ in range(2)]
-    angles = torch.randn(length, dim)
-    cos, sin = angles.cos(), angles.sin()
-
-    def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str | None = None):
-        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
-
-    # For q and k each, forward: in, out; backward: grad and input in, gradient out.
-    passes = 10 if backward else 4
-    hold(
-        measure(
-            benchmark,
-            "qk_norm_rope",
-            operator,
-            (q, k, *weights),
-            backward=backward,
-            size=size,
-            useful_bytes=passes * q.nbytes,
-        )
+@over_cases
+def bench_gated_residual(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
+    x, y = (torch.randn(size.batch, size.tokens, size.width, dtype=dtype) for _ in range(2))
+    modulation = [torch.randn(size.batch, size.width) for _ in range(3)]
+    measure(
+        benchmark,
+        "gated_residual_adaln",
+        ops.gated_residual_adaln,
+        (x, y, *modulation),
+        eager=eager_gated,
+        backward=backward,
+        size=str(size),
+        # Forward: x and y in, x_new and h out. Backward: both gradients, x_new and y in, dx and dy out.
+        passes=10 if backward else 4,
     )

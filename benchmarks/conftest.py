@@ -28,8 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    from benchmarks.harness import ROWS, table
+    from benchmarks.harness import ROWS
 
     if ROWS:
+        from benchmarks.report import write
+
         terminalreporter.section("ratios (median of interleaved runs; above 1 is faster than torch)")
-        terminalreporter.write_line(table())
+        terminalreporter.write_line(write(ROWS))

@@ -18,24 +18,42 @@ from torch import Tensor
 
 Run = Callable[[], object]
 
+# The default must not lose to plain torch; the slack is what the measurement itself wavers by.
+NOT_SLOWER = 0.9
+# Below this many useful bytes an operator lives in the caches, and its share of the bandwidth says nothing.
+BEYOND_CACHE = 24 << 20
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ``ratios`` maps a rival to how many times longer it takes."""
+    """One line of the table.
+
+    ``ratios`` maps a rival to how many times longer it takes: ``eager``, torch calls as model code has them;
+    ``reference``, the operator's own reference backend; ``compile``, torch.compile of that. ``copy_share`` is
+    of the bandwidth of a copy timed in the same turns. ``held`` and ``peak`` are megabytes that the operator
+    and the reference keep for the backward pass beside their inputs, and allocate at most on top of inputs.
+    """
 
     name: str
     size: str
+    dtype: str
     mode: str
     milliseconds: float
     ratios: dict[str, float]
     gigabytes_per_second: float
-    copy_share: float
+    copy_share: float | None
+    held: tuple[float, float] | None
+    peak: tuple[float, float]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.size} {self.dtype} {self.mode}"
 
 
 ROWS: list[Row] = []
 
 
-def interleaved_medians(runs: dict[str, Run], seconds: float = 2.0) -> dict[str, float]:
+def interleaved_medians(runs: dict[str, Run], seconds: float = 1.5) -> dict[str, float]:
     """Median seconds of each run, taken in turns for about ``seconds`` altogether (at least 7 turns)."""
     for run in runs.values():
         run()
@@ -45,18 +63,54 @@ def interleaved_medians(runs: dict[str, Run], seconds: float = 2.0) -> dict[str,
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
+            result = run()
             samples[name].append(time.perf_counter() - start)
+            del result  # not during the next measurement
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
 @functools.cache
-def copy_bandwidth() -> float:
-    """Bytes read and written per second by a copy of 64 MiB: the roof of anything bound by memory."""
-    source = torch.randn(16 << 20)
-    target = torch.empty_like(source)
-    seconds = interleaved_medians({"copy": lambda: target.copy_(source)}, seconds=1.0)["copy"]
-    return 2 * source.nbytes / seconds
+def _copied() -> tuple[Tensor, Tensor]:
+    return torch.randn(16 << 20), torch.empty(16 << 20)
+
+
+def copy() -> None:
+    """A copy of 64 MiB: the roof of anything bound by memory."""
+    source, target = _copied()
+    target.copy_(source)
+
+
+COPY_BYTES = 2 * (64 << 20)
+
+
+def held_megabytes(function: Callable[[], Any], inputs: Sequence[Tensor]) -> float:
+    """What the results of ``function`` keep alive for the backward pass, beside the inputs."""
+    known = {t.untyped_storage().data_ptr() for t in inputs}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    del result
+    return sum(kept.values()) / 1e6
+
+
+def peak_megabytes(run: Run) -> float:
+    """The most that ``run`` has allocated at a time, results included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        result = run()
+    del result
+    allocated = peak = 0
+    for event in record.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+    return peak / 1e6
 
 
 def measure(
@@ -65,23 +119,28 @@ def measure(
     operator: Callable[..., Any],
     tensors: Sequence[Tensor],
     *,
+    eager: Callable[..., Any],
     backward: bool,
     size: str,
-    useful_bytes: int,
+    passes: int,
+    hold: bool = True,
 ) -> Row:
-    """Time the default backend of ``operator(*tensors, backend=...)`` against torch eager and torch.compile.
+    """Time the default backend of ``operator(*tensors, backend=...)`` against plain torch.
 
     Args:
         benchmark: pytest-benchmark's fixture; it records the default backend's own times.
         name: the operator's.
         operator: takes the tensors and ``backend=None | "reference"``.
-        tensors: fp32 inputs, all differentiated when ``backward``.
+        tensors: inputs, all differentiated when ``backward``; the first sets the dtype of the row.
+        eager: the same as a chain of torch calls, takes the tensors.
         backward: time forward and backward together instead of forward under no_grad.
         size: for the table.
-        useful_bytes: bytes that have to cross memory at least once.
+        passes: tensors of the first one's size that have to cross memory at least once.
+        hold: fail where the default is slower than eager or the reference.
     """
     leaves = [t.detach().requires_grad_(backward) for t in tensors]
     reference = functools.partial(operator, backend="reference")
+    torch._dynamo.reset()
     compiled = torch.compile(reference, dynamic=False)
     example = reference(*leaves)
     outputs = example if isinstance(example, tuple) else (example,)
@@ -97,34 +156,33 @@ def measure(
 
         return both if backward else forward
 
+    del example, outputs
     ours = run(operator)
-    medians = interleaved_medians({"ours": ours, "eager": run(reference), "compile": run(compiled)})
+    runs = {"ours": ours, "eager": run(eager), "reference": run(reference), "compile": run(compiled)}
+    useful_bytes = passes * tensors[0].nbytes
+    if useful_bytes >= BEYOND_CACHE:
+        runs["copy"] = copy
+    medians = interleaved_medians(runs)
     bandwidth = useful_bytes / medians["ours"]
     row = Row(
         name=name,
         size=size,
+        dtype=str(tensors[0].dtype).removeprefix("torch."),
         mode="fwd+bwd" if backward else "fwd",
         milliseconds=medians["ours"] * 1e3,
-        ratios={rival: medians[rival] / medians["ours"] for rival in ("eager", "compile")},
+        ratios={rival: medians[rival] / medians["ours"] for rival in ("eager", "reference", "compile")},
         gigabytes_per_second=bandwidth / 1e9,
-        copy_share=bandwidth / copy_bandwidth(),
+        copy_share=bandwidth * medians["copy"] / COPY_BYTES if "copy" in medians else None,
+        held=(
+            (held_megabytes(lambda: operator(*leaves), leaves), held_megabytes(lambda: reference(*leaves), leaves))
+            if backward
+            else None
+        ),
+        peak=(peak_megabytes(ours), peak_megabytes(run(reference))),
     )
     ROWS.append(row)
     benchmark.extra_info.update(row.ratios, copy_share=row.copy_share)
-    benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
+    slowest = min(row.ratios["eager"], row.ratios["reference"])
+    assert not hold or slowest >= NOT_SLOWER, f"slower than plain torch: {row}"
     return row
-
-
-def table() -> str:
-    """The rows measured so far, as text."""
-    head = (
-        f"{'operator':22} {'size':16} {'mode':8} {'ms':>9} {'vs eager':>9} {'vs compile':>11} {'GB/s':>6} "
-        f"{'of copy':>8}"
-    )
-    lines = [f"copy bandwidth {copy_bandwidth() / 1e9:.1f} GB/s, {torch.get_num_threads()} threads", head]
-    for r in ROWS:
-        lines.append(
-            f"{r.name:22} {r.size:16} {r.mode:8} {r.milliseconds:9.3f} {r.ratios['eager']:9.2f} "
-            f"{r.ratios['compile']:11.2f} {r.gigabytes_per_second:6.1f} {r.copy_share:8.0%}"
-        )
-    return "\n".join(lines)
