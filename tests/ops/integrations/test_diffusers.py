@@ -134,8 +134,8 @@ def test_the_formulas_are_the_same(kind: str, exact: None):  # noqa: F811
 def test_rounding_is_no_worse(kind: str, dtype: torch.dtype, request: pytest.FixtureRequest):
     """The error is at most twice that of the unfused network, plus two units in the last place.
 
-    Of the outputs, and of the gradients taken as one vector in which every tensor weighs the same: in a single
-    small one, a gradient through a softmax may be off by a multiple in either network by luck.
+    Of the outputs, and of the gradients taken as one vector in which every tensor weighs the same: in a
+    single small one, a gradient through a softmax may be off by a multiple in either network by luck.
     """
     seeds = (0, 100, 200)
     plain, fused = network(kind, dtype), fuse(network(kind, dtype))
