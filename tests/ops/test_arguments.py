@@ -61,8 +61,7 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
     ),
     "vsd_loss": (
         ops.vsd_loss,
-        {name: LATENT for name in ("x0_student", "x0_teacher", "x0_fake", "uncond")}
-        | {"frame_mask": z(2, 2)},
+        dict.fromkeys(("x0_student", "x0_teacher", "x0_fake", "uncond"), LATENT) | {"frame_mask": z(2, 2)},
     ),
     "preconditioned": (preconditioned, {"x_t": LATENT, "c_skip": z(2), "c_out": z(2)}),
     "fake_score_loss": (
@@ -134,7 +133,7 @@ def test_head_sizes():
     ops.qk_norm_rope(q, q, z(7), z(7))  # any size may be normalised
     with pytest.raises(ValueError, match="q has head size 7, but rotary embedding pairs channels"):
         ops.qk_norm_rope(q, q, z(7), z(7), z(2, 7), z(2, 7))
-    with pytest.raises(ValueError, match="q must be .* with D > 0"):
+    with pytest.raises(ValueError, match=r"q must be .* with D > 0"):
         ops.attention(q[..., :0], q[..., :0], q[..., :0])
     with pytest.raises(ValueError, match="angles must be the tables of t, h and w, not 2"):
         ops.qk_norm_rope(q[..., :6], q[..., :6], z(6), z(6), angles=(z(2, 2), z(1, 1)))  # type: ignore[arg-type]

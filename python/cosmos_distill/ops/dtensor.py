@@ -67,7 +67,7 @@ def _rule(operator: str, results: str, arguments: str, ways: Ways) -> None:
     out, into = results.split(), arguments.split()
 
     def sharding(*args: Any) -> list[tuple[list[Any], list[Any]]]:
-        everywhere = dict.fromkeys((*out, *into), Replicate())
+        everywhere: Way = {kind: Replicate() for kind in (*out, *into)}
         return [
             (
                 [way[kind] for kind in out],

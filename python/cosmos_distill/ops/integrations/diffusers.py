@@ -6,16 +6,15 @@
     ...                # train, sample, compile, checkpoint, save as ever
     unfuse(transformer)
 
-No parameter is added, moved or renamed. Modules of diffusers are made instances of the subclasses below, which
-have the same attributes and another ``forward``; where a module is not what diffusers makes it (an attention
-processor of your own, say), it is left alone.
+No parameter is added, moved or renamed. Modules of diffusers are made instances of the subclasses below, with
+the same attributes and another ``forward``; a module that is not what diffusers makes it (an attention
+processor of your own, say) is left alone.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos as stock
@@ -43,7 +42,7 @@ class CosmosRotaryPosEmbed(stock.CosmosRotaryPosEmbed):
         return Rotary(cos, sin, hidden_states.shape[2] // self.patch_size[0])
 
 
-def _modulation(norm: nn.Module, embedded: Tensor, temb: Tensor | None, chunks: int) -> tuple[Tensor, ...]:
+def _modulation(norm: Any, embedded: Tensor, temb: Tensor | None, chunks: int) -> tuple[Tensor, ...]:
     out = norm.linear_2(norm.linear_1(norm.activation(embedded)))
     if temb is not None:
         out = out + temb[..., : out.shape[-1]]
@@ -73,7 +72,7 @@ class CosmosAdaLayerNorm(stock.CosmosAdaLayerNorm):
 
 
 class CosmosTransformerBlock(stock.CosmosTransformerBlock):
-    """Self-attention, cross-attention and MLP with two of the three norms fused to the residual before them."""
+    """Self-attention, cross-attention and MLP; the norms between them are fused to the residual before."""
 
     def forward(
         self,
@@ -133,7 +132,7 @@ class Processor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Any = None,
@@ -154,12 +153,12 @@ class Processor:
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def _heads(attn: nn.Module, *projected: Tensor) -> tuple[Tensor, ...]:
+def _heads(attn: Any, *projected: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.unflatten(2, (attn.heads, -1)) for x in projected)
 
 
 def _norm(
-    q: Tensor, k: Tensor, q_norm: nn.Module, k_norm: nn.Module, cos: Tensor | None = None, sin: Any = None
+    q: Tensor, k: Tensor, q_norm: Any, k_norm: Any, cos: Tensor | None = None, sin: Any = None
 ) -> tuple[Tensor, Tensor]:
     return ops.qk_norm_rope(q, k, q_norm.weight, k_norm.weight, cos, sin, eps=q_norm.eps)
 
@@ -176,7 +175,7 @@ _PROCESSORS = tuple(
 )
 
 
-def _plain_norms(attn: nn.Module) -> bool:
+def _plain_norms(attn: Any) -> bool:
     norms = [attn.norm_q, attn.norm_k]
     if hasattr(attn, "q_img_norm"):
         norms += [attn.q_img_norm, attn.k_img_norm]
@@ -203,8 +202,8 @@ def fuse(model: nn.Module, *, attention: bool = True) -> nn.Module:
     blocks = [m for m in model.modules() if isinstance(m, stock.CosmosTransformerBlock)]
     if not blocks:
         raise ValueError(
-            f"{type(model).__name__} holds no CosmosTransformerBlock of diffusers: pass the transformer or the "
-            "ControlNet of a Cosmos pipeline, not the pipeline"
+            f"{type(model).__name__} holds no CosmosTransformerBlock of diffusers: pass the transformer or "
+            "the ControlNet of a Cosmos pipeline"
         )
     for module in model.modules():
         module.__class__ = _CLASSES.get(type(module), type(module))
@@ -217,6 +216,7 @@ def fuse(model: nn.Module, *, attention: bool = True) -> nn.Module:
 def unfuse(model: nn.Module) -> nn.Module:
     """Undo :func:`fuse`, in place. Returns the model itself."""
     back = {ours: theirs for theirs, ours in _CLASSES.items()}
+    module: Any
     for module in model.modules():
         module.__class__ = back.get(type(module), type(module))
         processor = getattr(module, "processor", None)
