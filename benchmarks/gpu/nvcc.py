@@ -189,9 +189,7 @@ def parse_usage(source: str, text: str) -> list[CudaKernel]:
 def count_sass(listing: str) -> dict[str, Counter[str]]:
     """Instructions of every function in the output of ``nvdisasm -c``."""
     parts = _FUNCTION.split(listing)
-    return {
-        name: Counter(_OPCODE.findall(body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
+    return {name: Counter(_OPCODE.findall(body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def count_ptx(text: str) -> dict[str, Counter[str]]:
