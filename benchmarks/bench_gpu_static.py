@@ -7,12 +7,16 @@ not compile or exceeds what it may take (see gpu/gates.py). Nothing here is time
 
 from __future__ import annotations
 
+import re
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import cuda_kernels
 from benchmarks.gpu.devices import H100
+from benchmarks.gpu.nvcc import compiler
 from benchmarks.gpu.report import NOT_TIMED, Report
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import traffics
@@ -36,17 +40,26 @@ class Printer:
 
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
-    found = compile_kernels(every_configuration=True)
+    found = [*compile_kernels(every_configuration=True), *cuda_kernels.compile_kernels()]
     work = []
     for shape in SHAPES:
         moved = traffics(shape, H100.arch)
         work += [(one, moved.get((one.operator, one.mode))) for one in works(shape)]
     return Report(
-        compilers={"Triton": version("triton")},
+        compilers={"Triton": version("triton"), **_nvcc()},
         kernels=[one for one in found if isinstance(one, Resources)],
         failures=[one for one in found if isinstance(one, Failure)],
         work=work,
     )
+
+
+def _nvcc() -> dict[str, str]:
+    tool = compiler()
+    if tool is None:
+        return {}
+    said = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V([\d.]+)", said)
+    return {"nvcc": found[1] if found else said.strip()}
 
 
 @pytest.mark.skipif(not available(), reason="triton is not installed")

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import traffic as traffic_module
+from benchmarks.gpu.cuda_kernels import resources
 from benchmarks.gpu.devices import B200, DEVICES, H100
+from benchmarks.gpu.nvcc import CudaKernel
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import traffic, traffics
@@ -106,6 +108,19 @@ def test_memory_bound_kernels_move_little_more_than_they_must(shape: Shape, arch
     }
     assert len(ratios) >= 4
     assert all(1 <= ratio < 1.15 for ratio in ratios.values()), ratios
+
+
+def test_cuda_kernels_are_counted_with_what_their_launch_adds() -> None:
+    found = CudaKernel("adaln", "adaln_backward_kernel<bf16, 8, true>", 90, 256, 40, 0, 8, 4, shared=512)
+    row = resources(found)
+    # Three sums of 4096 channels in fp32.
+    assert (row.operator, row.kernel, row.config) == ("CUDA adaln", "adaln_backward_kernel", "bf16, 8, true")
+    assert row.shared == 512 + 3 * 4096 * 4
+    assert (row.spill_stores, row.spill_loads) == (2, 1)
+    unknown = resources(replace(found, source="other", kernel="other_kernel<bf16>", matrix=3))
+    assert unknown.shared == 512 and "static shared memory only" in unknown.config
+    assert unknown.matrix == {"HMMA": 3}
+    assert resources(replace(found, kernel="sum_chunks_kernel")).config == "-"
 
 
 def test_report_holds_figures_complaints_and_says_that_nothing_is_timed() -> None:
