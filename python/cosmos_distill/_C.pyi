@@ -166,8 +166,8 @@ def squared_error_gradient(
 ) -> None: ...
 
 class cuda:
-    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16; ``stream``: a
-    cudaStream_t."""
+    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;
+    ``stream``: a cudaStream_t."""
 
     @staticmethod
     def adaln_chunks(groups: int, rows: int, /) -> int: ...

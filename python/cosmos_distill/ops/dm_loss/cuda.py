@@ -1,4 +1,5 @@
-"""Distribution matching on CUDA devices: csrc/dm_loss.cu. See fused.py for what the functions take and return."""
+"""Distribution matching on CUDA devices: csrc/dm_loss.cu. See fused.py for what the functions take
+and return."""
 
 from __future__ import annotations
 
