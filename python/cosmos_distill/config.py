@@ -57,6 +57,23 @@ class EDM:
 
 
 @dataclass(frozen=True)
+class TrigFlow:
+    """Noise coordinate of Predict2.5: x_t = cos(t) * x_0 / sigma_data + sin(t) * eps with an angle t in
+    [0, pi/2] (Lu and Song 2024, arXiv 2410.11081)."""
+
+    form: Literal["rectified_flow", "edm"] = "rectified_flow"
+    """What the network was trained to predict, hence how t is turned into its input and output scales."""
+    sigma_data: float = 1.0
+    shift: float = 5.0
+    """Uniform u in [0, 1] becomes the rectified-flow time shift * u / (1 + (shift - 1) * u): above 1,
+    grids and training draws lean towards noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
+        _require(self.shift > 0, f"shift must be positive, not {self.shift}")
+
+
+@dataclass(frozen=True)
 class Parallel:
     """How one network is spread over ranks. The layout never changes the result."""
 
@@ -198,7 +215,7 @@ class Export(Stage):
     student_from: str
     precision: Precision = "fp32"
     names: Literal["own", "official"] = "own"
-    """``official`` writes the merged Cosmos-Transfer1 layout, with the tensors that the teacher's file
+    """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
 
 
@@ -211,7 +228,7 @@ class Recipe:
     teacher: Path | None = None
     """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
     control: Control = "edge"
-    schedule: EDM = field(default_factory=EDM)
+    schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
     """Run in this order."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.config import Guidance
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.diffusion import Denoise, EDMSchedule
+    from cosmos_distill.diffusion import Denoise, Schedule
 
 AUGMENT_SIGMA = 0.001
 """Noise level at which conditioning frames are shown to the network."""
@@ -70,7 +70,7 @@ class Denoiser:
     everything before and after it is in the dtype of ``x_t``, fp32 in all methods.
     """
 
-    def __init__(self, network: nn.Module, schedule: EDMSchedule) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         self.network = network
         self.schedule = schedule
 
@@ -98,7 +98,9 @@ class Denoiser:
         import torch
 
         dtype = next(self.network.parameters()).dtype
-        skip, out, scale, c_noise = self.schedule.precondition(sigma)
+        # Times are fp64 in a sampler: what is rounded, to the precision of the state, is the coefficients.
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        skip, out, scale, c_noise = (c.to(wide) for c in self.schedule.precondition(sigma))
         x_in = scale * x_t
         mask = given = None
         if condition.frames is not None and condition.clean is not None:
