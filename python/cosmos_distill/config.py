@@ -8,13 +8,14 @@ validates and never converts, so a value printed is the value used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
 Precision = Literal["fp32", "bf16"]
+UnconditionalFrames = Literal["kept", "zeroed"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -32,14 +33,22 @@ class Guidance:
 
     scale: float
     convention: Literal["added", "standard"] = "added"
+    unconditional_frames: UnconditionalFrames = "kept"
+    """Conditioning frames in the input of the unconditional branch: as in the conditional one, or zeros in
+    their place (their mask and their times stay). The newest Predict2.5 code zeroes them; the teachers were
+    trained with them kept."""
 
     def as_added(self) -> Guidance:
         """The same guidance in the ``added`` convention."""
-        return self if self.convention == "added" else Guidance(self.scale - 1.0, "added")
+        if self.convention == "added":
+            return self
+        return replace(self, scale=self.scale - 1.0, convention="added")
 
     def as_standard(self) -> Guidance:
         """The same guidance in the ``standard`` convention."""
-        return self if self.convention == "standard" else Guidance(self.scale + 1.0, "standard")
+        if self.convention == "standard":
+            return self
+        return replace(self, scale=self.scale + 1.0, convention="standard")
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class NetworkConfig:
     timestep_scale: float = 1.0
     """Multiplies c_noise before the sinusoidal embedding."""
     clean_condition_times: bool = False
-    """The network was trained to be told given frames' own noise level instead of their sample's (where the
-    conditioning is Video2World's: see :mod:`cosmos_distill.methods.denoiser`)."""
+    """The network was trained to be told that given frames have hardly any noise, instead of their sample's
+    level (under TrigFlow: see :mod:`cosmos_distill.methods.conditioning`)."""
     init: Literal["xavier", "truncated_normal"] = "xavier"
     """Initial weights of Transfer1 or of Predict2.5."""
     hint_channels: int = 128
