@@ -187,6 +187,12 @@ class Generate(Stage):
 class MethodConfig:
     """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
 
+    @property
+    def student_steps(self) -> int | None:
+        """Evaluations per clip of the network it trains; None: as many as a teacher needs, since the method
+        pre-trains one instead of reading one."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Stage):
@@ -236,7 +242,8 @@ class Recipe:
     """Preset of :mod:`cosmos_distill.models.presets`."""
     teacher: Path | None = None
     """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
-    control: Control = "edge"
+    control: Control | None = "edge"
+    """What clips are generated from beside text and given frames; None: nothing."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]

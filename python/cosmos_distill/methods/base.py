@@ -123,9 +123,19 @@ def unit_noise(batch: Batch, noise: Noise, name: str) -> Tensor:
     return noise.normal(name, batch.latents.shape[1:]).to(batch.latents)
 
 
-def draw_condition(batch: Batch, noise: Noise, max_frames: int) -> Condition:
-    """The batch's condition with 0 .. ``max_frames`` leading frames given, uniform, per sample."""
-    return Condition.from_batch(batch, noise.integers("condition_frames", 0, max_frames + 1))
+def draw_condition(batch: Batch, noise: Noise, probabilities: Sequence[float]) -> Condition:
+    """The batch's condition with n leading latent frames given with ``probabilities[n]``, per sample."""
+    import torch
+
+    bounds = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
+    drawn = noise.uniform("condition_frames").double()
+    return Condition.from_batch(batch, torch.searchsorted(bounds, drawn, right=True))
+
+
+def require_probabilities(name: str, values: Sequence[float]) -> None:
+    """Raise a ValueError unless ``values`` are probabilities that add up to 1."""
+    if not values or min(values) < 0 or abs(sum(values) - 1) > 1e-9:
+        raise ValueError(f"{name} {tuple(values)} must not be negative and must add up to 1")
 
 
 class Buildable(Protocol):
@@ -142,5 +152,5 @@ def build(config: MethodConfig, networks: Networks, schedule: Schedule, *, seed:
         TypeError: ``config`` is not the Config of a method.
     """
     if not hasattr(config, "build"):
-        raise TypeError(f"{type(config).__name__} describes no method: use KD, DMD2 or EDMDenoising")
+        raise TypeError(f"{type(config).__name__} describes no method: use KD, DMD2 or Denoising")
     return cast(Buildable, config).build(networks, schedule, seed=seed)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
-from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
@@ -39,7 +38,7 @@ def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
         # Pre-training is the one method that makes a teacher instead of reading one.
-        return not isinstance(stage.method, EDMDenoising)
+        return stage.method.student_steps is not None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -157,9 +156,12 @@ def _data(recipe: Recipe) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         if isinstance(stage, Generate) and stage.condition_frames >= latents:
             yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
-        frames = getattr(stage.method, "max_condition_frames", 0) if isinstance(stage, Train) else 0
-        if frames >= latents:
-            yield f"--stages.{name}.method.max-condition-frames {frames}: choose at most {latents - 1}."
+        given: tuple[float, ...] = getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
+        if len(given) > latents:
+            yield (
+                f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "
+                f"{len(given) - 1} of {latents} latent frames: leave at least one to generate."
+            )
     if data.tokenizer == "cosmos-cv8x8x8" and (
         data.tokenizer_path is None or not data.tokenizer_path.is_dir()
     ):
