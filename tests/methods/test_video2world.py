@@ -111,13 +111,14 @@ def test_the_unconditional_branch_keeps_or_zeroes_the_frames(schedule, batch):
 
 
 def test_times_reach_the_coefficients_unrounded(schedule, batch):
-    """A narrow state does not round the time: tau at atan(5/3) is 0.625, in bf16 it would be 0.6255."""
-    network = FakeNetwork().bfloat16()
-    t = torch.full((2,), math.atan(5 / 3), dtype=torch.float64)
-    x0 = Denoiser(network, schedule)(batch.noise, t, Condition(text=batch.text))
-    assert network.calls[0].c_noise.tolist() == [0.625, 0.625]
-    assert network.calls[0].c_noise.dtype == x0.dtype == torch.float32
-    assert network.calls[0].x.dtype == torch.bfloat16
+    """A narrow state or network does not round what the network is told: tau at atan 5 is 5/6."""
+    t = torch.full((2,), math.atan(5), dtype=torch.float64)
+    for x_t in (batch.noise, batch.noise.bfloat16()):
+        network = FakeNetwork().bfloat16()
+        x0 = Denoiser(network, schedule)(x_t, t, Condition(text=batch.text))
+        assert network.calls[0].c_noise.tolist() == pytest.approx([5 / 6] * 2, rel=1e-7)
+        assert network.calls[0].c_noise.dtype == x0.dtype == torch.float32
+        assert network.calls[0].x.dtype == torch.bfloat16
 
 
 def test_the_four_step_student_keeps_given_frames_through_all_steps(schedule):
