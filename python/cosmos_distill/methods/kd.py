@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class KD(MethodConfig):
     """Regress the teacher's clip from the noise it started from. Needs a stage's ``pairs_from``."""
 
-    condition_frames: tuple[float, ...] = (1.0,)
+    condition_frames: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
 
@@ -47,6 +47,6 @@ class KDMethod(Method):
         if batch.noise is None:
             raise ValueError("KD needs pairs: name the stage that generates them in Train.pairs_from")
         condition = draw_condition(batch, noise, self.config.condition_frames)
-        x_g = self.sampler("student")(batch.noise, condition)
+        x_g = self.sample("student", batch.noise, condition)
         loss = 0.5 * (x_g - batch.latents).square().flatten(1).mean(1)
         return {"loss/kd": loss, "total": loss}

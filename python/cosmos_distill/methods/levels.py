@@ -58,12 +58,14 @@ class ShiftedTime:
     """Rectified-flow times under the shift of the TrigFlow schedule, as angles: Predict2.5."""
 
     before_shift: Literal["uniform", "logit_normal"] = "uniform"
-    """Distribution of the time before the shift: DMD2's critic, or the teacher's training (arXiv 2403.03206)."""
+    """Of the time: uniform in DMD2, logit-normal in the teacher's training (arXiv 2403.03206)."""
 
     def draw(self, batch: Batch, schedule: Schedule, noise: Noise) -> Tensor:
         """t of each sample, fp64 [B], above 0 and at most pi/2: no time is rounded."""
         if self.before_shift == "uniform":
-            u = 1 - noise.uniform("time", batch.latents.device).double()  # within (0, 1]: weights divide by sin t
+            u = (
+                1 - noise.uniform("time", batch.latents.device).double()
+            )  # within (0, 1]: weights divide by sin t
         else:
             u = noise.normal("time", (), batch.latents.device).double().sigmoid()
         return _trigflow(schedule, self).shift_time(u)

@@ -38,7 +38,7 @@ def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
         # Pre-training is the one method that makes a teacher instead of reading one.
-        return stage.method.student_steps is not None
+        return stage.method.sampler is not None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -156,7 +156,9 @@ def _data(recipe: Recipe) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         if isinstance(stage, Generate) and stage.condition_frames >= latents:
             yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
-        given: tuple[float, ...] = getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
+        given: tuple[float, ...] = (
+            getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
+        )
         if len(given) > latents:
             yield (
                 f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "

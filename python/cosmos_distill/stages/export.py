@@ -41,13 +41,13 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     (``teacher``) with its settings for a network that was trained to denoise.
     """
     recipe = run.recipe
-    student_steps = source.method.student_steps
+    few = source.method.sampler
     guidance, steps = many_step_settings(recipe)
-    if student_steps is None:
+    if few is None:
         sampler = {"kind": "teacher", "steps": steps, "guidance": plain(guidance)}
         nfe = evaluations(teacher_calls(schedule(recipe), steps), guidance)
     else:
-        sampler, nfe = {"kind": "few_step", "steps": student_steps}, student_steps
+        sampler, nfe = {"kind": "few_step", **plain(few)}, few.steps
     return {
         "format": FORMAT,
         "network": recipe.network,
@@ -56,7 +56,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "schedule": schedule(recipe).to_dict(),
         "sampler": sampler,
         "nfe": nfe,
-        "guidance_baked_in": student_steps is not None,
+        "guidance_baked_in": few is not None,
         "precision": stage.precision,
         "names": stage.names,
         "provenance": {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill.config import Guidance
+from cosmos_distill.config import FewStep, Guidance
 from cosmos_distill.diffusion import EDMSchedule, Schedule, few_step, teacher_sample
 from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
@@ -69,14 +69,16 @@ def few_steps(
     schedule: Schedule,
     batch: Batch,
     noise: Tensor,
-    steps: int = 1,
+    sampler: FewStep,
     guidance: Guidance | None = None,
     frames: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the student's sampler in ``steps`` calls; with ``guidance``, a teacher's, in
-    twice as many. ``frames`` as in :func:`many_steps`."""
+    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in twice the
+    evaluations. ``frames`` as in :func:`many_steps`; ``seed`` is of fresh noise between steps."""
     off = Guidance(0.0, "added")
     denoise = guided(
         Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance or off
     )
-    return few_step(denoise, noise, schedule.student_times(steps), schedule.noising)
+    fresh = (lambda i: noise_of(seed, f"student_{i}", batch)) if sampler.fresh_noise else None
+    return few_step(denoise, noise, schedule.student_times(sampler.steps), schedule.noising, fresh=fresh)

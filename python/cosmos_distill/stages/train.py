@@ -97,7 +97,7 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
     """Pictures of the same held-out clips every time; the rows that do not change are drawn once."""
     fixed: dict[str, Tensor] = {}
     guidance, steps = many_step_settings(recipe)
-    few = stage.method.student_steps
+    few = stage.method.sampler
     noise_levels = schedule(recipe)
     calls = teacher_calls(noise_levels, steps)
     clips = open_clips(recipe, "eval")
@@ -109,7 +109,7 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
             if few is not None:
                 teacher = method.roles.get("teacher") or load_teacher(recipe)
                 x0 = few_steps(teacher, noise_levels, batch, noise, few)
-                fixed[f"teacher, {steps_text(few)}"] = clips.decode(x0)
+                fixed[f"teacher, {steps_text(few.steps)}"] = clips.decode(x0)
                 x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
                 fixed[f"teacher, {steps_text(calls)}"] = clips.decode(x0)
             video, control = clips.pixels(0, GRID_CLIPS)
@@ -121,7 +121,7 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
             x0 = many_steps(network, noise_levels, batch, noise, guidance, steps)
         else:
             x0 = few_steps(network, noise_levels, batch, noise, few)
-        rows = {f"student, {steps_text(few or calls)}": clips.decode(x0)}
+        rows = {f"student, {steps_text(few.steps if few else calls)}": clips.decode(x0)}
         grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
 
     return draw
