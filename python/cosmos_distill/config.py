@@ -94,6 +94,9 @@ class FewStep:
         _require(self.steps > 0, f"steps must be positive, not {self.steps}")
 
 
+ONE_STEP = FewStep()
+
+
 @dataclass(frozen=True)
 class Parallel:
     """How one network is spread over ranks. The layout never changes the result."""
@@ -103,6 +106,24 @@ class Parallel:
     context: int = 1
     sequence: bool = False
     """Sequence parallelism inside the tensor-parallel group."""
+
+
+@dataclass(frozen=True)
+class LambdaLinear:
+    """Factor on a learning rate, by updates of its role: linear from ``start`` to ``peak`` over the warm-up,
+    then linear towards ``end``, which is reached after ``cycle_steps`` (Predict2.5)."""
+
+    warmup_steps: int = 100
+    start: float = 1e-6
+    peak: float = 0.99
+    end: float = 0.4
+    cycle_steps: int = 400_000
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.warmup_steps < self.cycle_steps,
+            f"warmup_steps {self.warmup_steps} must lie between 0 and cycle_steps {self.cycle_steps}",
+        )
 
 
 @dataclass(frozen=True)
@@ -116,11 +137,17 @@ class Optim:
     warmup_steps: int = 0
     cosine: bool = False
     """Decay to zero over the stage's max_steps along a half cosine instead of staying constant."""
+    linear: LambdaLinear | None = None
+    """This schedule instead of warm-up and cosine."""
     clip_norm: float | None = None
     """Largest global gradient norm; None leaves the gradient as it is (its norm is logged anyway)."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"lr must be positive, not {self.lr}")
+        _require(
+            self.linear is None or not (self.cosine or self.warmup_steps),
+            "linear has a warm-up and an end of its own: leave warmup_steps and cosine off",
+        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +165,9 @@ class Trainer:
     activation_checkpointing: bool = False
     ema_decay: float | None = None
     """Decay per student step of an exponential moving average of the student; None keeps none."""
+    ema_power: float | None = None
+    """Relative width of a power-function average of the student, which forgets its beginning (Karras et al.
+    2024, arXiv 2312.02696), instead of one with a constant decay; None keeps none."""
     log_every: int = 100
     save_every: int = 500
     sample_every: int = 500
@@ -146,7 +176,16 @@ class Trainer:
     max_nonfinite: int = 5
     """Non-finite steps in a row after which the stage stops with an error."""
 
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the student is kept; it is then the result of the stage."""
+        return self.ema_decay is not None or self.ema_power is not None
+
     def __post_init__(self) -> None:
+        _require(
+            self.ema_decay is None or self.ema_power is None,
+            "ema_decay and ema_power are two averages of one student: choose one",
+        )
         _require(self.max_steps > 0, f"max_steps must be positive, not {self.max_steps}")
         _require(self.micro_batch > 0, f"micro_batch must be positive, not {self.micro_batch}")
         _require(
@@ -201,9 +240,9 @@ class MethodConfig:
 
     @property
     def sampler(self) -> FewStep | None:
-        """How the network it trains is sampled; None: as a teacher is, since the method pre-trains one instead
-        of reading one."""
-        return FewStep()
+        """How the network it trains is sampled; None: as a teacher is, since the method pre-trains one
+        instead of reading one."""
+        return ONE_STEP
 
 
 @dataclass(frozen=True, kw_only=True)

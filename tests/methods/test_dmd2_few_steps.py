@@ -1,4 +1,4 @@
-"""DMD2 as Predict2.5 runs it: several steps under TrigFlow, given frames, features of the fake score network."""
+"""DMD2 as Predict2.5 runs it: several steps under TrigFlow, given frames, features of the fake score."""
 
 import math
 
@@ -91,9 +91,12 @@ def test_training_draws_the_samplers_noise(networks):
     condition = draw_condition(batch, noise, method.config.condition_frames)
     n = noise.integer_of_step("student_steps", 1, 5)
     expected = few_step(
-        method.denoiser("student").bind(condition), unit_noise(batch, noise, "student"),
-        SCHEDULE.student_times(4)[:n], SCHEDULE.noising, fresh=lambda i: unit_noise(batch, noise, f"student_{i}"),
-    )  # fmt: skip
+        method.denoiser("student").bind(condition),
+        unit_noise(batch, noise, "student"),
+        SCHEDULE.student_times(4)[:n],
+        SCHEDULE.noising,
+        fresh=lambda i: unit_noise(batch, noise, f"student_{i}"),
+    )
     assert torch.equal(method.generate(batch, condition, noise), expected)
 
 

@@ -11,8 +11,8 @@ import torch
 import cosmos_distill
 from cosmos_distill import models
 from cosmos_distill.methods import Noise, build
-from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.denoising import Denoising
+from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.models.presets import PRESETS
 from tests.methods.fake_network import make_batch
@@ -51,7 +51,8 @@ def test_every_role_whose_turn_it_is_gets_all_its_gradients(schedule, config, st
 def test_describing_methods_imports_no_torch():
     code = (
         "import sys; from cosmos_distill.methods import build; from cosmos_distill.methods.kd import KD; "
-        "from cosmos_distill.methods.dmd2 import DMD2; from cosmos_distill.methods.denoising import Denoising; "
+        "from cosmos_distill.methods.dmd2 import DMD2; "
+        "from cosmos_distill.methods.denoising import Denoising; "
         "KD(), DMD2(), Denoising(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1])}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill import diffusion, ops
-from cosmos_distill.config import FewStep, Guidance, MethodConfig, Optim
+from cosmos_distill.config import ONE_STEP, FewStep, Guidance, MethodConfig, Optim
 from cosmos_distill.methods.base import (
     Method,
     Networks,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class DMD2(MethodConfig):
     """Match the distribution of the student's samples to the teacher's."""
 
-    sampler: FewStep = FewStep()
+    sampler: FewStep = ONE_STEP
     """The student's. Training runs its first n steps, n uniform in 1..steps and the same for all samples of
     an optimiser step; the gradient passes through the last of them."""
     guidance: Guidance = field(default_factory=lambda: Guidance(5.0, "added"))
@@ -239,7 +239,7 @@ class DMD2Method(Method):
         return {**terms, "total": torch.stack(list(terms.values())).sum(0)}
 
     def generate(self, batch: Batch, condition: Condition, noise: Noise) -> Tensor:
-        """A sample of G after its first n steps (the backward simulation): the exported sampler, cut short."""
+        """G after its first n steps: the backward simulation is the exported sampler, cut short."""
         sampler = self.config.sampler
         n = noise.integer_of_step("student_steps", 1, sampler.steps + 1)
         fresh = (lambda i: unit_noise(batch, noise, f"student_{i}")) if sampler.fresh_noise else None
