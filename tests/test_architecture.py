@@ -40,7 +40,7 @@ OWNERS = {
     "tyro": {"cli"},
     "tensorboard": {"train"},
     "triton": {"ops"},
-    "diffusers": {"models"},
+    "diffusers": {"models", "tokenizers"},
 }
 # Modules that must not import torch, nor any module that does, when they are imported: `--help` is instant.
 LIGHT = [

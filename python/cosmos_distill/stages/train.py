@@ -12,6 +12,7 @@ from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.prefetch import Prefetch
 from cosmos_distill.stages import Run
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
+from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
 from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of, teacher_calls
@@ -86,11 +87,6 @@ def _read_ahead(source: Source, recipe: Recipe) -> Iterator[Samples]:
         return
     with closing(Prefetch(source)) as ahead:
         yield ahead
-
-
-def steps_text(count: int) -> str:
-    """``1 step``, ``4 steps``."""
-    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:
