@@ -85,10 +85,10 @@ NUMBERS: dict[Scale, Numbers] = {
     ),
     "smoke": Numbers(
         guidance=1.0, steps=8,
-        max_steps=40, lr=1e-4, fake_score_lr=1e-3, dmd2_guidance=1.0,
+        max_steps=20, lr=1e-4, fake_score_lr=1e-3, dmd2_guidance=1.0,
         student_warmup_steps=0, critic_warmup_steps=5,
         global_batch=8, micro_batch=4,
-        log_every=5, save_every=10, sample_every=40,
+        log_every=5, save_every=5, sample_every=20,
         clips=32, draws=2,
     ),
 }  # fmt: skip

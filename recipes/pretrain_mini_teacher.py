@@ -83,6 +83,7 @@ def recipe(
                 steps=35 if mini else 7,
                 students={},
                 teacher_from="pretrain",
+                condition_frames=(0,) if transfer1 else (0, 0, 0, 1, 2),
             ),
             "export": Export(student_from="pretrain", precision="bf16"),  # 3.8 or 2.8 M x 2 bytes
         },

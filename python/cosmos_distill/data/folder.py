@@ -228,7 +228,9 @@ class FolderSource:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
         read = [self._read(i) for i in range(first, first + count)]
         video = to_video(np.stack([r[2] for r in read]))
-        return video, None if self.control is None else to_video(np.stack([r[3] for r in read]))
+        return video, None if self.control is None else to_video(
+            np.stack([r[3] for r in read if r[3] is not None])
+        )
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded. DataError for text or noise that cannot be used."""

@@ -26,6 +26,11 @@ METRICS = {
     "blur_ssim": "blur-SSIM ↑",
     "motion": "motion, 1 is real",
 }
+_CAUTION = {
+    "canny_f1": "A blurry mean scores well on Canny-F1 and blur-SSIM: read them together with the distance.",
+    "motion": "Motion is the energy of frame differences over that of the real clips: near 0 a clip stands "
+    "still, far above 1 it flickers.",
+}
 
 
 def metrics_of(report: Mapping[str, Any]) -> dict[str, str]:
@@ -85,6 +90,7 @@ def html(
         targets=_targets(report["targets"]),
         metrics=_metrics(report),
         compared=_compared(report),
+        caution=" ".join(text for key, text in _CAUTION.items() if key in metrics_of(report)),
         latency=_latency(report["latency"]),
         stages=_stages(report),
         curves=curves,
@@ -222,8 +228,7 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; border-radius: .
 <h2>Held-out clips</h2><div class="scroll">$metrics</div>
 $compared
 <p><small>Small numbers are 95 % bootstrap intervals over clips; a cell's tooltip has the value of each draw.
-Distances to real clips near the floor cannot be told apart. A blurry mean scores well on Canny-F1 and
-blur-SSIM: read them together with the distance.</small></p>
+Distances to real clips near the floor cannot be told apart. $caution</small></p>
 <h2>Latency</h2><div class="scroll">$latency</div>
 <p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text
 encoder).</small></p>

@@ -72,7 +72,7 @@ def _source(stage: Train, run: Run) -> Source:
         run.out / output.folder,
         recipe.data,
         seed=recipe.seed,
-        control=recipe.control,
+        control=recipe.control or "",
         schedule=recipe.schedule,
         device=device(),
         pairs=output.count,
