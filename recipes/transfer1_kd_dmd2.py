@@ -26,6 +26,7 @@ from cosmos_distill.config import (
 )  # fmt: skip
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
+from cosmos_distill.methods.levels import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def recipe(
     n = NUMBERS[scale]
     full = scale == "7b"
     folder = data is not None or full
-    condition_frames = 2 if full else 0  # leading latent frames given clean: 0..2 uniform
+    condition_frames = (1 / 3, 1 / 3, 1 / 3) if full else (1.0,)  # probabilities of 0, 1, 2 given frames
     clip_norm = 10.0  # of the student only
 
     def trainer(max_steps: int, ema_decay: float | None) -> Trainer:
@@ -140,7 +141,7 @@ def recipe(
             # mini: 1 +   4 / 2 =  3 latent frames of  8 x 8,    3 x  4 x  4 =     48 tokens
             frames=121 if full else 5, height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
-            max_condition_frames=condition_frames,
+            max_condition_frames=len(condition_frames) - 1,
             negative_prompt=str(negative_prompt or ""),
         ),
         stages={
@@ -153,7 +154,7 @@ def recipe(
                     student=Optim(
                         lr=n.kd_lr, clip_norm=clip_norm, warmup_steps=n.kd_warmup, cosine=n.kd_cosine
                     ),
-                    max_condition_frames=condition_frames,
+                    condition_frames=condition_frames,
                 ),
                 trainer=trainer(n.kd_steps, None),
             ),
@@ -163,11 +164,10 @@ def recipe(
                     guidance=Guidance(n.dmd2_guidance, "added"),
                     student_update_freq=5,
                     critic_warmup_steps=n.critic_warmup_steps,
-                    sigma_schedule="edm_sampling",
-                    adjust_video_noise=True,  # x sqrt(latent frames): 4 at 7b
+                    levels=Grid("edm_sampling", adjust_video_noise=True),  # x sqrt(latent frames): 4 at 7b
                     gan_weight=1e-3,
                     head="conv3d" if full else "conv2d", head_width=n.head_width,
-                    max_condition_frames=condition_frames,
+                    condition_frames=condition_frames,
                     student=Optim(lr=n.dmd2_lr, clip_norm=clip_norm, cosine=n.dmd2_cosine),
                     fake_score=Optim(lr=n.fake_score_lr),
                     discriminator=Optim(lr=n.fake_score_lr),

@@ -41,7 +41,7 @@ OWNERS = {
     "tyro": {"cli"},
     "tensorboard": {"train"},
     "triton": {"ops"},
-    "diffusers": {"models", "ops.integrations"},
+    "diffusers": {"models", "tokenizers", "ops.integrations"},
 }
 # Modules that must not import torch, nor any module that does, when they are imported: `--help` is instant.
 LIGHT = [

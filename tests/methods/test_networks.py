@@ -11,8 +11,8 @@ import torch
 import cosmos_distill
 from cosmos_distill import models
 from cosmos_distill.methods import Noise, build
+from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.dmd2 import DMD2
-from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.models.presets import PRESETS
 from tests.methods.fake_network import make_batch
@@ -28,9 +28,7 @@ def network(role):
     return made
 
 
-@pytest.mark.parametrize(
-    "config, steps", [(EDMDenoising(), (0,)), (KD(), (0,)), (DMD2(head_width=16), (0, 1))]
-)
+@pytest.mark.parametrize("config, steps", [(Denoising(), (0,)), (KD(), (0,)), (DMD2(head_width=16), (0, 1))])
 def test_every_role_whose_turn_it_is_gets_all_its_gradients(schedule, config, steps):
     method = build(config, network, schedule)
     batch = make_batch(2, shape=(SMOKE.latent_channels, 3, 8, 8))
@@ -53,8 +51,9 @@ def test_every_role_whose_turn_it_is_gets_all_its_gradients(schedule, config, st
 def test_describing_methods_imports_no_torch():
     code = (
         "import sys; from cosmos_distill.methods import build; from cosmos_distill.methods.kd import KD; "
-        "from cosmos_distill.methods.dmd2 import DMD2; from cosmos_distill.methods.edm import EDMDenoising; "
-        "KD(), DMD2(), EDMDenoising(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+        "from cosmos_distill.methods.dmd2 import DMD2; "
+        "from cosmos_distill.methods.denoising import Denoising; "
+        "KD(), DMD2(), Denoising(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -10,13 +10,25 @@ import pytest
 
 import cosmos_distill
 from cosmos_distill import cli
-from cosmos_distill.config import Control, Evaluate, Generate, Guidance, Recipe, Scale, Train
+from cosmos_distill.config import (
+    Control,
+    Evaluate,
+    FewStep,
+    Generate,
+    Guidance,
+    LambdaLinear,
+    Recipe,
+    Scale,
+    Train,
+)
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
+from cosmos_distill.methods.levels import Grid, ShiftedTime
 from cosmos_distill.stages.checks import latent_frames
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 TRANSFER1 = Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py"
+PREDICT25 = TRANSFER1.with_name("predict25_dmd2_4step.py")
 
 
 def scales(path: Path) -> tuple[str, ...]:
@@ -28,13 +40,16 @@ EVERY = [pytest.param(p, s, id=f"{p.stem}-{s}") for p in RECIPES for s in scales
 
 @pytest.mark.parametrize("path, scale", EVERY)
 def test_every_recipe_resolves(path: Path, scale: str) -> None:
-    for control in get_args(Control):
-        recipe = cli.load(path).recipe(scale=scale, control=control)
+    function = cli.load(path).recipe
+    controls = get_args(Control) if "control" in get_type_hints(function) else (None,)
+    for control in controls:
+        recipe = function(scale=scale, **({"control": control} if control else {}))
         assert isinstance(recipe, Recipe)
         assert recipe.control == control
         for stage in recipe.stages.values():
             if isinstance(stage, Train):
-                assert getattr(stage.method, "max_condition_frames", 0) <= recipe.data.max_condition_frames
+                most = len(stage.method.condition_frames) - 1  # type: ignore[attr-defined]
+                assert most == recipe.data.max_condition_frames < latent_frames(recipe)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -86,7 +101,8 @@ def test_transfer1_7b_is_the_published_recipe() -> None:
         5,
         1e-3,
     )
-    assert (method.sigma_schedule, method.adjust_video_noise, method.head) == ("edm_sampling", True, "conv3d")
+    assert (method.levels, method.head) == (Grid("edm_sampling", adjust_video_noise=True), "conv3d")
+    assert method.condition_frames == kd.method.condition_frames == (1 / 3, 1 / 3, 1 / 3)
     assert (method.critic_warmup_steps, method.recon_loss_weight, method.ladd) == (0, 0.0, False)
     assert all(s.trainer.precision == "bf16" and s.trainer.ema_decay is None for s in (kd, dmd2))
     assert (kd.pairs_from, dmd2.start_from, dmd2.pairs_from) == ("generate", "kd", None)
@@ -96,13 +112,50 @@ def test_transfer1_7b_is_the_published_recipe() -> None:
 
 @pytest.mark.parametrize("scale", get_args(Scale))
 def test_teacher_costs_72_evaluations(scale: Scale) -> None:
-    from cosmos_distill.stages.sampling import evaluations
+    from cosmos_distill.diffusion import build_schedule
+    from cosmos_distill.stages.sampling import evaluations, teacher_calls
 
     recipe: Recipe = cli.load(TRANSFER1).recipe(scale=scale)
     stage = recipe.stages["evaluate"]
     assert isinstance(stage, Evaluate)
-    assert evaluations(stage.steps, stage.guidance) == (16 if scale == "smoke" else 72)
-    assert evaluations(35, Guidance(0.0, "added")) == evaluations(35, Guidance(1.0, "standard")) == 36
+    calls = teacher_calls(build_schedule(recipe.schedule), stage.steps)
+    assert evaluations(calls, stage.guidance) == (16 if scale == "smoke" else 72)
+    assert evaluations(36, Guidance(0.0, "added")) == evaluations(36, Guidance(1.0, "standard")) == 36
+
+
+@pytest.mark.parametrize("scale, fake_score_lr, clean_times", [("2b", 2e-7, True), ("14b", 1e-7, False)])
+def test_predict25_is_the_published_recipe(scale: str, fake_score_lr: float, clean_times: bool) -> None:
+    from cosmos_distill.diffusion import build_schedule
+    from cosmos_distill.models.presets import PRESETS
+    from cosmos_distill.stages.sampling import evaluations, teacher_calls
+
+    recipe: Recipe = cli.load(PREDICT25).recipe(scale=scale)
+    dmd2, evaluate = recipe.stages["dmd2"], recipe.stages["evaluate"]
+    assert isinstance(dmd2, Train) and isinstance(dmd2.method, DMD2) and isinstance(evaluate, Evaluate)
+    method, trainer = dmd2.method, dmd2.trainer
+    for optim, rate in ((method.student, 1e-6), (method.fake_score, fake_score_lr)):
+        assert (optim.lr, optim.betas, optim.weight_decay, optim.clip_norm) == (rate, (0.9, 0.999), 0.01, 1.0)
+        assert optim.linear == LambdaLinear(100, 1e-6, 0.99, 0.4, 400_000) and not optim.cosine
+    assert (method.sampler, method.guidance) == (FewStep(4), Guidance(3.0, "added"))
+    assert (method.student_update_freq, method.student_warmup_steps, method.gan_weight) == (5, 1, 0.0)
+    assert (method.vsd_form, method.fake_score_weighting) == ("predict2.5", "trigflow")
+    assert method.levels == ShiftedTime("uniform") and method.mask_given_frames
+    assert method.condition_frames == (0.6, 0.2, 0.2)
+    assert (method.gan_features, method.head) == ("fake_score", "query_token")
+    assert (trainer.max_steps, trainer.save_every, trainer.sample_every) == (30_000, 500, 250)
+    assert (trainer.ema_power, trainer.ema_decay, trainer.precision) == (0.1, None, "bf16")
+    data = recipe.data
+    assert (data.frames, data.height, data.width, latent_frames(recipe)) == (93, 704, 1280, 24)
+    assert PRESETS[recipe.network].clean_condition_times is clean_times
+    levels = build_schedule(recipe.schedule)
+    assert evaluations(teacher_calls(levels, evaluate.steps), evaluate.guidance) == 70  # to 4: 17.5 times
+    taus = [float(levels.to_tau(t)) for t in levels.student_times(4)]  # type: ignore[union-attr]
+    assert taus == pytest.approx([1, 0.9375, 5 / 6, 0.625])
+
+
+def test_fake_score_features_of_2b_are_the_published_blocks() -> None:
+    recipe: Recipe = cli.load(PREDICT25).recipe(scale="2b")
+    assert recipe.stages["dmd2"].method.feature_blocks == (11, 19, 27)  # type: ignore[attr-defined]
 
 
 def test_dry_run_of_7b_shows_sizes_memory_and_launch_line(

@@ -22,10 +22,10 @@ ENV = os.environ | {
 
 
 def smoke(
-    out: Path, *args: str, program: Sequence[str] = ("-m", "cosmos_distill")
+    out: Path, *args: str, program: Sequence[str] = ("-m", "cosmos_distill"), recipe: Path = RECIPE
 ) -> subprocess.CompletedProcess[str]:
     """Run the smoke recipe in a process of its own."""
-    command = [sys.executable, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
+    command = [sys.executable, *program, str(recipe), "--scale", "smoke", "--out", str(out), *args]
     return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
 
 

@@ -94,7 +94,11 @@ def test_second_run_does_nothing_and_a_different_one_is_refused(finished: Path) 
 def test_export_describes_itself_and_is_the_student(finished: Path) -> None:
     path = finished / "export" / "student.safetensors"
     said = read_metadata(path)
-    assert (said["nfe"], said["guidance_baked_in"], said["sampler"]) == (1, True, {"kind": "one_step"})
+    assert (said["nfe"], said["guidance_baked_in"], said["sampler"]) == (
+        1,
+        True,
+        {"kind": "few_step", "steps": 1, "fresh_noise": False},
+    )
     assert (said["network"], said["control"]) == ("transfer1-smoke", "edge")
     assert said["schedule"]["sigma_max"] == 80.0
     stages = said["provenance"]["stages"]
@@ -107,13 +111,13 @@ def test_export_describes_itself_and_is_the_student(finished: Path) -> None:
 
 def test_sample_draws_the_clips_that_evaluation_drew(finished: Path, tmp_path: Path) -> None:
     """From the export alone, and by the same function: equal noise gives equal clips."""
-    from cosmos_distill.config import EDM
+    from cosmos_distill.config import EDM, ONE_STEP
     from cosmos_distill.diffusion import EDMSchedule
     from cosmos_distill.models import build, weights
     from cosmos_distill.models.presets import PRESETS
     from cosmos_distill.stages.networks import open_clips
     from cosmos_distill.stages.sample import read
-    from cosmos_distill.stages.sampling import noise_of, single_step
+    from cosmos_distill.stages.sampling import few_steps, noise_of
 
     path = finished / "export" / "student.safetensors"
     exported = read(path)
@@ -122,7 +126,9 @@ def test_sample_draws_the_clips_that_evaluation_drew(finished: Path, tmp_path: P
     weights.load_into(network, path)
     recipe = cli.load(Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py").recipe(scale="smoke")
     batch = open_clips(recipe, "eval").batch(0, 32)
-    drawn = single_step(network, exported.schedule, batch, noise_of(0, "evaluate", batch))
+    noise = noise_of(0, "evaluate", batch)
+    assert exported.sampler == ONE_STEP
+    drawn = few_steps(network, exported.schedule, batch, noise, exported.sampler)
     kept = load_file(finished / "evaluate" / "samples" / "student-000000.safetensors")["latents"]
     assert torch.allclose(drawn, kept, atol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.guard import NonFinite, NonFiniteError, StopFlag
 from cosmos_distill.train.log import RunLog, read, truncate_after
 from tests.train.fakes import Network
@@ -20,7 +21,7 @@ from tests.train.fakes import Network
 def test_average_is_the_formula_in_fp32() -> None:
     network = Network(0).bfloat16()
     masters = {name: p.detach().float().clone() for name, p in network.named_parameters()}
-    ema = EMA(masters, 0.75)
+    ema = EMA(masters, constant(0.75))
     expected = masters["first.weight"].double()
     for step in range(4):
         masters["first.weight"] += 1e-4 * (step + 1)
@@ -30,10 +31,29 @@ def test_average_is_the_formula_in_fp32() -> None:
     assert ema.state_dict(network)["first.weight"].dtype == torch.bfloat16
 
 
+def test_power_average_has_the_published_decays_and_profile() -> None:
+    decay = power(0.1)
+    published = {10: 0.469, 100: 0.924, 300: 0.974, 1500: 0.9947}
+    for n, value in published.items():
+        assert decay(n) == pytest.approx(value, abs=6e-4), n
+    assert decay(0) == 0.0  # the average begins with the first trained weights, not with the initial ones
+    weights = {"w": torch.zeros(200, dtype=torch.float64)}
+    ema = EMA(weights, decay)
+    for n in range(200):  # weights e_n: the average shows how much each step counts
+        weights["w"].zero_()[n] = 1.0
+        ema.update()
+    at = torch.arange(200, dtype=torch.float64) / 200
+    mean = float(at @ ema.average["w"])
+    width = math.sqrt(float((at - mean).square() @ ema.average["w"]))
+    assert float(ema.average["w"].sum()) == pytest.approx(1.0) and width == pytest.approx(0.1, rel=0.02)
+    with pytest.raises(ValueError, match="relative width"):
+        power(0.3)
+
+
 def test_average_is_lent_to_the_network_and_taken_back_after_an_error() -> None:
     network = Network(0)
     own = network.first.weight.detach().clone()
-    ema = EMA(dict(network.named_parameters()), 0.5)
+    ema = EMA(dict(network.named_parameters()), constant(0.5))
     ema.average["first.weight"] += 1
     with pytest.raises(RuntimeError, match="in the block"), ema.applied_to(network):
         assert torch.equal(network.first.weight, own + 1)
@@ -44,9 +64,9 @@ def test_average_is_lent_to_the_network_and_taken_back_after_an_error() -> None:
 def test_average_refuses_bad_decay_and_foreign_state() -> None:
     weights = {"w": torch.zeros(2)}
     with pytest.raises(ValueError, match="below 1, not 1"):
-        EMA(weights, 1.0)
+        EMA(weights, constant(1.0))
     with pytest.raises(ValueError, match="'v'"):
-        EMA(weights, 0.5).load({"w": torch.zeros(2), "v": torch.zeros(2)})
+        EMA(weights, constant(0.5)).load({"w": torch.zeros(2), "v": torch.zeros(2)})
 
 
 def test_guard_counts_only_in_a_row() -> None:

@@ -13,7 +13,7 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EDMSchedule
-from cosmos_distill.methods.edm import EDMDenoising
+from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
@@ -50,7 +50,7 @@ class Clips:
 
 
 def run(folder: Path, dtype: torch.dtype = torch.float32, clips: Clips | None = None, **changes: Any) -> Any:
-    config = EDMDenoising(student=Optim(lr=3e-3, warmup_steps=3, clip_norm=10.0))
+    config = Denoising(student=Optim(lr=3e-3, warmup_steps=3, clip_norm=10.0))
     method = methods.build(
         config, lambda _: models.build(CONFIG, dtype=dtype, seed=0), EDMSchedule(EDM()), seed=0
     )

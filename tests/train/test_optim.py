@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cosmos_distill.config import Optim
+from cosmos_distill.config import LambdaLinear, Optim
 from cosmos_distill.train.optim import RoleOptimizer, learning_rate
 from tests.train.fakes import SHAPE, Network
 
@@ -29,7 +29,27 @@ def gradients(network: nn.Module, seed: int) -> list[Tensor]:
 )
 def test_learning_rate(optim: Optim, expected: dict[int, float]) -> None:
     for step, value in expected.items():
-        assert learning_rate(optim, step, max_steps=100) == pytest.approx(value, abs=1e-12), step
+        assert learning_rate(optim, step, max_steps=100, updates=0) == pytest.approx(value, abs=1e-12), step
+
+
+def test_lambda_linear_goes_by_the_roles_own_updates() -> None:
+    optim = Optim(lr=2.0, linear=LambdaLinear())
+    factors = {0: 1e-6, 50: 0.4950005, 100: 0.9898525, 200_000: 0.695, 400_000: 0.4, 500_000: 0.4}
+    for updates, factor in factors.items():
+        rate = learning_rate(optim, 7, max_steps=10, updates=updates)
+        assert rate == pytest.approx(2.0 * factor, rel=1e-9), updates
+    with pytest.raises(ValueError, match="of its own"):
+        Optim(lr=1.0, linear=LambdaLinear(), cosine=True)
+
+    network = nn.Linear(2, 1)
+    optimizer = RoleOptimizer(network, Optim(lr=1.0, linear=LambdaLinear(warmup_steps=4, start=0.0)), 100)
+    for step in (0, 5):  # the role's turns
+        assert optimizer.learning_rate(step) == pytest.approx(0.99 / 4 * (step // 5))
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step(step)
+    again = RoleOptimizer(nn.Linear(2, 1), optimizer.optim, 100)
+    again.load(optimizer.tensors())
+    assert again.learning_rate(10) == optimizer.learning_rate(10) == pytest.approx(0.99 / 2)
 
 
 def test_masters_are_fp32_adamw_where_half_precision_alone_stands_still() -> None:

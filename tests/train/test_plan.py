@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmos_distill.config import Optim, Parallel, Precision
-from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.ema import EMA, constant
 from cosmos_distill.train.optim import RoleOptimizer
 from cosmos_distill.train.plan import GIB, launch_line, plan
 from tests.train.fakes import SHAPE, Network
@@ -24,7 +24,7 @@ def test_bytes_are_those_of_a_real_optimiser(precision: Precision) -> None:
     gradients = sum(m.grad.nbytes for m in optimizer.masters.values() if m.grad is not None)
     optimizer.step(0)
     moments = sum(t.nbytes for name, t in optimizer.tensors().items() if not name.startswith("step/"))
-    average = sum(t.nbytes for t in EMA(optimizer.masters, 0.9).average.values())
+    average = sum(t.nbytes for t in EMA(optimizer.masters, constant(0.9)).average.values())
 
     count = sum(p.numel() for p in network.parameters())
     role = plan({"student": (count, True)}, precision, ema=True).roles[0]

@@ -19,8 +19,8 @@ class Batch:
     """Global index of the first sample: samples first .. first+B-1 of the endless, seeded stream."""
     latents: torch.Tensor
     """Clip (real, or the teacher's in pairs), [B, C, T, H, W]."""
-    hint: torch.Tensor
-    """Control video through the same tokenizer, [B, C, T, H, W]."""
+    hint: torch.Tensor | None
+    """Control video through the same tokenizer, [B, C, T, H, W]; None where there is no control."""
     text: torch.Tensor
     """Prompt embedding, [B, tokens, channels]."""
     negative_text: torch.Tensor

@@ -3,7 +3,7 @@
 Under ``data.root``::
 
     videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation)
-    t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024]
+    t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
     <control>/<id>.mp4                 control video with as many frames as the clip
 
@@ -62,7 +62,7 @@ class FolderSource:
     def __init__(
         self,
         data: Data,
-        control: str,
+        control: str | None,
         seed: int,
         *,
         split: Split,
@@ -113,10 +113,10 @@ class FolderSource:
         return chosen
 
     def _probe(self, path: Path) -> Sample:
-        text = self._companion("t5_xxl", path.stem, (".safetensors", ".npz"))
+        text = self._companion(self.data.text_folder or "t5_xxl", path.stem, (".safetensors", ".npz"))
         noise = self._companion("noise", path.stem, (".safetensors", ".npz")) if self._paired else None
         control = None
-        if self._paired or self.control not in controls.COMPUTED:
+        if self.control is not None and (self._paired or self.control not in controls.COMPUTED):
             control = self._companion(self.control, path.stem, (".mp4",))
         lengths = []
         for file in (path, control) if control else (path,):
@@ -164,7 +164,7 @@ class FolderSource:
         more = len(self.skipped) - len(shown)
         return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
-    def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray, np.ndarray, float]:
+    def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
         random = generator(self.seed, self.split, index)
         order = random.permutation(len(self._samples))
@@ -180,13 +180,14 @@ class FolderSource:
             wanted = range(start, start + self._span, self.data.stride)
             try:
                 video, mask, fps = self._window(sample.video, wanted)
-                if sample.control is None:
+                control = None
+                if sample.control is not None:
+                    control = self._window(sample.control, wanted)[0]
+                elif self.control is not None:
                     thresholds = controls.CANNY_MEDIUM
                     if self.split == "train":
                         thresholds = controls.draw_canny_thresholds((u[1], u[2]))
                     control = controls.compute(self.control, video, thresholds)
-                else:
-                    control = self._window(sample.control, wanted)[0]
             except DataError as error:
                 self._skip(sample.name, str(error))
                 continue
@@ -223,18 +224,22 @@ class FolderSource:
             )
         return noise
 
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Video and control, uint8 [B, 3, F, H, W] each."""
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
         read = [self._read(i) for i in range(first, first + count)]
-        return to_video(np.stack([r[2] for r in read])), to_video(np.stack([r[3] for r in read]))
+        video = to_video(np.stack([r[2] for r in read]))
+        return video, None if self.control is None else to_video(
+            np.stack([r[3] for r in read if r[3] is not None])
+        )
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded. DataError for text or noise that cannot be used."""
         samples, starts, video, control, masks, fps = zip(
             *(self._read(i) for i in range(first, first + count)), strict=True
         )
-        both = self._tokenizer.encode(to_video(np.stack(video + control))).cpu() * self._sigma_data
-        bad = [s.name for s, z in zip(samples, both[:count], strict=True) if not torch.isfinite(z).all()]
+        both = video if self.control is None else video + control
+        latents = self._tokenizer.encode(to_video(np.stack(both))).cpu() * self._sigma_data
+        bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]
         if bad:
             raise DataError(f"the tokenizer gave NaN or infinity for {', '.join(bad)}: check its files")
         noise = None
@@ -245,8 +250,8 @@ class FolderSource:
         padding = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.stack(masks))[:, None], (h, w))
         return Batch(
             first=first,
-            latents=both[:count],
-            hint=both[count:],
+            latents=latents[:count],
+            hint=None if self.control is None else latents[count:],
             text=text,
             negative_text=torch.from_numpy(self._negative).expand_as(text).contiguous(),
             fps=torch.tensor(fps, dtype=torch.float32),

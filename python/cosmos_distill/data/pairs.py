@@ -239,9 +239,10 @@ class PairSource:
             names.append(f"pair {pair}" + (f": {shard_names[row]}" if shard_names else ""))
         return Batch(first=first, names=tuple(names), **{name: torch.stack(x) for name, x in rows.items()})
 
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Teacher clip and control, decoded from the latents, uint8 [B, 3, F, H, W] each."""
         batch = self.batch(first, count)
+        assert batch.hint is not None
         return self.decode(batch.latents), self.decode(batch.hint)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Prefetch:
         self._drop()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As the source gives them, without reading ahead."""
         return self._source.pixels(first, count)
 

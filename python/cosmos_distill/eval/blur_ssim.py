@@ -24,6 +24,11 @@ def per_clip(video: Tensor, real: Tensor) -> Tensor:
     return torch.stack([ssim(_blurred(v), _blurred(r)) for v, r in zip(video, real, strict=True)])
 
 
+def score(values: Tensor, weights: Tensor | None = None) -> float:
+    """Mean over clips with ``values`` [B], each taken ``weights`` [B] times (once if left out)."""
+    return float(values.mean() if weights is None else weights @ values / weights.sum())
+
+
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Mean structural similarity of two stacks of frames [F, C, H, W] with values in 0..255, fp64.
 

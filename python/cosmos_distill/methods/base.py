@@ -55,6 +55,11 @@ class Noise:
         """Uniform in low .. high-1 (``high`` excluded, as in torch.randint), int64 [count]."""
         return self._draw(name, lambda stream: stream.integers(low, high), device)
 
+    def integer_of_step(self, name: str, low: int, high: int) -> int:
+        """Uniform in low .. high-1, one for the whole optimiser step: the same in every micro-batch and on
+        every rank."""
+        return int(self._stream("step", name).integers(low, high))
+
     def _draw(self, name: str, draw: Callable[[numpy.random.Generator], Any], device: Device) -> Tensor:
         import numpy
         import torch
@@ -62,7 +67,7 @@ class Noise:
         values = [draw(self._stream(index, name)) for index in range(self.first, self.first + self.count)]
         return torch.from_numpy(numpy.stack(values)).to(device)
 
-    def _stream(self, index: int, name: str) -> numpy.random.Generator:
+    def _stream(self, index: int | str, name: str) -> numpy.random.Generator:
         from numpy.random import Generator, Philox
 
         key = blake2b(f"{self.seed}/{self.step}/{index}/{name}".encode(), digest_size=16).digest()
@@ -104,12 +109,23 @@ class Method(ABC):
         """The role's network behind the denoise seam."""
         return Denoiser(self.roles[role], self.schedule)
 
-    def sampler(self, role: str) -> Callable[[Tensor, Condition], Tensor]:
-        """sample(unit noise [B, C, T, H, W], condition) -> x0 in one step: training's rollout and the
-        export's sampler."""
-        denoiser = self.denoiser(role)
-        return lambda noise, condition: diffusion.few_step(
-            denoiser.bind(condition), noise, self.schedule.student_times(1), self.schedule.noising
+    def sample(
+        self,
+        role: str,
+        noise: Tensor,
+        condition: Condition,
+        times: Sequence[float] | None = None,
+        fresh: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """x0 from unit ``noise`` [B, C, T, H, W] at ``times`` (None: one step), with the graph of the last
+        evaluation only: the export's sampler as training uses it."""
+        return diffusion.few_step(
+            self.denoiser(role).bind(condition),
+            noise,
+            self.schedule.student_times(1) if times is None else times,
+            self.schedule.noising,
+            fresh=fresh,
+            last_gradient_only=True,
         )
 
     def enable_gradients(self, active: Sequence[str]) -> None:
@@ -123,9 +139,19 @@ def unit_noise(batch: Batch, noise: Noise, name: str) -> Tensor:
     return noise.normal(name, batch.latents.shape[1:]).to(batch.latents)
 
 
-def draw_condition(batch: Batch, noise: Noise, max_frames: int) -> Condition:
-    """The batch's condition with 0 .. ``max_frames`` leading frames given, uniform, per sample."""
-    return Condition.from_batch(batch, noise.integers("condition_frames", 0, max_frames + 1))
+def draw_condition(batch: Batch, noise: Noise, probabilities: Sequence[float]) -> Condition:
+    """The batch's condition with n leading latent frames given with ``probabilities[n]``, per sample."""
+    import torch
+
+    bounds = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
+    drawn = noise.uniform("condition_frames").double()
+    return Condition.from_batch(batch, torch.searchsorted(bounds, drawn, right=True))
+
+
+def require_probabilities(name: str, values: Sequence[float]) -> None:
+    """Raise a ValueError unless ``values`` are probabilities that add up to 1."""
+    if not values or min(values) < 0 or abs(sum(values) - 1) > 1e-9:
+        raise ValueError(f"{name} {tuple(values)} must not be negative and must add up to 1")
 
 
 class Buildable(Protocol):
@@ -142,5 +168,5 @@ def build(config: MethodConfig, networks: Networks, schedule: Schedule, *, seed:
         TypeError: ``config`` is not the Config of a method.
     """
     if not hasattr(config, "build"):
-        raise TypeError(f"{type(config).__name__} describes no method: use KD, DMD2 or EDMDenoising")
+        raise TypeError(f"{type(config).__name__} describes no method: use KD, DMD2 or Denoising")
     return cast(Buildable, config).build(networks, schedule, seed=seed)

@@ -1,55 +1,70 @@
-"""DMD2 (Yin et al. 2024, arXiv 2405.14867) as Transfer1 runs it: the second stage of its recipe.
+"""DMD2 (Yin et al. 2024, arXiv 2405.14867) as Transfer1 and Predict2.5 run it.
 
-A one-step student G, a frozen teacher T, a fake score network S that follows the distribution of G's
-samples, and a discriminator D on features of the teacher. One step in ``student_update_freq`` trains
-G, the others train S and D.
+A student G of one or a few steps, a frozen teacher T, a fake score network S that follows the distribution of
+G's samples, and a discriminator D on features of T or S. One step in ``student_update_freq`` trains G, the
+others train S and D. The defaults are Transfer1's.
 """
 
 from __future__ import annotations
 
-import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill import diffusion, ops
-from cosmos_distill.config import Guidance, MethodConfig, Optim
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, unit_noise
+from cosmos_distill.config import ONE_STEP, FewStep, Guidance, MethodConfig, Optim
+from cosmos_distill.methods.base import (
+    Method,
+    Networks,
+    Noise,
+    draw_condition,
+    require_probabilities,
+    unit_noise,
+)
+from cosmos_distill.methods.levels import Grid, ShiftedTime
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.diffusion import EDMSchedule
+    from cosmos_distill.diffusion import Schedule
     from cosmos_distill.methods.denoiser import Condition
-
-FIRST_LEVEL, LAST_LEVEL = 20, 980
-"""Levels of the 1000-point grid that are drawn, both included: the middle 96 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DMD2(MethodConfig):
-    """Match the distribution of the student's one-step samples to the teacher's."""
+    """Match the distribution of the student's samples to the teacher's."""
 
+    sampler: FewStep = ONE_STEP
+    """The student's. Training runs its first n steps, n uniform in 1..steps and the same for all samples of
+    an optimiser step; the gradient passes through the last of them."""
     guidance: Guidance = field(default_factory=lambda: Guidance(5.0, "added"))
     """Of the teacher. The student learns the guided prediction and needs none."""
     student_update_freq: int = 5
     """The student's turn is every step that this divides."""
+    student_warmup_steps: int = 0
+    """First optimiser steps, which train the student only."""
     critic_warmup_steps: int = 0
     """First optimiser steps, which train the fake score and the discriminator only."""
-    sigma_schedule: Literal["edm_sampling", "inference"] = "edm_sampling"
-    """Where noise levels are drawn: on the teacher's sampling grid, or log-uniform."""
-    adjust_video_noise: bool = True
-    """Multiply sigma by sqrt(latent frames), as the teacher's training did."""
-    fake_score_prediction: Literal["eps", "x0"] = "eps"
-    """Error that the fake score network's loss averages."""
+    levels: Grid | ShiftedTime = field(default_factory=Grid)
+    """Where teacher and critics get their noise levels."""
+    vsd_form: Literal["transfer1", "predict2.5"] = "transfer1"
+    """Student's loss: :data:`~cosmos_distill.ops.dm_loss.TRANSFER1` (with 1/2) or ``PREDICT25`` (without)."""
+    fake_score_weighting: Literal["eps", "x0", "trigflow"] = "eps"
+    """Error that the fake score network's loss averages: of the noise, of x0, or of TrigFlow's velocity."""
+    mask_given_frames: bool = False
+    """Leave given frames out of the student's normaliser. Their errors are zero in any case."""
     gan_weight: float = 1e-3
     """Of the adversarial term in the student's loss; 0 builds no discriminator."""
-    head: Literal["conv3d", "conv2d", "attention", "spatial_temporal"] = "conv3d"
+    gan_features: Literal["teacher", "fake_score"] = "teacher"
+    """Network whose features the discriminator reads. The adversarial loss trains the fake score network with
+    its head (and real clips then get the noise of the generated ones), but not the teacher."""
+    head: Literal["conv3d", "conv2d", "attention", "spatial_temporal", "query_token"] = "conv3d"
     """Architecture of the discriminator's heads."""
     head_width: int = 320
     head_groups: int = 8
     feature_blocks: tuple[int, ...] = ()
-    """Teacher blocks that the discriminator reads; empty: the middle one."""
+    """Blocks that the discriminator reads; empty: the middle one."""
     feature_t_min: int = 0
     """Leading latent frames that the discriminator does not see."""
     ladd: bool = False
@@ -58,19 +73,24 @@ class DMD2(MethodConfig):
     """Of mean (x_g - real latent)^2 in the student's loss."""
     recon_loss_only: bool = False
     """Reconstruction as the only loss and every step the student's: an alternative warm-up."""
-    max_condition_frames: int = 2
-    """Leading latent frames given clean, uniform in 0..max per sample."""
+    condition_frames: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=5e-7, clip_norm=10.0))
     fake_score: Optim = field(default_factory=lambda: Optim(lr=5e-7))
     discriminator: Optim = field(default_factory=lambda: Optim(lr=5e-7))
 
     def __post_init__(self) -> None:
+        require_probabilities("condition_frames", self.condition_frames)
         if self.student_update_freq < 1:
             raise ValueError(f"student_update_freq must be at least 1, not {self.student_update_freq}")
         if min(self.gan_weight, self.recon_loss_weight) < 0:
             raise ValueError("gan_weight and recon_loss_weight must not be negative")
+        if self.student_warmup_steps and self.critic_warmup_steps:
+            raise ValueError("student_warmup_steps and critic_warmup_steps exclude each other: set one to 0")
         if self.ladd and self.recon_loss_only:
             raise ValueError("ladd and recon_loss_only exclude each other: switch one off")
+        if self.ladd and self.gan_features != "teacher":
+            raise ValueError("ladd has no fake score: its gan_features are the teacher's")
         if self.student_update_freq == 1 and not self.recon_loss_only:
             raise ValueError("student_update_freq 1 never trains the critics: choose at least 2")
 
@@ -83,11 +103,11 @@ class DMD2(MethodConfig):
             return ("discriminator",)
         return ("fake_score", "discriminator") if self.gan_weight > 0 else ("fake_score",)
 
-    def build(self, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> DMD2Method:
+    def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> DMD2Method:
         """The method over the networks that its switches need; ``seed`` initialises the discriminator.
 
         Raises:
-            ValueError: a feature block that the teacher does not have.
+            ValueError: a feature block that the network does not have, or levels of another schedule.
         """
         roles = {"student": networks("student")}
         if self.critics:
@@ -124,25 +144,26 @@ class DMD2Method(Method):
 
     config: DMD2
 
-    def __init__(self, config: DMD2, roles: dict[str, nn.Module], schedule: EDMSchedule) -> None:
+    def __init__(self, config: DMD2, roles: dict[str, nn.Module], schedule: Schedule) -> None:
         self.trainable = ("student", *config.critics)
         super().__init__(config, roles, schedule)
         self.blocks: tuple[int, ...] = getattr(roles.get("discriminator"), "blocks", ())
-        self.levels = schedule.training_sigmas(config.sigma_schedule)[FIRST_LEVEL : LAST_LEVEL + 1]
+        self.times = schedule.student_times(config.sampler.steps)
 
     def turn(self, step: int) -> tuple[str, ...]:
         """The student where ``student_update_freq`` divides ``step``, the critics everywhere else."""
-        if not self.config.critics:
+        config = self.config
+        if not config.critics or step < config.student_warmup_steps:
             return ("student",)
-        warm = step >= self.config.critic_warmup_steps
-        return ("student",) if warm and step % self.config.student_update_freq == 0 else self.config.critics
+        warm = step >= config.critic_warmup_steps
+        return ("student",) if warm and step % config.student_update_freq == 0 else config.critics
 
     def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
         """Student phase: ``loss/vsd``, ``loss/gan_generator``, ``loss/recon``.
         Critic phase: ``loss/fake_score``, ``loss/gan_discriminator``. Terms that are off are absent."""
         turn = self.turn(step)
         self.enable_gradients(turn)
-        condition = draw_condition(batch, noise, self.config.max_condition_frames)
+        condition = draw_condition(batch, noise, self.config.condition_frames)
         phase = self.student_losses if "student" in turn else self.critic_losses
         return phase(batch, condition, noise)
 
@@ -158,16 +179,20 @@ class DMD2Method(Method):
         if config.recon_loss_only:
             return {**terms, "total": terms["loss/recon"]}
 
-        sigma = self.draw_sigma(batch, noise)
-        x_t = ops.renoise(x_g, unit_noise(batch, noise, "renoise"), sigma)
-        x0_teacher, features = self.conditional_teacher(x_t, sigma, condition)
+        t = config.levels.draw(batch, self.schedule, noise)
+        x_t = self.renoise(x_g, unit_noise(batch, noise, "renoise"), t)
+        x0_teacher, features = self.judge("teacher", x_t, t, condition)
+        if "fake_score" in self.roles:
+            x0_fake, own = self.judge("fake_score", x_t, t, condition)
+            features = own if features is None else features
+            assert x0_teacher is not None and x0_fake is not None
+            with torch.no_grad():
+                x0_teacher = self.guide(x0_teacher, x_t, t, condition, batch)
+            form = ops.dm_loss.PREDICT25 if config.vsd_form == "predict2.5" else ops.dm_loss.TRANSFER1
+            mask = self.frame_mask(batch, condition)
+            terms["loss/vsd"] = ops.vsd_loss(x_g, x0_teacher, x0_fake, form, frame_mask=mask)
         if features is not None:
             terms["loss/gan_generator"] = ops.generator_loss(self.roles["discriminator"](features))
-        if x0_teacher is not None:
-            with torch.no_grad():
-                x0_teacher = self.guide(x0_teacher, x_t, sigma, condition.with_text(batch.negative_text))
-                x0_fake = self.denoiser("fake_score")(x_t, sigma, condition)
-            terms["loss/vsd"] = ops.vsd_loss(x_g, x0_teacher, x0_fake)
 
         weights = {
             "loss/vsd": 1.0,
@@ -180,59 +205,85 @@ class DMD2Method(Method):
         """Losses of S and D on fresh samples of G; their sum is the total."""
         import torch
 
+        config = self.config
         terms: dict[str, Tensor] = {}
-        sigma = self.draw_sigma(batch, noise)
+        t = config.levels.draw(batch, self.schedule, noise)
+        eps = unit_noise(batch, noise, "renoise")
         with torch.no_grad():
             x_g = self.generate(batch, condition, noise)
-            x_t = ops.renoise(x_g, unit_noise(batch, noise, "renoise"), sigma)
+            x_t = self.renoise(x_g, eps, t)
+        adversarial, shared = "discriminator" in self.roles, config.gan_features == "fake_score"
+        generated: dict[int, Tensor] | None = None
         if "fake_score" in self.roles:
-            x0_fake = self.denoiser("fake_score")(x_t, sigma, condition)
+            fake_score = self.denoiser("fake_score")
+            if adversarial and shared:
+                x0_fake, generated = fake_score(x_t, t, condition, features=self.blocks)
+            else:
+                x0_fake = fake_score(x_t, t, condition)
+            alpha, sigma = self.schedule.noising(t)
             terms["loss/fake_score"] = ops.fake_score_loss(
-                x0_fake, x_g, sigma, self.config.fake_score_prediction
+                x0_fake,
+                x_g,
+                sigma / alpha,  # EDM: sigma; TrigFlow: tan t
+                config.fake_score_weighting,
+                frame_mask=self.frame_mask(batch, condition),
             )
-        if "discriminator" in self.roles:
-            real = ops.renoise(batch.latents, unit_noise(batch, noise, "renoise_real"), sigma)
+        if adversarial:
+            real = self.renoise(batch.latents, eps if shared else unit_noise(batch, noise, "renoise_real"), t)
             discriminator = self.roles["discriminator"]
+            if generated is None:
+                generated = self.features(x_t, t, condition)
             terms["loss/gan_discriminator"] = ops.discriminator_loss(
-                discriminator(self.features(x_t, sigma, condition)),
-                discriminator(self.features(real, sigma, condition)),
+                discriminator(generated), discriminator(self.features(real, t, condition))
             )
         return {**terms, "total": torch.stack(list(terms.values())).sum(0)}
 
     def generate(self, batch: Batch, condition: Condition, noise: Noise) -> Tensor:
-        """A sample of G from fresh noise: what the exported sampler does."""
-        return self.sampler("student")(unit_noise(batch, noise, "student"), condition)
+        """G after its first n steps: the backward simulation is the exported sampler, cut short."""
+        sampler = self.config.sampler
+        n = noise.integer_of_step("student_steps", 1, sampler.steps + 1)
+        fresh = (lambda i: unit_noise(batch, noise, f"student_{i}")) if sampler.fresh_noise else None
+        return self.sample("student", unit_noise(batch, noise, "student"), condition, self.times[:n], fresh)
 
-    def draw_sigma(self, batch: Batch, noise: Noise) -> Tensor:
-        """Noise level of each sample, [B], uniform over the grid's points."""
-        sigma = self.levels[noise.integers("sigma", 0, len(self.levels))].to(batch.latents)
-        return sigma * math.sqrt(batch.latents.shape[2]) if self.config.adjust_video_noise else sigma
+    def renoise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t at the schedule's coordinate ``t`` [B], differentiable in x0."""
+        alpha, sigma = self.schedule.noising(t)
+        return ops.renoise(x0, eps, sigma.to(x0), alpha=alpha.to(x0))
 
-    def conditional_teacher(
-        self, x_t: Tensor, sigma: Tensor, condition: Condition
+    def frame_mask(self, batch: Batch, condition: Condition) -> Tensor | None:
+        """1 on frames to generate and 0 on given ones, [B, T]; None where all count."""
+        given = condition.given(batch.latents.shape[2]) if self.config.mask_given_frames else None
+        return None if given is None else 1 - given[:, 0, :, 0, 0].to(batch.latents)
+
+    def judge(
+        self, role: str, x_t: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Tensor | None, dict[int, Tensor] | None]:
-        """T(x_t) without a graph, and the features D reads with one: the adversarial gradient reaches G
-        through T. One pass serves both; LADD needs no prediction, and no D no features."""
+        """The role's x0 without a graph, and, of the network that D reads, features with one: the adversarial
+        gradient reaches G through them. One pass serves both; LADD needs no prediction."""
         import torch
 
-        teacher = self.denoiser("teacher")
-        if "discriminator" not in self.roles:
+        denoiser = self.denoiser(role)
+        if "discriminator" not in self.roles or role != self.config.gan_features:
             with torch.no_grad():
-                return teacher(x_t, sigma, condition), None
-        x0, features = teacher(x_t, sigma, condition, features=self.blocks, features_only=self.config.ladd)
+                return denoiser(x_t, t, condition), None
+        x0, features = denoiser(x_t, t, condition, features=self.blocks, features_only=self.config.ladd)
         return None if x0 is None else x0.detach(), features
 
-    def guide(self, cond: Tensor, x_t: Tensor, sigma: Tensor, negative: Condition) -> Tensor:
-        """T's guided prediction. Given frames and control are the same in both branches."""
+    def guide(self, cond: Tensor, x_t: Tensor, t: Tensor, condition: Condition, batch: Batch) -> Tensor:
+        """T's guided prediction. The control is the same in both branches."""
         guidance = self.config.guidance
         if guidance.as_added().scale == 0:
             return cond
-        return diffusion.combine(cond, self.denoiser("teacher")(x_t, sigma, negative), guidance)
+        negative = condition.unconditional(batch.negative_text, guidance.unconditional_frames)
+        return diffusion.combine(cond, self.denoiser("teacher")(x_t, t, negative), guidance)
 
-    def features(self, x_t: Tensor, sigma: Tensor, condition: Condition) -> dict[int, Tensor]:
-        """What D reads, without a graph; T runs up to the last block needed."""
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[int, Tensor]:
+        """What D reads, with a graph only of the fake score network; it runs up to the last block needed."""
         import torch
 
-        teacher = self.denoiser("teacher")
-        with torch.no_grad():
-            return teacher(x_t, sigma, condition, features=self.blocks, features_only=True)[1]
+        role = self.config.gan_features
+        with torch.no_grad() if role == "teacher" else nullcontext():
+            found: tuple[Any, dict[int, Tensor]] = self.denoiser(role)(
+                x_t, t, condition, features=self.blocks, features_only=True
+            )
+        return found[1]

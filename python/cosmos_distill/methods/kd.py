@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cosmos_distill.config import MethodConfig, Optim
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, require_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 class KD(MethodConfig):
     """Regress the teacher's clip from the noise it started from. Needs a stage's ``pairs_from``."""
 
-    max_condition_frames: int = 2
-    """Leading latent frames given clean, uniform in 0..max per sample."""
+    condition_frames: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
+
+    def __post_init__(self) -> None:
+        require_probabilities("condition_frames", self.condition_frames)
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> KDMethod:
         """The method over a student; the teacher is in the pairs."""
@@ -43,7 +46,7 @@ class KDMethod(Method):
         """
         if batch.noise is None:
             raise ValueError("KD needs pairs: name the stage that generates them in Train.pairs_from")
-        condition = draw_condition(batch, noise, self.config.max_condition_frames)
-        x_g = self.sampler("student")(batch.noise, condition)
+        condition = draw_condition(batch, noise, self.config.condition_frames)
+        x_g = self.sample("student", batch.noise, condition)
         loss = 0.5 * (x_g - batch.latents).square().flatten(1).mean(1)
         return {"loss/kd": loss, "total": loss}

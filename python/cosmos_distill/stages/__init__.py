@@ -249,7 +249,8 @@ def _clips_fingerprint(recipe: Recipe) -> str:
     data = recipe.data
     if data.root is None:
         return data.source
-    wanted = [d for d in (data.root / n for n in ("videos", "t5_xxl", recipe.control)) if d.is_dir()]
+    names = [name for name in ("videos", data.text_folder or "t5_xxl", recipe.control) if name]
+    wanted = [d for d in (data.root / n for n in names) if d.is_dir()]
     files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())
     return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])
 

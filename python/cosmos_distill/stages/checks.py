@@ -9,11 +9,10 @@ from pathlib import Path
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
-from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
-STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8)}
+STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8), "wan2.1": (4, 8)}
 PATCH = 2
 _FROM_FILES = ("depth", "seg", "keypoint")
 
@@ -39,7 +38,7 @@ def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
         # Pre-training is the one method that makes a teacher instead of reading one.
-        return not isinstance(stage.method, EDMDenoising)
+        return stage.method.sampler is not None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -60,6 +59,11 @@ def depends_on(stage: Stage) -> list[str]:
 def latent_frames(recipe: Recipe) -> int:
     """T of a latent clip: the first frame alone, then one per temporal stride."""
     return 1 + (recipe.data.frames - 1) // STRIDES[recipe.data.tokenizer][0]
+
+
+def pixel_frames(recipe: Recipe, latents: int) -> int:
+    """Frames of a clip that its first ``latents`` latent frames stand for."""
+    return 1 + (latents - 1) * STRIDES[recipe.data.tokenizer][0] if latents else 0
 
 
 def check(recipe: Recipe, out: Path, *, ranks: int | None = None) -> None:
@@ -157,15 +161,32 @@ def _data(recipe: Recipe) -> Iterator[str]:
     for name, stage in recipe.stages.items():
         if isinstance(stage, Generate) and stage.condition_frames >= latents:
             yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
-        frames = getattr(stage.method, "max_condition_frames", 0) if isinstance(stage, Train) else 0
-        if frames >= latents:
-            yield f"--stages.{name}.method.max-condition-frames {frames}: choose at most {latents - 1}."
+        if isinstance(stage, Generate) and recipe.control is None:
+            yield f"'{name}' writes pairs, which need a control: give one with --control."
+        if isinstance(stage, Evaluate) and max(stage.condition_frames) > data.max_condition_frames:
+            yield (
+                f"--stages.{name}.condition-frames {' '.join(map(str, stage.condition_frames))}: at most "
+                f"--data.max-condition-frames {data.max_condition_frames} are trained."
+            )
+        given: tuple[float, ...] = (
+            getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
+        )
+        if len(given) > latents:
+            yield (
+                f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "
+                f"{len(given) - 1} of {latents} latent frames: leave at least one to generate."
+            )
     if data.tokenizer == "cosmos-cv8x8x8" and (
         data.tokenizer_path is None or not data.tokenizer_path.is_dir()
     ):
         yield (
             "the Cosmos tokenizer is not part of this package: give the folder that holds its encoder.jit, "
             "decoder.jit and mean_std.pt with --data.tokenizer-path."
+        )
+    if data.tokenizer == "wan2.1" and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
+        yield (
+            "the Wan 2.1 tokenizer is not part of this package: give its folder in diffusers' format "
+            "(config.json and safetensors weights) with --data.tokenizer-path."
         )
     if data.source == "folder" and data.root is None:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."

@@ -86,7 +86,7 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
         counts,
         stage.trainer.precision,
         parallel=recipe.parallel,
-        ema=stage.trainer.ema_decay is not None,
+        ema=stage.trainer.averages,
         turns={method.turn(step) for step in range(min(stage.trainer.max_steps, 1000))},
     )
     console.print(found.table())

@@ -9,13 +9,12 @@ from typing import Any
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
-from cosmos_distill.methods.edm import EDMDenoising
 from cosmos_distill.models import weights
 from cosmos_distill.stages import Run
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.stages.networks import DTYPES, schedule
-from cosmos_distill.stages.sampling import evaluations
+from cosmos_distill.stages.sampling import evaluations, teacher_calls
 from cosmos_distill.stages.train import many_step_settings
 from cosmos_distill.train.checkpoint import publish_tensors
 
@@ -38,15 +37,17 @@ def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
 def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     """What the file says of itself.
 
-    ``sampler`` is ``one_step`` with guidance baked in for a student, and the many-step sampler with its
-    settings for a network that was trained to denoise.
+    ``sampler`` is ``few_step`` with guidance baked in for a student, and the schedule's many-step sampler
+    (``teacher``) with its settings for a network that was trained to denoise.
     """
     recipe = run.recipe
-    many = isinstance(source.method, EDMDenoising)
+    few = source.method.sampler
     guidance, steps = many_step_settings(recipe)
-    sampler = (
-        {"kind": "res_2ab", "steps": steps, "guidance": plain(guidance)} if many else {"kind": "one_step"}
-    )
+    if few is None:
+        sampler = {"kind": "teacher", "steps": steps, "guidance": plain(guidance)}
+        nfe = evaluations(teacher_calls(schedule(recipe), steps), guidance)
+    else:
+        sampler, nfe = {"kind": "few_step", **plain(few)}, few.steps
     return {
         "format": FORMAT,
         "network": recipe.network,
@@ -54,8 +55,8 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "data": plain(recipe.data) | {"root": None},
         "schedule": schedule(recipe).to_dict(),
         "sampler": sampler,
-        "nfe": evaluations(steps, guidance) if many else 1,
-        "guidance_baked_in": not many,
+        "nfe": nfe,
+        "guidance_baked_in": few is not None,
         "precision": stage.precision,
         "names": stage.names,
         "provenance": {

@@ -15,7 +15,7 @@ from cosmos_distill.stages import Run
 from cosmos_distill.stages.manifest import Pairs, sha256_of_listing
 from cosmos_distill.stages.networks import device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.progress import Log, work
-from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of
+from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of, teacher_calls
 
 
 def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
@@ -28,7 +28,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     clips = open_clips(recipe, "train")
     writer = PairWriter(folder / "pairs")
     log = Log(folder)
-    per_batch = stage.steps + 1
+    per_batch = teacher_calls(levels, stage.steps)
     missing = range(writer.done(), stage.pairs, stage.batch)
     if len(missing):
         teacher = load_teacher(recipe)
@@ -44,7 +44,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
                 writer.write(dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu()))
                 log.line(pairs=writer.done())
     run.details["data"] = clips.description()
-    run.details["evaluations_per_pair"] = evaluations(stage.steps, stage.guidance)
+    run.details["evaluations_per_pair"] = evaluations(per_batch, stage.guidance)
     shards = sorted((folder / "pairs").glob("*.safetensors"))
     digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])
     return Pairs(

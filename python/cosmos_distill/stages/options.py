@@ -24,7 +24,8 @@ class RunOptions:
 class SampleOptions:
     """Draw clips from an exported student.
 
-    Without a control of your own, held-out clips of the data the student was made on give the controls.
+    Without files of your own, held-out clips of the data the student was made on give prompts, controls and
+    the frames to go on from.
     """
 
     out: Path = Path("samples")
@@ -39,10 +40,15 @@ class SampleOptions:
     """Control as a video (edges, blur, depth, ...), used as it is."""
     video: Path | None = None
     """Ordinary video, whose control is computed first (edge and vis)."""
+    start: Path | None = None
+    """Image (PNG: image to world) or video (mp4: video to world) that every clip begins with."""
+    condition_frames: int | None = None
+    """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
+    video, none otherwise."""
     prompt: str | None = None
     """Prompt of a student of the mini scale, whose text encoder needs no weights."""
     prompt_embedding: Path | None = None
-    """T5-XXL embedding of the prompt, .safetensors or .npz."""
+    """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
     traceback: bool = False

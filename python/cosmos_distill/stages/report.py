@@ -17,7 +17,17 @@ from cosmos_distill.stages.manifest import Manifest, Scores, plain, write_atomic
 from cosmos_distill.stages.text import yaml
 
 # Seconds that all stages may take together on two cores; the other presets have no such promise.
-WALL_LIMITS = {"transfer1-smoke": 90.0, "transfer1-mini": 720.0}
+WALL_LIMITS = {
+    "transfer1-smoke": 90.0,
+    "transfer1-mini": 720.0,
+    "predict2.5-smoke": 90.0,
+    "predict2.5-mini": 720.0,
+}
+
+
+_FROM_SCORES = (
+    "metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames", "ratio_intervals",
+)  # fmt: skip
 
 
 def write(recipe: Recipe, out: Path, console: Console) -> None:
@@ -34,7 +44,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
         "latency_ratio": scores["latency"][size]["ratio"],
         "wall_seconds": sum(m.seconds for m in manifests.values()),
         "stages": {n: {"seconds": m.seconds, "attempts": m.attempts} for n, m in manifests.items()},
-        **{key: scores[key] for key in ("metrics", "floor", "clips", "nfe", "latency", "labels")},
+        **{key: scores[key] for key in _FROM_SCORES},
         "seed": recipe.seed,
         "version": cosmos_distill.__version__,
         "cores": os.cpu_count(),
@@ -45,7 +55,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     # A teacher's own report (no students in it) promises nothing about a student.
     students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
     limit = WALL_LIMITS.get(recipe.network) if whole and students else None
-    report["targets"] = page.targets(report, limit, quality=recipe.network != "transfer1-smoke")
+    report["targets"] = page.targets(report, limit, quality=not recipe.network.endswith("-smoke"))
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomically(out / "report.html", _html(recipe, out, report, outputs))
     _summary(report, console)
@@ -56,14 +66,14 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
     from cosmos_distill.train.visuals import curves
 
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Train)]
-    pictures = [("Held-out controls, same noise for all", out / outputs.grid.path)]
+    pictures = [("Conditions of held-out clips, same noise for all", out / outputs.grid.path)]
     for name in trained:
         if grids := sorted((out / name / "grids").glob("*.png")):
             pictures.append((f"{name}: {grids[-1].stem.replace('_', ' ')}", grids[-1]))
     logs = {name: out / name / "log.jsonl" for name in trained if (out / name / "log.jsonl").is_file()}
     return page.html(
         report,
-        title=f"{recipe.network}, control: {recipe.control}",
+        title=recipe.network + (f", control: {recipe.control}" if recipe.control else ""),
         curves=curves(logs) if logs else "",
         pictures=pictures,
         recipe=yaml(plain(recipe)),
@@ -71,9 +81,10 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
 
 
 def _summary(report: dict[str, Any], console: Console) -> None:
-    table = Table("", *page.METRICS.values(), title="held-out clips", title_justify="left")
+    names = page.metrics_of(report)
+    table = Table("", *names.values(), title="held-out clips", title_justify="left")
     for who, values in report["metrics"].items():
-        table.add_row(who, *(f"{values[m]:.3f}" for m in page.METRICS))
+        table.add_row(who, *(f"{values[m]:.3f}" for m in names))
     table.add_row("floor (real against real)", f"{report['floor']['frechet']:.3f}")
     console.print(table)
     for target in report["targets"]:

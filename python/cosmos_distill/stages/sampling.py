@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill.config import Guidance
-from cosmos_distill.diffusion import Schedule, few_step, teacher_sample
+from cosmos_distill.config import FewStep, Guidance
+from cosmos_distill.diffusion import EDMSchedule, Schedule, few_step, teacher_sample
 from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
 
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from cosmos_distill.data.batch import Batch
 
 
-def evaluations(steps: int, guidance: Guidance) -> int:
-    """Network evaluations per clip of the many-step sampler: 35 steps with guidance are 36 x 2."""
-    return (steps + 1) * (1 if guidance.as_added().scale == 0 else 2)
+def teacher_calls(schedule: Schedule, steps: int) -> int:
+    """Denoise calls of the many-step sampler: EDM's adds a clean one after the last step."""
+    return steps + 1 if isinstance(schedule, EDMSchedule) else steps
+
+
+def evaluations(calls: int, guidance: Guidance) -> int:
+    """Network evaluations per clip in ``calls`` denoise calls: 36 with guidance are 72."""
+    return calls * (1 if guidance.as_added().scale == 0 else 2)
 
 
 def noise_of(seed: int, name: str, batch: Batch) -> Tensor:
@@ -40,7 +45,7 @@ def many_steps(
     frames: Tensor | None = None,
     on_evaluation: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the teacher's sampler in ``steps`` + 1 guided evaluations.
+    """Latents [B, C, T, H, W] of the teacher's sampler in :func:`teacher_calls` guided evaluations.
 
     Args:
         frames: Leading latent frames given to the network clean, [B]; None gives none.
@@ -50,21 +55,30 @@ def many_steps(
         Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance
     )
 
-    def watched(x_t: Tensor, sigma: Tensor) -> Tensor:
+    def watched(x_t: Tensor, t: Tensor) -> Tensor:
         if on_evaluation is not None:
             on_evaluation()
-        return denoise(x_t, sigma)
+        return denoise(x_t, t)
 
     return teacher_sample(watched, noise, schedule, steps)
 
 
 @torch.no_grad()
-def single_step(
-    network: nn.Module, schedule: Schedule, batch: Batch, noise: Tensor, guidance: Guidance | None = None
+def few_steps(
+    network: nn.Module,
+    schedule: Schedule,
+    batch: Batch,
+    noise: Tensor,
+    sampler: FewStep,
+    guidance: Guidance | None = None,
+    frames: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in two calls."""
+    """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in twice the
+    evaluations. ``frames`` as in :func:`many_steps`; ``seed`` is of fresh noise between steps."""
     off = Guidance(0.0, "added")
     denoise = guided(
-        Denoiser(network, schedule), Condition.from_batch(batch), batch.negative_text, guidance or off
+        Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance or off
     )
-    return few_step(denoise, noise, schedule.student_times(1), schedule.noising)
+    fresh = (lambda i: noise_of(seed, f"student_{i}", batch)) if sampler.fresh_noise else None
+    return few_step(denoise, noise, schedule.student_times(sampler.steps), schedule.noising, fresh=fresh)

@@ -12,9 +12,10 @@ from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.prefetch import Prefetch
 from cosmos_distill.stages import Run
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
+from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
 from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
-from cosmos_distill.stages.sampling import many_steps, noise_of, single_step
+from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of, teacher_calls
 from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import grid
 
@@ -71,7 +72,7 @@ def _source(stage: Train, run: Run) -> Source:
         run.out / output.folder,
         recipe.data,
         seed=recipe.seed,
-        control=recipe.control,
+        control=recipe.control or "",
         schedule=recipe.schedule,
         device=device(),
         pairs=output.count,
@@ -92,27 +93,31 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
     """Pictures of the same held-out clips every time; the rows that do not change are drawn once."""
     fixed: dict[str, Tensor] = {}
     guidance, steps = many_step_settings(recipe)
+    few = stage.method.sampler
     noise_levels = schedule(recipe)
+    calls = teacher_calls(noise_levels, steps)
     clips = open_clips(recipe, "eval")
     batch = clips.batch(0, GRID_CLIPS).to(device())
     noise = noise_of(recipe.seed, "grid", batch)
 
     def draw(step: int) -> None:
         if not fixed:
-            if needs_teacher(stage):
+            if few is not None:
                 teacher = method.roles.get("teacher") or load_teacher(recipe)
-                x0 = single_step(teacher, noise_levels, batch, noise)
-                fixed["teacher, 1 step"] = clips.decode(x0)
+                x0 = few_steps(teacher, noise_levels, batch, noise, few)
+                fixed[f"teacher, {steps_text(few.steps)}"] = clips.decode(x0)
                 x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
-                fixed[f"teacher, {steps + 1} steps"] = clips.decode(x0)
+                fixed[f"teacher, {steps_text(calls)}"] = clips.decode(x0)
             video, control = clips.pixels(0, GRID_CLIPS)
-            fixed["control"], fixed["ground truth"] = control, video
+            if control is not None:
+                fixed["control"] = control
+            fixed["ground truth"] = video
         network = method.roles["student"]
-        if needs_teacher(stage):
-            rows = {"student, 1 step": clips.decode(single_step(network, noise_levels, batch, noise))}
-        else:
+        if few is None:
             x0 = many_steps(network, noise_levels, batch, noise, guidance, steps)
-            rows = {f"student, {steps + 1} steps": clips.decode(x0)}
+        else:
+            x0 = few_steps(network, noise_levels, batch, noise, few)
+        rows = {f"student, {steps_text(few.steps if few else calls)}": clips.decode(x0)}
         grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
 
     return draw

@@ -1,7 +1,8 @@
 """Tokenizers: uint8 video to latents of about unit scale, and back.
 
-``haar`` (mini scale) has no weights; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files.
-Neither multiplies by sigma_data: that is done once, in :mod:`cosmos_distill.data`.
+``haar`` (mini scale) has no weights; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
+the VAE of Wan 2.1 through diffusers. None of them multiplies by sigma_data: that is done once, in
+:mod:`cosmos_distill.data`.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ class TokenizerChoice(Protocol):
 
     @property
     def tokenizer(self) -> str:
-        """``haar`` or ``cosmos-cv8x8x8``."""
+        """``haar``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Folder of the TorchScript files (Cosmos only)."""
+        """Folder of the weights (not for haar)."""
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer that ``data`` names, on ``device``.
 
-    Raises ValueError for an unknown name or a Cosmos tokenizer without its folder, FileNotFoundError
+    Raises ValueError for an unknown name or a tokenizer with weights without its folder, FileNotFoundError
     when a file is missing from that folder.
     """
     if data.tokenizer == "haar":
@@ -56,4 +57,13 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
                 "set data.tokenizer_path, for example to checkpoints/Cosmos-Tokenize1-CV8x8x8-720p"
             )
         return CosmosCV8x8x8(data.tokenizer_path, device=device)
-    raise ValueError(f"unknown tokenizer {data.tokenizer!r}: choose haar or cosmos-cv8x8x8")
+    if data.tokenizer == "wan2.1":
+        from cosmos_distill.tokenizers.wan import Wan
+
+        if data.tokenizer_path is None:
+            raise ValueError(
+                "the Wan tokenizer needs its folder (config.json and safetensors weights): set "
+                "data.tokenizer_path, for example to the vae folder of Wan2.1-T2V-1.3B-Diffusers"
+            )
+        return Wan(data.tokenizer_path, device=device)
+    raise ValueError(f"unknown tokenizer {data.tokenizer!r}: choose haar, cosmos-cv8x8x8 or wan2.1")

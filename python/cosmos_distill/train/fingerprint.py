@@ -13,6 +13,9 @@ from cosmos_distill.config import MethodConfig, Optim, Trainer
 _log = logging.getLogger(__name__)
 
 
+_TRAINER = ("global_batch", "precision", "ema_decay", "ema_power")
+
+
 class ResumeError(ValueError):
     """The checkpoint on disk comes from a run with other hyper-parameters."""
 
@@ -25,7 +28,7 @@ def fingerprint(method: MethodConfig, optims: Iterable[Optim], trainer: Trainer,
     is only where a cosine schedule stretches with it.
     """
     flat = {"seed": seed, "method.name": type(method).__name__}
-    flat |= {f"trainer.{name}": getattr(trainer, name) for name in ("global_batch", "precision", "ema_decay")}
+    flat |= {f"trainer.{name}": getattr(trainer, name) for name in _TRAINER}
     flat |= _flatten("method", asdict(method))
     if any(optim.cosine for optim in optims):
         flat["trainer.max_steps"] = trainer.max_steps

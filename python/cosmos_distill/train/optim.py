@@ -13,13 +13,20 @@ from cosmos_distill.config import Optim
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def learning_rate(optim: Optim, step: int, max_steps: int) -> float:
-    """Learning rate of optimiser step ``step`` (0-based, all phases counted).
+def learning_rate(optim: Optim, step: int, max_steps: int, updates: int) -> float:
+    """Learning rate of optimiser step ``step`` (0-based, all phases counted), before which the role has had
+    ``updates`` updates of its own.
 
     Linear warm-up ``lr * (step+1) / warmup_steps``, then constant, or, with ``optim.cosine``, a half cosine
-    from ``lr`` at the end of the warm-up to 0 at ``max_steps``. A function of nothing but the step, so a
-    resumed run needs no scheduler state.
+    from ``lr`` at the end of the warm-up to 0 at ``max_steps``. ``optim.linear`` goes by the role's updates,
+    as a scheduler does that is stepped with its optimiser. A function of counts that AdamW keeps anyway, so
+    a resumed run needs no scheduler state.
     """
+    if (f := optim.linear) is not None:
+        if updates < f.warmup_steps:
+            return optim.lr * (f.start + (f.peak - f.start) * updates / f.warmup_steps)
+        left = max(0.0, (f.cycle_steps - updates) / f.cycle_steps)
+        return optim.lr * (f.end + (f.peak - f.end) * left)
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if not optim.cosine:
@@ -49,6 +56,7 @@ class RoleOptimizer:
     def __init__(self, network: nn.Module, optim: Optim, max_steps: int) -> None:
         self.optim = optim
         self.max_steps = max_steps
+        self.updates = 0
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("a trainable role has no parameter with requires_grad: nothing to optimise")
@@ -94,7 +102,7 @@ class RoleOptimizer:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of optimiser step ``step``."""
-        return learning_rate(self.optim, step, self.max_steps)
+        return learning_rate(self.optim, step, self.max_steps, self.updates)
 
     @torch.no_grad()
     def step(self, step: int) -> None:
@@ -105,6 +113,7 @@ class RoleOptimizer:
         halves = [name for name, p in self.parameters.items() if self.masters[name] is not p]
         if halves:
             torch._foreach_copy_([self.parameters[n] for n in halves], [self.masters[n] for n in halves])
+        self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as ``<exp_avg|exp_avg_sq|step|master>/<parameter name>``."""
@@ -134,6 +143,8 @@ class RoleOptimizer:
                 # torch keeps the fp32 step counter of fused AdamW beside the parameter; assigning the state
                 # directly avoids the dtype casts of load_state_dict.
                 self._adamw.state[master][kind] = value.to(master.device, copy=True)
+                if kind == "step":  # a parameter without a gradient now and then has fewer than the role
+                    self.updates = max(self.updates, int(value))
 
     def close(self) -> None:
         """Take the gradient hooks off the network and give it back as it was found."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
 from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError
-from cosmos_distill.train.ema import EMA
+from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
 from cosmos_distill.train.guard import NonFinite
 from cosmos_distill.train.log import Window
@@ -40,8 +40,13 @@ class TrainState:
             for role in method.trainable
         }
         self.ema: EMA | None = None
-        if trainer.ema_decay is not None:
-            self.ema = EMA(self.optimizers["student"].masters, trainer.ema_decay)
+        if trainer.averages:
+            decay = (
+                constant(trainer.ema_decay)
+                if trainer.ema_decay is not None
+                else power(trainer.ema_power or 0)
+            )
+            self.ema = EMA(self.optimizers["student"].masters, decay)
         self.fingerprint = fingerprint(
             method.config, [method.optim(role) for role in method.trainable], trainer, seed
         )
@@ -82,6 +87,7 @@ class TrainState:
             "skipped": self.guard.total,
             "skipped_in_a_row": self.guard.in_a_row,
             "window": self.window.state(),
+            "ema_updates": self.ema.updates if self.ema is not None else 0,
             "fingerprint": self.fingerprint,
         }
 
@@ -112,6 +118,8 @@ class TrainState:
             ) from error
         self.step = state["step"]
         self.wall = state["wall"]
+        if self.ema is not None:
+            self.ema.updates = state["ema_updates"]
         self.guard.total = state["skipped"]
         self.guard.in_a_row = state["skipped_in_a_row"]
         self.window = Window(**state["window"])

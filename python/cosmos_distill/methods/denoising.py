@@ -1,0 +1,79 @@
+"""Denoising: how a teacher is pre-trained.
+
+Under an EDM schedule this is the weighted regression of Karras et al. 2022 (arXiv 2206.00364), under
+TrigFlow over rectified flow the regression of the velocity eps - x0 (arXiv 2209.03003): in both the
+network's own error weighs 1 at every noise level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cosmos_distill import diffusion, ops
+from cosmos_distill.config import MethodConfig, Optim
+from cosmos_distill.methods.base import (
+    Method,
+    Networks,
+    Noise,
+    draw_condition,
+    require_probabilities,
+    unit_noise,
+)
+from cosmos_distill.methods.levels import LogNormal, ShiftedTime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos_distill.data.batch import Batch
+    from cosmos_distill.diffusion import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(MethodConfig):
+    """Pre-train a denoiser on clips."""
+
+    levels: LogNormal | ShiftedTime = field(default_factory=LogNormal)
+    """Where noise levels are drawn."""
+    text_dropout: float = 0.2
+    """Probability that a sample's text is replaced by the negative text, which trains the
+    unconditional branch of guidance."""
+    condition_frames: tuple[float, ...] = (1.0,)
+    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
+    student: Optim = field(default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.99)))
+    """The network being trained."""
+
+    def __post_init__(self) -> None:
+        require_probabilities("condition_frames", self.condition_frames)
+
+    @property
+    def sampler(self) -> None:
+        """None: what it trains is sampled in many steps, as a teacher is."""
+        return None
+
+    def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> DenoisingMethod:
+        """The method over one network."""
+        return DenoisingMethod(self, {"student": networks("student")}, schedule)
+
+
+class DenoisingMethod(Method):
+    """Weighted regression of x0 from its noisy version."""
+
+    config: Denoising
+
+    def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
+        """``loss/denoising``: mean (x0 - denoised)^2 / c_out^2, [B].
+
+        Given frames are reproduced exactly, hence add nothing, but count in the mean.
+        """
+        x0 = batch.latents
+        t = self.config.levels.draw(batch, self.schedule, noise)
+        alpha, sigma = self.schedule.noising(t)
+        x_t = ops.renoise(x0, unit_noise(batch, noise, "eps"), sigma.to(x0), alpha=alpha.to(x0))
+        dropped = noise.uniform("text_dropout", x0.device) < self.config.text_dropout
+        text = batch.negative_text.where(diffusion.per_sample(dropped, 3), batch.text)
+        condition = draw_condition(batch, noise, self.config.condition_frames).with_text(text)
+        denoised = self.denoiser("student")(x_t, t, condition)
+        weight = self.schedule.loss_weight(t).to(x0)
+        loss = weight * (denoised - x0).square().flatten(1).mean(1)
+        return {"loss/denoising": loss, "total": loss}

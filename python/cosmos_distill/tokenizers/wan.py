@@ -1,0 +1,79 @@
+"""Wan 2.1's causal VAE (16 channels, 4x8x8), Predict2.5's tokenizer, from its folder in diffusers' format.
+
+Latents are the mean of the encoder's distribution, normalised per channel with the statistics in the
+folder's config.json: z = (mean - latents_mean) / latents_std.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TIME, SPACE = 4, 8
+
+
+class Wan:
+    """93 frames of 704x1280 become [16, 24, 88, 160].
+
+    ``dtype`` is what encoder and decoder compute in (None: bf16 on CUDA, fp32 elsewhere); statistics and
+    results are fp32. Raises FileNotFoundError when the folder is no such model, ImportError without
+    diffusers.
+    """
+
+    def __init__(
+        self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        from diffusers import AutoencoderKLWan
+
+        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"{folder} lacks config.json or safetensors weights: download the vae folder of "
+                "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format"
+            )
+        self._device = torch.device(device)
+        self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
+        vae: Any = AutoencoderKLWan.from_pretrained(
+            folder, torch_dtype=self._dtype, local_files_only=True, use_safetensors=True
+        )
+        self._vae = vae.to(self._device).eval().requires_grad_(False)
+        self.channels: int = vae.config.z_dim
+        shape = (1, self.channels, 1, 1, 1)
+        self._mean, self._std = (
+            torch.tensor(values, device=self._device).view(shape)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(16, 1 + (frames - 1) / 4, height / 8, width / 8)."""
+        if frames < 1 or frames % TIME != 1:
+            raise ValueError(f"the Wan tokenizer takes 1 + 4k frames, not {frames}")
+        if height % SPACE or width % SPACE or height <= 0 or width <= 0:
+            raise ValueError(f"the Wan tokenizer takes sides in multiples of {SPACE}, not {height}x{width}")
+        return self.channels, 1 + (frames - 1) // TIME, height // SPACE, width // SPACE
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, F, H, W] -> fp32 [B, 16, 1 + (F - 1) / 4, H / 8, W / 8]."""
+        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
+        self.latent_shape(*video.shape[2:])
+        latents = []
+        for clip in video.split(1):  # one at a time: a clip at 720p already fills much of a GPU
+            pixels = clip.to(self._device, torch.float32) / 127.5 - 1.0
+            mean = self._vae.encode(pixels.to(self._dtype)).latent_dist.mode().float()
+            latents.append((mean - self._mean) / self._std)
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, 16, T, h, w] -> uint8 [B, 3, 4T - 3, 8h, 8w]."""
+        if latents.ndim != 5 or latents.shape[1] != self.channels:
+            raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
+        clips = []
+        for clip in latents.split(1):
+            z = clip.to(self._device, torch.float32) * self._std + self._mean
+            pixels = self._vae.decode(z.to(self._dtype)).sample.float()
+            clips.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
+        return torch.cat(clips)

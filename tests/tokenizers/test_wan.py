@@ -1,0 +1,50 @@
+"""The Wan tokenizer around a tiny random VAE of its architecture."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosmos_distill.config import Data
+from cosmos_distill.tokenizers import build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKLWan
+
+    path = tmp_path_factory.mktemp("wan")
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1, dim_mult=[1, 1, 1, 1])
+    vae.save_pretrained(path)
+    return path
+
+
+def test_latents_are_normalised_means_and_come_back(folder: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    tokenizer = build(Data(tokenizer="wan2.1", tokenizer_path=folder))
+    video = torch.randint(0, 256, (2, 3, 9, 16, 32), dtype=torch.uint8)
+    latents = tokenizer.encode(video)
+    assert latents.shape == (2, *tokenizer.latent_shape(9, 16, 32)) == (2, 16, 3, 2, 4)
+    vae = AutoencoderKLWan.from_pretrained(folder)
+    mean = vae.encode(video / 127.5 - 1).latent_dist.mode()
+    shape = (1, 16, 1, 1, 1)
+    centre, spread = (torch.tensor(v).view(shape) for v in (vae.config.latents_mean, vae.config.latents_std))
+    torch.testing.assert_close(latents * spread + centre, mean.detach(), rtol=1e-4, atol=1e-5)
+    decoded = tokenizer.decode(latents)
+    wanted = ((vae.decode(mean).sample + 1) * 127.5).round().clamp(0, 255)
+    assert decoded.dtype == torch.uint8 and decoded.shape == video.shape
+    assert float((decoded.float() - wanted.detach()).abs().max()) <= 1
+
+
+def test_bad_sizes_and_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    tokenizer = build(Data(tokenizer="wan2.1", tokenizer_path=folder))
+    with pytest.raises(ValueError, match="1 \\+ 4k frames, not 8"):
+        tokenizer.latent_shape(8, 16, 16)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        tokenizer.latent_shape(9, 20, 16)
+    with pytest.raises(FileNotFoundError, match="safetensors weights"):
+        build(Data(tokenizer="wan2.1", tokenizer_path=tmp_path))
+    with pytest.raises(ValueError, match="needs its folder"):
+        build(Data(tokenizer="wan2.1"))
