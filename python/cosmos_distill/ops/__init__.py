@@ -12,6 +12,7 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``vsd_loss``, ``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
 ``discriminator_loss``
+``adamw_ema``                         AdamW and the average of its parameters, in one pass
 ====================================  =========================================================
 
 Every operator takes ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adaln import adaln_modulate as adaln_modulate
     from .adaln import gated_residual_adaln as gated_residual_adaln
+    from .adamw import AdamWStep as AdamWStep
+    from .adamw import adamw_ema as adamw_ema
     from .attn import attention as attention
     from .attn import merge_attention as merge_attention
     from .dm_loss import Preconditioned as Preconditioned
@@ -51,6 +54,8 @@ _HOME = {
     "fake_score_loss": "dm_loss",
     "Preconditioned": "dm_loss",
     "VSDForm": "dm_loss",
+    "AdamWStep": "adamw",
+    "adamw_ema": "adamw",
     "generator_loss": "gan_loss",
     "discriminator_loss": "gan_loss",
 }

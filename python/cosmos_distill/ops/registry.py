@@ -62,6 +62,7 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "renoise": ("dm_loss", (CPU, REFERENCE)),
     "vsd_loss": ("dm_loss", (CPU, REFERENCE)),
     "fake_score_loss": ("dm_loss", (CPU, REFERENCE)),
+    "adamw_ema": ("adamw", (Backend("cpu", ("cpu",), (torch.float32,)), REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
