@@ -59,8 +59,8 @@ def write() -> str:
         "# One block of a Cosmos network of diffusers, stock and fused\n\n"
         f"{machine()}, fp32, {FRAMES * HEIGHT * WIDTH // 4} tokens of {HEADS * 128} channels. Written by "
         "`make bench`.\n\nMedians of interleaved runs. Pairs are stock -> fused: memory kept for "
-        "the backward pass, the most allocated at a time, and the milliseconds of matrix products, of attention, and of "
-        "all the rest, which is what fusing can save.\n\n" + table + "\n"
+        "the backward pass, the most allocated at a time, and the milliseconds of matrix products, of "
+        "attention, and of all the rest, which is what fusing can save.\n\n" + table + "\n"
     )
     (Path(__file__).parent / "results" / "diffusers.md").write_text(text, encoding="utf-8")
     return table

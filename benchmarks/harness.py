@@ -102,8 +102,9 @@ def held_megabytes(function: Callable[[], Any], inputs: Sequence[Tensor]) -> flo
 
 def peak_megabytes(run: Run) -> float:
     """The most that ``run`` has allocated at a time, results included."""
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as record:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as record:
         result = run()
     del result
     allocated = peak = 0

@@ -12,8 +12,19 @@ import torch
 from benchmarks.harness import Row
 
 RESULTS = Path(__file__).parent / "results"
-HEAD = ["operator", "size", "dtype", "pass", "ms", "vs eager", "vs reference", "vs compile"]
-HEAD += ["GB/s", "of copy", "held MB", "peak MB"]
+HEAD = [
+    "operator",
+    "size",
+    "dtype",
+    "pass",
+    "ms",
+    "vs eager",
+    "vs reference",
+    "vs compile",
+    "GB/s",
+    "of copy",
+]
+HEAD += ["held MB", "peak MB"]
 
 
 def machine() -> str:
@@ -67,8 +78,8 @@ def write(rows: list[Row]) -> str:
         "# CPU operators against plain torch\n\n"
         f"{machine()}. Written by `make bench`.\n\n"
         "Ratios are medians of interleaved runs; above 1 the operator is faster. `eager` is the chain of "
-        "torch calls that model code has, `reference` the operator's reference backend, `compile` torch.compile of "
-        "it. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in the same turns; "
+        "torch calls that model code has, `reference` the operator's reference backend, `compile` torch.compile "
+        "of it. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in the same turns; "
         "memory is the operator's and the reference's, for results and temporaries.\n\n"
         + markdown(merged)
         + "\n"
