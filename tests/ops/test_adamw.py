@@ -30,7 +30,7 @@ def test_is_adamw_followed_by_the_average(backend: str):
     copies = [torch.empty_like(p, dtype=torch.bfloat16) for p in params]
     for step in range(1, 6):
         grads = draw(step)
-        for param, grad, average in zip(theirs, grads, averages, strict=True):
+        for param, grad in zip(theirs, grads, strict=True):
             param.grad = grad.clone()
         optimizer.step()
         for param, average in zip(theirs, averages, strict=True):
