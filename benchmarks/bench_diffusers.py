@@ -1,7 +1,7 @@
 """One block of a Cosmos network of diffusers with the fused operators in it, against the same one without.
 
-GEMMs and attention are most of a block and the same in both, so the table says what they take: the ratio can be
-no better than the rest leaves room for. Written to results/diffusers.md.
+GEMMs and attention are most of a block and the same in both, so the table says what they take: the ratio can
+be no better than the rest leaves room for. Written to results/diffusers.md.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def write() -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     text = (
         "# One block of a Cosmos network of diffusers, stock and fused\n\n"
-        f"{machine()}, fp32, {FRAMES * HEIGHT * WIDTH // 4} tokens of {HEADS * 128} channels. Written "
-        "by `make bench`.\n\nMedians of interleaved runs. Pairs are stock -> fused: memory kept for the backward "
-        "pass, the most allocated at a time, and the milliseconds of matrix products, of attention, and of all "
-        "the rest, which is what fusing can save.\n\n" + table + "\n"
+        f"{machine()}, fp32, {FRAMES * HEIGHT * WIDTH // 4} tokens of {HEADS * 128} channels. Written by "
+        "`make bench`.\n\nMedians of interleaved runs. Pairs are stock -> fused: memory kept for "
+        "the backward pass, the most allocated at a time, and the milliseconds of matrix products, of "
+        "attention, and of all the rest, which is what fusing can save.\n\n" + table + "\n"
     )
     (Path(__file__).parent / "results" / "diffusers.md").write_text(text, encoding="utf-8")
     return table
 
 
 def network(per_frame: bool) -> nn.Module:
-    """Of the kind of Transfer1 (learned positions, one noise level) or Predict2.5 (one for each frame)."""
+    """Cosmos-Predict1 or Transfer1 (learned positions, one noise level) or Predict2.5 (one a frame)."""
     return CosmosTransformer3DModel(
         in_channels=17,
         out_channels=16,

@@ -102,7 +102,9 @@ def held_megabytes(function: Callable[[], Any], inputs: Sequence[Tensor]) -> flo
 
 def peak_megabytes(run: Run) -> float:
     """The most that ``run`` has allocated at a time, results included."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as record:
         result = run()
     del result
     allocated = peak = 0
@@ -174,7 +176,10 @@ def measure(
         gigabytes_per_second=bandwidth / 1e9,
         copy_share=bandwidth * medians["copy"] / COPY_BYTES if "copy" in medians else None,
         held=(
-            (held_megabytes(lambda: operator(*leaves), leaves), held_megabytes(lambda: reference(*leaves), leaves))
+            (
+                held_megabytes(lambda: operator(*leaves), leaves),
+                held_megabytes(lambda: reference(*leaves), leaves),
+            )
             if backward
             else None
         ),

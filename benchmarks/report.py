@@ -12,7 +12,18 @@ import torch
 from benchmarks.harness import Row
 
 RESULTS = Path(__file__).parent / "results"
-HEAD = ["operator", "size", "dtype", "pass", "ms", "vs eager", "vs reference", "vs compile", "GB/s", "of copy"]
+HEAD = [
+    "operator",
+    "size",
+    "dtype",
+    "pass",
+    "ms",
+    "vs eager",
+    "vs reference",
+    "vs compile",
+    "GB/s",
+    "of copy",
+]
 HEAD += ["held MB", "peak MB"]
 
 
@@ -66,10 +77,12 @@ def write(rows: list[Row]) -> str:
     text = (
         "# CPU operators against plain torch\n\n"
         f"{machine()}. Written by `make bench`.\n\n"
-        "Ratios are medians of interleaved runs; above 1 the operator is faster. `eager` is the chain of torch "
-        "calls that model code has, `reference` the operator's reference backend, `compile` torch.compile of "
-        "that. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in the same turns; "
-        "memory is the operator's and the reference's, for results and temporaries.\n\n" + markdown(merged) + "\n"
+        "Ratios are medians of interleaved runs; above 1 the operator is faster. `eager` is the chain of "
+        "torch calls that model code has, `reference` the operator's reference backend, `compile` torch.compile "
+        "of it. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in the same turns; "
+        "memory is the operator's and the reference's, for results and temporaries.\n\n"
+        + markdown(merged)
+        + "\n"
     )
     (RESULTS / "cpu.md").write_text(text, encoding="utf-8")
     return markdown(rows)

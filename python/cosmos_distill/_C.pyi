@@ -164,3 +164,165 @@ def squared_error_gradient(
     result: int,
     /,
 ) -> None: ...
+def adamw_ema(
+    groups: list[list[int]],
+    sizes: list[int],
+    keep: float,
+    grad_rate: float,
+    beta2: float,
+    square_rate: float,
+    step_size: float,
+    inverse_root: float,
+    eps: float,
+    ema_rate: float,
+    /,
+) -> None: ...
+
+class cuda:
+    """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;
+    ``stream``: a cudaStream_t."""
+
+    @staticmethod
+    def adaln_chunks(groups: int, rows: int, /) -> int: ...
+    @staticmethod
+    def adaln_forward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        x: int,
+        y: int,
+        gate: int,
+        gate_stride: int,
+        shift: int,
+        shift_stride: int,
+        scale: int,
+        scale_stride: int,
+        eps: float,
+        x_new: int,
+        result: int,
+        stats: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def adaln_backward(
+        dtype: int,
+        groups: int,
+        rows: int,
+        width: int,
+        grad: int,
+        grad_x_new: int,
+        x: int,
+        y: int,
+        stats: int,
+        gate: int,
+        gate_stride: int,
+        scale: int,
+        scale_stride: int,
+        dx: int,
+        dy: int,
+        dgate: int,
+        dshift: int,
+        dscale: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_chunks(tokens: int, /) -> int: ...
+    @staticmethod
+    def norm_rope_forward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        eps: float,
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def norm_rope_backward(
+        dtype: int,
+        length: int,
+        head_dim: int,
+        cos: int,
+        sin: int,
+        per_sample: bool,
+        grid: list[int],
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def dm_loss_blocks(elements: int, /) -> int: ...
+    @staticmethod
+    def renoise(
+        dtype: int,
+        batch: int,
+        elements: int,
+        x0: int,
+        eps: int,
+        alpha: int,
+        sigma: int,
+        result: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd(
+        dtype: int,
+        batch: int,
+        elements: int,
+        x: int,
+        teacher: int,
+        fake: int,
+        uncond: int,
+        x_t: int,
+        guidance: float,
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
+        direction: int,
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def vsd_gradient(
+        dtype: int,
+        batch: int,
+        elements: int,
+        direction: int,
+        slope: int,
+        result: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def squared_error(
+        dtype: int,
+        batch: int,
+        elements: int,
+        p: int,
+        target: int,
+        x_t: int,
+        coefficients: int,
+        mask: int,
+        frames: int,
+        area: int,
+        grad: int,
+        dp: int,
+        sums: int,
+        partial: int,
+        stream: int,
+        /,
+    ) -> None: ...

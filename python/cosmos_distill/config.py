@@ -8,13 +8,14 @@ validates and never converts, so a value printed is the value used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
 Precision = Literal["fp32", "bf16"]
+UnconditionalFrames = Literal["kept", "zeroed"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -32,14 +33,22 @@ class Guidance:
 
     scale: float
     convention: Literal["added", "standard"] = "added"
+    unconditional_frames: UnconditionalFrames = "kept"
+    """Conditioning frames in the input of the unconditional branch: as in the conditional one, or zeros in
+    their place (their mask and their times stay). The newest Predict2.5 code zeroes them; the teachers were
+    trained with them kept."""
 
     def as_added(self) -> Guidance:
         """The same guidance in the ``added`` convention."""
-        return self if self.convention == "added" else Guidance(self.scale - 1.0, "added")
+        if self.convention == "added":
+            return self
+        return replace(self, scale=self.scale - 1.0, convention="added")
 
     def as_standard(self) -> Guidance:
         """The same guidance in the ``standard`` convention."""
-        return self if self.convention == "standard" else Guidance(self.scale + 1.0, "standard")
+        if self.convention == "standard":
+            return self
+        return replace(self, scale=self.scale + 1.0, convention="standard")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,23 @@ class EDM:
 
     def __post_init__(self) -> None:
         _require(0 < self.sigma_min < self.sigma_max, "sigma_min must lie between 0 and sigma_max")
+
+
+@dataclass(frozen=True)
+class TrigFlow:
+    """Noise coordinate of Predict2.5: x_t = cos(t) * x_0 / sigma_data + sin(t) * eps with an angle t in
+    [0, pi/2] (Lu and Song 2024, arXiv 2410.11081)."""
+
+    form: Literal["rectified_flow", "edm"] = "rectified_flow"
+    """What the network was trained to predict, hence how t is turned into its input and output scales."""
+    sigma_data: float = 1.0
+    shift: float = 5.0
+    """Uniform u in [0, 1] becomes the rectified-flow time shift * u / (1 + (shift - 1) * u): above 1,
+    grids and training draws lean towards noise."""
+
+    def __post_init__(self) -> None:
+        _require(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
+        _require(self.shift > 0, f"shift must be positive, not {self.shift}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +224,7 @@ class Export(Stage):
     student_from: str
     precision: Precision = "fp32"
     names: Literal["own", "official"] = "own"
-    """``official`` writes the merged Cosmos-Transfer1 layout, with the tensors that the teacher's file
+    """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
 
 
@@ -211,7 +237,7 @@ class Recipe:
     teacher: Path | None = None
     """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
     control: Control = "edge"
-    schedule: EDM = field(default_factory=EDM)
+    schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
     """Run in this order."""

@@ -1,5 +1,7 @@
 """Guidance in both conventions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,6 +22,8 @@ def test_conversion_keeps_the_prediction(guidance):
     torch.testing.assert_close(combine(COND, UNCOND, guidance.as_added()), expected)
     torch.testing.assert_close(combine(COND, UNCOND, guidance.as_standard()), expected)
     assert guidance.as_added().scale == guidance.as_standard().scale - 1
+    zeroed = replace(guidance, unconditional_frames="zeroed")
+    assert {g.unconditional_frames for g in (zeroed.as_added(), zeroed.as_standard())} == {"zeroed"}
 
 
 def test_off_is_the_conditional_prediction():

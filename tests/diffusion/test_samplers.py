@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmos_distill.config import EDM
-from cosmos_distill.diffusion import EDMSchedule, one_step, res_2ab
+from cosmos_distill.diffusion import EDMSchedule, res_2ab
 
 SCHEDULE = EDMSchedule(EDM())
 MEAN, STD = 1.5, 0.5
@@ -74,8 +74,3 @@ def test_bf16_starts_are_integrated_in_fp32():
 
     res_2ab(denoise, torch.ones(1, 2, dtype=torch.bfloat16), SCHEDULE.sampling_sigmas(3))
     assert seen == {(torch.float32, torch.float32)}
-
-
-def test_one_step_is_one_denoise_at_sigma_max():
-    noise = torch.randn(3, 5)
-    torch.testing.assert_close(one_step(lambda x, sigma: x + sigma[:, None], noise, 80.0), noise * 80 + 80)

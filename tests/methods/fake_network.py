@@ -13,9 +13,9 @@ WIDTH, BLOCKS, CHANNELS, TEXT = 16, 2, 3, 5
 class FakeNetwork(nn.Module):
     """Pointwise blocks; every input moves the output, and every call is recorded."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, clean_condition_times=True):
         super().__init__()
-        self.config = SimpleNamespace(width=WIDTH, blocks=BLOCKS)
+        self.config = SimpleNamespace(width=WIDTH, blocks=BLOCKS, clean_condition_times=clean_condition_times)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.enter = nn.Linear(2 * CHANNELS + 2, WIDTH)
@@ -41,9 +41,10 @@ class FakeNetwork(nn.Module):
         padding = torch.zeros_like(x[:, :1, 0]) if padding_mask is None else padding_mask
         padding = padding[:, :, None].expand_as(mask)
         h = self.enter(torch.cat([x, hint, mask, padding], 1).movedim(1, -1))
-        fps = torch.full_like(c_noise, 24.0) if fps is None else fps
-        told = torch.cat([text.mean(1), c_noise[:, None].to(dtype), fps[:, None].to(dtype) / 24], 1)
-        h = h + self.text(told)[:, None, None, None]
+        level = c_noise.reshape(len(x), -1, 1).to(dtype)  # of the sample, or of each frame
+        fps = torch.full_like(level, 24.0) if fps is None else fps.to(dtype)[:, None, None].expand_as(level)
+        told = torch.cat([text.mean(1)[:, None].expand(-1, level.shape[1], -1), level, fps / 24], 2)
+        h = h + self.text(told)[:, :, None, None]
         taken = {}
         for index, block in enumerate(self.blocks):
             h = h + torch.tanh(block(h))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cosmos_distill.config import Guidance
-from cosmos_distill.methods.denoiser import Condition, Denoiser, augment_noise, guided
+from cosmos_distill.methods.conditioning import augment_noise
+from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
 from tests.methods.fake_network import CHANNELS, FakeNetwork, make_batch
 
 SIGMA = torch.tensor([0.7, 3.0])

@@ -1,7 +1,10 @@
-"""Discriminator heads on teacher features."""
+"""Discriminator heads on features of a network's blocks."""
+
+import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cosmos_distill.models.heads import HEADS, Discriminator
 
@@ -17,7 +20,7 @@ def test_one_logit_per_sample_and_block(head):
     assert discriminator.blocks == (0, 2)
     taken = {block: value.requires_grad_() for block, value in features(blocks=(0, 2)).items()}
     logits = discriminator(taken)
-    assert logits.shape == (2, 2)
+    assert logits.shape == ((2, 1) if head == "query_token" else (2, 2))
     logits.sum().backward()
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in discriminator.parameters() if p.dim() > 1
@@ -37,6 +40,48 @@ def test_the_default_head_has_the_published_size():
     with torch.device("meta"):
         count = sum(p.numel() for p in Discriminator((14,), 4096).parameters())
     assert count == pytest.approx(41.9e6, rel=2e-3)
+
+
+def test_the_query_token_head_by_hand():
+    """Two blocks, written out from the weights: attention of one query, MLP, joint logit."""
+    discriminator = Discriminator((0, 2), 6, head="query_token", seed=1).double()
+    with torch.no_grad():
+        for p in discriminator.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    taken = {block: value.double() for block, value in features(blocks=(0, 2)).items()}
+
+    def rms(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    branches = []
+    for block in (0, 2):
+        w = {k.removeprefix(f"heads.{block}."): v for k, v in discriminator.state_dict().items()}
+        tokens = rms(taken[block].flatten(1, 3), w["norm.weight"])
+        q = rms(w["query"] @ w["q.weight"].T, w["q_norm.weight"])
+        k = rms(tokens @ w["k.weight"].T, w["k_norm.weight"])
+        attention = (k @ q[0] / math.sqrt(6)).softmax(-1)
+        h = torch.einsum("bn,bnd->bd", attention, tokens @ w["v.weight"].T)
+        h = w["query"] + h @ w["out.weight"].T + w["out.bias"]
+        hidden = F.gelu(rms(h, w["mlp.0.weight"]) @ w["mlp.1.weight"].T + w["mlp.1.bias"])
+        branches.append(h + hidden @ w["mlp.3.weight"].T + w["mlp.3.bias"])
+    side_by_side = torch.cat(branches, 1)
+    centred = side_by_side - side_by_side.mean(1, keepdim=True)
+    normed = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    joint = discriminator.joint
+    expected = (normed * joint[0].weight + joint[0].bias) @ joint[1].weight.T + joint[1].bias
+    torch.testing.assert_close(discriminator(taken), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_query_token_head_starts_as_published():
+    with torch.device("meta"):
+        d = 2048
+        branch = d + 4 * d * d + d + 3 * d + d + 8 * d * d + 5 * d
+        count = sum(p.numel() for p in Discriminator((11, 19, 27), d, head="query_token").parameters())
+    assert count == 3 * branch + 3 * 3 * d + 1
+    head = Discriminator((0,), 256, head="query_token").requires_grad_(False).heads["0"]
+    assert float(head.query.std()) == pytest.approx(0.02, rel=0.2)
+    assert float(head.q.weight.abs().max()) == pytest.approx(math.sqrt(6 / 512), rel=0.01)
+    assert not head.out.bias.any() and not head.mlp[1].bias.any()
 
 
 def test_published_feature_grid():

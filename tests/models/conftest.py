@@ -1,5 +1,7 @@
 """A network small enough for exact comparisons, with every weight random (also those that start at zero)."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,6 +12,13 @@ from cosmos_distill.models.presets import NetworkConfig
 TINY = NetworkConfig(
     width=40, blocks=3, control_blocks=2, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
     max_frames=4, max_height=12, max_width=16, hint_widths=(8, 12, 16),
+)  # fmt: skip
+
+TINY_PREDICT = NetworkConfig(
+    width=40, blocks=3, control_blocks=0, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
+    text_projection=28, max_frames=4, max_height=12, max_width=16, learnable_positions=False,
+    rope_ratio_t=1.0, rope_ratio_hw=3.0, fps_modulation=False, clean_condition_times=True,
+    init="truncated_normal",
 )  # fmt: skip
 
 
@@ -32,12 +41,20 @@ def randomize(network: torch.nn.Module, seed: int = 1) -> None:
 
 @pytest.fixture
 def make_network():
-    def make(dtype: torch.dtype = torch.float32, seed: int = 1) -> ControlledDiT:
-        network = build(TINY, dtype=dtype, seed=None)
+    def make(
+        dtype: torch.dtype = torch.float32, seed: int = 1, config: NetworkConfig = TINY
+    ) -> ControlledDiT:
+        network = build(config, dtype=dtype, seed=None)
         randomize(network, seed)
         return network
 
     return make
+
+
+@pytest.fixture
+def make_predict(make_network):
+    """The same of Predict2.5: no control branch, a text projection, other positions."""
+    return partial(make_network, config=TINY_PREDICT)
 
 
 @pytest.fixture
@@ -65,6 +82,22 @@ def make_inputs():
             "padding_mask": padding,
             "fps": torch.linspace(30, 12, batch),
         }
+
+    return make
+
+
+@pytest.fixture
+def predict_inputs(make_inputs):
+    """The same for Predict2.5: a time for every frame, near 0 where the frame is given; no hint."""
+
+    def make(batch: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        inputs = make_inputs(batch, dtype)
+        del inputs["hint"], inputs["fps"]
+        g = torch.Generator().manual_seed(8)
+        given = inputs["condition_mask"][:, 0, :, 0, 0].bool()
+        tau = torch.linspace(1, 0.3, batch, dtype=torch.float64)[:, None].where(~given, 1e-4)
+        text = torch.randn((batch, 5, 28), generator=g, dtype=torch.float64)
+        return inputs | {"c_noise": tau.to(dtype), "text": text.to(dtype)}
 
     return make
 

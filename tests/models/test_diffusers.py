@@ -58,7 +58,11 @@ def diffusers_twin(network):
         text_embed_dim=c.text_dim,
         adaln_lora_dim=c.adaln_rank,
         max_size=(c.max_frames, c.max_height, c.max_width),
-        rope_scale=(c.rope_ratio_t, 1.0, 1.0),
+        rope_scale=(c.rope_ratio_t, c.rope_ratio_hw, c.rope_ratio_hw),
+        extra_pos_embed_type="learnable" if c.learnable_positions else None,
+        use_crossattn_projection=c.text_projection is not None,
+        crossattn_proj_in_channels=c.text_channels,
+        encoder_hidden_states_channels=c.text_dim,
         controlnet_block_every_n=1,
     ).to(network.dtype)
     theirs.load_state_dict(weights.to_diffusers(network.state_dict()))  # strict: the names cover everything
@@ -72,21 +76,23 @@ def compare(network, inputs, residuals, tolerance):
     """Largest relative errors (output, gradients); asserts both are below ``tolerance``."""
     theirs = diffusers_twin(network)
     # diffusers takes one of each for the whole batch.
-    fps, padding = inputs["fps"][:1].to(network.dtype), inputs["padding_mask"][:1]
+    padding = inputs["padding_mask"][:1]
+    fps = inputs["fps"][:1].to(network.dtype) if "fps" in inputs else None
+    c_noise = inputs["c_noise"]
     x = [inputs["x"].clone().requires_grad_() for _ in range(2)]
     text = [inputs["text"].clone().requires_grad_() for _ in range(2)]
     b, _, t, h, w = inputs["x"].shape
     batch_padding = padding[:, :, None].expand(b, 1, t, h, w)
     ours, _ = network.base(
         torch.cat([x[0], inputs["condition_mask"], batch_padding], dim=1),
-        inputs["c_noise"],
+        c_noise,
         text[0],
-        fps=fps.expand(b),
+        fps=None if fps is None else fps.expand(b),
         residuals=residuals,
     )
     (other,) = theirs(
         x[1],
-        inputs["c_noise"],
+        c_noise if c_noise.ndim == 1 else c_noise[:, None, :, None, None],
         text[1],
         block_controlnet_hidden_states=residuals or None,
         fps=fps,
@@ -101,8 +107,10 @@ def compare(network, inputs, residuals, tolerance):
     def error(a, b):
         return float(((a - b).abs().max() / b.abs().max()).detach())
 
-    grads = {k: p.grad for k, p in network.base.named_parameters()}
+    grads = {k: p.grad for k, p in network.base.named_parameters() if p.requires_grad}
     expected = weights.from_diffusers({k: p.grad for k, p in theirs.named_parameters()})
+    for frozen in [k for k in expected if "text_projection" in k]:
+        del expected[frozen]
     assert {f"base.{k}" for k in grads} == expected.keys()
     assert all(float(g.abs().max()) > 0 for g in grads.values())
     worst = max(
@@ -135,16 +143,30 @@ def test_residuals_enter_where_diffusers_adds_them(make_network, make_inputs, ex
     compare(network, inputs, _residuals(network, inputs, network.config.blocks), 1e-11)
 
 
-def test_diffusers_names_round_trip(make_network):
-    state = make_network().state_dict()
+@pytest.mark.parametrize("per_frame", [True, False], ids=["time per frame", "time per sample"])
+def test_predict_equals_diffusers_in_fp64(make_predict, predict_inputs, exact, per_frame):
+    inputs = predict_inputs(2, torch.float64)
+    if not per_frame:
+        inputs["c_noise"] = inputs["c_noise"][:, -1]
+    compare(make_predict(torch.float64), inputs, [], 1e-11)
+
+
+def test_predict_equals_diffusers_in_fp32(make_predict, predict_inputs):
+    compare(make_predict(), predict_inputs(2), [], 2e-5)
+
+
+@pytest.mark.parametrize("make", ["make_network", "make_predict"])
+def test_diffusers_names_round_trip(make, request):
+    state = request.getfixturevalue(make)().state_dict()
     back = weights.from_diffusers(weights.to_diffusers(state))
     assert back.keys() == {k for k in state if k.startswith("base.")}
     assert all(torch.equal(back[k], state[k]) for k in back)
 
 
-def test_a_diffusers_folder_loads(make_network, tmp_path):
+@pytest.mark.parametrize("make", ["make_network", "make_predict"])
+def test_a_diffusers_folder_loads(make, request, tmp_path):
     """Saved by diffusers itself, in two shards with an index."""
-    network = make_network()
+    network = request.getfixturevalue(make)()
     diffusers_twin(network).save_pretrained(tmp_path / "transformer", max_shard_size="200KB")
     assert (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").exists()
     state, carried = weights.load(tmp_path / "transformer")

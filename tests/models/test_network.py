@@ -255,7 +255,9 @@ def test_errors_say_what_is_wrong(make_network, make_inputs):
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="is not width"):
         NetworkConfig(width=48, blocks=1, control_blocks=1, heads=2, head_dim=20)
-    with pytest.raises(ValueError, match="control_blocks"):
+    with pytest.raises(ValueError, match=r"control_blocks 2 must lie in 0\.\.1"):
         NetworkConfig(width=48, blocks=1, control_blocks=2, heads=2, head_dim=24)
+    with pytest.raises(ValueError, match="needs control_blocks 0"):
+        NetworkConfig(width=48, blocks=1, control_blocks=1, heads=2, head_dim=24, text_projection=8)
     with pytest.raises(ValueError, match="head_dim"):
         NetworkConfig(width=32, blocks=1, control_blocks=1, heads=2, head_dim=16)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from cosmos_distill import tokenizers
-from cosmos_distill.config import EDM, Data
+from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
@@ -176,7 +176,7 @@ class PairSource:
         *,
         seed: int,
         control: str = "edge",
-        schedule: EDM | None = None,
+        schedule: EDM | TrigFlow | None = None,
         device: torch.device | str = "cpu",
         expects: Mapping[str, Any] | None = None,
         pairs: int | None = None,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cosmos_distill.config import EDM, Data
+from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import Split
 
@@ -46,7 +46,7 @@ def open_source(
     split: Split = "train",
     text_channels: int = TEXT_CHANNELS,
     text_tokens: int | None = None,
-    schedule: EDM | None = None,
+    schedule: EDM | TrigFlow | None = None,
     device: torch.device | str = "cpu",
 ) -> Source:
     """The stream that ``data`` describes.

@@ -9,20 +9,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cosmos_distill.diffusion.edm import EDMSchedule
     from cosmos_distill.diffusion.guidance import combine
-    from cosmos_distill.diffusion.samplers import Denoise, one_step, res_2ab
-    from cosmos_distill.diffusion.schedules import EDMSchedule, Preconditioning, per_sample
+    from cosmos_distill.diffusion.precondition import Preconditioning, over_latent, per_sample
+    from cosmos_distill.diffusion.samplers import (
+        Denoise,
+        Noising,
+        euler_rf,
+        few_step,
+        res_2ab,
+        teacher_sample,
+    )
+    from cosmos_distill.diffusion.schedules import Schedule, build_schedule, schedule_from_dict
+    from cosmos_distill.diffusion.trigflow import TrigFlowSchedule
 
-__all__ = ["Denoise", "EDMSchedule", "Preconditioning", "combine", "one_step", "per_sample", "res_2ab"]
+__all__ = [
+    "Denoise",
+    "EDMSchedule",
+    "Noising",
+    "Preconditioning",
+    "Schedule",
+    "TrigFlowSchedule",
+    "build_schedule",
+    "combine",
+    "euler_rf",
+    "few_step",
+    "over_latent",
+    "per_sample",
+    "res_2ab",
+    "schedule_from_dict",
+    "teacher_sample",
+]
 
 _HOME = {
     "Denoise": "samplers",
-    "EDMSchedule": "schedules",
-    "Preconditioning": "schedules",
+    "EDMSchedule": "edm",
+    "Noising": "samplers",
+    "Preconditioning": "precondition",
+    "Schedule": "schedules",
+    "TrigFlowSchedule": "trigflow",
+    "build_schedule": "schedules",
     "combine": "guidance",
-    "one_step": "samplers",
-    "per_sample": "schedules",
+    "euler_rf": "samplers",
+    "few_step": "samplers",
+    "over_latent": "precondition",
+    "per_sample": "precondition",
     "res_2ab": "samplers",
+    "schedule_from_dict": "schedules",
+    "teacher_sample": "samplers",
 }
 
 

@@ -1,123 +1,37 @@
-"""Noise levels and the preconditioning that ties a network to them."""
+"""The noise schedules there are, from a recipe or from a file.
+
+A schedule's noise coordinate t is what ``denoise(x_t, t)`` takes: the noise level sigma of EDM, the angle of
+TrigFlow. One t for every sample, [B], or one for every latent frame, [B, T].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+from cosmos_distill.config import EDM, TrigFlow
+from cosmos_distill.diffusion.edm import EDMSchedule
+from cosmos_distill.diffusion.trigflow import TrigFlowSchedule
 
-from cosmos_distill.config import EDM
-
-SigmaSchedule = Literal["edm_sampling", "inference"]
-
-GRID_POINTS = 1000
-"""Points of a grid of training noise levels."""
-INFERENCE_FLOOR = 2e-4
-"""Lower end (excluded) of the ``inference`` grid of Transfer1."""
+Schedule = EDMSchedule | TrigFlowSchedule
 
 
-def per_sample(values: Tensor, ndim: int = 5) -> Tensor:
-    """Reshape ``[B]`` to ``[B, 1, 1, ...]`` with ``ndim`` dimensions, to broadcast over a latent."""
-    return values.reshape(-1, *(1,) * (ndim - 1))
+def build_schedule(config: EDM | TrigFlow) -> Schedule:
+    """The schedule that ``config`` describes."""
+    return TrigFlowSchedule(config) if isinstance(config, TrigFlow) else EDMSchedule(config)
 
 
-class Preconditioning(NamedTuple):
-    """x0 = c_skip * x_t + c_out * network(c_in * x_t, c_noise)."""
+def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
+    """The schedule that an export stored with ``to_dict``.
 
-    c_skip: Tensor
-    """[B, 1, 1, 1, 1]"""
-    c_out: Tensor
-    """[B, 1, 1, 1, 1]"""
-    c_in: Tensor
-    """[B, 1, 1, 1, 1]"""
-    c_noise: Tensor
-    """[B], what the time embedding of the network sees."""
-
-
-@dataclass(frozen=True)
-class EDMSchedule:
-    """x_t = x_0 + sigma * eps with the preconditioning of Karras et al. 2022 (arXiv 2206.00364, table 1).
-
-    Everything is computed in fp32, or in fp64 where sigma is fp64. The official Transfer1 code casts
-    the coefficients to bf16, which at sigma near 0.01 leaves an error of about 0.15 in eps.
+    Raises:
+        ValueError: a kind that this version does not know.
     """
-
-    config: EDM = field(default_factory=EDM)
-
-    @property
-    def sigma_max(self) -> float:
-        """Where a sampler, and the one-step student, starts."""
-        return self.config.sigma_max
-
-    def precondition(self, sigma: Tensor) -> Preconditioning:
-        """Coefficients at ``sigma`` [B] > 0, never in less than fp32."""
-        sigma = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
-        sd = self.config.sigma_data
-        total = sigma.square() + sd**2
-        return Preconditioning(
-            c_skip=per_sample(sd**2 / total),
-            c_out=per_sample(sigma * sd * total.rsqrt()),
-            c_in=per_sample(total.rsqrt()),
-            c_noise=sigma.log() / 4,
-        )
-
-    def loss_weight(self, sigma: Tensor) -> Tensor:
-        """(sigma^2 + sd^2) / (sigma * sd)^2 = 1 / c_out^2, [B]: the network's own error weighs 1 at
-        every level (table 1, last row)."""
-        sd = self.config.sigma_data
-        return (sigma.square() + sd**2) / (sigma * sd).square()
-
-    def sampling_sigmas(self, steps: int) -> Tensor:
-        """Karras grid of ``steps`` + 1 fp64 levels from sigma_max down to sigma_min (eq. 5, without the
-        closing 0: the samplers end with a clean denoise at sigma_min instead).
-
-        Raises:
-            ValueError: ``steps`` below 1.
-        """
-        if steps < 1:
-            raise ValueError(f"a sampling grid needs at least one step, not {steps}")
-        return self._karras(steps + 1)
-
-    def training_sigmas(self, schedule: SigmaSchedule) -> Tensor:
-        """The 1000 fp64 levels among which DMD2 draws.
-
-        ``edm_sampling``: the Karras grid, from sigma_max down to sigma_min.
-        ``inference``: log-uniform, from just above 0.0002 up to sigma_max.
-
-        Raises:
-            ValueError: another name.
-        """
-        if schedule == "edm_sampling":
-            return self._karras(GRID_POINTS)
-        if schedule == "inference":
-            ratio = self.sigma_max / INFERENCE_FLOOR
-            return INFERENCE_FLOOR * ratio ** (_steps(1, GRID_POINTS) / GRID_POINTS)
-        raise ValueError(f"unknown sigma schedule {schedule!r}: choose 'edm_sampling' or 'inference'")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What an export stores, so that its sampler is the one of training."""
-        return {"kind": "edm", **asdict(self.config)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EDMSchedule:
-        """Inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: the stored schedule is not an EDM schedule.
-        """
-        rest = dict(values)
-        if (kind := rest.pop("kind", None)) != "edm":
-            raise ValueError(f"schedule kind {kind!r} is not 'edm': the file was written for another sampler")
-        return cls(EDM(**rest))
-
-    def _karras(self, points: int) -> Tensor:
-        root = 1 / self.config.rho
-        high, low = self.config.sigma_max**root, self.config.sigma_min**root
-        return (high + _steps(0, points - 1) / (points - 1) * (low - high)) ** self.config.rho
-
-
-def _steps(first: int, last: int) -> Tensor:
-    return torch.arange(first, last + 1, dtype=torch.float64)
+    kind = values.get("kind")
+    if kind == "edm":
+        return EDMSchedule.from_dict(values)
+    if kind == "trigflow":
+        return TrigFlowSchedule.from_dict(values)
+    raise ValueError(
+        f"schedule kind {kind!r} is neither 'edm' nor 'trigflow': the file was written by another version"
+    )

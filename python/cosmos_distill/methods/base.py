@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.diffusion import EDMSchedule
+    from cosmos_distill.diffusion import Schedule
 
     Device = torch.device | str
 
@@ -75,7 +75,7 @@ class Method(ABC):
     trainable: tuple[str, ...] = ("student",)
     """Roles that have an optimiser."""
 
-    def __init__(self, config: MethodConfig, roles: Mapping[str, nn.Module], schedule: EDMSchedule) -> None:
+    def __init__(self, config: MethodConfig, roles: Mapping[str, nn.Module], schedule: Schedule) -> None:
         self.config = config
         self.schedule = schedule
         self.roles = dict(roles)
@@ -108,8 +108,8 @@ class Method(ABC):
         """sample(unit noise [B, C, T, H, W], condition) -> x0 in one step: training's rollout and the
         export's sampler."""
         denoiser = self.denoiser(role)
-        return lambda noise, condition: diffusion.one_step(
-            denoiser.bind(condition), noise, self.schedule.sigma_max
+        return lambda noise, condition: diffusion.few_step(
+            denoiser.bind(condition), noise, self.schedule.student_times(1), self.schedule.noising
         )
 
     def enable_gradients(self, active: Sequence[str]) -> None:
@@ -131,11 +131,11 @@ def draw_condition(batch: Batch, noise: Noise, max_frames: int) -> Condition:
 class Buildable(Protocol):
     """A method's Config."""
 
-    def build(self, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> Method:
+    def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> Method:
         """The method over fresh networks; ``seed`` decides initial weights that no checkpoint gives."""
 
 
-def build(config: MethodConfig, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> Method:
+def build(config: MethodConfig, networks: Networks, schedule: Schedule, *, seed: int = 0) -> Method:
     """The method that ``config`` describes.
 
     Raises:

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cosmos_distill import diffusion
+from cosmos_distill.methods.conditioning import give_frames
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-    from cosmos_distill.config import Guidance
+    from cosmos_distill.config import Guidance, UnconditionalFrames
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.diffusion import Denoise, EDMSchedule
-
-AUGMENT_SIGMA = 0.001
-"""Noise level at which conditioning frames are shown to the network."""
+    from cosmos_distill.diffusion import Denoise, Schedule
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,8 @@ class Condition:
     """Latent whose leading frames are given, [B, C, T, H, W]; only with ``frames``."""
     frames: Tensor | None = None
     """Number of leading clean latent frames, integers [B]; None: none in any sample, at no cost."""
+    zeroed: bool = False
+    """Show the network zeros in place of the given frames; all else about them stays."""
 
     def __post_init__(self) -> None:
         if (self.clean is None) != (self.frames is None):
@@ -59,25 +57,39 @@ class Condition:
         )
 
     def with_text(self, text: Tensor) -> Condition:
-        """The same condition under another text; frames and control stay, as in the unconditional branch."""
+        """The same condition under another text."""
         return replace(self, text=text)
+
+    def unconditional(self, text: Tensor, frames: UnconditionalFrames) -> Condition:
+        """The unconditional branch of guidance: another text, the same control, and the given frames
+        ``kept`` or ``zeroed`` in the network's input."""
+        return replace(self, text=text, zeroed=frames == "zeroed")
+
+    def given(self, total: int) -> Tensor | None:
+        """True on the given ones of ``total`` latent frames, [B, 1, T, 1, 1]; None if no sample has any."""
+        if self.frames is None:
+            return None
+        import torch
+
+        index = torch.arange(total, device=self.frames.device)
+        return (index < self.frames[:, None])[:, None, :, None, None]
 
 
 class Denoiser:
-    """A network as a map (x_t, sigma, condition) -> x0.
+    """A network as a map (x_t, t, condition) -> x0, with t the noise coordinate of the schedule.
 
     The network's inputs are cast to its own dtype, except c_noise and fps, which it embeds in fp32;
     everything before and after it is in the dtype of ``x_t``, fp32 in all methods.
     """
 
-    def __init__(self, network: nn.Module, schedule: EDMSchedule) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         self.network = network
         self.schedule = schedule
 
     def __call__(
         self,
         x_t: Tensor,
-        sigma: Tensor,
+        t: Tensor,
         condition: Condition,
         *,
         features: Sequence[int] = (),
@@ -86,29 +98,29 @@ class Denoiser:
         """Predict x0 [B, C, T, H, W].
 
         Args:
-            x_t: noisy latent x_0 + sigma * eps, [B, C, T, H, W].
-            sigma: noise level of each sample, [B].
+            x_t: noisy latent, [B, C, T, H, W], in the scale of the schedule.
+            t: noise coordinate of each sample, [B] (sigma under EDM, the angle under TrigFlow). In fp64 it is
+                exact: only the coefficients are rounded, to the precision of x_t.
             features: base blocks whose output is wanted; makes the result (x0, {block: [B, T, H', W', D]}).
             features_only: stop after the last wanted block; x0 is then None.
 
-        Conditioning frames (Transfer1): the network sees them at sigma 0.001, scaled by that level's c_in
-        (c_in(0.001)/c_in(sigma) before c_in is applied), and marked in the mask channel; x0 there is the
-        clean latent. A sample whose sigma is not above 0.001 has no conditioning frames.
+        Given frames are shown to the network as :mod:`~cosmos_distill.methods.conditioning` says, and marked
+        in its mask channel; x0 there is the clean latent.
         """
         import torch
 
         dtype = next(self.network.parameters()).dtype
-        skip, out, scale, c_noise = self.schedule.precondition(sigma)
+        wide = torch.promote_types(x_t.dtype, torch.float32)
+        told, given = t, None
+        mask = condition.given(x_t.shape[2])
+        if mask is not None and condition.clean is not None:
+            shown = torch.zeros_like(condition.clean) if condition.zeroed else condition.clean
+            given = give_frames(self.network, self.schedule, mask, shown, t)
+            told = given.times
+        skip, out, scale, c_noise = (c.to(wide) for c in self.schedule.precondition(told))
         x_in = scale * x_t
-        mask = given = None
-        if condition.frames is not None and condition.clean is not None:
-            frames = torch.where(sigma > AUGMENT_SIGMA, condition.frames, 0)
-            given = _leading(frames, x_t.shape[2])
-            fixed = augment_noise(x_t.shape[1:], x_t.device).to(x_t.dtype)
-            augmented = condition.clean + AUGMENT_SIGMA * fixed
-            level = sigma.new_full((1,), AUGMENT_SIGMA)
-            x_in = torch.where(given, self.schedule.precondition(level).c_in * augmented, x_in)
-            mask = given.to(dtype).expand(-1, -1, -1, *x_t.shape[3:])
+        if given is not None:
+            x_in = torch.where(given.mask, given.latent, x_in)
 
         def cast(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(dtype)
@@ -118,7 +130,7 @@ class Denoiser:
             c_noise,
             cast(condition.text),
             hint=cast(condition.hint),
-            condition_mask=mask,
+            condition_mask=None if given is None else given.mask.to(dtype).expand(-1, -1, -1, *x_t.shape[3:]),
             padding_mask=cast(condition.padding_mask),
             fps=condition.fps,
             features=tuple(features),
@@ -129,40 +141,18 @@ class Denoiser:
             return None, taken
         x0 = skip * x_t + out * raw.to(x_t.dtype)
         if given is not None and condition.clean is not None:
-            x0 = torch.where(given, condition.clean, x0)
+            x0 = torch.where(given.mask, condition.clean, x0)
         return (x0, taken) if features else x0
 
     def bind(self, condition: Condition) -> Denoise:
-        """denoise(x_t, sigma) -> x0 under a fixed condition, as the samplers take it."""
-        return lambda x_t, sigma: self(x_t, sigma, condition)
+        """denoise(x_t, t) -> x0 under a fixed condition, as the samplers take it."""
+        return lambda x_t, t: self(x_t, t, condition)
 
 
 def guided(denoiser: Denoiser, condition: Condition, negative_text: Tensor, guidance: Guidance) -> Denoise:
-    """denoise(x_t, sigma) -> x0 with classifier-free guidance, in two evaluations (one if it is off)."""
+    """denoise(x_t, t) -> x0 with classifier-free guidance, in two evaluations (one if it is off)."""
     conditional = denoiser.bind(condition)
     if guidance.as_added().scale == 0:
         return conditional
-    unconditional = denoiser.bind(condition.with_text(negative_text))
-    return lambda x_t, sigma: diffusion.combine(conditional(x_t, sigma), unconditional(x_t, sigma), guidance)
-
-
-def _leading(frames: Tensor, total: int) -> Tensor:
-    """True on the first ``frames[b]`` latent frames of sample b, [B, 1, T, 1, 1]."""
-    import torch
-
-    index = torch.arange(total, device=frames.device)
-    return (index < frames[:, None])[:, None, :, None, None]
-
-
-@lru_cache(maxsize=4)
-def augment_noise(shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """The noise on conditioning frames, [C, T, H, W] fp32: always the same, for every call and sample.
-
-    ``numpy.random.RandomState(1).standard_normal`` over the whole latent, as the official code has it
-    at its batch of one.
-    """
-    import numpy
-    import torch
-
-    values = numpy.random.RandomState(1).standard_normal(tuple(shape)).astype("float32")
-    return torch.from_numpy(values).to(device)
+    unconditional = denoiser.bind(condition.unconditional(negative_text, guidance.unconditional_frames))
+    return lambda x_t, t: diffusion.combine(conditional(x_t, t), unconditional(x_t, t), guidance)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.diffusion import EDMSchedule
+    from cosmos_distill.diffusion import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class KD(MethodConfig):
     """Leading latent frames given clean, uniform in 0..max per sample."""
     student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
 
-    def build(self, networks: Networks, schedule: EDMSchedule, *, seed: int = 0) -> KDMethod:
+    def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> KDMethod:
         """The method over a student; the teacher is in the pairs."""
         return KDMethod(self, {"student": networks("student")}, schedule)
 

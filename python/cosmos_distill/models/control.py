@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import nn
@@ -74,13 +75,22 @@ class ControlBranch(Trunk):
 
 
 class ControlledDiT(nn.Module):
-    """Base network and control branch, trained together: what student, teacher and fake score are."""
+    """Base network and, if the configuration has one, control branch, trained together: what student,
+    teacher and fake score are."""
 
     def __init__(self, config: NetworkConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.base = VideoDiT(config, dtype=dtype)
-        self.control = ControlBranch(config, dtype=dtype)
+        self.control = ControlBranch(config, dtype=dtype) if config.control_blocks else None
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let gradients reach every weight but the text projection, which stays frozen in all roles."""
+        super().requires_grad_(requires_grad)
+        if self.base.text_projection is not None:
+            self.base.text_projection.requires_grad_(False)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,7 +104,9 @@ class ControlledDiT(nn.Module):
 
     @activation_checkpointing.setter
     def activation_checkpointing(self, on: bool) -> None:
-        self.base.activation_checkpointing = self.control.activation_checkpointing = on
+        self.base.activation_checkpointing = on
+        if self.control is not None:
+            self.control.activation_checkpointing = on
 
     def forward(
         self,
@@ -114,12 +126,13 @@ class ControlledDiT(nn.Module):
 
         Args:
             x: latent, [B, C, T, H, W].
-            c_noise: noise level as the schedule encodes it, [B].
-            text: prompt embedding, [B, L, text_dim].
+            c_noise: noise level as the schedule encodes it, [B], or [B, T] per latent frame.
+            text: prompt embedding, [B, L, text_channels].
             hint: control latent, [B, C', T, H, W] with C' <= hint_channels; None runs the base alone.
             condition_mask: 1 on clean leading frames, [B, 1, T, H, W]; default zeros.
             padding_mask: 1 on padding, [B, 1, H, W]; default zeros.
-            fps: frames per second of the decoded video, [B]; default 24.
+            fps: frames per second of the decoded video, [B]; default 24. Without meaning, and not read, in a
+                network without fps modulation.
             control_weight: scales the residuals; a number or a map [B, T, H/p, W/p].
             features: base blocks whose output is returned as well.
             features_only: stop after the last of them; F is then None.
@@ -138,6 +151,8 @@ class ControlledDiT(nn.Module):
         x = torch.cat([x, condition, padding], dim=1)
         residuals: list[torch.Tensor] = []
         if hint is not None:
+            if self.control is None:
+                raise ValueError("this network has no control branch: leave the hint out")
             weight = (
                 control_weight.flatten(1)[..., None]
                 if isinstance(control_weight, torch.Tensor)

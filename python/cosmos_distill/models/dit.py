@@ -1,7 +1,8 @@
-"""The Transfer1 video DiT ("FA-CA-MLP" blocks with AdaLN-LoRA).
+"""The video DiT of Transfer1 and Predict2.5 ("FA-CA-MLP" blocks with AdaLN-LoRA).
 
 Shapes: latent [B, C, T, H, W]; tokens [B, N, D] with N = T * H/p * W/p in (t, h, w) order; text
-[B, L, text_dim]. Cosmos-Transfer1 (arXiv 2503.14492), Cosmos world foundation models (arXiv 2501.03575).
+[B, L, text_dim]; noise level [B], or [B, T] where the frames of a sample have their own. Cosmos-Transfer1
+(arXiv 2503.14492), Cosmos world foundation models (arXiv 2501.03575).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbed(nn.Module):
-    """c_noise [B] -> the normalised sinusoid e [B, D] and the shared AdaLN term [B, 3D].
+    """c_noise [B] -> the normalised sinusoid e [B, D] and the shared AdaLN term [B, 3D]; [B, T] likewise.
 
     Cosine half first; the sinusoid itself, not the MLP's output, conditions the blocks.
     """
@@ -63,13 +64,13 @@ class TimeEmbed(nn.Module):
         half = weight.shape[1] // 2
         compute = torch.promote_types(c_noise.dtype, torch.float32)
         index = torch.arange(half, device=c_noise.device, dtype=compute)
-        angle = (self.scale * c_noise.to(compute))[:, None] * torch.exp(-math.log(10000.0) / half * index)
+        angle = (self.scale * c_noise.to(compute))[..., None] * torch.exp(-math.log(10000.0) / half * index)
         sinusoid = torch.cat([angle.cos(), angle.sin()], dim=-1).to(weight.dtype)
         return self.norm(sinusoid), self.linear_2(F.silu(self.linear_1(sinusoid)))
 
 
 class Modulation(nn.Module):
-    """AdaLN-LoRA: W2(W1(SiLU(e))) + shared, [B, chunks * D], split into ``chunks``."""
+    """AdaLN-LoRA: W2(W1(SiLU(e))) + shared, [B, chunks * D] or [B, T, chunks * D], split into ``chunks``."""
 
     def __init__(self, config: NetworkConfig, chunks: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -122,6 +123,24 @@ class MLP(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
+class TextProjection(nn.Module):
+    """Prompt embedding to the width that the blocks attend to: GELU(linear), trained with the teacher and
+    frozen since. [B, L, text_projection] -> [B, L, text_dim]"""
+
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert config.text_projection is not None
+        self.proj = linear(config.text_projection, config.text_dim, dtype, bias=True)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.proj(text))
+
+
+def split_frames(x: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
+    """Tokens as the modulation of ``activated`` meets them: [B, N, D], or [B, T, N/T, D] if it has frames."""
+    return x if activated.ndim == 2 else x.unflatten(1, (activated.shape[1], -1))
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, each in ``x + gate * f(LN(x) * (1 + scale) + shift)``."""
 
@@ -135,7 +154,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        positions: torch.Tensor,
+        positions: torch.Tensor | None,
         activated: torch.Tensor,
         shared: torch.Tensor,
         text: torch.Tensor,
@@ -145,13 +164,16 @@ class Block(nn.Module):
         (shift_s, scale_s, gate_s), (shift_c, scale_c, gate_c), (shift_m, scale_m, gate_m) = (
             modulation(activated, shared) for modulation in self.modulations
         )
-        x = x + positions
-        h = ops.adaln_modulate(x, shift_s, scale_s, eps=EPS)
-        h = self.self_attn(h, h, cos, sin)
+        if positions is not None:
+            x = x + positions
+        x = split_frames(x, activated)
+        h = ops.adaln_modulate(x, shift_s, scale_s, eps=EPS).flatten(1, -2)
+        h = self.self_attn(h, h, cos, sin).reshape(x.shape)
         x, h = ops.gated_residual_adaln(x, h, gate_s, shift_c, scale_c, eps=EPS)
-        h = self.cross_attn(h, text)
+        h = self.cross_attn(h.flatten(1, -2), text).reshape(x.shape)
         x, h = ops.gated_residual_adaln(x, h, gate_c, shift_m, scale_m, eps=EPS)
-        return x + gate_m[:, None] * self.mlp(h)
+        h = self.mlp(h.flatten(1, -2)).reshape(x.shape)
+        return (x + gate_m.unsqueeze(-2) * h).flatten(1, -2)
 
 
 class FinalLayer(nn.Module):
@@ -171,7 +193,7 @@ class FinalLayer(nn.Module):
         self, x: torch.Tensor, activated: torch.Tensor, shared: torch.Tensor, grid: tuple[int, int, int]
     ) -> torch.Tensor:
         shift, scale = self.modulation(activated, shared)
-        y = self.linear(ops.adaln_modulate(x, shift, scale, eps=EPS))
+        y = self.linear(ops.adaln_modulate(split_frames(x, activated), shift, scale, eps=EPS))
         t, h, w = grid
         p = self.patch
         y = y.reshape(-1, t, h, w, p, p, y.shape[-1] // p**2).permute(0, 6, 1, 2, 4, 3, 5)
@@ -190,7 +212,7 @@ class Trunk(nn.Module):
         self.activation_checkpointing = False
         self.patch_embed = PatchEmbed(channels, config, dtype)
         self.time_embed = TimeEmbed(config, dtype)
-        self.positions = LearnablePositions(config, dtype)
+        self.positions = LearnablePositions(config, dtype) if config.learnable_positions else None
         self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(blocks))
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
@@ -206,7 +228,7 @@ class Trunk(nn.Module):
             )
         return t, h // p, w // p
 
-    def run_block(self, index: int, *args: torch.Tensor) -> torch.Tensor:
+    def run_block(self, index: int, *args: torch.Tensor | None) -> torch.Tensor:
         """Block ``index``; under activation checkpointing its inside is recomputed in the backward pass."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self.blocks[index], *args, use_reentrant=False)
@@ -214,12 +236,25 @@ class Trunk(nn.Module):
 
     def embed(
         self, x: torch.Tensor, c_noise: torch.Tensor, fps: torch.Tensor | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...], tuple[torch.Tensor, torch.Tensor]]:
         """Tokens, (positions, activated time, shared time term), rotary (cos, sin)."""
         grid = self.grid(x)
+        if tuple(c_noise.shape) not in ((x.shape[0],), (x.shape[0], grid[0])):
+            raise ValueError(
+                f"c_noise must be [{x.shape[0]}] or [{x.shape[0]}, {grid[0]}] for x of shape "
+                f"{list(x.shape)}, not {list(c_noise.shape)}"
+            )
         e, shared = self.time_embed(c_noise)
-        rotary = rotary_tables(grid, self.config.head_dim, self.rope_ratio_t, fps, x.device)
-        return self.patch_embed(x), (self.positions(grid), F.silu(e), shared), rotary
+        rotary = rotary_tables(
+            grid,
+            self.config.head_dim,
+            self.rope_ratio_t,
+            fps if self.config.fps_modulation else None,
+            x.device,
+            self.config.rope_ratio_hw,
+        )
+        positions = None if self.positions is None else self.positions(grid)
+        return self.patch_embed(x), (positions, F.silu(e), shared), rotary
 
 
 class VideoDiT(Trunk):
@@ -234,6 +269,7 @@ class VideoDiT(Trunk):
             dtype=dtype,
         )
         self.final_layer = FinalLayer(config, dtype)
+        self.text_projection = TextProjection(config, dtype) if config.text_projection else None
 
     def forward(
         self,
@@ -255,6 +291,8 @@ class VideoDiT(Trunk):
             raise ValueError(f"features {tuple(features)}: blocks are numbered 0..{len(self.blocks) - 1}")
         grid = self.grid(x)
         h, (positions, activated, shared), (cos, sin) = self.embed(x, c_noise, fps)
+        if self.text_projection is not None:
+            text = self.text_projection(text)
         found: dict[int, torch.Tensor] = {}
         last = max(features) if features_only else len(self.blocks) - 1
         for i in range(last + 1):

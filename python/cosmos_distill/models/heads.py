@@ -1,8 +1,10 @@
-"""Discriminator heads on features of the frozen teacher, as in Transfer1's DMD2.
+"""Discriminator heads on features of a network's blocks: of the frozen teacher in Transfer1's DMD2, of the
+fake score network in Predict2.5's.
 
-Features are [B, T, H', W', D]; a head gives one logit per sample. Every normalisation is per sample
-(the official ``attention`` head has BatchNorm, whose statistics would depend on the micro-batch and on
-the parallel layout; GroupNorm stands in for it here).
+Features are [B, T, H', W', D]. The convolutional heads and ``attention`` judge each block by itself, with one
+logit per sample and block; ``query_token`` judges all of them together, with one logit per sample. Every
+normalisation is per sample (the official ``attention`` head has BatchNorm, whose statistics would depend on
+the micro-batch and on the parallel layout; GroupNorm stands in for it here).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def _norm_act(width: int, groups: int) -> nn.Sequential:
@@ -98,25 +101,81 @@ class AttentionHead(nn.Module):
         return self.out(h).flatten(1).mean(1)
 
 
+class QueryTokenBranch(nn.Module):
+    """What one learned query gathers from all tokens of a block, [B, D, T, H, W] -> [B, D] (adversarial
+    post-training, arXiv 2501.08316, as Predict2.5 has it): one attention head of width D with normalised
+    queries and keys, then an MLP, both residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(1, channels))
+        self.norm = nn.RMSNorm(channels, eps=QUERY_EPS)
+        self.q, self.k, self.v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.q_norm, self.k_norm = (nn.RMSNorm(channels, eps=QUERY_EPS) for _ in range(2))
+        self.out = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(
+            nn.RMSNorm(channels, eps=QUERY_EPS),
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Linear(4 * channels, channels),
+        )
+        _xavier(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        query = self.query.expand(x.shape[0], 1, -1)
+        gathered = F.scaled_dot_product_attention(
+            self.q_norm(self.q(query)), self.k_norm(self.k(tokens)), self.v(tokens)
+        )
+        h = (query + self.out(gathered)).squeeze(1)
+        return h + self.mlp(h)
+
+
+class JointLogit(nn.Sequential):
+    """The branches of several blocks side by side, [B, blocks * D] -> [B, 1]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.LayerNorm(channels, eps=1e-6), nn.Linear(channels, 1))
+        _xavier(self)
+
+
+def _xavier(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+QUERY_EPS = 1e-5
+"""Of the query-token head's normalisations."""
+
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "conv3d": Conv3dHead,
     "conv2d": Conv2dHead,
     "attention": AttentionHead,
     "spatial_temporal": SpatialTemporalHead,
+    "query_token": lambda channels, width, groups: QueryTokenBranch(channels),
 }
-SMALLEST = {"conv3d": (2, 2, 2), "conv2d": (1, 2, 2), "attention": (1, 4, 4), "spatial_temporal": (1, 2, 2)}
+SMALLEST = {
+    "conv3d": (2, 2, 2),
+    "conv2d": (1, 2, 2),
+    "attention": (1, 4, 4),
+    "spatial_temporal": (1, 2, 2),
+    "query_token": (1, 1, 1),
+}
 """Smallest feature grid (T, H', W') that a head's kernels fit."""
 
 
 class Discriminator(nn.Module):
-    """One head per feature block.
+    """One head per feature block, or one over all of them.
 
     Args:
         blocks: base blocks whose features are judged.
         channels: their width D.
-        head: ``conv3d``, ``conv2d``, ``attention`` or ``spatial_temporal``.
-        width: hidden channels of a head.
-        groups: of its GroupNorm; divides ``width``.
+        head: ``conv3d``, ``conv2d``, ``attention``, ``spatial_temporal`` or ``query_token``.
+        width: hidden channels of a head; ``query_token`` has those of the features.
+        groups: of its GroupNorm; divides ``width``. ``query_token`` has none.
         t_min: leading latent frames that are not judged.
         seed: decides the initial weights, whatever the state of the global generator.
 
@@ -138,7 +197,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"unknown discriminator head {head!r}: choose one of {', '.join(HEADS)}")
-        if width % groups or (head == "attention" and width % 4):
+        if head != "query_token" and (width % groups or (head == "attention" and width % 4)):
             raise ValueError(
                 f"head width {width} must be a multiple of {groups} groups (and of 4 for attention)"
             )
@@ -146,6 +205,7 @@ class Discriminator(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleDict({str(b): HEADS[head](channels, width, groups) for b in sorted(blocks)})
+            self.joint = JointLogit(len(self.heads) * channels) if head == "query_token" else None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -153,7 +213,7 @@ class Discriminator(nn.Module):
         return tuple(int(name) for name in self.heads)
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
-        """Logits [B, heads], positive for real, at least fp32.
+        """Logits, positive for real, at least fp32: [B, blocks], or [B, 1] of a head over all blocks.
 
         Args:
             features: block -> [B, T, H', W', D]; cast to the head's dtype.
@@ -162,7 +222,7 @@ class Discriminator(nn.Module):
             ValueError: the feature grid is too small for this kind of head.
         """
         dtype = next(self.parameters()).dtype
-        logits = []
+        outputs = []
         for name, head in self.heads.items():
             x = features[int(name)][:, self.t_min :].movedim(-1, 1).to(dtype)
             grid, least = tuple(x.shape[2:]), SMALLEST[self.head]
@@ -171,5 +231,6 @@ class Discriminator(nn.Module):
                     f"features of {grid} (T, H', W') after dropping {self.t_min} frames are too small for a "
                     f"{self.head!r} head, which needs {least}: choose another head or a smaller feature_t_min"
                 )
-            logits.append(head(x))
-        return torch.stack(logits, 1).to(torch.promote_types(dtype, torch.float32))
+            outputs.append(head(x))
+        logits = torch.stack(outputs, 1) if self.joint is None else self.joint(torch.cat(outputs, 1))
+        return logits.to(torch.promote_types(dtype, torch.float32))

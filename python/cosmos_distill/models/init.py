@@ -1,4 +1,4 @@
-"""Initial weights of Transfer1, keyed by tensor name.
+"""Initial weights of Transfer1 and Predict2.5, keyed by tensor name.
 
 Every tensor is drawn whole from a generator seeded by (seed, name) and then cut, so a network starts
 from the same weights whatever the layout.
@@ -20,15 +20,32 @@ STD = 0.02
 """Standard deviation of the time embedder and the position tables."""
 
 
-def _zero(name: str) -> bool:
-    """Tensors that start at zero: second AdaLN linear of a block, control residuals, last hint layer."""
-    return (".modulations." in name and name.endswith("linear_2.weight")) or ".zero_blocks." in name
+def _zero(name: str, init: str) -> bool:
+    """Tensors that start at zero: biases, control residuals, second AdaLN linear of a block and, in
+    Predict2.5, of the final layer."""
+    modulation = ".modulations." in name or (init == "truncated_normal" and ".modulation." in name)
+    return (
+        (modulation and name.endswith("linear_2.weight")) or ".zero_blocks." in name or name.endswith(".bias")
+    )
+
+
+def _draw(name: str, shape: list[int], init: str, generator: torch.Generator) -> torch.Tensor:
+    """One whole tensor. Predict2.5: normal of standard deviation 1/sqrt(fan-in), cut at three of them.
+    Transfer1: Xavier-uniform linears, normal time embedder and position tables."""
+    if init == "truncated_normal":
+        std = shape[-1] ** -0.5
+        return nn.init.trunc_normal_(torch.empty(shape), 0.0, std, -3 * std, 3 * std, generator)
+    if ".time_embed." in name or ".positions." in name:
+        return torch.randn(shape, generator=generator) * STD
+    bound = math.sqrt(6.0 / sum(shape))
+    return torch.rand(shape, generator=generator) * (2 * bound) - bound
 
 
 @torch.no_grad()
 def initialize(network: ControlledDiT, seed: int) -> None:
-    """Fill ``network`` in place: Xavier-uniform linears, zeros and ones where Transfer1 has them."""
-    last_hint = f"control.hint_encoder.{len(network.control.hint_encoder) - 1}."
+    """Fill ``network`` in place, as ``config.init`` says."""
+    init = network.config.init
+    last_hint = f"control.hint_encoder.{len(network.control.hint_encoder) - 1}." if network.control else None
     split = {
         f"{name}.weight": 0 if isinstance(module, ColumnLinear) else 1
         for name, module in network.named_modules()
@@ -36,7 +53,7 @@ def initialize(network: ControlledDiT, seed: int) -> None:
     }
     group = groups.tensor_group()
     for name, parameter in network.named_parameters():
-        if _zero(name) or name.startswith(last_hint) or name.endswith(".bias"):
+        if _zero(name, init) or (last_hint and name.startswith(last_hint)):
             nn.init.zeros_(parameter)
         elif name.endswith(("norm.weight", "q_norm", "k_norm")):
             nn.init.ones_(parameter)
@@ -46,11 +63,7 @@ def initialize(network: ControlledDiT, seed: int) -> None:
                 shape[split[name]] *= group.size()
             digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-            if ".time_embed." in name or ".positions." in name:
-                whole = torch.randn(shape, generator=generator) * STD
-            else:
-                bound = math.sqrt(6.0 / sum(shape))
-                whole = torch.rand(shape, generator=generator) * (2 * bound) - bound
+            whole = _draw(name, shape, init, generator)
             if name in split:
                 whole = whole.chunk(group.size(), dim=split[name])[group.rank()]
             parameter.copy_(whole)

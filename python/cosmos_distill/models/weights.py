@@ -1,4 +1,4 @@
-"""Reading and writing weights: our files, Cosmos-Transfer1's, and diffusers' base network.
+"""Reading and writing weights: our files, Cosmos-Transfer1's and -Predict2.5's, and diffusers' network.
 
 No pickle is executed: a ``.pt`` file goes through torch's ``weights_only`` reader. Files are mapped, not
 read, so a load needs the network and one tensor, not the network twice.
@@ -27,12 +27,13 @@ def load(source: Source) -> tuple[State, State]:
     """Read weights of any known format. Returns (tensors in our names, carried).
 
     Known: our own files; Cosmos-Transfer1's ``base_model.pt``, ``<control>_control.pt``, their merged
-    teacher file and the distilled export; diffusers' CosmosTransformer3DModel (base only). ``.safetensors``,
-    ``.pt`` / ``.pth``, or a folder of safetensors (sharded: with its index).
+    teacher file and the distilled export; Cosmos-Predict2.5's; diffusers' CosmosTransformer3DModel (no
+    control branch). ``.safetensors``, ``.pt`` / ``.pth``, or a folder of safetensors (sharded: with its
+    index).
 
     ``carried`` holds tensors that belong to official files but to no forward pass (``logvar.*``,
-    ``pos_embedder.seq``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
-    the merged file, for :func:`save_official` to write back. Values are not looked at:
+    ``pos_embedder.*``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
+    the official (merged) file, for :func:`save_official` to write back. Values are not looked at:
     tensors are mapped from disk and read when used.
 
     Raises:
@@ -120,22 +121,25 @@ def save_official(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write ``network`` as the merged Transfer1 file (``base_model.net.*`` and ``net.*``), safetensors.
+    """Write ``network`` under its official names as safetensors: the merged Transfer1 file
+    (``base_model.net.*`` and ``net.*``), or Predict2.5's (``net.*``).
 
     ``carried``, from :func:`load`, is written back unchanged. Collective like :func:`save`.
     """
-    write_safetensors(to_official(_whole(network, dtype), carried), Path(path), "cosmos-transfer1")
+    state = _whole(network, dtype)
+    write_safetensors(to_official(state, carried), Path(path), f"cosmos-{names.layout_of(state)}")
 
 
 def to_official(
     state: Mapping[str, torch.Tensor], carried: Mapping[str, torch.Tensor] | None = None
 ) -> State:
-    """``state`` (our names, whole) in the names of the merged Transfer1 file, with ``carried`` beside it.
+    """``state`` (our names, whole) in the names of its official file, with ``carried`` beside it.
 
     Raises:
         ValueError: ``carried`` holds a tensor that the network has itself.
     """
-    official = {names.to_official(name): value for name, value in state.items()}
+    layout = names.layout_of(state)
+    official = {names.to_official(name, layout): value for name, value in state.items()}
     if clash := official.keys() & (carried or {}).keys():
         raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
     return official | dict(carried or {})
@@ -150,7 +154,7 @@ def from_diffusers(state: Mapping[str, torch.Tensor]) -> State:
     """The inverse of :func:`to_diffusers`."""
     ours = {name: names.from_diffusers(name) for name in state}
     if unknown := [name for name, our in ours.items() if our is None]:
-        raise ValueError(f"not tensors of a Cosmos-1.0 transformer in diffusers: {_listed(unknown)}")
+        raise ValueError(f"not tensors of a Cosmos transformer in diffusers: {_listed(unknown)}")
     return {our: state[name] for name, our in ours.items() if our is not None}
 
 
@@ -216,7 +220,7 @@ def _to_ours(tensors: State, path: Path) -> tuple[State, State]:
             unknown.append(name)
     if unknown or not state:
         raise ValueError(
-            f"{path} is not a Cosmos-Transfer1, diffusers or cosmos-distill network; "
+            f"{path} is not a Cosmos-Transfer1, Cosmos-Predict2.5, diffusers or cosmos-distill network; "
             f"unexpected: {_listed(unknown)}. Pass the transformer's weights."
         )
     return state, carried

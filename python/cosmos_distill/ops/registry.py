@@ -38,11 +38,18 @@ class Backend:
     name: str
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    missing: str = "its compiled module is missing ({error}): install the package with a C++ compiler"
+    """What an ImportError means and what to do about it."""
+    emulated: tuple[str, ...] = ()
+    """Further devices, for tests: served where the backend was asked for by name."""
+    hint: str = ""
+    """Said where it was asked to serve the CPU."""
 
-    def refuses(self, device: str, dtype: torch.dtype | None) -> str | None:
+    def refuses(self, device: str, dtype: torch.dtype | None, asked: bool) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
-        if self.devices is not None and device not in self.devices:
-            return f"it serves {', '.join(self.devices)} tensors, not {device}"
+        if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
+            hint = self.hint if device == "cpu" else ""
+            return f"it serves {', '.join(self.devices)} tensors, not {device}{hint}"
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
@@ -52,16 +59,28 @@ class Backend:
 REFERENCE = Backend("reference")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 CPU = Backend("cpu", ("cpu",), NARROW)
+CUDA = Backend("cuda", ("cuda",), NARROW, missing="{error}")
+TRITON = Backend(
+    "triton",
+    ("cuda",),
+    NARROW,
+    missing="it cannot be imported ({error}): pip install triton",
+    emulated=("cpu",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
+    hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
+)
+FUSED = (CUDA, TRITON, CPU, REFERENCE)
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
-    "adaln_modulate": ("adaln", (CPU, REFERENCE)),
-    "gated_residual_adaln": ("adaln", (CPU, REFERENCE)),
-    "qk_norm_rope": ("qknorm", (CPU, REFERENCE)),
-    "attention": ("attn", (Backend("sdpa"), REFERENCE)),
-    "attention_lse": ("attn", (Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
-    "renoise": ("dm_loss", (CPU, REFERENCE)),
-    "vsd_loss": ("dm_loss", (CPU, REFERENCE)),
-    "fake_score_loss": ("dm_loss", (CPU, REFERENCE)),
+    "adaln_modulate": ("adaln", FUSED),
+    "gated_residual_adaln": ("adaln", FUSED),
+    "qk_norm_rope": ("qknorm", FUSED),
+    # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
+    "attention": ("attn", (Backend("sdpa"), TRITON, REFERENCE)),
+    "attention_lse": ("attn", (TRITON, Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
+    "renoise": ("dm_loss", FUSED),
+    "vsd_loss": ("dm_loss", FUSED),
+    "fake_score_loss": ("dm_loss", FUSED),
+    "adamw_ema": ("adamw", (Backend("cpu", ("cpu",), (torch.float32,)), REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }
@@ -109,12 +128,12 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
-        reason = candidate.refuses(device, dtype)
+        reason = candidate.refuses(device, dtype, asked is not None)
         if reason is None:
             try:
                 kernels(folder, candidate.name)
             except ImportError as error:
-                reason = f"its compiled module is missing ({error}): install the package with a C++ compiler"
+                reason = candidate.missing.format(error=error)
             else:
                 if asked is None:
                     _say(operator, candidate.name, device, reasons)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.stages import status
 from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
@@ -39,11 +39,10 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
         config = PRESETS[recipe.network]
         network = models.build(config, device="meta", seed=None)
         base = sum(p.numel() for p in network.base.parameters())
-        control = sum(p.numel() for p in network.control.parameters())
-        console.print(
-            f"{recipe.network}: {_count(base)} parameters in the base "
-            f"+ {_count(control)} in the control branch"
-        )
+        said = f"{recipe.network}: {_count(base)} parameters in the base"
+        if network.control is not None:
+            said += f" + {_count(sum(p.numel() for p in network.control.parameters()))} in the control branch"
+        console.print(said)
         for name, stage in recipe.stages.items():
             if isinstance(stage, Train):
                 console.print(
@@ -77,7 +76,7 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
     method = methods.build(
         stage.method,
         lambda role: models.build(config, device="meta", seed=None),
-        EDMSchedule(recipe.schedule),
+        build_schedule(recipe.schedule),
     )
     counts = {
         role: (sum(p.numel() for p in network.parameters()), role in method.trainable)

@@ -10,7 +10,7 @@ import torch
 
 from cosmos_distill import models
 from cosmos_distill.config import Precision, Recipe
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.stages.checks import teacher_files
 
@@ -31,9 +31,9 @@ def preset(recipe: Recipe) -> NetworkConfig:
     return PRESETS[recipe.network]
 
 
-def schedule(recipe: Recipe) -> EDMSchedule:
+def schedule(recipe: Recipe) -> Schedule:
     """The recipe's noise coordinate."""
-    return EDMSchedule(recipe.schedule)
+    return build_schedule(recipe.schedule)
 
 
 def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
@@ -46,7 +46,7 @@ def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
         recipe.control,
         recipe.seed,
         split=split,
-        text_channels=config.text_dim,
+        text_channels=config.text_channels,
         text_tokens=config.text_tokens,
         schedule=recipe.schedule,
         device=device(),

@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.sources import open_source, to_frames, to_video
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.stages.export import FORMAT
@@ -45,7 +45,7 @@ class Exported:
     network: NetworkConfig
     control: Control
     data: Data
-    schedule: EDMSchedule
+    schedule: Schedule
     sampler: dict[str, Any]
     precision: Any
 
@@ -107,7 +107,7 @@ def read(path: Path) -> Exported:
         network=PRESETS[said["network"]],
         control=said["control"],
         data=Data(**data),
-        schedule=EDMSchedule.from_dict(said["schedule"]),
+        schedule=schedule_from_dict(said["schedule"]),
         sampler=said["sampler"],
         precision=said["precision"],
     )
@@ -133,7 +133,7 @@ class _Controls:
                 exported.control,
                 0,
                 split="eval",
-                text_channels=exported.network.text_dim,
+                text_channels=exported.network.text_channels,
                 text_tokens=exported.network.text_tokens,
                 schedule=exported.schedule.config,
                 device=device(),
@@ -179,7 +179,7 @@ class _Controls:
         return self._tokenizer.decode(latents / self._sigma_data).cpu()
 
     def _text(self) -> np.ndarray:
-        tokens, channels = self._exported.network.text_tokens, self._exported.network.text_dim
+        tokens, channels = self._exported.network.text_tokens, self._exported.network.text_channels
         if self._options.prompt_embedding is not None:
             return load_embedding(self._options.prompt_embedding, tokens, channels)
         if self._data.source == "folder" and self._options.prompt:

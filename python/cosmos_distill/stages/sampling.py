@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill.config import Guidance
-from cosmos_distill.diffusion import EDMSchedule, one_step, res_2ab
+from cosmos_distill.diffusion import Schedule, few_step, teacher_sample
 from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
 
@@ -32,7 +32,7 @@ def noise_of(seed: int, name: str, batch: Batch) -> Tensor:
 @torch.no_grad()
 def many_steps(
     network: nn.Module,
-    schedule: EDMSchedule,
+    schedule: Schedule,
     batch: Batch,
     noise: Tensor,
     guidance: Guidance,
@@ -55,16 +55,16 @@ def many_steps(
             on_evaluation()
         return denoise(x_t, sigma)
 
-    return res_2ab(watched, noise * schedule.sigma_max, schedule.sampling_sigmas(steps))
+    return teacher_sample(watched, noise, schedule, steps)
 
 
 @torch.no_grad()
 def single_step(
-    network: nn.Module, schedule: EDMSchedule, batch: Batch, noise: Tensor, guidance: Guidance | None = None
+    network: nn.Module, schedule: Schedule, batch: Batch, noise: Tensor, guidance: Guidance | None = None
 ) -> Tensor:
     """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in two calls."""
     off = Guidance(0.0, "added")
     denoise = guided(
         Denoiser(network, schedule), Condition.from_batch(batch), batch.negative_text, guidance or off
     )
-    return one_step(denoise, noise, schedule.sigma_max)
+    return few_step(denoise, noise, schedule.student_times(1), schedule.noising)

@@ -38,8 +38,8 @@ def attention_backward(
     # In fp32 whatever the inputs: few CPUs multiply bf16 matrices faster, most several times slower.
     tensors = [x.transpose(1, 2).float() for x in (grad, q, k, v, out)]
     if grad_lse is not None:
-        # The gradient of a score is p (grad . v - grad . out + grad_lse). One more channel, 1 in grad, 0 in q,
-        # k and v and -grad_lse in out, adds the last term to the second and nothing to anything else.
+        # The gradient of a score is p (grad . v - grad . out + grad_lse). One more channel, 1 in grad, 0 in
+        # q, k and v and -grad_lse in out, adds the last term to the second and nothing to anything else.
         one, zero = torch.ones_like(grad_lse), torch.zeros(())
         for i, channel in enumerate((one, zero, zero, zero, -grad_lse)):
             column = channel.expand(tensors[i].shape[:3]).unsqueeze(-1)

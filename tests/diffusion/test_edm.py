@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmos_distill.config import EDM
-from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.diffusion import EDMSchedule, schedule_from_dict
 
 SCHEDULE = EDMSchedule(EDM())
 
@@ -56,8 +56,27 @@ def test_training_grids_have_the_published_range():
         SCHEDULE.training_sigmas("linear")  # type: ignore[arg-type]
 
 
+def test_one_coefficient_per_frame_or_per_sample():
+    sigma = torch.tensor([[0.1, 3.0, 80.0], [0.2, 0.5, 1.0]], dtype=torch.float64)
+    frames = SCHEDULE.precondition(sigma)
+    assert [tuple(c.shape) for c in frames] == [(2, 1, 3, 1, 1)] * 3 + [(2, 3)]
+    for t in range(3):
+        for ours, alone in zip(frames, SCHEDULE.precondition(sigma[:, t]), strict=True):
+            assert torch.equal(ours[:, t] if ours.ndim == 2 else ours[:, :, t : t + 1], alone)
+
+
+def test_the_student_starts_at_sigma_max():
+    assert SCHEDULE.student_times() == pytest.approx([80])
+    times = SCHEDULE.student_times(3)
+    assert times == SCHEDULE.sampling_sigmas(3)[:3].tolist()
+    alpha, sigma = SCHEDULE.noising(torch.tensor([0.5, 80.0]))
+    assert alpha.tolist() == [1, 1] and sigma.tolist() == [0.5, 80]
+
+
 def test_an_export_restores_the_same_schedule():
     odd = EDMSchedule(EDM(sigma_data=1.0, sigma_min=0.01, sigma_max=70.0, rho=5.0))
-    assert EDMSchedule.from_dict(odd.to_dict()) == odd
+    assert EDMSchedule.from_dict(odd.to_dict()) == schedule_from_dict(odd.to_dict()) == odd
     with pytest.raises(ValueError, match="another sampler"):
         EDMSchedule.from_dict({"kind": "trigflow"})
+    with pytest.raises(ValueError, match="another version"):
+        schedule_from_dict({"sigma_data": 1.0})

@@ -1,0 +1,196 @@
+"""The static table: what is known about the GPU kernels without a GPU, as text, Markdown and JSON.
+
+Everything in it comes from compilers and arithmetic. No figure is a measurement of time, and each table says
+so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.devices import DEVICES, KIB
+from benchmarks.gpu.gates import complaints
+from benchmarks.gpu.occupancy import occupancy
+from benchmarks.gpu.resources import Resources
+from benchmarks.gpu.traffic import Traffic
+from benchmarks.gpu.triton_aot import Failure
+from benchmarks.gpu.work import Work
+
+NOT_TIMED = "compiled, emulated, not timed"
+
+ROOFLINE_NOTES = """\
+*minimum*: every input and output once. *moved*: what the Triton kernels ask memory for, from their launches:
+beside the minimum, statistics kept for backward and partial sums of the gradients of modulation and weights;
+for attention also the keys and values that every block of queries walks over (and the other way round in
+backward), which the caches serve for the most part. The roof is the minimum over the peak bandwidth or the
+operations over the peak rate, whichever takes longer: no kernel can be faster, and none has been timed.
+Attention's backward is counted as the five matrix products it needs; the kernels compute seven, scores and
+their gradient once for dk and dv and once more for dq, which repeats bit by bit without atomic additions."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known, and how to print it."""
+
+    compilers: dict[str, str]
+    """Name -> version."""
+    kernels: Sequence[Resources]
+    failures: Sequence[Failure]
+    work: Sequence[tuple[Work, Traffic | None]]
+
+    def complaints(self) -> list[str]:
+        """Every gate that fails, with the kernel and the figures."""
+        found = [f"{one.label}: {one.error}" for one in self.failures]
+        return found + [f"{one.label}: {what}" for one in self.kernels for what in complaints(one)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "status": NOT_TIMED,
+            "compilers": self.compilers,
+            "devices": [asdict(device) for device in DEVICES.values()],
+            "roofline": [_work_json(work, moved) for work, moved in self.work],
+            "kernels": [_kernel_json(one) for one in self.kernels],
+            "complaints": self.complaints(),
+        }
+
+    def as_text(self) -> str:
+        """For the terminal: the rooflines, and each kernel in its first configuration."""
+        first: dict[tuple[str, str, int], Resources] = {}
+        for one in self.kernels:
+            first.setdefault((one.operator, one.kernel, one.arch), one)
+        parts = [
+            _columns(_ROOFLINE_HEAD, map(_roofline_row, self.work)),
+            _columns(_KERNEL_HEAD, map(_kernel_row, first.values())),
+            *(f"REFUSED {complaint}" for complaint in self.complaints()),
+        ]
+        return "\n\n".join(parts)
+
+    def as_markdown(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.compilers.items())
+        refused = [f"- {complaint}" for complaint in self.complaints()] or ["None: all of them pass."]
+        parts = [
+            f"# GPU kernels: {NOT_TIMED}",
+            f"Written by `make bench`, on a machine without a GPU, with {versions}.",
+            f"## Rooflines ({NOT_TIMED})",
+            ROOFLINE_NOTES,
+            _markdown(_ROOFLINE_HEAD, map(_roofline_row, self.work)),
+            f"## Kernels ({NOT_TIMED})",
+            "*blocks*: that a multiprocessor holds at once, and the share of its thread slots they take. "
+            "*access*: the widest access of a thread to global memory, in bits.",
+            _markdown(_KERNEL_HEAD, map(_kernel_row, self.kernels)),
+            "## Gates that fail",
+            "\n".join(refused),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """gpu.md and gpu.json into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gpu.md").write_text(self.as_markdown(), encoding="utf-8")
+        (folder / "gpu.json").write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
+
+
+_ROOFLINE_HEAD = (
+    "operator",
+    "mode",
+    "shape",
+    "minimum MB",
+    "moved MB",
+    "ratio",
+    "TFLOP",
+    *(f"roof {device.name} ms" for device in DEVICES.values()),
+    "bound by",
+)
+_KERNEL_HEAD = (
+    "operator",
+    "kernel",
+    "configuration",
+    "sm",
+    "threads",
+    "registers",
+    "stack B",
+    "shared KiB",
+    "blocks",
+    "limited by",
+    "matrix instructions",
+    "access",
+)
+
+
+def _roofline_row(pair: tuple[Work, Traffic | None]) -> list[str]:
+    work, traffic = pair
+    roofs = [work.roof(device) for device in DEVICES.values()]
+    bounds = dict.fromkeys(bound for _, bound in roofs)
+    return [
+        work.operator,
+        work.mode,
+        work.shape.name,
+        f"{work.minimum / 1e6:.1f}",
+        f"{traffic.moved / 1e6:.1f}" if traffic else "-",
+        f"{traffic.moved / work.minimum:.3g}" if traffic else "-",
+        f"{(work.matrix_flops or work.vector_flops) / 1e12:.3g}",
+        *(f"{seconds * 1e3:.3g}" for seconds, _ in roofs),
+        ", ".join(bounds),
+    ]
+
+
+def _kernel_row(one: Resources) -> list[str]:
+    held = _occupancy(one)
+    columns = f" + {one.tensor_columns} columns" if one.tensor_columns else ""
+    return [
+        one.operator,
+        one.kernel,
+        one.config,
+        str(one.arch),
+        str(one.threads),
+        str(one.registers),
+        str(one.stack),
+        f"{one.shared / KIB:.1f}{columns}",
+        f"{held.blocks} ({held.share:.0%})",
+        ", ".join(held.limited_by),
+        " ".join(f"{name} {count}" for name, count in one.matrix.items()) or "-",
+        str(one.access_bits) if one.access_bits else "-",
+    ]
+
+
+def _occupancy(one: Resources) -> Any:
+    return occupancy(
+        DEVICES[one.arch],
+        threads=one.threads,
+        registers=one.registers,
+        shared=one.shared,
+        tensor_columns=one.tensor_columns,
+    )
+
+
+def _kernel_json(one: Resources) -> dict[str, Any]:
+    return {**asdict(one), "occupancy": asdict(_occupancy(one)), "complaints": complaints(one)}
+
+
+def _work_json(work: Work, traffic: Traffic | None) -> dict[str, Any]:
+    roofs = {device.name: work.roof(device) for device in DEVICES.values()}
+    return {
+        **asdict(work),
+        "moved": traffic and traffic.moved,
+        "moved_over_minimum": traffic and traffic.moved / work.minimum,
+        "launches": traffic and traffic.launches,
+        "roof": {name: {"seconds": s, "bound": b, "status": NOT_TIMED} for name, (s, b) in roofs.items()},
+    }
+
+
+def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,28 @@
+"""What ties a network to a noise level, in the shapes of a latent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Preconditioning(NamedTuple):
+    """x0 = c_skip * x_t + c_out * network(c_in * x_t, c_noise)."""
+
+    c_skip: Tensor
+    """[B, 1, 1, 1, 1], or [B, 1, T, 1, 1] at per-frame times; c_out and c_in likewise."""
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+    """[B] or [B, T], what the time embedding of the network sees."""
+
+
+def per_sample(values: Tensor, ndim: int = 5) -> Tensor:
+    """Reshape ``[B]`` to ``[B, 1, 1, ...]`` with ``ndim`` dimensions, to broadcast over a latent."""
+    return values.reshape(-1, *(1,) * (ndim - 1))
+
+
+def over_latent(values: Tensor) -> Tensor:
+    """Reshape ``[B]`` to ``[B, 1, 1, 1, 1]`` and ``[B, T]`` to ``[B, 1, T, 1, 1]``."""
+    return values[:, None, :, None, None] if values.ndim == 2 else per_sample(values)

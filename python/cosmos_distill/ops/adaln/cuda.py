@@ -1,0 +1,131 @@
+"""Adaptive LayerNorm on CUDA devices: csrc/adaln.cu. See fused.py for what the functions take and return."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cuda_launch import address, dtype_of, functions, launch
+
+
+def _layout(x: Tensor) -> tuple[int, int, int, int]:
+    """Dtype and (groups, rows per group, width) of tokens [*G, N, D]."""
+    rows, width = x.shape[-2:]
+    return dtype_of(x), x.shape[:-2].numel(), rows, width
+
+
+def _rows(modulation: Tensor) -> tuple[int, int]:
+    """Address and distance between rows."""
+    return modulation.data_ptr(), modulation.stride(-2)
+
+
+def _fp32(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    out, stats = torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    launch(
+        functions.adaln_forward,
+        x,
+        *_layout(x),
+        x.data_ptr(),
+        0,
+        0,
+        0,
+        *_rows(shift),
+        *_rows(scale),
+        eps,
+        0,
+        out.data_ptr(),
+        stats.data_ptr(),
+    )
+    return out, stats
+
+
+def gated_residual_adaln(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    launch(
+        functions.adaln_forward,
+        x,
+        *_layout(x),
+        x.data_ptr(),
+        y.data_ptr(),
+        *_rows(gate),
+        *_rows(shift),
+        *_rows(scale),
+        eps,
+        x_new.data_ptr(),
+        out.data_ptr(),
+        stats.data_ptr(),
+    )
+    return x_new, out, stats
+
+
+def _partial(x: Tensor, sums: int) -> Tensor:
+    """Scratch for the sums over chunks of rows."""
+    _, groups, rows, width = _layout(x)
+    return _fp32(x, groups, functions.adaln_chunks(groups, rows), sums * width)
+
+
+def adaln_modulate_backward(
+    grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x)
+    dshift, dscale = (_fp32(x, *scale.shape) for _ in range(2))
+    partial = _partial(x, 2)
+    launch(
+        functions.adaln_backward,
+        x,
+        *_layout(x),
+        grad.data_ptr(),
+        0,
+        x.data_ptr(),
+        0,
+        stats.data_ptr(),
+        0,
+        0,
+        *_rows(scale),
+        dx.data_ptr(),
+        0,
+        0,
+        dshift.data_ptr(),
+        dscale.data_ptr(),
+        partial.data_ptr(),
+    )
+    return dx, dshift, dscale
+
+
+def gated_residual_adaln_backward(
+    grad_x_new: Tensor | None,
+    grad: Tensor,
+    x_new: Tensor,
+    y: Tensor,
+    stats: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
+    dgate, dshift, dscale = (_fp32(y, *scale.shape) for _ in range(3))
+    partial = _partial(x_new, 3)
+    launch(
+        functions.adaln_backward,
+        x_new,
+        *_layout(x_new),
+        grad.data_ptr(),
+        address(grad_x_new),
+        x_new.data_ptr(),
+        y.data_ptr(),
+        stats.data_ptr(),
+        *_rows(gate),
+        *_rows(scale),
+        dx.data_ptr(),
+        dy.data_ptr(),
+        dgate.data_ptr(),
+        dshift.data_ptr(),
+        dscale.data_ptr(),
+        partial.data_ptr(),
+    )
+    return dx, dy, dgate, dshift, dscale

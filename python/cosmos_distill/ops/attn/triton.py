@@ -1,0 +1,259 @@
+"""Attention in Triton (FlashAttention-2, arXiv 2307.08691). See fused.py for what the functions take and
+return.
+
+Scores exist tile by tile, in units of log2 so that exponentials are single instructions. Backward recomputes
+them once for dk and dv and once for dq: seven matrix products where five would do if dq were added up with
+atomics, but the same bits in every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import aot
+from ..launch import architecture, launch
+from .triton_backward import attention_delta, attention_dkdv, attention_dq
+from .triton_tiles import store_tile, tile
+
+LOG2E = 1.4426950408889634
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def attention_forward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    queries,
+    keys,
+    q_batch,
+    q_token,
+    q_head,
+    k_batch,
+    k_token,
+    k_head,
+    v_batch,
+    v_token,
+    v_head,
+    scale_log2,
+    EVEN: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    heads = tl.num_programs(1)
+    m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    q_at = q + batch * q_batch + head * q_head + first.to(tl.int64) * q_token
+    query = tile(q_at + m[:, None] * q_token + d[None, :], queries - first, False, D, BLOCK_M, BLOCK_D)
+    k_at = k + batch * k_batch + head * k_head + n[:, None] * k_token + d[None, :]
+    v_at = v + batch * v_batch + head * v_head + n[:, None] * v_token + d[None, :]
+    peak = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, keys, BLOCK_N):
+        left = keys - start
+        key = tile(k_at, left, EVEN, D, BLOCK_N, BLOCK_D)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        if not EVEN:
+            scores = tl.where((n < left)[None, :], scores, -float("inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
+        shares = tl.math.exp2(scores * scale_log2 - higher[:, None])
+        fade = tl.math.exp2(peak - higher)
+        weight = weight * fade + tl.sum(shares, 1)
+        value = tile(v_at, left, EVEN, D, BLOCK_N, BLOCK_D)
+        total = tl.dot(shares.to(value.dtype), value, total * fade[:, None], input_precision=PRECISION)
+        peak = higher
+        k_at += BLOCK_N * k_token
+        v_at += BLOCK_N * v_token
+    weight = tl.where(weight == 0.0, 1.0, weight)  # no keys at all: zeros, with a log-sum-exp of -inf
+    row = (batch * queries + first) * heads + head
+    store_tile(
+        out + row * D + m[:, None] * heads * D + d[None, :], total / weight[:, None], queries - first, D
+    )
+    at = (batch * heads + head) * queries + first
+    tl.store(lse + at + m, (peak + tl.math.log2(weight)) * _LN2, mask=m < queries - first)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is cut up: rows of queries and of keys in a tile, and how programs run."""
+
+    queries: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Configs:
+    forward: Config
+    dkdv: Config
+    dq: Config
+
+
+# Small, so that tests with few tokens have several tiles, and unlike each other.
+_INTERPRETER = Configs(Config(32, 16, 4, 1), Config(16, 32, 4, 1), Config(32, 16, 4, 1))
+# By the head size rounded up, for 16-bit numbers. What data-center GPUs from Hopper on (90 to 119) multiply
+# with wgmma or tcgen05; and what fits into the 99 KiB of shared memory of the others' smallest (86, 89, 120).
+# None spills registers; on Blackwell a tile of 128 keys would, when their number is odd.
+_HOPPER = {
+    64: Configs(Config(128, 128, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
+    128: Configs(Config(128, 128, 8, 2), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
+}
+_BLACKWELL = {64: _HOPPER[64], 128: replace(_HOPPER[128], forward=Config(128, 64, 8, 3))}
+_AMPERE = {
+    64: Configs(Config(128, 64, 4, 3), Config(64, 128, 8, 2), Config(128, 64, 8, 2)),
+    128: Configs(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+}
+# Exact fp32 products, which no tensor core makes, on every GPU.
+_FP32 = Configs(Config(64, 32, 8, 2), Config(32, 32, 8, 2), Config(32, 32, 8, 2))
+LARGEST_HEAD = 128
+
+
+def _configs(x: Tensor) -> Configs:
+    arch = architecture(x)
+    if arch == 0:
+        return _INTERPRETER
+    if x.dtype == torch.float32:
+        return _FP32
+    generation = _BLACKWELL if 100 <= arch < 120 else _HOPPER if 90 <= arch < 100 else _AMPERE
+    return generation[64 if x.shape[-1] <= 64 else 128]
+
+
+def _constants(q: Tensor, k: Tensor, config: Config) -> dict[str, Any]:
+    size = q.shape[-1]
+    if size > LARGEST_HEAD:
+        raise ValueError(
+            f"q has head size {size}, but the triton backend serves up to {LARGEST_HEAD}: "
+            "pass backend='reference' or, without log-sum-exp, 'sdpa'"
+        )
+    return {
+        "EVEN": k.shape[1] % config.keys == 0,
+        "D": size,
+        "BLOCK_D": max(16, triton.next_power_of_2(size)),
+        "BLOCK_M": config.queries,
+        "BLOCK_N": config.keys,
+        "PRECISION": "ieee",
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _ = q.shape
+    config = _configs(q).forward
+    out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
+    launch(
+        attention_forward,
+        (triton.cdiv(queries, config.queries), heads, batch),
+        # The largest product is the largest score only under a positive scale.
+        -q if scale < 0 else q,
+        k,
+        v,
+        out,
+        lse,
+        queries,
+        k.shape[1],
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        max(abs(scale) * LOG2E, 1e-30),
+        **_constants(q, k, config),
+    )
+    return out, lse
+
+
+def attention_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    delta = torch.empty_like(lse)
+    block = max(16, triton.next_power_of_2(size))
+    launch(
+        attention_delta,
+        (triton.cdiv(queries, 32), heads, batch),
+        grad,
+        grad_lse,
+        out,
+        delta,
+        queries,
+        *grad.stride()[:3],
+        *out.stride()[:3],
+        D=size,
+        BLOCK_D=block,
+        BLOCK_M=32,
+        num_warps=4,
+    )
+    shared = (grad, q, k, v, lse, delta, queries, keys)
+    strides = [stride for x in (grad, q, k, v) for stride in x.stride()[:3]]
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    configs = _configs(q)
+    launch(
+        attention_dkdv,
+        (triton.cdiv(keys, configs.dkdv.keys), heads, batch),
+        dk,
+        dv,
+        *shared,
+        *strides,
+        scale,
+        **_constants(q, k, configs.dkdv),
+    )
+    launch(
+        attention_dq,
+        (triton.cdiv(queries, configs.dq.queries), heads, batch),
+        dq,
+        *shared,
+        *strides,
+        scale,
+        **_constants(q, k, configs.dq),
+    )
+    return dq, dk, dv
+
+
+_TENSOR_CORES = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)}
+
+
+def aot_cases() -> list[aot.AotCase]:
+    """Everything launched at the published networks' shapes."""
+    found = []
+    for network, heads, size, keys in (
+        ("7B", 32, 128, aot.TOKENS),
+        ("7B cross", 32, 128, 512),
+        ("7B, one token less", 32, 128, aot.TOKENS - 1),
+        ("2B", 16, 128, aot.TOKENS),
+        ("14B", 40, 128, aot.TOKENS),
+        ("head size 64", 16, 64, aot.TOKENS),
+    ):
+        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+            q = torch.empty((1, aot.TOKENS, heads, size), dtype=dtype, device="meta")
+            k = torch.empty((1, keys, heads, size), dtype=dtype, device="meta")
+            lse = torch.empty((1, heads, aot.TOKENS), device="meta")
+            label = f"{network} 720p {heads}x{size} {short}"
+            launched = aot.cases("attention", label, attention, q, k, k, 0.1)
+            saved = (q, lse, q, k, k, q, lse, 0.1)
+            launched += aot.cases("attention_backward", label, attention_backward, *saved)
+            for case in launched:
+                multiplies = dtype != torch.float32 and case.kernel is not attention_delta
+                found.append(replace(case, must_contain=_TENSOR_CORES) if multiplies else case)
+    return found

@@ -1,0 +1,44 @@
+"""Calling the compiled CUDA operators (csrc/bindings_cuda.cpp).
+
+Raises:
+    ImportError: on import, where the package was compiled without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch  # before _C: the compiled module then shares torch's OpenMP runtime
+from torch import Tensor
+
+from .. import _C
+
+if not hasattr(_C, "cuda"):
+    raise ImportError("cosmos_distill._C was compiled without CUDA operators; put nvcc on PATH and reinstall")
+
+functions = _C.cuda
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def dtype_of(x: Tensor) -> int:
+    """How the compiled functions number dtypes."""
+    return _DTYPES[x.dtype]
+
+
+def address(x: Tensor | None) -> int:
+    """0 for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def launch(function: Callable[..., None], on: Tensor, *arguments: object) -> None:
+    """Queue work on the current stream of the device that ``on`` is on.
+
+    Raises:
+        RuntimeError: a kernel could not be launched; the message names it.
+    """
+    if not on.is_cuda:  # without a device there is no stream
+        function(*arguments, 0)
+        return
+    with torch.cuda.device(on.device):
+        function(*arguments, torch.cuda.current_stream().cuda_stream)

@@ -1,0 +1,82 @@
+"""Query/key RMSNorm and rotary embedding on CUDA devices: csrc/qk_norm_rope.cu. See fused.py for what the
+functions take and return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..cuda_launch import address, dtype_of, functions, launch
+
+_WIDEST = 2048
+"""A block keeps eight rows of sums over a head in shared memory."""
+
+
+def _call(
+    q: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]
+) -> tuple[int, int, int, int, int, bool, list[int]]:
+    """What both sides share: dtype, length, head size and tables."""
+    _, length, _, dim = q.shape
+    if dim > _WIDEST:
+        raise ValueError(
+            f"q has head size {dim}, but the CUDA operator holds {_WIDEST}: use the reference backend"
+        )
+    per_sample = cos is not None and cos.dim() == (2 if grid else 3)
+    return dtype_of(q), length, dim, address(cos), address(sin), per_sample, list(grid)
+
+
+def _tokens(x: Tensor) -> tuple[int, int, int]:
+    """Tokens, heads, and elements between tokens."""
+    batch, length, heads, _ = x.shape
+    return batch * length, heads, x.stride(1)
+
+
+def _rstd(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:3], dtype=torch.float32)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [_rstd(q), _rstd(k)]
+    sides = [
+        (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
+        for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)
+    ]
+    launch(functions.norm_rope_forward, q, *_call(q, cos, sin, grid), eps, *sides)
+    return outs[0], outs[1], rstds[0], rstds[1]
+
+
+def qk_norm_rope_backward(
+    q_grad: Tensor,
+    k_grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    q_rstd: Tensor,
+    k_rstd: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chunks = functions.norm_rope_chunks(max(_tokens(q)[0], _tokens(k)[0]))
+    kept, sides = [], []
+    for grad, x, weight, rstd in ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd)):
+        partial = weight.new_empty((chunks, *weight.shape))
+        dx, dweight = x.new_empty(x.shape), torch.empty_like(weight)
+        kept.append((dx, dweight, partial))
+        tensors = (grad, x, weight, rstd, dx, dweight, partial)
+        sides.append((*_tokens(x), *(tensor.data_ptr() for tensor in tensors)))
+    launch(functions.norm_rope_backward, q, *_call(q, cos, sin, grid), *sides)
+    (dq, dq_weight, _), (dk, dk_weight, _) = kept
+    return dq, dk, dq_weight, dk_weight

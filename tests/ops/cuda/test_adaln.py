@@ -1,0 +1,68 @@
+"""csrc/adaln.cu, emulated, through the public operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch
+
+pytestmark = pytest.mark.usefixtures("emulated_cuda")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """x, y and (gate, shift, scale), with a mean that a careless variance would lose."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=draw) * 3 + 5
+    y = torch.randn(shape, generator=draw)
+    return x, y, [torch.randn(shape[:-2] + shape[-1:], generator=draw) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 11, 96),  # wide loads, less than a warp's worth
+        (3, 2, 9, 37),  # odd rows, no wide loads, more than one chunk
+        (1, 3, 4104),  # several columns for each thread
+        (2, 0, 8),
+    ],
+)
+def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype):
+    x, y, (gate, shift, scale) = tokens(shape)
+    grads = tokens(shape, 1)[:2]
+    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), (y,), "cuda", 8, dtype)
+    assert_as_good_as_torch(ops.gated_residual_adaln, (x, y, gate, shift, scale), grads, "cuda", 8, dtype)
+
+
+def test_rows_wider_than_shared_memory():
+    x, y, modulation = tokens((1, 2, 25000))
+    assert_as_good_as_torch(
+        ops.gated_residual_adaln, (x, y, *modulation), tokens((1, 2, 25000), 1)[:2], "cuda"
+    )
+
+
+def test_slices_of_a_wider_modulation_and_an_unused_output():
+    x, y, _ = tokens((2, 3, 8, 12))
+    for wide in (torch.randn(2, 3, 36), torch.randn(2, 3, 39)[..., 1:37]):  # the second: not aligned
+        results = []
+        for backend in ("cuda", "reference"):
+            leaves = [t.detach().requires_grad_() for t in (x, y, wide)]
+            x_new, h = ops.gated_residual_adaln(
+                leaves[0], leaves[1], *leaves[2].chunk(3, -1), backend=backend
+            )
+            results.append([x_new, h, *torch.autograd.grad(h.square().sum(), leaves, retain_graph=True)])
+            results[-1] += torch.autograd.grad(x_new.square().sum(), leaves[:2])
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+
+
+def test_a_nan_is_shown():
+    x, _, (_, shift, scale) = tokens((1, 4, 8))
+    x[0, 2, 3] = float("nan")
+    out = ops.adaln_modulate(x, shift, scale, backend="cuda")
+    assert out[0, 2].isnan().all() and out[0, [0, 1, 3]].isfinite().all()

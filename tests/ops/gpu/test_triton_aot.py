@@ -1,0 +1,164 @@
+"""Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, without having one.
+
+Here each operator's kernels are compiled in their main configuration; `make bench` compiles all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.gpu.devices import DEVICES
+from benchmarks.gpu.gates import complaints
+from benchmarks.gpu.resources import Resources, is_fp64, parse
+from benchmarks.gpu.triton_aot import MODULES, Failure, available, compile_kernels, to_compile
+
+needs_triton = pytest.mark.skipif(not available(), reason="triton is not installed")
+
+
+@pytest.fixture(scope="module")
+def planted() -> list[Resources | Failure]:
+    return compile_kernels(["tests.ops.gpu.planted"], every_configuration=False)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Resources | Failure]:
+    return compile_kernels(every_configuration=False)
+
+
+@needs_triton
+def test_every_kernel_compiles_within_the_limits(kernels: list[Resources | Failure]) -> None:
+    wrong = [f"{one.label}: {one.error}" for one in kernels if isinstance(one, Failure)]
+    for one in kernels:
+        if isinstance(one, Resources):
+            wrong += [f"{one.label}: {complaint}" for complaint in complaints(one)]
+    assert not wrong, "\n".join(wrong)
+
+
+@needs_triton
+def test_every_operator_has_kernels_for_every_architecture(kernels: list[Resources | Failure]) -> None:
+    archs: dict[str, set[int]] = {}
+    for one in kernels:
+        assert isinstance(one, Resources), one
+        archs.setdefault(one.operator, set()).add(one.arch)
+    assert len(archs) >= len(MODULES)
+    assert all(found == set(DEVICES) for found in archs.values()), archs
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("operator", "arch", "said"),
+    [
+        ("double_constant", 90, "64-bit floats"),
+        ("spilling", 90, "spills"),
+        ("shared", 80, "shared memory"),
+        ("shared", 90, "shared memory"),
+        ("shared", 100, "shared memory"),
+        ("absent", 90, "lacks the instructions it was written for: HGMMA"),
+        ("attention_planted", 90, "Ampere's matrix instructions"),
+    ],
+)
+def test_planted_kernels_are_refused_for_their_one_fault(
+    planted: list[Resources | Failure], operator: str, arch: int, said: str
+) -> None:
+    (one,) = (k for k in planted if isinstance(k, Resources) and (k.operator, k.arch) == (operator, arch))
+    (complaint,) = complaints(one)
+    assert said in complaint
+
+
+@needs_triton
+@pytest.mark.parametrize("operator", ["clean", "matrix"])
+def test_planted_kernels_without_fault_pass(planted: list[Resources | Failure], operator: str) -> None:
+    good = [k for k in planted if isinstance(k, Resources) and k.operator == operator]
+    assert {k.arch for k in good} == set(DEVICES)
+    assert [complaints(k) for k in good] == [[], [], []]
+    assert all(k.config.startswith("planted, BLOCK=1024") for k in good) or operator == "matrix"
+
+
+@needs_triton
+def test_results_keep_the_order_of_the_cases(planted: list[Resources | Failure]) -> None:
+    found = [one.operator if isinstance(one, Resources) else "unknown_name" for one in planted]
+    assert list(dict.fromkeys(found)) == [
+        "clean",
+        "double_constant",
+        "spilling",
+        "shared",
+        "absent",
+        "attention_planted",
+        "matrix",
+        "unknown_name",
+    ]
+    assert [one.arch for one in planted[:3] if isinstance(one, Resources)] == list(DEVICES)
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first case of each operator's kernel, or all of them; what gives the same machine code once."""
+
+    def case(operator: str, code: str, warps: int = 4) -> SimpleNamespace:
+        kernel, source = SimpleNamespace(__name__="kernel"), SimpleNamespace(hash=lambda: code)
+        return SimpleNamespace(
+            operator=operator,
+            kernel=kernel,
+            archs=(80, 90),
+            source=lambda: source,
+            num_warps=warps,
+            num_stages=2,
+        )
+
+    first, wider, other, same = case("a", "x"), case("a", "x", warps=8), case("a", "y"), case("b", "x")
+    cases = [first, wider, other, same]
+    monkeypatch.setitem(sys.modules, "cases", SimpleNamespace(aot_cases=lambda: cases))  # type: ignore[arg-type]
+    main = [(one, arch) for one in (first, same) for arch in (80, 90)]
+    every = [(one, arch) for one in (first, wider, other) for arch in (80, 90)]
+    assert list(to_compile(["cases"], every_configuration=False)) == main
+    assert list(to_compile(["cases"], every_configuration=True)) == every
+
+
+@needs_triton
+def test_a_kernel_that_does_not_compile_is_named(planted: list[Resources | Failure]) -> None:
+    (failure,) = (one for one in planted if isinstance(one, Failure))
+    assert "unknown_name" in failure.label and "nowhere" in failure.error
+
+
+def launched(**changes: int) -> Resources:
+    figures = {"threads": 128, "registers": 64, "stack": 0, "shared": 0} | changes
+    return Resources(operator="o", kernel="k", config="c", arch=90, **figures)
+
+
+def test_limits_are_inclusive() -> None:
+    assert complaints(launched(stack=16, shared=227 * 1024, threads=256, registers=255)) == []
+    assert "spills" in complaints(launched(stack=24))[0]
+    assert "shared memory" in complaints(launched(shared=227 * 1024 + 1))[0]
+    assert "cannot be launched" in complaints(launched(threads=512, registers=129))[0]
+
+
+@pytest.mark.parametrize("opcode", ["DFMA", "DSETP.GT.AND", "F2F.F64.F32", "MUFU.RCP64H", "DMMA.8x8x4"])
+def test_fp64_is_recognised(opcode: str) -> None:
+    assert is_fp64(opcode)
+
+
+@pytest.mark.parametrize(
+    "opcode", ["FFMA", "DEPBAR.LE", "LDG.E.64", "HGMMA.64x64x16.F32.BF16", "IMAD.WIDE.U32"]
+)
+def test_other_instructions_are_not_fp64(opcode: str) -> None:
+    assert not is_fp64(opcode)
+
+
+def test_reports_of_the_tools_are_read_whole_or_refused() -> None:
+    usage = "Function k:\n  REG:40 STACK:8 SHARED:1024 LOCAL:0 CONSTANT[0]:568 TEXTURE:0\n"
+    listing = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0020*/              @UP1 STG.E.64 desc[UR4][R2.64], R4 ;
+        /*0030*/                   STL [R1], R4 ;
+        /*0040*/                   EXIT ;
+"""
+    report = parse(usage, listing)
+    assert (report.registers, report.stack, report.shared) == (40, 8, 1024)
+    assert report.opcodes.total() == 5 and report.count("STL") == 1 and report.access_bits == 128
+    with pytest.raises(ValueError, match="one kernel"):
+        parse(usage + usage, listing)
+    with pytest.raises(ValueError, match="no instruction"):
+        parse(usage, "nvdisasm: unknown architecture")
