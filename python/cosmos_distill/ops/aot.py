@@ -64,18 +64,19 @@ class AotCase:
         return triton.compile(self.source(), target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def cases(operator: str, label: str, call: Callable[[], Any]) -> list[AotCase]:
-    """The kernels that ``call`` launches, on all :data:`ARCHITECTURES`.
+def cases(operator: str, label: str, function: Callable[..., Any], *arguments: Any) -> list[AotCase]:
+    """The kernels that a call launches, on all :data:`ARCHITECTURES`.
 
     Args:
         operator: see :class:`AotCase`.
         label: see :class:`AotCase`.
-        call: runs an operator on tensors of the ``meta`` device.
+        function: of a ``triton.py``.
+        arguments: its tensors are on the ``meta`` device.
     """
     found: list[AotCase] = []
     for arch in ARCHITECTURES:
         with record(arch) as launches:
-            call()
+            function(*arguments)
         for case in (_case(operator, label, arch, one) for one in launches):
             for i, other in enumerate(found):
                 if replace(case, archs=other.archs) == other:

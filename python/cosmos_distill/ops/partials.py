@@ -27,7 +27,7 @@ def sum_partials(partials, out, chunks, width, BLOCK_CHUNKS: tl.constexpr, BLOCK
 def total(partials: Tensor, out: Tensor) -> Tensor:
     """Add partials [groups, chunks, width] up over chunks, into out [groups, width] or of any shape alike."""
     groups, chunks, width = partials.shape
-    block = min(64, triton.next_power_of_2(width))
+    block = min(32, triton.next_power_of_2(width))
     launch(
         sum_partials,
         (triton.cdiv(width, block), groups),
@@ -35,8 +35,16 @@ def total(partials: Tensor, out: Tensor) -> Tensor:
         out,
         chunks,
         width,
-        BLOCK_CHUNKS=2048 // block,
+        BLOCK_CHUNKS=4096 // block,
         BLOCK_WIDTH=block,
         num_warps=4,
     )
     return out
+
+
+def rows_per_program(rows: int) -> int:
+    """Of a sum over rows: enough programs to fill a GPU, yet few partial sums beside the rows themselves."""
+    for per_program in (64, 32):
+        if rows >= 1024 * per_program:
+            return per_program
+    return 16

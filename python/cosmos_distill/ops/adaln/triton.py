@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import aot
 from ..launch import launch
-from ..partials import total
+from ..partials import rows_per_program, total
 
 
 @triton.jit
@@ -168,14 +168,6 @@ def _forward(
     return x_new, out, stats
 
 
-def _rows_per_program(rows: int) -> int:
-    """For the backward: enough programs to fill a GPU, yet few partial sums beside the rows themselves."""
-    for per_program in (64, 32):
-        if rows >= 1024 * per_program:
-            return per_program
-    return 16
-
-
 def _backward(
     grad_x_new: Tensor | None,
     grad: Tensor,
@@ -187,7 +179,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     groups, rows, width = _layout(x)
     block = triton.next_power_of_2(width)
-    per_program = _rows_per_program(groups * rows)
+    per_program = rows_per_program(groups * rows)
     chunks = triton.cdiv(rows, per_program)
     dx = torch.empty_like(x)
     dy = None if y is None else torch.empty_like(x)
@@ -269,21 +261,11 @@ def aot_cases() -> list[aot.AotCase]:
             m = torch.empty((1, frames, 3 * width), device="meta")[..., :width]  # a chunk of a projection
             stats = torch.empty((*shape[:-1], 2), device="meta")
             label = f"{network} 720p D={width} {'per frame ' if frames > 1 else ''}{short}"
-            for operator, call in (
-                ("adaln_modulate", lambda x=x, m=m: adaln_modulate(x, m, m, 1e-6)),
-                (
-                    "adaln_modulate_backward",
-                    lambda x=x, m=m, s=stats: adaln_modulate_backward(x, x, s, m),
-                ),
-                ("gated_residual_adaln", lambda x=x, m=m: gated_residual_adaln(x, x, m, m, m, 1e-6)),
-                (
-                    "gated_residual_adaln_backward",
-                    lambda x=x, m=m, s=stats: gated_residual_adaln_backward(x, x, x, x, s, m, m),
-                ),
-                (  # where the block is the last and nothing but the normalised stream is used
-                    "gated_residual_adaln_backward",
-                    lambda x=x, m=m, s=stats: gated_residual_adaln_backward(None, x, x, x, s, m, m),
-                ),
-            ):
-                found += aot.cases(operator, label, call)
+            found += aot.cases("adaln_modulate", label, adaln_modulate, x, m, m, 1e-6)
+            found += aot.cases("adaln_modulate_backward", label, adaln_modulate_backward, x, x, stats, m)
+            found += aot.cases("gated_residual_adaln", label, gated_residual_adaln, x, x, m, m, m, 1e-6)
+            for grad_x_new in (x, None):  # None: nothing but the normalised stream is used
+                saved = (grad_x_new, x, x, x, stats, m, m)
+                name = "gated_residual_adaln_backward"
+                found += aot.cases(name, label, gated_residual_adaln_backward, *saved)
     return found

@@ -249,11 +249,11 @@ def aot_cases() -> list[aot.AotCase]:
             q = torch.empty((1, aot.TOKENS, heads, size), dtype=dtype, device="meta")
             k = torch.empty((1, keys, heads, size), dtype=dtype, device="meta")
             lse = torch.empty((1, heads, aot.TOKENS), device="meta")
-            for operator, call in (
-                ("attention", lambda q=q, k=k: attention(q, k, k, 0.1)),
-                ("attention_backward", lambda q=q, k=k, s=lse: attention_backward(q, s, q, k, k, q, s, 0.1)),
-            ):
-                for case in aot.cases(operator, f"{network} 720p {heads}x{size} {short}", call):
-                    multiplies = dtype != torch.float32 and case.kernel is not attention_delta
-                    found.append(replace(case, must_contain=_TENSOR_CORES) if multiplies else case)
+            label = f"{network} 720p {heads}x{size} {short}"
+            launched = aot.cases("attention", label, attention, q, k, k, 0.1)
+            saved = (q, lse, q, k, k, q, lse, 0.1)
+            launched += aot.cases("attention_backward", label, attention_backward, *saved)
+            for case in launched:
+                multiplies = dtype != torch.float32 and case.kernel is not attention_delta
+                found.append(replace(case, must_contain=_TENSOR_CORES) if multiplies else case)
     return found

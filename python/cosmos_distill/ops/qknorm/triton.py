@@ -1,0 +1,173 @@
+"""Query/key RMSNorm and rotary embedding in Triton. See fused.py for what the functions take and return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import aot
+from ..launch import launch
+from ..partials import rows_per_program, total
+from .triton_kernels import FACTORED, NOTHING, TOKENWISE, norm_rope_backward, norm_rope_forward
+
+
+def _tables(cos: Tensor | None, grid: Sequence[int]) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Arguments (distance between samples' tables, t, h, w) and constants of a kernel."""
+    if cos is None:
+        return (0, 1, 1, 1), {"TABLES": NOTHING.value, "COUNT_T": 0, "COUNT_H": 0, "COUNT_W": 0}
+    shared = cos.dim() == (1 if grid else 2)
+    if not grid:
+        constants = {"TABLES": TOKENWISE.value, "COUNT_T": 0, "COUNT_H": 0, "COUNT_W": 0}
+        return (0 if shared else cos.stride(0), 1, 1, 1), constants
+    t, h, w, *counts = grid
+    names = zip(("COUNT_T", "COUNT_H", "COUNT_W"), counts, strict=True)
+    return (0 if shared else cos.stride(0), t, h, w), {"TABLES": FACTORED.value, **dict(names)}
+
+
+def _block(heads: int) -> int:
+    """Heads in a tile: a power of two that divides their number, unless that is a very small one."""
+    divisor = min(32, heads & -heads)
+    return divisor if divisor >= 4 else min(32, triton.next_power_of_2(heads))
+
+
+def _constants(q: Tensor, k: Tensor) -> dict[str, Any]:
+    (q_heads, dim), k_heads = q.shape[2:], k.shape[2]
+    half = triton.next_power_of_2((dim + 1) // 2)
+    largest = max(_block(q_heads), _block(k_heads))
+    return {
+        "Q_HEADS": q_heads,
+        "K_HEADS": k_heads,
+        "DIM": dim,
+        "Q_BLOCK": _block(q_heads),
+        "K_BLOCK": _block(k_heads),
+        "BLOCK_HALF": half,
+        "num_warps": min(8, max(1, 2 * half * largest // 512)),
+    }
+
+
+def _tokens(x: Tensor) -> int:
+    return x.shape[0] * x.shape[1]
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    q_rstd, k_rstd = (x.new_empty(x.shape[:3], dtype=torch.float32) for x in (q, k))
+    place, tables = _tables(cos, grid)
+    launch(
+        norm_rope_forward,
+        (_tokens(q) + _tokens(k),),
+        q,
+        k,
+        q_weight,
+        k_weight,
+        cos,
+        sin,
+        q_out,
+        k_out,
+        q_rstd,
+        k_rstd,
+        _tokens(q),
+        q.shape[1],
+        k.shape[1],
+        q.stride(1),
+        k.stride(1),
+        *place,
+        eps,
+        **tables,
+        **_constants(q, k),
+    )
+    return q_out, k_out, q_rstd, k_rstd
+
+
+def qk_norm_rope_backward(
+    q_grad: Tensor,
+    k_grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    q_rstd: Tensor,
+    k_rstd: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    grid: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
+    per_program = rows_per_program(max(_tokens(q), _tokens(k)))
+    q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
+    partials = q.new_empty((q_chunks + k_chunks, q.shape[-1]), dtype=torch.float32)
+    place, tables = _tables(cos, grid)
+    launch(
+        norm_rope_backward,
+        (q_chunks + k_chunks,),
+        q_grad,
+        k_grad,
+        q,
+        k,
+        q_weight,
+        k_weight,
+        q_rstd,
+        k_rstd,
+        cos,
+        sin,
+        dq,
+        dk,
+        partials,
+        q_chunks,
+        _tokens(q),
+        _tokens(k),
+        q.shape[1],
+        k.shape[1],
+        q.stride(1),
+        k.stride(1),
+        *place,
+        TOKENS=per_program,
+        **tables,
+        **_constants(q, k),
+    )
+    dq_weight, dk_weight = (
+        total(part.unsqueeze(0), torch.empty_like(q_weight)) for part in partials.split([q_chunks, k_chunks])
+    )
+    return dq, dk, dq_weight, dk_weight
+
+
+def aot_cases() -> list[aot.AotCase]:
+    """Everything launched at the published networks' shapes."""
+    found = []
+    grid = (16, 44, 80, 22, 21, 21)  # 720p, 16 latent frames, head size 128
+    for network, heads, rotated in (
+        ("7B", 32, True),
+        ("7B cross", 32, False),
+        ("2B", 16, True),
+        ("14B", 40, True),
+    ):
+        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+            fused = torch.empty((1, aot.TOKENS, 3 * heads, 128), dtype=dtype, device="meta")
+            q = fused[:, :, :heads]  # a slice of a projection
+            k = q if rotated else torch.empty((1, 512, heads, 128), dtype=dtype, device="meta")
+            dense = torch.empty_like(q, memory_format=torch.contiguous_format)
+            weight, rstd = torch.empty(128, device="meta"), torch.empty(q.shape[:3], device="meta")
+            t, h, w, a, b, c = grid
+            table = torch.empty(t * a + h * b + w * c, device="meta")
+            label = f"{network} 720p {heads}x128 {short}"
+            every = torch.empty((aot.TOKENS, 128), device="meta")
+            rotations: list[tuple[Any, ...]] = [(table, table, grid), (every, every, ())]
+            for tables in rotations if rotated else [(None, None, ())]:
+                inputs = (q, k, weight, weight)
+                found += aot.cases("qk_norm_rope", label, qk_norm_rope, *inputs, *tables, 1e-6)
+                saved = (dense, dense, *inputs, rstd, rstd)
+                found += aot.cases("qk_norm_rope_backward", label, qk_norm_rope_backward, *saved, *tables)
+    return found
