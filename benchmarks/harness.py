@@ -157,6 +157,9 @@ def measure(
 
         return both if backward else forward
 
+    def held(function: Callable[..., Any]) -> float:
+        return held_megabytes(lambda: function(*leaves), leaves)
+
     del example, outputs
     ours = run(operator)
     runs = {"ours": ours, "eager": run(eager), "reference": run(reference), "compile": run(compiled)}
@@ -174,14 +177,7 @@ def measure(
         ratios={rival: medians[rival] / medians["ours"] for rival in ("eager", "reference", "compile")},
         gigabytes_per_second=bandwidth / 1e9,
         copy_share=bandwidth * medians["copy"] / COPY_BYTES if "copy" in medians else None,
-        held=(
-            (
-                held_megabytes(lambda: operator(*leaves), leaves),
-                held_megabytes(lambda: reference(*leaves), leaves),
-            )
-            if backward
-            else None
-        ),
+        held=(held(operator), held(reference)) if backward else None,
         peak=(peak_megabytes(ours), peak_megabytes(run(reference))),
     )
     ROWS.append(row)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adaln.h"
+#include "adamw.h"
 #include "dm_loss.h"
 #include "qk_norm_rope.h"
 
@@ -84,5 +85,12 @@ void all(const std::string& element) {
 int main() {
     all<float>("fp32");
     all<cd::bf16>("bf16");
+    auto p = numbers<float>(kSize, 1), m = numbers<float>(kSize, 2), v = numbers<float>(kSize, 3), e = p;
+    const auto g = numbers<float>(kSize, 4);
+    std::vector<cd::bf16> copy(kSize);
+    count("adamw_ema fp32", [&] {
+        cd::adamw_ema({{p.data(), g.data(), m.data(), v.data(), e.data(), copy.data(), kSize}},
+                      {0.999f, 0.1f, 0.999f, 0.001f, 1e-4f, 1.0f, 1e-8f, 0.001f});
+    });
     return 0;
 }

@@ -33,12 +33,8 @@ def cells(row: Row) -> list[str]:
     share = "" if row.copy_share is None else f"{row.copy_share:.0%}"
     held = "" if row.held is None else f"{row.held[0]:.1f} / {row.held[1]:.1f}"
     peak = f"{row.peak[0]:.1f} / {row.peak[1]:.1f}"
-    return [row.name, row.size, row.dtype, row.mode, f"{row.milliseconds:.3f}", *ratios] + [
-        f"{row.gigabytes_per_second:.1f}",
-        share,
-        held,
-        peak,
-    ]
+    speed = [f"{row.milliseconds:.3f}", *ratios, f"{row.gigabytes_per_second:.1f}", share]
+    return [row.name, row.size, row.dtype, row.mode, *speed, held, peak]
 
 
 def markdown(rows: list[Row]) -> str:
@@ -67,11 +63,10 @@ def write(rows: list[Row]) -> str:
         "# CPU operators against plain torch\n\n"
         f"{machine()}. Written by `make bench`.\n\n"
         "Ratios are medians of interleaved runs; above 1 the operator is faster. `eager` is the chain of "
-        "torch calls that model code has, `reference` the operator's reference backend, `compile` torch.compile of "
-        "it. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in the same turns; "
-        "memory is the operator's and the reference's, for results and temporaries.\n\n"
-        + markdown(merged)
-        + "\n"
+        "torch calls that model code has, `reference` the operator's reference backend, `compile` "
+        "torch.compile of that. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in "
+        "the same turns. Memory is the operator's / the reference's: `held` for the backward pass beside the "
+        "inputs, `peak` allocated at a time for results and temporaries.\n\n" + markdown(merged) + "\n"
     )
     (RESULTS / "cpu.md").write_text(text, encoding="utf-8")
     return markdown(rows)

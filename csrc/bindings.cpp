@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "adaln.h"
+#include "adamw.h"
 #include "dm_loss.h"
 #include "qk_norm_rope.h"
 
@@ -151,6 +152,19 @@ void squared_error_gradient(int element, const Shape& shape, Address mask, Addre
     });
 }
 
+// `groups`: addresses of the parameters, gradients, both moments, averages and, or empty, copies.
+void adamw_ema(const std::array<std::vector<Address>, 6>& groups, const std::vector<int64_t>& sizes, float keep,
+               float grad_rate, float beta2, float square_rate, float step_size, float inverse_root, float eps,
+               float ema_rate) {
+    std::vector<cd::Parameter> parameters;
+    for (size_t i = 0; i < sizes.size(); i++) {
+        parameters.push_back({out(groups[0].at(i)), in(groups[1].at(i)), out(groups[2].at(i)),
+                              out(groups[3].at(i)), out(groups[4].at(i)),
+                              groups[5].empty() ? nullptr : out<cd::bf16>(groups[5].at(i)), sizes[i]});
+    }
+    cd::adamw_ema(parameters, {keep, grad_rate, beta2, square_rate, step_size, inverse_root, eps, ema_rate});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -167,6 +181,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("vsd_gradient", &vsd_gradient, release);
     m.def("squared_error", &squared_error, release);
     m.def("squared_error_gradient", &squared_error_gradient, release);
+    m.def("adamw_ema", &adamw_ema, release);
 #if defined(COSMOS_DISTILL_CUDA)
     bind_cuda(m);
 #endif

@@ -164,6 +164,19 @@ def squared_error_gradient(
     result: int,
     /,
 ) -> None: ...
+def adamw_ema(
+    groups: list[list[int]],
+    sizes: list[int],
+    keep: float,
+    grad_rate: float,
+    beta2: float,
+    square_rate: float,
+    step_size: float,
+    inverse_root: float,
+    eps: float,
+    ema_rate: float,
+    /,
+) -> None: ...
 
 class cuda:
     """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;

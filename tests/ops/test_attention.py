@@ -87,8 +87,11 @@ def test_merged_parts_are_attention_over_all_keys():
 
 def test_merging_survives_scores_of_any_size_and_keeps_the_dtype():
     outs = [torch.full((1, 2, 1, 4), float(i)) for i in range(3)]
-    lses = [torch.tensor([[[1000.0, -1000.0]]]), torch.tensor([[[999.0, -math.inf]]])]
-    lses.append(torch.full((1, 1, 2), -math.inf))
+    lses = [
+        torch.tensor([[[1000.0, -1000.0]]]),
+        torch.tensor([[[999.0, -math.inf]]]),
+        torch.full((1, 1, 2), -math.inf),
+    ]
     out, lse = ops.merge_attention([o.bfloat16() for o in outs], lses)
     share = 1 / (1 + math.e)
     torch.testing.assert_close(out[0, :, 0, 0].float(), torch.tensor([share, 0.0]), rtol=1e-2, atol=0)

@@ -13,6 +13,7 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``generator_loss``,                   adversarial losses on logits
 ``discriminator_loss``
 ``keep_attention``                    for torch.utils.checkpoint: recompute all of a block but attention
+``adamw_ema``                         AdamW and the average of its parameters, in one pass
 ====================================  =========================================================
 
 Every operator takes ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
@@ -26,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adaln import adaln_modulate as adaln_modulate
     from .adaln import gated_residual_adaln as gated_residual_adaln
+    from .adamw import AdamWStep as AdamWStep
+    from .adamw import adamw_ema as adamw_ema
     from .attn import attention as attention
     from .attn import merge_attention as merge_attention
     from .checkpoint import keep_attention as keep_attention
@@ -54,6 +57,8 @@ _HOME = {
     "fake_score_loss": "dm_loss",
     "Preconditioned": "dm_loss",
     "VSDForm": "dm_loss",
+    "AdamWStep": "adamw",
+    "adamw_ema": "adamw",
     "generator_loss": "gan_loss",
     "discriminator_loss": "gan_loss",
 }

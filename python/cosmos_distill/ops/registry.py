@@ -80,6 +80,7 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "renoise": ("dm_loss", FUSED),
     "vsd_loss": ("dm_loss", FUSED),
     "fake_score_loss": ("dm_loss", FUSED),
+    "adamw_ema": ("adamw", (Backend("cpu", ("cpu",), (torch.float32,)), REFERENCE)),
     "generator_loss": ("gan_loss", (REFERENCE,)),
     "discriminator_loss": ("gan_loss", (REFERENCE,)),
 }

@@ -11,8 +11,8 @@ from torch import Tensor
 def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Partial results of :func:`attention` of the same queries over disjoint keys, merged into the whole.
 
-    With ``lse = logsumexp_i lse_i`` the output is ``sum_i exp(lse_i - lse) out_i`` (blockwise attention, Liu
-    et al. 2023, arXiv 2310.01889). Differentiable in everything; in fp32, fp64 for fp64.
+    With ``lse = logsumexp_i lse_i`` the output is ``sum_i exp(lse_i - lse) out_i`` (blockwise attention,
+    Liu et al. 2023, arXiv 2310.01889). Differentiable in everything; in fp32, fp64 for fp64.
 
     Args:
         outs: each [B, Sq, H, D].

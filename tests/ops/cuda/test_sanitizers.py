@@ -1,0 +1,51 @@
+"""CUDA kernels in the emulator under the address and the thread sanitizer: nothing to report, and a planted
+bug of either kind is reported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.ops.cuda import emulated
+
+DRIVER = Path(__file__).with_name("sanitized.cpp")
+OPERATORS = [path for path in emulated.OPERATORS if not path.name.startswith("attention")]
+
+
+@cache
+def program(sanitizer: str, *defines: str) -> Path:
+    flag = f"-fsanitize={sanitizer}"
+    probe = subprocess.run(
+        [emulated.compiler(), flag, "-x", "c++", "-", "-o", os.devnull],
+        input="int main() {}",
+        capture_output=True,
+        text=True,
+    )
+    if probe.returncode:
+        pytest.skip(f"the C++ compiler lacks {flag}")
+    name = "-".join(["sanitized", sanitizer, *(d.removeprefix("-D").lower() for d in defines)])
+    return emulated.build(name, [*OPERATORS, DRIVER], ["-O1", "-g", flag, *defines], [flag])
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([path, *arguments], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_nothing_to_report(sanitizer: str):
+    done = run(program(sanitizer))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "finite\n", "")
+
+
+def test_a_result_that_is_too_short_is_reported():
+    done = run(program("address"), "short")
+    assert done.returncode and "heap-buffer-overflow" in done.stderr and "adaln.cu" in done.stderr
+
+
+def test_a_missing_barrier_is_reported():
+    done = run(program("thread", "-DCD_PLANT_RACE"))
+    assert "data race" in done.stderr and "reduce.h" in done.stderr

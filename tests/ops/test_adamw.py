@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+
+SHAPES = [(5, 7), (), (4099,), (0, 3), (130, 127)]  # several blocks of 4096, ends that fill no vector
+STEP = ops.AdamWStep(step=1, lr=3e-2, ema_rate=0.05, betas=(0.8, 0.95), weight_decay=0.1)
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.compiled)]
+
+
+def draw(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_adamw_followed_by_the_average(backend: str):
+    params = draw(0)
+    theirs = [torch.nn.Parameter(p.clone()) for p in params]
+    optimizer = torch.optim.AdamW(
+        theirs, lr=STEP.lr, betas=STEP.betas, eps=STEP.eps, weight_decay=STEP.weight_decay, foreach=False
+    )
+    first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    emas, averages = ([p.clone() for p in params] for _ in range(2))
+    copies = [torch.empty_like(p, dtype=torch.bfloat16) for p in params]
+    for step in range(1, 6):
+        grads = draw(step)
+        for param, grad in zip(theirs, grads, strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+        for param, average in zip(theirs, averages, strict=True):
+            average.copy_(0.95 * average + 0.05 * param.detach())
+        now = dataclasses.replace(STEP, step=step)
+        ops.adamw_ema(params, grads, first, second, emas, now, copies=copies, backend=backend)
+    for i, param in enumerate(theirs):
+        torch.testing.assert_close(params[i], param.detach(), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(emas[i], averages[i], rtol=2e-6, atol=2e-6)
+        state = optimizer.state[param]
+        torch.testing.assert_close(first[i], state["exp_avg"], rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(second[i], state["exp_avg_sq"], rtol=2e-6, atol=2e-6)
+        assert torch.equal(copies[i], params[i].bfloat16())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_stays_with_its_element_and_shows_in_all_of_its_state(backend: str):
+    groups = [draw(i) for i in range(5)]
+    groups[3] = [t.abs() for t in groups[3]]
+    groups[1][0][2, 3] = float("nan")
+    ops.adamw_ema(*groups, STEP, backend=backend)
+    for group in (groups[0], *groups[2:]):
+        assert group[0].isnan().nonzero().tolist() == [[2, 3]]
+        assert all(t.isfinite().all() for t in group[1:])
+
+
+def test_errors_name_the_argument():
+    groups = dict(
+        zip(("params", "grads", "exp_avgs", "exp_avg_sqs", "emas"), map(draw, range(5)), strict=True)
+    )
+    for change, message in (
+        ({"grads": groups["grads"][:2]}, "grads must be 5 tensors"),
+        ({"emas": [*groups["emas"][:4], torch.zeros(130, 128)]}, r"emas\[4\] must be \[130, 127\]"),
+        ({"exp_avgs": [t.double() for t in groups["exp_avgs"]]}, r"exp_avgs\[0\] must be .* torch.float32"),
+        ({"exp_avg_sqs": [torch.zeros(7, 5).t(), *groups["exp_avg_sqs"][1:]]}, "must be contiguous"),
+        ({"copies": groups["emas"]}, r"copies\[0\] must be .* torch.bfloat16"),
+        ({"step": dataclasses.replace(STEP, step=0)}, "counted from 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.adamw_ema(**{**groups, "step": STEP, **change})
