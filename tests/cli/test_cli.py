@@ -118,7 +118,10 @@ IMPOSSIBLE = {
     "sequence parallel": (("--parallel.sequence",), "--parallel.sequence is not supported yet"),
     "batch": (("--trainer.global-batch", "12", "--trainer.micro-batch", "4"), "choose a multiple of 32"),
     "condition frames": (("--data.max-condition-frames", "3"), "choose at most 2"),
-    "method's condition frames": (("--stages.kd.method.max-condition-frames", "3"), "choose at most 2"),
+    "method's condition frames": (
+        ("--stages.kd.method.condition-frames", *["0.25"] * 4),
+        "leave at least one to generate",
+    ),
     "frames": (("--data.frames", "6"), "nearest are 5 and 7"),
     "size": (("--data.width", "36"), "not a multiple of 8"),
     "depth": (("--control", "depth"), "depth is read from files"),

@@ -167,6 +167,7 @@ def test_the_adversarial_gradient_reaches_fake_score_and_head_only_in_their_phas
     # Critic phase: one pass serves the loss and the generated clip's features, one the real clip's.
     generated, real = method.roles["fake_score"].calls[-2:]
     assert (generated.features_only, real.features_only) == (False, True)
+    assert generated.graph and real.graph, "real clips train the fake score's features too"
     assert torch.equal(generated.c_noise, real.c_noise)
 
 

@@ -34,6 +34,15 @@ def test_logit_normal_time_is_shifted_too():
     assert float(back.logit().std()) == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_uniform_number_of_zero_is_not_the_clean_end():
+    class Zero(Noise):
+        def uniform(self, name, device="cpu"):
+            return torch.zeros(self.count)
+
+    t = ShiftedTime().draw(make_batch(), TRIGFLOW, Zero(0, 0, 0, 2))
+    assert t.tolist() == pytest.approx([math.pi / 2] * 2)  # the critic's loss divides by sin t
+
+
 def test_levels_of_another_schedule_are_refused(schedule):
     batch, noise = make_batch(), Noise(0, 0, 0, 2)
     for levels, coordinate in ((Grid(), TRIGFLOW), (LogNormal(), TRIGFLOW), (ShiftedTime(), schedule)):
