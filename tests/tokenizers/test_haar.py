@@ -83,5 +83,5 @@ def test_build_names_the_choices():
 
     assert isinstance(build(Choice()), haar.Haar)
     Choice.tokenizer = "wan"
-    with pytest.raises(ValueError, match="choose haar or"):
+    with pytest.raises(ValueError, match="choose haar, cosmos"):
         build(Choice())
