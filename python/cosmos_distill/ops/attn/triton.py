@@ -133,7 +133,7 @@ def _configs(x: Tensor) -> Configs:
     return generation[64 if x.shape[-1] <= 64 else 128]
 
 
-def _constants(q: Tensor, k: Tensor, config: Config) -> dict[str, Any]:
+def _constants(q: Tensor, config: Config) -> dict[str, Any]:
     size = q.shape[-1]
     if size > LARGEST_HEAD:
         raise ValueError(
@@ -141,7 +141,6 @@ def _constants(q: Tensor, k: Tensor, config: Config) -> dict[str, Any]:
             "pass backend='reference' or, without log-sum-exp, 'sdpa'"
         )
     return {
-        "EVEN": k.shape[1] % config.keys == 0,
         "D": size,
         "BLOCK_D": max(16, triton.next_power_of_2(size)),
         "BLOCK_M": config.queries,
@@ -171,7 +170,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         *k.stride()[:3],
         *v.stride()[:3],
         max(abs(scale) * LOG2E, 1e-30),
-        **_constants(q, k, config),
+        EVEN=k.shape[1] % config.keys == 0,
+        **_constants(q, config),
     )
     return out, lse
 
@@ -217,7 +217,7 @@ def attention_backward(
         *shared,
         *strides,
         scale,
-        **_constants(q, k, configs.dkdv),
+        **_constants(q, configs.dkdv),
     )
     launch(
         attention_dq,
@@ -226,7 +226,8 @@ def attention_backward(
         *shared,
         *strides,
         scale,
-        **_constants(q, k, configs.dq),
+        EVEN=keys % configs.dq.keys == 0,
+        **_constants(q, configs.dq),
     )
     return dq, dk, dv
 

@@ -72,7 +72,6 @@ def attention_dkdv(
     v_token,
     v_head,
     scale,
-    EVEN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from cosmos_distill.ops import registry
+from tests.ops.tolerance import assert_as_good_as_torch, poisoned
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """x, y and (gate, shift, scale), with a mean that a careless variance would lose."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=draw) * 3 + 5
+    y = torch.randn(shape, generator=draw)
+    return x, y, [torch.randn(shape[:-2] + shape[-1:], generator=draw) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# Forward takes 4 rows of a group at a time, backward 16: fewer, none, just as many, and more.
+@pytest.mark.parametrize("shape", [(2, 2, 3, 70), (2, 0, 8), (1, 16, 64), (1, 18, 257)])
+def test_forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype):
+    x, y, (gate, shift, scale) = tokens(shape)
+    grads = tokens(shape, 1)[:2]
+    inputs = (x, y, gate, shift, scale)
+    assert_as_good_as_torch(ops.gated_residual_adaln, inputs, grads, "triton", dtype=dtype)
+    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), grads[:1], "triton", dtype=dtype)
+
+
+def test_one_channel_normalises_to_the_shift():
+    x, _, (_, shift, scale) = tokens((2, 3, 1))
+    out = ops.adaln_modulate(x, shift, scale, backend="triton")
+    torch.testing.assert_close(out, shift[:, None].expand_as(out))
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_one_output_unused(output: int):
+    x, y, modulation = tokens((2, 5, 16))
+    leaves = [t.requires_grad_() for t in (x, y, *modulation)]
+    results = []
+    for backend in ("triton", "reference"):
+        one = ops.gated_residual_adaln(*leaves, backend=backend)[output]
+        with poisoned():
+            grads = torch.autograd.grad(one.square().sum(), leaves, allow_unused=True)
+        results.append([torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_modulation_may_be_a_slice():
+    x, y, _ = tokens((2, 3, 8, 12))
+    chunks = torch.randn(2, 3, 36, generator=torch.Generator().manual_seed(2)).chunk(3, dim=-1)
+    got = ops.gated_residual_adaln(x, y, *chunks, backend="triton")
+    torch.testing.assert_close(got, ops.gated_residual_adaln(x, y, *chunks, backend="reference"))
+
+
+def test_rows_of_nan_stay_alone():
+    x, _, (_, shift, scale) = tokens((1, 4, 8))
+    x[0, 2, 3] = float("nan")
+    out = ops.adaln_modulate(x, shift, scale, backend="triton")
+    assert out[0, 2].isnan().all() and out[0, [0, 1, 3]].isfinite().all()
+
+
+def test_the_interpreter_is_never_picked_for_a_cpu():
+    x, _, (_, shift, scale) = tokens((1, 4, 8))
+    for operator in registry.OPERATORS:
+        assert registry.pick(operator, None, x) != "triton"
+    with pytest.raises(registry.BackendUnavailable, match=r"not torch\.float64"):
+        ops.adaln_modulate(x.double(), shift, scale, backend="triton")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch, poisoned
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def draw(batch: int, queries: int, keys: int, heads: int, size: int, seed: int = 0) -> list[Tensor]:
+    """q, k, v, and gradients of the output and of the log-sum-exp."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = [torch.randn(batch, n, heads, size, generator=generator) for n in (queries, keys, keys, queries)]
+    return [*tokens, torch.randn(batch, heads, queries, generator=generator)]
+
+
+def with_lse(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return ops.attention(q, k, v, return_lse=True, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 70, 41, 2, 24),  # neither lengths nor head size fill their tiles of 32 and 16
+        (2, 33, 32, 1, 64),  # keys do
+        (1, 32, 32, 1, 128),  # everything does
+        (1, 0, 5, 1, 16),
+        (1, 5, 1, 3, 7),
+    ],
+)
+def test_forward_and_backward(sizes: tuple[int, int, int, int, int], dtype: torch.dtype):
+    q, k, v, grad, grad_lse = draw(*sizes)
+    assert_as_good_as_torch(with_lse, (q, k, v), (grad, grad_lse), "triton", dtype=dtype)
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.0, -0.3])
+def test_any_scale_without_log_sum_exp(scale: float):
+    q, k, v, grad, _ = draw(1, 21, 19, 2, 16)
+
+    def operator(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+        return ops.attention(q, k, v, scale=scale, backend=backend)
+
+    assert_as_good_as_torch(operator, (q, k, v), (grad,), "triton", ulps=4)
+
+
+def test_only_the_log_sum_exp_used():
+    q, k, v, _, grad_lse = draw(1, 21, 19, 2, 16)
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    results = []
+    for backend in ("triton", "reference"):
+        lse = with_lse(*leaves, backend)[1]
+        with poisoned():
+            grads = torch.autograd.grad(lse, leaves, grad_lse, allow_unused=True)
+        results.append([torch.zeros_like(q) if g is None else g for g in grads[:2]])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_no_keys():
+    q, k, v, grad, _ = draw(1, 5, 0, 2, 16)
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    with poisoned():
+        out, lse = with_lse(*leaves, "triton")
+        grads = torch.autograd.grad(out, leaves, grad)
+    assert not out.any() and (lse == -torch.inf).all()
+    assert not grads[0].any() and all(g.shape == k.shape for g in grads[1:])
+
+
+def test_keys_that_score_far_below_zero_beside_padding():
+    """Padded keys are zeros: their share, exp(0 - lse), is infinite for such queries and must not count."""
+    q, k, v, grad, grad_lse = draw(1, 4, 17, 1, 16)
+    k = k.abs() * 8
+    q = -q.abs() * 8
+    assert_as_good_as_torch(with_lse, (q, k, v), (grad, grad_lse), "triton")
+
+
+def test_slices_of_a_fused_projection():
+    fused = torch.randn(2, 23, 3, 2, 16, generator=torch.Generator().manual_seed(3))
+    q, k, v = fused.unbind(2)
+    got = with_lse(q, k, v, "triton")
+    want = with_lse(*(t.contiguous() for t in (q, k, v)), "reference")
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_head_too_large_is_named():
+    q, k, v, *_ = draw(1, 2, 2, 1, 160)
+    with pytest.raises(ValueError, match="q has head size 160"):
+        with_lse(q, k, v, "triton")

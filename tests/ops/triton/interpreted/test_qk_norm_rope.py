@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def rotation(kind: str, batch: int, grid: tuple[int, int, int], dim: int) -> dict[str, Any]:
+    """Angles, or tables of every token, shared by the samples or each sample's own."""
+    length, half = grid[0] * grid[1] * grid[2], dim // 2
+    own = (batch,) if kind.endswith("per sample") else ()
+    if kind.startswith("tables"):
+        return {"cos": draw(*own, length, dim), "sin": draw(*own, length, dim, seed=1)}
+    counts = half - 2 * (half // 3), half // 3, half // 3
+    angles = [draw(size, count) * 3 for size, count in zip(grid, counts, strict=True)]
+    if own:
+        angles[0] = draw(*own, grid[0], counts[0]) * 3
+    return {"angles": tuple(angles)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+# Heads fill a tile, take two, or leave a part of one empty; head size 128 is the networks'.
+@pytest.mark.parametrize(
+    ("heads", "dim", "kind"),
+    [(4, 128, "angles"), (24, 12, "angles per sample"), (3, 10, "tables"), (5, 6, "tables per sample")],
+)
+def test_rotated(heads: int, dim: int, kind: str, dtype: torch.dtype):
+    batch, grid = 2, (1, 3, 3) if dim == 128 else (2, 1, 5)
+    length = grid[0] * grid[1] * grid[2]  # backward takes 16 tokens at a time, here of both samples
+    q, k = (draw(batch, length, heads, dim, seed=i) for i in range(2))
+    tables = rotation(kind, batch, grid, dim)
+
+    def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str) -> Any:
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, backend=backend, **tables)
+
+    grads = [draw(*q.shape, seed=i) for i in (2, 3)]
+    assert_as_good_as_torch(operator, (q, k, draw(dim), draw(dim, seed=1)), grads, "triton", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "lengths"), [(64, (5, 40)), (7, (21, 3)), (1, (2, 2)), (6, (0, 3))])
+def test_two_lengths_and_numbers_of_heads_without_rotation(
+    dim: int, lengths: tuple[int, int], dtype: torch.dtype
+):
+    q, k = draw(2, lengths[0], 3, dim), draw(2, lengths[1], 2, dim, seed=1)
+    grads = [draw(*x.shape, seed=2) for x in (q, k)]
+    inputs = (q, k, draw(dim), draw(dim, seed=1))
+    assert_as_good_as_torch(ops.qk_norm_rope, inputs, grads, "triton", ulps=8 if dim == 1 else 2, dtype=dtype)
+
+
+def test_slices_of_a_fused_projection():
+    q, k, _ = (part.unflatten(-1, (4, 8)) for part in draw(2, 7, 3 * 4 * 8).chunk(3, dim=-1))
+    a, b, cos, sin = draw(8), draw(8, seed=1), draw(7, 8), draw(7, 8, seed=1)
+    got = ops.qk_norm_rope(q, k, a, b, cos, sin, backend="triton")
+    torch.testing.assert_close(got, ops.qk_norm_rope(q, k, a, b, cos, sin, backend="reference"))
