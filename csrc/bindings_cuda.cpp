@@ -141,6 +141,49 @@ void squared_error(int dtype, int64_t batch, int64_t elements, Address p, Addres
                             at(stream));
 }
 
+// A matrix is (address, and the distances between samples, rows and heads).
+cd::cuda::Strided strided(const Numbers& n) { return {at(n.at(0)), n.at(1), n.at(2), n.at(3)}; }
+
+// `sizes` are batch, heads, queries, keys and head size.
+cd::cuda::Attention attention(const std::vector<int>& sizes, float scale, Address lse) {
+    cd::cuda::Attention call{};
+    call.batch = sizes.at(0);
+    call.heads = sizes.at(1);
+    call.queries = sizes.at(2);
+    call.keys = sizes.at(3);
+    call.dim = sizes.at(4);
+    call.scale = scale;
+    call.lse = floats(lse);
+    return call;
+}
+
+void attention_forward(int dtype, const std::vector<int>& sizes, float scale, const Numbers& q, const Numbers& k,
+                       const Numbers& v, const Numbers& result, Address lse, Address stream) {
+    cd::cuda::Attention call = attention(sizes, scale, lse);
+    call.q = strided(q);
+    call.k = strided(k);
+    call.v = strided(v);
+    call.out = strided(result);
+    cd::cuda::attention_forward(Dtype(dtype), call, at(stream));
+}
+
+void attention_backward(int dtype, const std::vector<int>& sizes, float scale, const Numbers& grad, Address grad_lse,
+                        const Numbers& q, const Numbers& k, const Numbers& v, const Numbers& result, Address lse,
+                        const Numbers& dq, const Numbers& dk, const Numbers& dv, Address scratch, Address stream) {
+    cd::cuda::Attention call = attention(sizes, scale, lse);
+    call.grad = strided(grad);
+    call.grad_lse = floats(grad_lse);
+    call.q = strided(q);
+    call.k = strided(k);
+    call.v = strided(v);
+    call.out = strided(result);
+    call.dq = strided(dq);
+    call.dk = strided(dk);
+    call.dv = strided(dv);
+    call.scratch = floats(scratch);
+    cd::cuda::attention_backward(Dtype(dtype), call, at(stream));
+}
+
 }  // namespace
 
 // Adds the submodule `cuda`.
@@ -158,4 +201,7 @@ void bind_cuda(py::module_& module) {
     m.def("vsd", &vsd, release);
     m.def("vsd_gradient", &vsd_gradient, release);
     m.def("squared_error", &squared_error, release);
+    m.def("attention_padded", &cd::cuda::attention_padded);
+    m.def("attention_forward", &attention_forward, release);
+    m.def("attention_backward", &attention_backward, release);
 }

@@ -326,3 +326,37 @@ class cuda:
         stream: int,
         /,
     ) -> None: ...
+    @staticmethod
+    def attention_padded(queries: int, /) -> int: ...
+    @staticmethod
+    def attention_forward(
+        dtype: int,
+        sizes: tuple[int, ...],
+        scale: float,
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        v: tuple[int, ...],
+        result: tuple[int, ...],
+        lse: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def attention_backward(
+        dtype: int,
+        sizes: tuple[int, ...],
+        scale: float,
+        grad: tuple[int, ...],
+        grad_lse: int,
+        q: tuple[int, ...],
+        k: tuple[int, ...],
+        v: tuple[int, ...],
+        result: tuple[int, ...],
+        lse: int,
+        dq: tuple[int, ...],
+        dk: tuple[int, ...],
+        dv: tuple[int, ...],
+        scratch: int,
+        stream: int,
+        /,
+    ) -> None: ...

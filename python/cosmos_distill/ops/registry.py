@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,14 +69,17 @@ TRITON = Backend(
     hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
 )
 FUSED = (CUDA, TRITON, CPU, REFERENCE)
+CUDA_ATTENTION = replace(
+    CUDA, dtypes=(torch.bfloat16, torch.float16)
+)  # tensor cores multiply narrow numbers only
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", FUSED),
     "gated_residual_adaln": ("adaln", FUSED),
     "qk_norm_rope": ("qknorm", FUSED),
     # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
-    "attention": ("attn", (Backend("sdpa"), TRITON, REFERENCE)),
-    "attention_lse": ("attn", (TRITON, Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
+    "attention": ("attn", (Backend("sdpa"), TRITON, CUDA_ATTENTION, REFERENCE)),
+    "attention_lse": ("attn", (TRITON, CUDA_ATTENTION, Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
     "renoise": ("dm_loss", FUSED),
     "vsd_loss": ("dm_loss", FUSED),
     "fake_score_loss": ("dm_loss", FUSED),

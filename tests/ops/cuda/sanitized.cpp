@@ -92,12 +92,30 @@ bool losses(Dtype dtype) {
     return all_finite(noisy) && all_finite(result) && all_finite(gradient) && all_finite(sums);
 }
 
+// Lengths that fill no tile, and a head narrower than its tile.
+bool attention() {
+    const int heads = 2, queries = 70, keys = 130, dim = 56;
+    const auto tensor = [&](int rows) { return filled<bf16>(static_cast<int64_t>(rows) * heads * dim); };
+    auto q = tensor(queries), out = q, grad = q, dq = q, k = tensor(keys), v = k, dk = k, dv = k;
+    const auto of = [&](std::vector<bf16>& x) {
+        return Strided{x.data(), static_cast<int64_t>(x.size()), heads * dim, dim};
+    };
+    std::vector<float> lse(heads * queries), grad_lse(lse.size(), 0.5f);
+    std::vector<float> scratch(static_cast<size_t>(heads) * attention_padded(queries) * 2);
+    Attention call{1, heads, queries, keys, dim, 0.25f, of(q), of(k), of(v), of(out), lse.data()};
+    attention_forward(Dtype::bf16, call, nullptr);
+    call.grad = of(grad), call.dq = of(dq), call.dk = of(dk), call.dv = of(dv);
+    call.grad_lse = grad_lse.data(), call.scratch = scratch.data();
+    attention_backward(Dtype::bf16, call, nullptr);
+    return all_finite(out) && all_finite(lse) && all_finite(dq) && all_finite(dk) && all_finite(dv);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const int64_t missing = count > 1 && std::strcmp(arguments[1], "short") == 0 ? 8 : 0;
     const bool good = adaln<float>(Dtype::fp32, missing) && adaln<bf16>(Dtype::bf16, 0) && norm_rope<float>(Dtype::fp32) &&
-                      norm_rope<fp16>(Dtype::fp16) && losses<float>(Dtype::fp32) && losses<bf16>(Dtype::bf16);
+                      norm_rope<fp16>(Dtype::fp16) && losses<float>(Dtype::fp32) && losses<bf16>(Dtype::bf16) && attention();
     std::puts(good ? "finite" : "not finite");
     return good ? 0 : 1;
 }

@@ -1,0 +1,105 @@
+"""Attention on CUDA devices: csrc/attention.cu and csrc/attention_backward.cu, for bf16 and fp16 and head
+sizes up to 128. See fused.py for what the functions take and return.
+
+The kernels copy 16 bytes at a time. What does not start or stride by that much, such as heads of a size that
+is no multiple of 8, is copied first.
+
+Raises:
+    ValueError: the head size is above 128.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cuda_launch import address, dtype_of, functions, launch
+
+_WIDEST = 128
+_PIECE = 8
+"""Elements of 16 bits in 16 bytes."""
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy whose heads start at multiples of 16 bytes and end with zeros."""
+    if x.shape[-1] % _PIECE:
+        return F.pad(x, (0, -x.shape[-1] % _PIECE))
+    if x.data_ptr() % 16 or any(stride % _PIECE for stride in x.stride()[:-1]):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
+def _result(x: Tensor) -> Tensor:
+    """A dense tensor of x's shape, its heads as long as those of _aligned(x)."""
+    return x.new_empty((*x.shape[:-1], x.shape[-1] + -x.shape[-1] % _PIECE))
+
+
+def _cut(x: Tensor, dim: int) -> Tensor:
+    return x if x.shape[-1] == dim else x[..., :dim].contiguous()
+
+
+def _matrix(x: Tensor) -> tuple[int, int, int, int]:
+    """Address, and the distances between samples, rows and heads."""
+    return x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)
+
+
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
+    """batch, heads, queries, keys and head size."""
+    batch, queries, heads, dim = q.shape
+    return batch, heads, queries, k.shape[1], dim
+
+
+def _check(q: Tensor) -> None:
+    if q.shape[-1] > _WIDEST:
+        raise ValueError(
+            f"q has head size {q.shape[-1]}, and backend 'cuda' keeps at most {_WIDEST} in registers: pass"
+            " another backend= to attention"
+        )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    _check(q)
+    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    if not q.numel() or not k.numel():
+        return q.new_zeros(q.shape), lse.fill_(-math.inf)
+    out, dim = _result(q), q.shape[-1]
+    q, k, v = (_aligned(x) for x in (q, k, v))
+    matrices = (_matrix(x) for x in (q, k, v, out))
+    launch(functions.attention_forward, q, dtype_of(q), _sizes(q, k), scale, *matrices, lse.data_ptr())
+    return _cut(out, dim), lse
+
+
+def attention_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not q.numel() or not k.numel():
+        return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    results = [_result(x) for x in (q, k, v)]
+    dim = q.shape[-1]
+    grad, q, k, v, out = (_aligned(x) for x in (grad, q, k, v, out))
+    scratch = lse.new_empty((*lse.shape[:-1], functions.attention_padded(q.shape[1]), 2))
+    launch(
+        functions.attention_backward,
+        q,
+        dtype_of(q),
+        _sizes(q, k),
+        scale,
+        _matrix(grad),
+        address(grad_lse),
+        *(_matrix(x) for x in (q, k, v, out)),
+        lse.data_ptr(),
+        *(_matrix(x) for x in results),
+        scratch.data_ptr(),
+    )
+    dq, dk, dv = (_cut(x, dim) for x in results)
+    return dq, dk, dv
