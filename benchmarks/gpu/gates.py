@@ -7,13 +7,13 @@ from benchmarks.gpu.occupancy import occupancy
 from benchmarks.gpu.resources import Resources
 
 STACK_ALLOWED = 16
-"""Bytes per thread: a few registers at the edge of a loop; more is a kernel that does not fit its registers."""
+"""Bytes per thread: a few registers around a loop; more is a kernel that does not fit its registers."""
 KNOWN_STACK = {
     ("Triton 3.6", "attention_dkdv", 90): 80,
     ("Triton 3.9", "attention_dkdv", 90): 48,
 }
-"""(compiler, kernel, architecture) -> what a release spills that places registers worse than the one the project
-is developed with, on a kernel that is within the limit there."""
+"""(compiler, kernel, architecture) -> bytes of stack where a release does worse than the one the project is
+developed with, whose kernel is within the limit."""
 
 
 def complaints(kernel: Resources) -> list[str]:
