@@ -46,6 +46,8 @@ class Resources:
     """Instructions on 64-bit floating-point numbers."""
     access_bits: int = 0
     """The widest access of one thread to global memory; 0 when all of it goes through bulk copies."""
+    compiler: str = ""
+    """With its release, "Triton 3.7": they differ in what they spill."""
     missing: tuple[str, ...] = ()
     """Opcodes that its author says it must have and that are not there."""
 

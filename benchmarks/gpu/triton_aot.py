@@ -139,6 +139,7 @@ def _compile(case: Any, arch: int) -> Resources:
     threads = re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"])
     if threads is None:
         raise ValueError("the PTX does not say how many threads a block has")
+    release = ".".join(compiled.metadata.triton_version.split(".")[:2])
     required = case.must_contain.get(arch, ())
     return Resources(
         operator=case.operator,
@@ -155,6 +156,7 @@ def _compile(case: Any, arch: int) -> Resources:
         matrix=report.matrix,
         fp64=report.fp64,
         access_bits=report.access_bits,
+        compiler=f"Triton {release}",
         missing=tuple(want for want in required if not any(o.startswith(want) for o in report.opcodes)),
     )
 

@@ -6,6 +6,7 @@ Here each operator's kernels are compiled in their main configuration; `make ben
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,15 @@ def test_limits_are_inclusive() -> None:
     assert "spills" in complaints(launched(stack=24))[0]
     assert "shared memory" in complaints(launched(shared=227 * 1024 + 1))[0]
     assert "cannot be launched" in complaints(launched(threads=512, registers=129))[0]
+
+
+def test_a_release_known_to_spill_more_is_held_to_what_it_spills() -> None:
+    figures = {"operator": "attention_backward", "kernel": "attention_dkdv", "arch": 90}
+    older = replace(launched(stack=80), compiler="Triton 3.6", **figures)
+    assert complaints(older) == []
+    assert "at most 80" in complaints(replace(older, stack=88))[0]
+    for other in ({"compiler": "Triton 3.7"}, {"arch": 100}, {"kernel": "attention_dq"}):
+        assert "at most 16" in complaints(replace(older, **other))[0]
 
 
 @pytest.mark.parametrize("opcode", ["DFMA", "DSETP.GT.AND", "F2F.F64.F32", "MUFU.RCP64H", "DMMA.8x8x4"])
