@@ -34,6 +34,13 @@ def dynamic_shared(kernel: str) -> int | None:
         return 2 * head * FP32
     if name == "norm_rope_backward_kernel":  # those, and a sum per warp
         return (2 + _WARPS) * head * FP32
+    if name.startswith("attention"):  # 64 rows of one or two matrices, two tiles of each of the others
+        tile = int(types[1]) * _BYTES[types[0]]
+        if name == "attention_kernel":
+            return tile * (64 + 4 * 64)
+        others = int(types[2])
+        stats = 2 * others * 2 * FP32 if name == "attention_dkv_kernel" else 0
+        return tile * (2 * 64 + 4 * others) + stats
     if re.match(r"(renoise|vsd|vsd_gradient|squared_error|squared_error_gradient|sum_chunks)_kernel$", name):
         return 0
     return None

@@ -37,8 +37,6 @@ def test_attention_runs_on_tensor_cores_and_nothing_else_does(compiled: list[Res
         assert bool(one.matrix.get("HMMA")) == one.kernel.startswith("attention"), one
 
 
-@pytest.mark.parametrize(
-    "fault", [{"stack": 24}, {"spill_stores": 1}, {"fp64": {"DADD": 1}}, {"shared": 300_000}]
-)
-def test_a_fault_is_refused(compiled: list[Resources], fault: dict[str, object]):
-    assert gates.complaints(replace(compiled[0], **fault))  # type: ignore[arg-type]
+@pytest.mark.parametrize("fault", [{"stack": 24}, {"fp64": 1}, {"shared": 300_000}, {"registers": 512}])
+def test_a_fault_is_refused(compiled: list[Resources], fault: dict[str, int]):
+    assert gates.complaints(replace(compiled[0], **fault))
