@@ -211,5 +211,6 @@ def demangle(names: Sequence[str]) -> list[str]:
     if tool is None:
         return list(names)
     done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
-    plain = [re.sub(r"\(anonymous namespace\)::|cd::cuda::", "", line) for line in done.stdout.splitlines()]
+    scopes = r"\(anonymous namespace\)::|cd::(?:cuda::)?"
+    plain = [re.sub(scopes, "", line) for line in done.stdout.splitlines()]
     return [re.sub(r"^void |\(.*\)$", "", re.sub(r"\((?:int|bool)\)", "", line)) for line in plain]

@@ -12,18 +12,17 @@ import torch  # before _C: the compiled module then shares torch's OpenMP runtim
 from torch import Tensor
 
 from .. import _C
+from .elements import ELEMENTS
 
 if not hasattr(_C, "cuda"):
     raise ImportError("cosmos_distill._C was compiled without CUDA operators; put nvcc on PATH and reinstall")
 
 functions = _C.cuda
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
 
 def dtype_of(x: Tensor) -> int:
     """How the compiled functions number dtypes."""
-    return _DTYPES[x.dtype]
+    return ELEMENTS[x.dtype]
 
 
 def address(x: Tensor | None) -> int:

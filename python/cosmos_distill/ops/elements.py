@@ -1,4 +1,4 @@
-"""The element types of the compiled kernels, by the numbers that csrc/bindings.cpp knows them by."""
+"""The element types of the compiled kernels, by the numbers that csrc/ knows them by."""
 
 from __future__ import annotations
 
