@@ -63,9 +63,8 @@ class ShiftedTime:
     def draw(self, batch: Batch, schedule: Schedule, noise: Noise) -> Tensor:
         """t of each sample, fp64 [B], above 0 and at most pi/2: no time is rounded."""
         if self.before_shift == "uniform":
-            u = (
-                1 - noise.uniform("time", batch.latents.device).double()
-            )  # within (0, 1]: weights divide by sin t
+            # Within (0, 1]: weights divide by sin t.
+            u = 1 - noise.uniform("time", batch.latents.device).double()
         else:
             u = noise.normal("time", (), batch.latents.device).double().sigmoid()
         return _trigflow(schedule, self).shift_time(u)
