@@ -9,6 +9,7 @@ examples/distillation_cosmos_transfer1_7b.md; cosmos-cookbook, distilling_transf
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cosmos_distill.config import (
     Control,
@@ -57,7 +58,7 @@ class Numbers:
     global_batch: int
     micro_batch: int
     precision: Precision = "fp32"
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
     log_every: int
     save_every: int
     # evaluate
@@ -72,7 +73,7 @@ NUMBERS: dict[Scale, Numbers] = {
         dmd2_steps=24_000, dmd2_lr=5e-7, fake_score_lr=5e-7,  # 24,000 = 4,800 student + 19,200 critic steps
         dmd2_guidance=5.0,  # conventional 6; the published balance between saturation and sharpness
         global_batch=64, micro_batch=1,  # 8 is clearly worse, 32 and more is good
-        precision="bf16", activation_checkpointing=True,
+        precision="bf16", activation_checkpointing="full",
         log_every=100, save_every=500,
         clips=64, draws=1,
     ),

@@ -99,13 +99,52 @@ ONE_STEP = FewStep()
 
 @dataclass(frozen=True)
 class Parallel:
-    """How one network is spread over ranks. The layout never changes the result."""
+    """How the networks are spread over ranks. The layout never changes the result.
+
+    What the launcher's ranks leave after tensor x context x pipeline is data parallelism.
+    """
 
     tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
+    """Ranks that share every matrix of a block."""
     sequence: bool = False
-    """Sequence parallelism inside the tensor-parallel group."""
+    """Split the tokens between those matrices over the tensor-parallel ranks as well."""
+    pipeline: int = 1
+    """Ranks that share the blocks, one after the other (1F1B)."""
+    virtual_pipeline: int = 1
+    """Runs of blocks on every pipeline rank; above 1 their schedule is interleaved."""
+    context: int = 1
+    """Ranks that share the tokens of a clip."""
+    context_attention: Literal["ulysses", "ring"] = "ulysses"
+    """How tokens of different context ranks meet: by exchanging tokens for heads (all-to-all), which needs
+    heads / tensor to be a multiple of context, or by passing keys and values around."""
+    data: Literal["replicated", "sharded_optimizer", "fsdp"] = "replicated"
+    """What data-parallel ranks hold: a whole copy; a copy of the weights with a share of the optimiser
+    (ZeRO-1, on Megatron's gradient buffers); or a share of everything (torch FSDP2)."""
+    fsdp_shards: int | None = None
+    """Ranks over which fsdp splits, with copies over the others (hybrid sharding); None: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
+            size = getattr(self, name)
+            _require(size > 0, f"{name} must be positive, not {size}")
+        _require(self.tensor > 1 or not self.sequence, "sequence needs tensor above 1")
+        _require(
+            self.pipeline > 1 or self.virtual_pipeline == 1,
+            "virtual_pipeline needs pipeline above 1: it divides a pipeline rank's blocks",
+        )
+        _require(
+            self.data == "fsdp" or self.fsdp_shards is None,
+            'fsdp_shards belongs to data "fsdp"',
+        )
+        _require(
+            self.data != "fsdp" or self.pipeline == 1,
+            'data "fsdp" and pipeline exclude each other: use data "sharded_optimizer" with a pipeline',
+        )
+
+    @property
+    def model(self) -> int:
+        """Ranks that together are one data-parallel rank."""
+        return self.tensor * self.context * self.pipeline
 
 
 @dataclass(frozen=True)
@@ -162,7 +201,9 @@ class Trainer:
     """Samples per forward pass of one data-parallel rank."""
     precision: Precision = "bf16"
     """bf16 keeps fp32 master weights in the optimiser."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What the backward pass computes again: nothing, the inside of every block, or that without its
+    attention, whose outputs (and log-sum-exp) are kept."""
     ema_decay: float | None = None
     """Decay per student step of an exponential moving average of the student; None keeps none."""
     ema_power: float | None = None
@@ -173,6 +214,9 @@ class Trainer:
     sample_every: int = 500
     """Steps between two sample grids."""
     keep_checkpoints: int = 2
+    """Newest checkpoints left on disk."""
+    keep_every: int | None = None
+    """Checkpoints of every such step stay beside them; None: no others."""
     max_nonfinite: int = 5
     """Non-finite steps in a row after which the stage stops with an error."""
 

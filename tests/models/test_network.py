@@ -201,15 +201,16 @@ def test_defaults_of_optional_inputs(make_network, make_inputs):
     torch.testing.assert_close(network(**short), network(**short, **neutral), rtol=0, atol=1e-6)
 
 
-def test_activation_checkpointing_gives_equal_gradients(make_network, make_inputs):
+@pytest.mark.parametrize("what", ["full", "selective"])
+def test_activation_checkpointing_gives_equal_gradients(what, make_network, make_inputs):
     inputs, grads = make_inputs(), []
-    for on in (False, True):
+    for recompute in ("none", what):
         network = make_network()
-        network.activation_checkpointing = on
+        network.activation_checkpointing = recompute
         calls = []
         network.base.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         network(**inputs).square().mean().backward()
-        assert len(calls) == 1 + on  # run again in the backward pass
+        assert len(calls) == 1 + (recompute != "none")  # run again in the backward pass
         grads.append({k: p.grad for k, p in network.named_parameters()})
     assert all(g is not None for g in grads[0].values())
     assert all(torch.equal(grads[0][k], grads[1][k]) for k in grads[0])

@@ -73,12 +73,13 @@ def test_frames_per_second_do_not_matter(make_predict, predict_inputs):
     assert torch.equal(network(**inputs), network(**inputs, fps=torch.tensor([12.0, 30.0])))
 
 
-def test_activation_checkpointing_gives_equal_gradients(make_predict, predict_inputs):
+@pytest.mark.parametrize("what", ["full", "selective"])
+def test_activation_checkpointing_gives_equal_gradients(what, make_predict, predict_inputs):
     inputs, grads = predict_inputs(), []
-    for on in (False, True):
+    for recompute in ("none", what):
         network = make_predict()
-        network.activation_checkpointing = on
-        assert network.activation_checkpointing is on
+        network.activation_checkpointing = recompute
+        assert network.activation_checkpointing == recompute
         network(**inputs).square().mean().backward()
         grads.append({k: p.grad for k, p in network.named_parameters() if p.requires_grad})
     assert all(torch.equal(grads[0][k], grads[1][k]) for k in grads[0])

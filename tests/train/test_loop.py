@@ -222,8 +222,8 @@ def test_a_field_of_another_code_version_is_named_not_refused(
 
 def test_activation_checkpointing_reaches_every_network(tmp_path: Path) -> None:
     method = ToyMethod()
-    run(tmp_path, method, trainer(activation_checkpointing=True))
-    assert all(network.activation_checkpointing is True for network in method.roles.values())
+    run(tmp_path, method, trainer(activation_checkpointing="full"))
+    assert all(network.activation_checkpointing == "full" for network in method.roles.values())
 
 
 def test_log_window_means_count_only_steps_of_the_phase(tmp_path: Path) -> None:

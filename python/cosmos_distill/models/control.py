@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cosmos_distill.models.dit import PatchEmbed, Trunk, VideoDiT, linear
+from cosmos_distill.models.dit import PatchEmbed, Recompute, Trunk, VideoDiT, linear
 from cosmos_distill.models.presets import NetworkConfig
 
 
@@ -98,15 +98,16 @@ class ControlledDiT(nn.Module):
         return self.base.final_layer.linear.weight.dtype
 
     @property
-    def activation_checkpointing(self) -> bool:
-        """Recompute the inside of every block in the backward pass instead of storing it."""
+    def activation_checkpointing(self) -> Recompute:
+        """What the backward pass computes again instead of finding it stored: nothing, the inside of every
+        block (``full``), or that without its attention (``selective``)."""
         return self.base.activation_checkpointing
 
     @activation_checkpointing.setter
-    def activation_checkpointing(self, on: bool) -> None:
-        self.base.activation_checkpointing = on
+    def activation_checkpointing(self, what: Recompute) -> None:
+        self.base.activation_checkpointing = what
         if self.control is not None:
-            self.control.activation_checkpointing = on
+            self.control.activation_checkpointing = what
 
     def forward(
         self,

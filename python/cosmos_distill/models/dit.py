@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_distill import ops
 from cosmos_distill.models.position import LearnablePositions, rotary_tables
@@ -21,6 +22,7 @@ from cosmos_distill.models.presets import NetworkConfig
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 
 EPS = 1e-6
+Recompute = Literal["none", "full", "selective"]
 
 
 def linear(in_features: int, out_features: int, dtype: torch.dtype, bias: bool = False) -> nn.Linear:
@@ -209,7 +211,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.rope_ratio_t = rope_ratio_t
-        self.activation_checkpointing = False
+        self.activation_checkpointing: Recompute = "none"
         self.patch_embed = PatchEmbed(channels, config, dtype)
         self.time_embed = TimeEmbed(config, dtype)
         self.positions = LearnablePositions(config, dtype) if config.learnable_positions else None
@@ -230,9 +232,10 @@ class Trunk(nn.Module):
 
     def run_block(self, index: int, *args: torch.Tensor | None) -> torch.Tensor:
         """Block ``index``; under activation checkpointing its inside is recomputed in the backward pass."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.blocks[index], *args, use_reentrant=False)
-        return self.blocks[index](*args)
+        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
+            return self.blocks[index](*args)
+        keep = ops.keep_attention if self.activation_checkpointing == "selective" else noop_context_fn
+        return checkpoint(self.blocks[index], *args, use_reentrant=False, context_fn=keep)
 
     def embed(
         self, x: torch.Tensor, c_noise: torch.Tensor, fps: torch.Tensor | None

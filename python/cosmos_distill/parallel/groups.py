@@ -1,12 +1,19 @@
-"""Process groups of a run: one layout per process, set before the first network is built."""
+"""Process groups of a run: one layout per process, set before the first network is built.
+
+The ranks of one *model group* (tensor x context x pipeline) hold one copy of the networks between them and
+act as one: each has the same samples, latents and losses, and only the inside of the networks is spread over
+them. What differs between model groups is the samples: they are the data-parallel ranks.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cosmos_distill.config import Parallel
 
@@ -15,36 +22,63 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import ModelParallelConfig, parallel_state
 
+    from cosmos_distill.parallel import cpu
+
+    cpu.adapt()
+
 _layout: Parallel | None = None
+_model_group: dist.ProcessGroup | None = None
+_background_group: dist.ProcessGroup | None = None
 
 
-def initialize(parallel: Parallel | None = None) -> Parallel:
+def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = None) -> Parallel:
     """Join the process group and lay it out. Idempotent; returns the layout in force.
 
     Started by ``torchrun`` the ranks find each other through its environment; started alone, the
     process is a world of one that opens no socket. NCCL on a CUDA machine, gloo elsewhere.
 
+    Args:
+        timeout: after which a rank that waits for the others gives up; None: torch's default.
+
     Raises:
-        ValueError: the layout differs from the one already in force.
+        ValueError: the layout differs from the one already in force, or does not divide the ranks.
     """
-    global _layout
+    global _layout, _model_group, _background_group
     if _layout is not None:
         if parallel is not None and parallel != _layout:
             raise ValueError(f"this process is laid out as {_layout}; start a new one for {parallel}")
         return _layout
     layout = parallel or Parallel()
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        # CPU tensors travel by gloo on a CUDA machine, too: batches and checkpoints.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend)
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if dist.get_world_size() % layout.model:
+        raise ValueError(
+            f"{dist.get_world_size()} ranks are not a multiple of tensor {layout.tensor} x context "
+            f"{layout.context} x pipeline {layout.pipeline}: start a multiple of {layout.model}"
+        )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
+        ),
         context_parallel_size=layout.context,
     )
     _layout = layout
+    by_sample: list[list[int]] = [[] for _ in range(data_size())]
+    mine: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(mine, data_rank())
+    for rank, sample in enumerate(mine):
+        by_sample[sample].append(rank)
+    _model_group, _ = dist.new_subgroups_by_enumeration(by_sample, backend=dist.get_backend_config())
+    _background_group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
     return layout
 
 
@@ -53,10 +87,71 @@ def layout() -> Parallel:
     return initialize()
 
 
+def is_main() -> bool:
+    """Whether this rank writes what exists once: logs, pictures, manifests."""
+    layout()
+    return dist.get_rank() == 0
+
+
 def tensor_group() -> dist.ProcessGroup:
     """Ranks that share every tensor-parallel weight."""
     layout()
     return parallel_state.get_tensor_model_parallel_group()
+
+
+def context_group() -> dist.ProcessGroup:
+    """Ranks that share the tokens of a clip."""
+    layout()
+    return parallel_state.get_context_parallel_group()
+
+
+def pipeline_group() -> dist.ProcessGroup:
+    """Ranks that share the blocks."""
+    layout()
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def model_group() -> dist.ProcessGroup:
+    """Ranks that hold one copy of the networks and see the same samples."""
+    layout()
+    assert _model_group is not None
+    return _model_group
+
+
+def data_group() -> dist.ProcessGroup:
+    """Ranks with the same part of the networks and other samples."""
+    layout()
+    return parallel_state.get_data_parallel_group(with_context_parallel=False)
+
+
+def gradient_group() -> dist.ProcessGroup:
+    """Ranks over which the gradients of a network are summed: other samples, or other tokens of the same."""
+    layout()
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def background_group() -> dist.ProcessGroup | None:
+    """All ranks, for a thread of its own beside the training: collectives of two threads must not mix. None
+    in a world of one."""
+    layout()
+    return _background_group
+
+
+def data_rank() -> int:
+    """Which samples this rank sees: its index among the data-parallel ranks."""
+    return data_group().rank()
+
+
+def data_size() -> int:
+    """Number of data-parallel ranks."""
+    return data_group().size()
+
+
+def all_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """``value`` summed in place over the group; returned for convenience."""
+    if group.size() > 1:
+        dist.all_reduce(value, group=group)
+    return value
 
 
 def megatron_config(dtype: torch.dtype) -> ModelParallelConfig:
@@ -64,13 +159,13 @@ def megatron_config(dtype: torch.dtype) -> ModelParallelConfig:
 
     Weights are allocated on the current default device (so ``with torch.device("meta")`` works) and
     left uninitialised: initial values are ours, keyed by global name, hence equal in every layout.
+    Tokens are split and gathered by :mod:`cosmos_distill.parallel.tokens`, hence not by Megatron's layers.
     """
     current = layout()
     return ModelParallelConfig(
         tensor_model_parallel_size=current.tensor,
         pipeline_model_parallel_size=current.pipeline,
         context_parallel_size=current.context,
-        sequence_parallel=current.sequence,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         use_cpu_initialization=True,

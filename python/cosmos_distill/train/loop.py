@@ -83,8 +83,7 @@ def fit(
     stop = stop or StopFlag()
     store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints)
     for network in method.roles.values():
-        if trainer.activation_checkpointing:
-            network.activation_checkpointing = True  # type: ignore[assignment]
+        network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
     state = TrainState(method, trainer, seed)
     checkpoint = store.newest()
     if checkpoint is not None:
