@@ -18,7 +18,8 @@ from cosmos_distill.config import Parallel
 from cosmos_distill.models import build, weights
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
+from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
+from cosmos_distill.parallel.parts import parts_of
 
 RANKS = 2
 
@@ -41,7 +42,7 @@ def run_linears(rank: int = 0, ranks: int = 1) -> dict[str, torch.Tensor]:
         column.weight.copy_(t["a"].chunk(ranks, 0)[rank])
         row.weight.copy_(t["b"].chunk(ranks, 1)[rank])
     x = t["x"].requires_grad_()
-    hidden = column(x)
+    hidden = column(enter(x))
     out = row(hidden.square())
     out.square().sum().backward()
     return {
@@ -56,9 +57,13 @@ def run_network(file: Path, inputs: dict[str, torch.Tensor]) -> dict[str, torch.
     x = inputs["x"].clone().requires_grad_()
     out = network(**{**inputs, "x": x})
     out.square().mean().backward()
-    split = weights.split_dims(network)
     result = {"out": out.detach(), "grad_x": x.grad}
-    return result | {k: p.grad for k, p in network.named_parameters() if k in split}
+    return result | {k: p.grad for k, p in network.named_parameters() if k in split_dims(network)}
+
+
+def split_dims(network: torch.nn.Module) -> dict[str, int]:
+    """Dimension along which the tensor-parallel group cuts a parameter."""
+    return {k: part.split for k, part in parts_of(network).items() if part.split is not None}
 
 
 def main(rank: int, folder: Path) -> None:

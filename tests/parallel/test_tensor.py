@@ -73,7 +73,7 @@ def test_network_with_heads_split_over_two_ranks(two_ranks):
     folder, inputs = two_ranks
     one, two = ranks(folder, "network/")
     expected = tensor_worker.run_network(folder / "in.safetensors", inputs)
-    split = weights.split_dims(build(PRESETS["transfer1-smoke"], seed=None))
+    split = tensor_worker.split_dims(build(PRESETS["transfer1-smoke"], seed=None))
     assert len(split) == 3 * 10  # q, k, v, out twice; up, down: in two base blocks and a control block
     assert one.keys() == expected.keys() == {"out", "grad_x", *split}
     for whole in ("out", "grad_x"):

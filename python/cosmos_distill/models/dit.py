@@ -1,15 +1,16 @@
 """The video DiT of Transfer1 and Predict2.5 ("FA-CA-MLP" blocks with AdaLN-LoRA).
 
-Shapes: latent [B, C, T, H, W]; tokens [B, N, D] with N = T * H/p * W/p in (t, h, w) order; text
-[B, L, text_dim]; noise level [B], or [B, T] where the frames of a sample have their own. Cosmos-Transfer1
-(arXiv 2503.14492), Cosmos world foundation models (arXiv 2501.03575).
+Shapes: latent [B, C, T, H, W], whole on every rank; tokens [B, N, D], N of the T * H/p * W/p in (t, h, w)
+order on this rank, all of them in most layouts; text [B, L, text_dim]; noise level [B], or [B, T] where the
+frames of a sample have their own. Cosmos-Transfer1 (arXiv 2503.14492), Cosmos world foundation models (arXiv
+2501.03575).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +20,9 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from cosmos_distill import ops
 from cosmos_distill.models.position import LearnablePositions, rotary_tables
 from cosmos_distill.models.presets import NetworkConfig
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
+from cosmos_distill.parallel.context import attention
+from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
+from cosmos_distill.parallel.tokens import TokenSplit
 
 EPS = 1e-6
 Recompute = Literal["none", "full", "selective"]
@@ -31,7 +34,7 @@ def linear(in_features: int, out_features: int, dtype: torch.dtype, bias: bool =
 
 
 class PatchEmbed(nn.Module):
-    """Latent patches to tokens: [B, C, T, H, W] -> [B, N, D].
+    """Latent patches to this rank's tokens: [B, C, T, H, W] -> [B, N, D].
 
     Features inside a patch are ordered (channel, height, width) with the channel slowest.
     """
@@ -41,11 +44,11 @@ class PatchEmbed(nn.Module):
         self.patch = config.patch
         self.proj = linear(channels * self.patch**2, config.width, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, split: TokenSplit) -> torch.Tensor:
         b, c, t, h, w = x.shape
         p = self.patch
         x = x.reshape(b, c, t, h // p, p, w // p, p).permute(0, 2, 3, 5, 1, 4, 6)
-        return self.proj(x.reshape(b, t * (h // p) * (w // p), c * p * p))
+        return self.proj(split.take(x.reshape(b, t * (h // p) * (w // p), c * p * p)))
 
 
 class TimeEmbed(nn.Module):
@@ -102,17 +105,21 @@ class Attention(nn.Module):
         self.out = RowLinear(config.width, config.width, dtype=dtype)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        context: torch.Tensor,
-        cos: torch.Tensor | None = None,
-        sin: torch.Tensor | None = None,
+        self, x: torch.Tensor, text: torch.Tensor | None = None, places: Places | None = None
     ) -> torch.Tensor:
+        """To ``text`` [B, L, text_dim], or between the tokens, which stand in ``places``."""
+        x = enter(x)
+        context = x if text is None else text
         q, k, v = (
             y.unflatten(-1, (-1, self.head_dim)) for y in (self.q(x), self.k(context), self.v(context))
         )
-        q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, cos, sin, eps=EPS)
-        return self.out(ops.attention(q, k, v).flatten(-2))
+        if places is None:
+            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, eps=EPS)
+            out = ops.attention(q, k, v)
+        else:
+            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, places.cos, places.sin, eps=EPS)
+            out = attention(q, k, v, places.split)
+        return self.out(out.flatten(-2))
 
 
 class MLP(nn.Module):
@@ -122,7 +129,7 @@ class MLP(nn.Module):
         self.down = RowLinear(config.mlp_ratio * config.width, config.width, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(x)))
+        return self.down(F.gelu(self.up(enter(x))))
 
 
 class TextProjection(nn.Module):
@@ -136,6 +143,19 @@ class TextProjection(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         return F.gelu(self.proj(text))
+
+
+class Places(NamedTuple):
+    """Where a rank's tokens stand in the clip."""
+
+    grid: tuple[int, int, int]
+    """Of the whole clip, (t, h, w)."""
+    split: TokenSplit
+    cos: torch.Tensor
+    """Rotary table of the tokens inside the tensor-parallel linears, [N, head_dim] or [B, N, head_dim]."""
+    sin: torch.Tensor
+    learned: torch.Tensor | None
+    """Added to the tokens at every block, [1, N, D]."""
 
 
 def split_frames(x: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
@@ -156,21 +176,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        positions: torch.Tensor | None,
+        text: torch.Tensor,
         activated: torch.Tensor,
         shared: torch.Tensor,
-        text: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        places: Places,
     ) -> torch.Tensor:
         (shift_s, scale_s, gate_s), (shift_c, scale_c, gate_c), (shift_m, scale_m, gate_m) = (
             modulation(activated, shared) for modulation in self.modulations
         )
-        if positions is not None:
-            x = x + positions
+        if places.learned is not None:
+            x = x + places.learned
         x = split_frames(x, activated)
         h = ops.adaln_modulate(x, shift_s, scale_s, eps=EPS).flatten(1, -2)
-        h = self.self_attn(h, h, cos, sin).reshape(x.shape)
+        h = self.self_attn(h, places=places).reshape(x.shape)
         x, h = ops.gated_residual_adaln(x, h, gate_s, shift_c, scale_c, eps=EPS)
         h = self.cross_attn(h.flatten(1, -2), text).reshape(x.shape)
         x, h = ops.gated_residual_adaln(x, h, gate_c, shift_m, scale_m, eps=EPS)
@@ -179,7 +197,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to latent: [B, N, D] -> [B, C, T, H, W].
+    """This rank's tokens to the whole latent: [B, N, D] -> [B, C, T, H, W].
 
     The features of a token are ordered (height, width, channel) with the channel fastest: not the
     inverse of :class:`PatchEmbed`, and part of the published weights' meaning.
@@ -192,30 +210,54 @@ class FinalLayer(nn.Module):
         self.linear = linear(config.width, config.patch**2 * config.latent_channels, dtype)
 
     def forward(
-        self, x: torch.Tensor, activated: torch.Tensor, shared: torch.Tensor, grid: tuple[int, int, int]
+        self, x: torch.Tensor, activated: torch.Tensor, shared: torch.Tensor, places: Places
     ) -> torch.Tensor:
         shift, scale = self.modulation(activated, shared)
         y = self.linear(ops.adaln_modulate(split_frames(x, activated), shift, scale, eps=EPS))
-        t, h, w = grid
+        y = places.split.gather(y.reshape(*x.shape[:2], -1))
+        t, h, w = places.grid
         p = self.patch
         y = y.reshape(-1, t, h, w, p, p, y.shape[-1] // p**2).permute(0, 6, 1, 2, 4, 3, 5)
         return y.reshape(y.shape[0], y.shape[1], t, h * p, w * p)
 
 
+class Blocks(nn.ModuleDict):
+    """The blocks that this rank has, by their number in the whole network."""
+
+    def __init__(self, numbers: Iterable[int], config: NetworkConfig, dtype: torch.dtype) -> None:
+        super().__init__({str(i): Block(config, dtype) for i in numbers})
+
+    def __getitem__(self, number: int | str) -> nn.Module:
+        return super().__getitem__(str(number))
+
+
 class Trunk(nn.Module):
-    """What the base network and the control branch share: embeddings and a stack of blocks."""
+    """What the base network and the control branch share: embeddings and a stack of blocks.
+
+    Args:
+        blocks: numbers of the blocks that this rank has.
+        first: whether it has the first block, hence embeds the latent.
+        channels: of the latent with its masks.
+    """
 
     def __init__(
-        self, config: NetworkConfig, *, blocks: int, channels: int, rope_ratio_t: float, dtype: torch.dtype
+        self,
+        config: NetworkConfig,
+        *,
+        blocks: Iterable[int],
+        first: bool,
+        channels: int,
+        rope_ratio_t: float,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.config = config
         self.rope_ratio_t = rope_ratio_t
         self.activation_checkpointing: Recompute = "none"
-        self.patch_embed = PatchEmbed(channels, config, dtype)
+        self.patch_embed = PatchEmbed(channels, config, dtype) if first else None
         self.time_embed = TimeEmbed(config, dtype)
         self.positions = LearnablePositions(config, dtype) if config.learnable_positions else None
-        self.blocks = nn.ModuleList(Block(config, dtype) for _ in range(blocks))
+        self.blocks = Blocks(blocks, config, dtype)
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a latent, checked against the size of the position tables."""
@@ -230,25 +272,29 @@ class Trunk(nn.Module):
             )
         return t, h // p, w // p
 
-    def run_block(self, index: int, *args: torch.Tensor | None) -> torch.Tensor:
+    def run_block(self, index: int, *args: Any) -> torch.Tensor:
         """Block ``index``; under activation checkpointing its inside is recomputed in the backward pass."""
         if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
             return self.blocks[index](*args)
         keep = ops.keep_attention if self.activation_checkpointing == "selective" else noop_context_fn
         return checkpoint(self.blocks[index], *args, use_reentrant=False, context_fn=keep)
 
-    def embed(
-        self, x: torch.Tensor, c_noise: torch.Tensor, fps: torch.Tensor | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...], tuple[torch.Tensor, torch.Tensor]]:
-        """Tokens, (positions, activated time, shared time term), rotary (cos, sin)."""
-        grid = self.grid(x)
-        if tuple(c_noise.shape) not in ((x.shape[0],), (x.shape[0], grid[0])):
+    def times(self, c_noise: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What modulates every block: the activated embedding of the noise level, and the shared term."""
+        b, _, t, _, _ = x.shape
+        if tuple(c_noise.shape) not in ((b,), (b, t)):
             raise ValueError(
-                f"c_noise must be [{x.shape[0]}] or [{x.shape[0]}, {grid[0]}] for x of shape "
-                f"{list(x.shape)}, not {list(c_noise.shape)}"
+                f"c_noise must be [{b}] or [{b}, {t}] for x of shape {list(x.shape)}, "
+                f"not {list(c_noise.shape)}"
             )
         e, shared = self.time_embed(c_noise)
-        rotary = rotary_tables(
+        return F.silu(e), shared
+
+    def places(self, x: torch.Tensor, fps: torch.Tensor | None) -> Places:
+        """Where this rank's tokens of the latent ``x`` stand."""
+        grid = self.grid(x)
+        split = TokenSplit(grid)
+        cos, sin = rotary_tables(
             grid,
             self.config.head_dim,
             self.rope_ratio_t,
@@ -256,22 +302,25 @@ class Trunk(nn.Module):
             x.device,
             self.config.rope_ratio_hw,
         )
-        positions = None if self.positions is None else self.positions(grid)
-        return self.patch_embed(x), (positions, F.silu(e), shared), rotary
+        learned = None if self.positions is None else self.positions(grid, split)
+        return Places(grid, split, split.local_inside(cos), split.local_inside(sin), learned)
 
 
 class VideoDiT(Trunk):
-    """The base network: a denoiser on its own, steered by residuals of a control branch."""
+    """The base network, or a pipeline rank's blocks of it: a denoiser on its own, steered by residuals of a
+    control branch."""
 
-    def __init__(self, config: NetworkConfig, *, dtype: torch.dtype) -> None:
+    def __init__(self, config: NetworkConfig, runs: Sequence[range], *, dtype: torch.dtype) -> None:
+        numbers = [i for run in runs for i in run]
         super().__init__(
             config,
-            blocks=config.blocks,
+            blocks=numbers,
+            first=0 in numbers,
             channels=config.latent_channels + 2,  # + condition mask + padding mask
             rope_ratio_t=config.rope_ratio_t,
             dtype=dtype,
         )
-        self.final_layer = FinalLayer(config, dtype)
+        self.final_layer = FinalLayer(config, dtype) if config.blocks - 1 in numbers else None
         self.text_projection = TextProjection(config, dtype) if config.text_projection else None
 
     def forward(
@@ -284,24 +333,40 @@ class VideoDiT(Trunk):
         residuals: Sequence[torch.Tensor] = (),
         features: Sequence[int] = (),
         features_only: bool = False,
-    ) -> tuple[torch.Tensor | None, dict[int, torch.Tensor]]:
-        """x [B, C+2, T, H, W] -> output [B, C, T, H, W] and features {block: [B, T, h, w, D]}.
+        run: range | None = None,
+        h: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """The blocks of ``run``: from the latent (``h`` None) or from what the run before returned, to what
+        the next one takes or, of the last run, to the output [B, C, T, H, W].
 
-        ``residuals[i]`` [B, N, D] is added after block i, the feature of block i is taken before that.
-        ``features_only`` stops after the last feature and returns None as output.
+        Args:
+            x: latent with masks, [B, C+2, T, H, W]; later runs need its shape only.
+            residuals: ``residuals[i]`` [B, N, D] is added after block i.
+            features: blocks whose output is wanted, taken before the residual is added.
+            features_only: stop after the last of them; the tokens are then returned as they are.
+            run: consecutive blocks; None: all.
+            h: this rank's tokens, [B, N, D].
+
+        Returns:
+            Tokens or output, and the features of this run, whole: {block: [B, T, h, w, D]}.
         """
-        if any(not 0 <= i < len(self.blocks) for i in features):
-            raise ValueError(f"features {tuple(features)}: blocks are numbered 0..{len(self.blocks) - 1}")
-        grid = self.grid(x)
-        h, (positions, activated, shared), (cos, sin) = self.embed(x, c_noise, fps)
+        run = range(self.config.blocks) if run is None else run
+        activated, shared = self.times(c_noise, x)
+        places = self.places(x, fps)
+        if h is None:
+            assert self.patch_embed is not None
+            h = self.patch_embed(x, places.split)
         if self.text_projection is not None:
             text = self.text_projection(text)
         found: dict[int, torch.Tensor] = {}
-        last = max(features) if features_only else len(self.blocks) - 1
-        for i in range(last + 1):
-            h = self.run_block(i, h, positions, activated, shared, text, cos, sin)
+        last = max(features) if features_only else self.config.blocks - 1
+        for i in run[: max(0, last + 1 - run.start)]:
+            h = self.run_block(i, h, text, activated, shared, places)
             if i in features:
-                found[i] = h.unflatten(1, grid)
+                found[i] = places.split.gather(h).unflatten(1, places.grid)
             if i < len(residuals):
                 h = h + residuals[i]
-        return (None if features_only else self.final_layer(h, activated, shared, grid)), found
+        if features_only or run.stop < self.config.blocks:
+            return h, found
+        assert self.final_layer is not None
+        return self.final_layer(h, activated, shared, places), found

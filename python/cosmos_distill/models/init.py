@@ -14,7 +14,6 @@ from torch import nn
 
 from cosmos_distill.models.control import ControlledDiT
 from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 
 STD = 0.02
 """Standard deviation of the time embedder and the position tables."""
@@ -46,11 +45,7 @@ def initialize(network: ControlledDiT, seed: int) -> None:
     """Fill ``network`` in place, as ``config.init`` says."""
     init = network.config.init
     last_hint = f"control.hint_encoder.{len(network.control.hint_encoder) - 1}." if network.control else None
-    split = {
-        f"{name}.weight": 0 if isinstance(module, ColumnLinear) else 1
-        for name, module in network.named_modules()
-        if isinstance(module, ColumnLinear | RowLinear)
-    }
+    parts = network.parts()
     group = groups.tensor_group()
     for name, parameter in network.named_parameters():
         if _zero(name, init) or (last_hint and name.startswith(last_hint)):
@@ -59,11 +54,11 @@ def initialize(network: ControlledDiT, seed: int) -> None:
             nn.init.ones_(parameter)
         else:
             shape = list(parameter.shape)
-            if name in split:
-                shape[split[name]] *= group.size()
+            if (dim := parts[name].split) is not None:
+                shape[dim] *= group.size()
             digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
             whole = _draw(name, shape, init, generator)
-            if name in split:
-                whole = whole.chunk(group.size(), dim=split[name])[group.rank()]
+            if dim is not None:
+                whole = whole.chunk(group.size(), dim=dim)[group.rank()]
             parameter.copy_(whole)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.parallel.tokens import TokenSplit
 
 BASE_FPS = 24.0
 THETA = 10000.0
@@ -48,7 +49,8 @@ def rotary_tables(
 
 
 class LearnablePositions(nn.Module):
-    """Sum of three axis tables scaled to unit RMS per token; added to x at every block. [1, N, D]"""
+    """Sum of three axis tables scaled to unit RMS per token; added to this rank's tokens at every block.
+    [1, N, D]"""
 
     def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,9 +59,10 @@ class LearnablePositions(nn.Module):
         self.h = nn.Parameter(torch.empty(config.max_height // p, width, dtype=dtype))
         self.w = nn.Parameter(torch.empty(config.max_width // p, width, dtype=dtype))
 
-    def forward(self, grid: tuple[int, int, int]) -> torch.Tensor:
+    def forward(self, grid: tuple[int, int, int], split: TokenSplit) -> torch.Tensor:
         t, h, w = grid
-        total = self.t[:t, None, None] + self.h[None, :h, None] + self.w[None, None, :w]
+        area = (self.h[:h, None] + self.w[None, :w]).flatten(0, 1)
+        total = self.t[:t, None] + split.local_area(area)
         wide = total.to(torch.promote_types(total.dtype, torch.float32))
         rms = wide.norm(dim=-1, keepdim=True) / math.sqrt(wide.shape[-1])
-        return (wide / (rms + 1e-6)).to(total.dtype).reshape(1, t * h * w, -1)
+        return (wide / (rms + 1e-6)).to(total.dtype).flatten(0, 1)[None]

@@ -17,7 +17,7 @@ from torch import nn
 from cosmos_distill.models import names
 from cosmos_distill.models.files import State, read, write_safetensors
 from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
+from cosmos_distill.parallel.parts import parts_of
 
 Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 """One file or folder, or the pair (base, control) in either order."""
@@ -67,7 +67,7 @@ def load_into(network: nn.Module, source: Source) -> State:
     """
     state, carried = load(source)
     parameters = dict(network.named_parameters())
-    split = split_dims(network)
+    parts = parts_of(network)
     group = groups.tensor_group()
     problems = []
     missing = parameters.keys() - state.keys()
@@ -77,13 +77,13 @@ def load_into(network: nn.Module, source: Source) -> State:
         )
         advice = " (a base alone: pass the pair (base, control), or a merged file)" if whole_branch else ""
         problems.append(f"missing: {_listed(missing)}{advice}")
-    if unexpected := state.keys() - parameters.keys():
+    if unexpected := state.keys() - _names(parameters):
         problems.append(f"unexpected: {_listed(unexpected)}")
     wrong = []
     for name in sorted(parameters.keys() & state.keys()):
         shape, value = list(parameters[name].shape), state[name]
-        if name in split:
-            shape[split[name]] *= group.size()
+        if (dim := parts[name].split) is not None:
+            shape[dim] *= group.size()
         if list(value.shape) != shape:
             wrong.append(f"{name} is {list(value.shape)}, not {shape}")
         elif not value.is_floating_point():
@@ -98,8 +98,8 @@ def load_into(network: nn.Module, source: Source) -> State:
     with torch.no_grad():
         for name, parameter in parameters.items():
             value = state.pop(name)
-            if name in split:
-                value = value.chunk(group.size(), dim=split[name])[group.rank()]
+            if (dim := parts[name].split) is not None:
+                value = value.chunk(group.size(), dim=dim)[group.rank()]
             parameter.copy_(value)
             _require_finite(name, parameter, f"{source}: damaged, or too large for {parameter.dtype}")
     return carried
@@ -164,26 +164,29 @@ def _listed(items: Iterable[str], most: int = 20) -> str:
     return ", ".join(items[:most]) + more
 
 
-def split_dims(network: nn.Module) -> dict[str, int]:
-    """Dimension along which the tensor-parallel group cuts a parameter."""
-    return {
-        f"{name}.weight": 0 if isinstance(module, ColumnLinear) else 1
-        for name, module in network.named_modules()
-        if isinstance(module, ColumnLinear | RowLinear)
-    }
+def _names(parameters: Iterable[str]) -> set[str]:
+    """Names of the whole network, of which a pipeline rank has some."""
+    group = groups.pipeline_group()
+    if group.size() == 1:
+        return set(parameters)
+    found: list[list[str]] = [[] for _ in range(group.size())]
+    dist.all_gather_object(found, list(parameters), group=group)
+    return {name for names in found for name in names}
 
 
 def _whole(network: nn.Module, dtype: torch.dtype | None) -> State:
     """The network's tensors on the CPU, gathered over the tensor-parallel group."""
-    split = split_dims(network)
+    if groups.pipeline_group().size() > 1:
+        raise ValueError("a pipeline rank has a part of the network: consolidate a checkpoint instead")
+    parts = parts_of(network)
     group = groups.tensor_group()
     state: State = {}
     for name, parameter in network.named_parameters():
         value = parameter.detach()
-        if name in split and group.size() > 1:
-            parts = [torch.empty_like(value) for _ in range(group.size())]
-            dist.all_gather(parts, value.contiguous(), group=group)
-            value = torch.cat(parts, dim=split[name])
+        if (dim := parts[name].split) is not None and group.size() > 1:
+            shares = [torch.empty_like(value) for _ in range(group.size())]
+            dist.all_gather(shares, value.contiguous(), group=group)
+            value = torch.cat(shares, dim=dim)
         value = value.to("cpu", dtype or value.dtype).contiguous()
         _require_finite(name, value, "refusing to save it")
         state[name] = value

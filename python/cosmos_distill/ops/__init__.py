@@ -7,7 +7,8 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
 ``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
 ``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
-``merge_attention``                   partial results over disjoint keys, merged by it
+``merge_attention``,                  partial results over disjoint keys, merged by it, and their
+``attention_backward``                gradients
 ``renoise``, ``combine_guidance``,    distribution matching in x0 space
 ``vsd_loss``, ``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .adamw import AdamWStep as AdamWStep
     from .adamw import adamw_ema as adamw_ema
     from .attn import attention as attention
+    from .attn import attention_backward as attention_backward
     from .attn import merge_attention as merge_attention
     from .checkpoint import keep_attention as keep_attention
     from .dm_loss import Preconditioned as Preconditioned
@@ -49,6 +51,7 @@ _HOME = {
     "gated_residual_adaln": "adaln",
     "qk_norm_rope": "qknorm",
     "attention": "attn",
+    "attention_backward": "attn",
     "merge_attention": "attn",
     "keep_attention": "checkpoint",
     "combine_guidance": "dm_loss",

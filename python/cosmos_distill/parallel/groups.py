@@ -154,18 +154,25 @@ def all_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
     return value
 
 
-def megatron_config(dtype: torch.dtype) -> ModelParallelConfig:
+def tokens_group() -> dist.ProcessGroup:
+    """Ranks that hold different tokens outside the tensor-parallel linears, in the order of the tokens."""
+    if layout().sequence:
+        return parallel_state.get_tensor_and_context_parallel_group()
+    return context_group()
+
+
+def megatron_config(dtype: torch.dtype, *, sequence: bool = False) -> ModelParallelConfig:
     """What Megatron's layers want to know, for weights of ``dtype``.
 
     Weights are allocated on the current default device (so ``with torch.device("meta")`` works) and
     left uninitialised: initial values are ours, keyed by global name, hence equal in every layout.
-    Tokens are split and gathered by :mod:`cosmos_distill.parallel.tokens`, hence not by Megatron's layers.
     """
     current = layout()
     return ModelParallelConfig(
         tensor_model_parallel_size=current.tensor,
         pipeline_model_parallel_size=current.pipeline,
         context_parallel_size=current.context,
+        sequence_parallel=sequence,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         use_cpu_initialization=True,

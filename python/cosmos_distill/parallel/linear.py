@@ -1,4 +1,11 @@
-"""Tensor-parallel linears that return their output alone."""
+"""Tensor-parallel linears that return their output alone, and the way of tokens into and out of them.
+
+    x --enter--> ColumnLinear --> per head or channel --> RowLinear --> x
+
+Between ``enter`` and RowLinear every tensor-parallel rank has all tokens of its context part and a share of
+the features. Outside, it has all features, of the same tokens or, with sequence parallelism (Korthikanti et
+al. 2022, arXiv 2205.05198), of its share of them.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +15,28 @@ from torch import nn
 from cosmos_distill.parallel import groups
 
 # groups has already imported megatron.core with its fallback warnings silenced.
-from megatron.core.tensor_parallel import layers  # isort: skip
+from megatron.core.tensor_parallel import layers, mappings  # isort: skip
+
+
+def enter(x: torch.Tensor) -> torch.Tensor:
+    """[B, tokens outside, D] -> [B, tokens inside, D]: what column linears read.
+
+    One exchange for all linears that read the same x: backward, the ranks' gradients of it are summed here.
+    """
+    group = groups.tensor_group()
+    if group.size() == 1:
+        return x
+    if not groups.layout().sequence:
+        whole: torch.Tensor = mappings.copy_to_tensor_model_parallel_region(x, group=group)
+        return whole
+    gathered = mappings.gather_from_sequence_parallel_region(x.transpose(0, 1), group=group)
+    return gathered.transpose(0, 1)
 
 
 class ColumnLinear(layers.ColumnParallelLinear):
     """y = x A^T with A split over output features; every rank keeps its own slice of y.
 
-    x [..., in_features] (whole on every rank) -> y [..., out_features / tensor parallel size].
+    x [..., in_features], of :func:`enter` or without a gradient -> y [..., out_features / tensor].
     """
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
@@ -24,6 +46,7 @@ class ColumnLinear(layers.ColumnParallelLinear):
             config=groups.megatron_config(dtype),
             init_method=nn.init.zeros_,  # never called: see groups.megatron_config
             bias=False,
+            disable_grad_reduce=True,  # done by enter
             tp_group=groups.tensor_group(),
         )
 
@@ -37,14 +60,14 @@ class ColumnLinear(layers.ColumnParallelLinear):
 class RowLinear(layers.RowParallelLinear):
     """y = x A^T with A split over input features; partial products are summed over the group.
 
-    x [..., in_features / tensor parallel size] -> y [..., out_features], whole on every rank.
+    x [B, tokens inside, in_features / tensor] -> y [B, tokens outside, out_features].
     """
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
         super().__init__(
             in_features,
             out_features,
-            config=groups.megatron_config(dtype),
+            config=groups.megatron_config(dtype, sequence=groups.layout().sequence),
             init_method=nn.init.zeros_,
             bias=False,
             input_is_parallel=True,
@@ -53,6 +76,8 @@ class RowLinear(layers.RowParallelLinear):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)[0]
+        if not self.sequence_parallel:
+            return super().forward(x)[0]
+        return super().forward(x.transpose(0, 1))[0].transpose(0, 1)  # Megatron splits the first dimension
 
     get_extra_state = nn.Module.get_extra_state

@@ -13,7 +13,7 @@ from ..checks import beside, floating
 from . import fused, reference, sdpa
 from .merge import merge_attention
 
-__all__ = ["attention", "merge_attention"]
+__all__ = ["attention", "attention_backward", "merge_attention"]
 
 
 @overload
@@ -107,3 +107,42 @@ def _attention(
     else:
         out, lse = fused.attention(q, k, v, scale, chosen)
     return (out, lse) if return_lse else out
+
+
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`attention` with respect to q, k and v: what autograd calls, for those who pass keys
+    around. Not differentiable itself.
+
+    Where k and v are some of the keys and ``out`` and ``lse`` belong to all (:func:`merge_attention`), the
+    results are the gradients of these keys and values, and their share of q's, to be summed over the parts.
+
+    Args:
+        grad: gradient of out, [B, Sq, H, D].
+        q: [B, Sq, H, D].
+        k: [B, Sk, H, D].
+        v: [B, Sk, H, D].
+        out: output over all keys, [B, Sq, H, D].
+        lse: log-sum-exp of the scaled scores over all keys, [B, H, Sq] in fp32, fp64 for fp64.
+        scale: factor on the scores; None is 1 / sqrt(D).
+        backend: as in :func:`attention` with ``return_lse``.
+
+    Returns:
+        (dq, dk, dv), shaped and typed as q, k and v.
+
+    Raises:
+        BackendUnavailable: the backend asked for cannot serve this call.
+    """
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1])
+    chosen = registry.pick("attention_lse", backend, q, k, v)
+    return fused.gradient(grad, q, k, v, out, lse, scale, chosen)

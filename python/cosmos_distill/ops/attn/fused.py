@@ -66,3 +66,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str) -> tu
     """Output [B, Sq, H, D] and log-sum-exp [B, H, Sq]."""
     both: tuple[Tensor, Tensor] = _forward(_dense(q), _dense(k), _dense(v), scale, backend)
     return both
+
+
+def gradient(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from the output and log-sum-exp, which may be of more keys than these."""
+    q, k, v, grad, out = map(_dense, (q, k, v, grad, out))
+    three: tuple[Tensor, Tensor, Tensor] = attention_backward(
+        grad, None, q, k, v, out, lse.contiguous(), scale, backend
+    )
+    return three
