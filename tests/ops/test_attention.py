@@ -38,6 +38,25 @@ def test_partial_results_merge_by_their_log_sum_exp():
     torch.testing.assert_close(whole, ops.attention(q, k, v))
 
 
+@pytest.mark.parametrize(("backend", "dtype"), [("reference", torch.float64), ("sdpa", torch.float32)])
+def test_gradients_over_parts_of_the_keys_add_up_to_the_whole(backend: str, dtype: torch.dtype):
+    leaves = [t.to(dtype).requires_grad_() for t in qkv()]
+    out, lse = ops.attention(*leaves, scale=0.3, return_lse=True, backend=backend)
+    grad = torch.randn(out.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(out, leaves, grad)
+    q, k, v = (t.detach() for t in leaves)
+    parts = [
+        ops.attention_backward(
+            grad, q, k[:, s], v[:, s], out.detach(), lse.detach(), scale=0.3, backend=backend
+        )
+        for s in (slice(0, 3), slice(3, None))
+    ]
+    tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 2e-6}
+    torch.testing.assert_close(parts[0][0] + parts[1][0], expected[0], **tolerance)
+    for i in (1, 2):
+        torch.testing.assert_close(torch.cat([part[i] for part in parts], 1), expected[i], **tolerance)
+
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

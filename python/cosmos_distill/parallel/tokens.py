@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from cosmos_distill.parallel import groups
 
+# Its name up to torch 2.12, where the new one does not exist.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class TokenSplit:
     """The split of a grid under the layout in force, and this rank's part of it.
@@ -93,7 +96,7 @@ class TokenSplit:
         """:meth:`gather` without a gradient of its own."""
         part = part.contiguous()
         parts = part.new_empty(self.parts, *part.shape)
-        dist.all_gather_into_tensor(parts.flatten(0, 1), part, group=self.group)
+        _all_gather(parts.flatten(0, 1), part, group=self.group)
         # [parts, B, T, width, ...] -> [B, T, parts * width, ...]
         framed = parts.unflatten(2, (self.frames, self.width)).movedim(0, 2).flatten(2, 3)
         return framed[:, :, : self.area].flatten(1, 2)
