@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from cosmos_distill.train.optim import RoleOptimizer
 
 Decay = Callable[[int], float]
 """decay(n): share of the old average that remains at the update after n others"""
@@ -67,36 +69,14 @@ class EMA:
         )
         self.updates += 1
 
-    @torch.no_grad()
-    def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Restore the average bit for bit.
-
-        Raises:
-            ValueError: if the names differ.
-        """
-        if saved.keys() != self.average.keys():
-            odd = sorted(saved.keys() ^ self.average.keys())[:3]
-            raise ValueError(f"the saved average does not fit the student, for example at {odd}")
-        for name, value in saved.items():
-            self.average[name].copy_(value)
-
-    def state_dict(self, network: nn.Module) -> dict[str, Tensor]:
-        """``network.state_dict()`` with the averaged weights in place, in the network's dtypes."""
-        return {
-            name: self.average[name].to(value.dtype) if name in self.average else value.detach()
-            for name, value in network.state_dict().items()
-        }
-
     @contextmanager
-    @torch.no_grad()
-    def applied_to(self, network: nn.Module) -> Iterator[None]:
-        """Inside the block the network computes with the averaged weights; afterwards with its own again."""
-        own = {name: p.detach().clone() for name, p in network.named_parameters() if name in self.average}
-        parameters = dict(network.named_parameters())
-        for name in own:
-            parameters[name].copy_(self.average[name])
+    def applied_to(self, optimizer: RoleOptimizer) -> Iterator[None]:
+        """Inside the block the network of ``optimizer`` computes with the averaged weights; afterwards with
+        its own again. Collective."""
+        masters, copies = optimizer.masters, optimizer.share.copies
+        own = {n: masters[n].detach() if n in copies else masters[n].detach().clone() for n in self.average}
+        optimizer.write(self.average)
         try:
             yield
         finally:
-            for name, value in own.items():
-                parameters[name].copy_(value)
+            optimizer.write(own)

@@ -212,7 +212,7 @@ def _draw(state: TrainState, sampler_grid: Callable[[int], None] | None) -> None
             if state.ema is None:
                 sampler_grid(state.step)
             else:
-                with state.ema.applied_to(state.method.roles["student"]):
+                with state.ema.applied_to(state.optimizers["student"]):
                     sampler_grid(state.step)
     finally:
         set_random_state(before)

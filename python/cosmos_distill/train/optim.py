@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosmos_distill.config import Optim
-
-_HALF = (torch.bfloat16, torch.float16)
+from cosmos_distill.config import Optim, Parallel
+from cosmos_distill.parallel import data, groups
+from cosmos_distill.parallel.fsdp import local
+from cosmos_distill.parallel.parts import Part, parts_of
+from cosmos_distill.parallel.share import Span
+from cosmos_distill.train.pieces import Piece, flat_piece, piece, whole
 
 
 def learning_rate(optim: Optim, step: int, max_steps: int, updates: int) -> float:
@@ -39,38 +44,35 @@ def learning_rate(optim: Optim, step: int, max_steps: int, updates: int) -> floa
 class RoleOptimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over the trainable parameters of one network.
 
-    fp32 (or fp64) parameters are updated in place. A bf16 or fp16 parameter gets an fp32 master: its
-    gradients are added to the master's as soon as autograd has them (so accumulation over micro-batches does
-    not round to half precision, and the half-precision gradient is freed at once), AdamW steps the master,
-    and the result is rounded back into the parameter.
+    fp32 (or fp64) parameters are updated in place. A bf16 or fp16 parameter has an fp32 master: gradients are
+    accumulated in fp32, AdamW steps the master, and the result is rounded back into the parameter. Under data
+    parallelism a rank steps its share (:mod:`cosmos_distill.parallel.data`) and the calls marked collective
+    are made by all ranks.
 
     Args:
         network: the role's network; parameters with ``requires_grad`` False now are left out for good.
         optim: the role's settings.
         max_steps: length of the stage, for the cosine.
+        parallel: how data-parallel ranks share the work; None: as the layout in force says.
 
     Raises:
         ValueError: if the network has no trainable parameter.
     """
 
-    def __init__(self, network: nn.Module, optim: Optim, max_steps: int) -> None:
+    def __init__(
+        self, network: nn.Module, optim: Optim, max_steps: int, parallel: Parallel | None = None
+    ) -> None:
         self.optim = optim
         self.max_steps = max_steps
         self.updates = 0
-        self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        if not self.parameters:
+        if not any(p.requires_grad for p in network.parameters()):
             raise ValueError("a trainable role has no parameter with requires_grad: nothing to optimise")
-        self.masters: dict[str, Tensor] = {
-            name: nn.Parameter(p.detach().float()) if p.dtype in _HALF else p
-            for name, p in self.parameters.items()
-        }
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
-            for name, p in self.parameters.items()
-            if self.masters[name] is not p
-        ]
+        self.share = data.share_of(network, parallel or groups.layout())
+        self.parameters = self.share.parameters
+        self.masters = self.share.masters
         self._adamw = torch.optim.AdamW(
-            list(self.masters.values()),
+            # A group, because a rank may have a share of nothing.
+            [{"params": [master for master in self.masters.values() if master.numel()]}],
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
@@ -80,25 +82,30 @@ class RoleOptimizer:
 
     def requires_grad_(self, wanted: bool) -> None:
         """Switch autograd on or off for this role's parameters (frozen ones stay frozen)."""
-        for p in self.parameters.values():
-            p.requires_grad_(wanted)
+        self.share.requires_grad_(wanted)
 
     def zero_grad(self) -> None:
         """Drop every gradient; a parameter that gets none in this step is not touched by :meth:`step`."""
-        for p, master in zip(self.parameters.values(), self.masters.values(), strict=True):
-            p.grad = None
-            master.grad = None
+        self.share.zero_grad()
+
+    def backward_of(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; ``last``: of the step's last."""
+        return self.share.backward_of(last)
+
+    def reduce(self) -> None:
+        """After the last backward of a step: sum the gradients over all ranks. Collective."""
+        self.share.reduce()
 
     def gradient_norm(self) -> Tensor:
-        """L2 norm over all gradients of the role, an fp32 scalar on their device (0 without gradients)."""
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        """L2 norm over all gradients of the role, an fp32 scalar on their device (0 without gradients), the
+        same on all ranks. Collective."""
+        return self.share.gradient_norm()
 
     def clip(self, norm: float) -> None:
         """Scale the gradients so that their norm, now ``norm``, is at most ``optim.clip_norm``."""
         limit = self.optim.clip_norm
         if limit is not None and norm > limit:
-            torch._foreach_mul_(self._gradients(), limit / norm)
+            torch._foreach_mul_(self.share.gradients(), limit / norm)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of optimiser step ``step``."""
@@ -106,63 +113,97 @@ class RoleOptimizer:
 
     @torch.no_grad()
     def step(self, step: int) -> None:
-        """One AdamW update at the learning rate of ``step``."""
+        """One AdamW update at the learning rate of ``step``. Collective."""
         for group in self._adamw.param_groups:
             group["lr"] = self.learning_rate(step)
         self._adamw.step()
-        halves = [name for name, p in self.parameters.items() if self.masters[name] is not p]
-        if halves:
-            torch._foreach_copy_([self.parameters[n] for n in halves], [self.masters[n] for n in halves])
+        self.share.publish()
         self.updates += 1
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, as ``<exp_avg|exp_avg_sq|step|master>/<parameter name>``."""
-        saved: dict[str, Tensor] = {}
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Make the network compute with ``values``, by name and shaped like the masters. Collective.
+
+        The masters of half-precision parameters stay as they are: writing them back undoes it. Those of
+        others are the parameters themselves.
+        """
+        self.share.write(values)
+
+    def pieces(self, allocate: bool = False) -> dict[str, Piece]:
+        """Everything a resumed run needs, as ``<exp_avg|exp_avg_sq|step|master>/<parameter name>``.
+
+        AdamW has no state of a parameter before its first gradient, so there is no such key then.
+
+        Args:
+            allocate: make the missing state, zeros, so that there is memory to load everything into. When
+                that is done :meth:`after_load` must be called.
+        """
+        masters = self.pieces_of({name: self.masters[name] for name in self.share.copies})
+        found = {f"master/{name}": piece for name, piece in masters.items()}
         for name, master in self.masters.items():
-            if master is not self.parameters[name]:
-                saved[f"master/{name}"] = master.detach()
-            for key, value in self._adamw.state.get(master, {}).items():
-                saved[f"{key}/{name}"] = value
-        return saved
+            if not master.numel():
+                continue
+            state = self._adamw.state.get(master, {})
+            if allocate and not state:
+                state = self._adamw.state[master] = {
+                    "step": torch.zeros((), device=master.device),
+                    "exp_avg": torch.zeros_like(master, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+                }
+            for key, value in state.items():
+                found[f"{key}/{name}"] = whole(value) if key == "step" else self._piece_of(name, value)
+        return found
+
+    def pieces_of(self, values: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Pieces of ``values``, by name and shaped like the masters. A rank has none of a parameter that it
+        has no share of."""
+        return {name: self._piece_of(name, value) for name, value in values.items() if value.numel()}
 
     @torch.no_grad()
-    def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`tensors` bit for bit.
+    def after_load(self, loaded: Collection[str]) -> None:
+        """Take what was loaded into :meth:`pieces` as the optimiser's state. Collective.
+
+        Args:
+            loaded: keys that were saved, those of other ranks' parameters among them or not. A parameter
+                without its moments had not been stepped yet.
 
         Raises:
-            ValueError: if ``saved`` speaks of parameters that this role does not have.
+            ValueError: if they speak of parameters that this role does not have.
         """
-        for key, value in saved.items():
-            kind, _, name = key.partition("/")
-            if name not in self.masters:
-                raise ValueError(f"optimiser state of unknown parameter {name!r}: the network has changed")
-            master = self.masters[name]
-            if kind == "master":
-                master.copy_(value)
-            else:
-                # torch keeps the fp32 step counter of fused AdamW beside the parameter; assigning the state
-                # directly avoids the dtype casts of load_state_dict.
-                self._adamw.state[master][kind] = value.to(master.device, copy=True)
-                if kind == "step":  # a parameter without a gradient now and then has fewer than the role
-                    self.updates = max(self.updates, int(value))
+        unknown = {key.partition("/")[2] for key in loaded} - self.masters.keys()
+        if unknown and groups.pipeline_group().size() == 1:
+            raise ValueError(
+                f"optimiser state of unknown parameter {min(unknown)!r}: the network has changed"
+            )
+        steps = [torch.zeros(1)]
+        for name, master in self.masters.items():
+            if f"step/{name}" not in loaded:
+                self._adamw.state.pop(master, None)
+            elif master.numel():
+                steps.append(self._adamw.state[master]["step"].reshape(1).cpu())
+        # A parameter without a gradient now and then has been stepped less often than the role, and this
+        # rank may have a share of none but such.
+        most = torch.cat(steps).max()
+        if dist.get_world_size() > 1:
+            most = most.to(next(iter(self.masters.values())).device)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        self.updates = int(most)
 
     def close(self) -> None:
         """Take the gradient hooks off the network and give it back as it was found."""
-        for hook in self._hooks:
-            hook.remove()
-        self.requires_grad_(True)
-        self.zero_grad()
+        self.share.close()
 
-    def _gradients(self) -> list[Tensor]:
-        return [master.grad for master in self.masters.values() if master.grad is not None]
+    def _piece_of(self, name: str, value: Tensor) -> Piece:
+        return _piece(value.detach(), self.share.spans[name], self.share.parts[name])
 
 
-def _move_gradient_to(master: Tensor):  # type: ignore[no-untyped-def]
-    def hook(parameter: Tensor) -> None:
-        if parameter.grad is None:
-            return
-        gradient = parameter.grad.float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        parameter.grad = None
+def network_pieces(network: nn.Module) -> dict[str, Piece]:
+    """Pieces of all parameters and persistent buffers of a network, however it is spread."""
+    parts = parts_of(network)
+    held = {name: local(value) for name, value in network.state_dict().items()}
+    return {name: _piece(value, span, parts[name]) for name, (value, span) in held.items() if value.numel()}
 
-    return hook
+
+def _piece(value: Tensor, span: Span, part: Part) -> Piece:
+    if tuple(value.shape) == span.shape:
+        return piece(value, part)
+    return flat_piece(value.view(-1), span.first, span.shape, part)

@@ -15,6 +15,7 @@ from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_s
 from cosmos_distill.train.guard import NonFinite
 from cosmos_distill.train.log import Window
 from cosmos_distill.train.optim import RoleOptimizer
+from cosmos_distill.train.pieces import Piece
 
 
 class TrainState:
@@ -74,7 +75,7 @@ class TrainState:
         groups: dict[str, dict[str, Tensor]] = {"random": random_state()}
         for role, optimizer in self.optimizers.items():
             groups[f"network_{role}"] = self.method.roles[role].state_dict()
-            groups[f"optimizer_{role}"] = optimizer.tensors()
+            groups[f"optimizer_{role}"] = _values(optimizer.pieces())
         if self.ema is not None:
             groups["ema_student"] = self.ema.average
         return groups
@@ -108,10 +109,14 @@ class TrainState:
         try:
             for role, optimizer in self.optimizers.items():
                 self.method.roles[role].load_state_dict(checkpoint.tensors(f"network_{role}"))
-                optimizer.load(checkpoint.tensors(f"optimizer_{role}"))
+                saved = checkpoint.tensors(f"optimizer_{role}")
+                pieces = optimizer.pieces(allocate=True)
+                _fill({name: pieces[name] for name in saved.keys() & pieces.keys()}, saved)
+                optimizer.after_load(saved)
             if self.ema is not None:
-                self.ema.load(checkpoint.tensors("ema_student"))
-        except (RuntimeError, ValueError, OSError) as error:
+                average = self.optimizers["student"].pieces_of(self.ema.average)
+                _fill(average, checkpoint.tensors("ema_student"))
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the networks ({error}). "
                 "Choose another output folder, or go back to the version that wrote it"
@@ -129,12 +134,24 @@ class TrainState:
     def student(self) -> dict[str, Tensor]:
         """The stage's result: the averaged student where there is an average, else the student."""
         network = self.method.roles["student"]
-        return network.state_dict() if self.ema is None else self.ema.state_dict(network)
+        if self.ema is None:
+            return network.state_dict()
+        with self.ema.applied_to(self.optimizers["student"]):
+            return {name: value.clone() for name, value in network.state_dict().items()}
 
     def close(self) -> None:
         """Give the networks back without hooks and gradients."""
         for optimizer in self.optimizers.values():
             optimizer.close()
+
+
+def _values(pieces: dict[str, Piece]) -> dict[str, Tensor]:
+    return {name: piece.blocks[0].value for name, piece in pieces.items()}
+
+
+def _fill(pieces: dict[str, Piece], saved: dict[str, Tensor]) -> None:
+    for name, value in _values(pieces).items():
+        value.copy_(saved[name])
 
 
 def random_state() -> dict[str, Tensor]:
