@@ -9,12 +9,16 @@ from torch import Tensor
 
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
-from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError
+from cosmos_distill.parallel.groups import is_main
+from cosmos_distill.parallel.parts import parts_of
+from cosmos_distill.train.checkpoint import Checkpoint
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
 from cosmos_distill.train.guard import NonFinite
 from cosmos_distill.train.log import Window
 from cosmos_distill.train.optim import RoleOptimizer
+from cosmos_distill.train.pieces import Piece, piece, whole
+from cosmos_distill.train.tensorfile import CheckpointError
 
 
 class TrainState:
@@ -69,14 +73,15 @@ class TrainState:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
 
-    def groups(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors for the checkpoint, by file. Frozen roles are not in it: they are inputs of the stage."""
-        groups: dict[str, dict[str, Tensor]] = {"random": random_state()}
+    def groups(self) -> dict[str, dict[str, Piece]]:
+        """What this rank holds of the checkpoint's tensors, by group. Frozen roles are not in it: they are
+        inputs of the stage. The random state is rank 0's: it is the same on all."""
+        groups: dict[str, dict[str, Piece]] = {"random": _wholes(random_state()) if is_main() else {}}
         for role, optimizer in self.optimizers.items():
-            groups[f"network_{role}"] = self.method.roles[role].state_dict()
-            groups[f"optimizer_{role}"] = optimizer.tensors()
+            groups[f"network_{role}"] = _network(self.method.roles[role])
+            groups[f"optimizer_{role}"] = _wholes(optimizer.tensors())
         if self.ema is not None:
-            groups["ema_student"] = self.ema.average
+            groups["ema_student"] = _wholes(self.ema.average)
         return groups
 
     def numbers(self) -> dict[str, Any]:
@@ -107,10 +112,10 @@ class TrainState:
             )
         try:
             for role, optimizer in self.optimizers.items():
-                self.method.roles[role].load_state_dict(checkpoint.tensors(f"network_{role}"))
-                optimizer.load(checkpoint.tensors(f"optimizer_{role}"))
+                checkpoint.load(f"network_{role}", _network(self.method.roles[role]))
+                _load_optimizer(checkpoint, f"optimizer_{role}", optimizer)
             if self.ema is not None:
-                self.ema.load(checkpoint.tensors("ema_student"))
+                checkpoint.load("ema_student", _wholes(self.ema.average))
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the networks ({error}). "
@@ -123,13 +128,11 @@ class TrainState:
         self.guard.total = state["skipped"]
         self.guard.in_a_row = state["skipped_in_a_row"]
         self.window = Window(**state["window"])
-        set_random_state(checkpoint.tensors("random"))
+        random = random_state()
+        saved = checkpoint.names("random")  # what ran on a GPU may go on without
+        checkpoint.load("random", _wholes({n: v for n, v in random.items() if n in saved}), partial=True)
+        set_random_state(random)
         self.mark()
-
-    def student(self) -> dict[str, Tensor]:
-        """The stage's result: the averaged student where there is an average, else the student."""
-        network = self.method.roles["student"]
-        return network.state_dict() if self.ema is None else self.ema.state_dict(network)
 
     def close(self) -> None:
         """Give the networks back without hooks and gradients."""
@@ -155,3 +158,25 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 def _persistent_buffers(network: torch.nn.Module) -> list[Tensor]:
     saved = network.state_dict(keep_vars=True)
     return [buffer for name, buffer in network.named_buffers() if name in saved]
+
+
+def _network(network: torch.nn.Module) -> dict[str, Piece]:
+    """Parameters and persistent buffers."""
+    parts = parts_of(network)
+    return {name: piece(value, parts[name]) for name, value in network.state_dict().items()}
+
+
+def _wholes(tensors: dict[str, Tensor]) -> dict[str, Piece]:
+    return {name: whole(value) for name, value in tensors.items()}
+
+
+def _load_optimizer(checkpoint: Checkpoint, group: str, optimizer: RoleOptimizer) -> None:
+    """State that is not there yet, since a parameter had no step, is not in the checkpoint either."""
+    saved: dict[str, Tensor] = {}
+    for key in checkpoint.names(group):
+        kind, _, name = key.partition("/")
+        if name not in optimizer.masters:
+            raise ValueError(f"optimiser state of unknown parameter {name!r}: the network has changed")
+        saved[key] = torch.empty(()) if kind == "step" else torch.empty_like(optimizer.masters[name])
+    checkpoint.load(group, _wholes(saved))
+    optimizer.load(saved)
