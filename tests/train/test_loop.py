@@ -277,9 +277,10 @@ def test_half_precision_run_keeps_fp32_masters_and_resumes(tmp_path: Path) -> No
     run(tmp_path / "halves", ToyMethod(dtype=torch.bfloat16), replace(settings, max_steps=5))
     run(tmp_path / "halves", ToyMethod(dtype=torch.bfloat16), settings)
     checkpoints = [tmp_path / name / "checkpoints" / "step_000000009" for name in ("whole", "halves")]
-    masters = [load_file(c / "optimizer_student.safetensors") for c in checkpoints]
+    shard = "shard-00001.safetensors"
+    masters = [load_file(c / "optimizer_student" / shard) for c in checkpoints]
     assert masters[0]["master/first.weight"].dtype == torch.float32
     assert same(*masters)
-    network = load_file(checkpoints[0] / "network_student.safetensors")
+    network = load_file(checkpoints[0] / "network_student" / shard)
     assert network["first.weight"].dtype == torch.bfloat16
     assert torch.equal(network["first.weight"], masters[0]["master/first.weight"].bfloat16())
