@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import threading
@@ -205,7 +204,7 @@ def test_second_save_waits_for_the_first_and_raises_its_error_once(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_tensors", fails)
         store.save(1, {"network": wholes({"w": torch.zeros(1)})}, {})
-        with pytest.raises(CheckpointError, match="step_000000001.*free some space"):
+        with pytest.raises(CheckpointError, match=r"step_000000001.*free some space"):
             store.save(2, {"network": wholes({"w": torch.zeros(1)})}, {})
     store.wait()
     fill(store, 3)
