@@ -206,6 +206,12 @@ class CheckpointStore:
             self.ranks.main(lambda: self._publish(step, temporary, final, files, document))
         except BaseException as error:
             self._error = error
+            if not isinstance(error, CheckpointError):  # such as the loss of a rank
+                self._error = CheckpointError(
+                    f"{final} was not written ({error}): earlier checkpoints are untouched, and the same "
+                    "command goes on from them"
+                )
+                self._error.__cause__ = error
             if self.ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
 
