@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 from cosmos_distill.config import Recipe, Stage, Train
 from cosmos_distill.stages import Refusal
-from cosmos_distill.stages.options import RunOptions, SampleOptions
+from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -35,6 +36,8 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
        cosmos-distill plan RECIPE.py [options]   the same as --dry-run
        cosmos-distill sample STUDENT.safetensors [options]
                                                  draw clips from an exported student
+       cosmos-distill consolidate CHECKPOINT OUT.safetensors [options]
+                                                 a network of a training checkpoint as one file
        cosmos-distill completion bash            tab completion: eval "$(cosmos-distill completion bash)"
 
 A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer1_kd_dmd2.py."""
@@ -95,6 +98,8 @@ def _command(argv: list[str]) -> int:
         return OK
     if word == "sample":
         return _sample(rest)
+    if word == "consolidate":
+        return _consolidate(rest)
     kind = ONLY_KIND.get(word)
     if kind is not None or word == "plan":
         if not rest:
@@ -123,6 +128,20 @@ def _sample(args: list[str]) -> int:
     from cosmos_distill.stages.sample import draw
 
     draw(student, options)
+    return OK
+
+
+def _consolidate(args: list[str]) -> int:
+    import tyro
+
+    prog = "cosmos-distill consolidate CHECKPOINT OUT.safetensors"
+    paths = [Path(word) for word in takewhile(lambda word: not word.startswith("-"), args)]
+    options = tyro.cli(ConsolidateOptions, args=args[len(paths) :], prog=prog)
+    if len(paths) != 2:
+        raise Refusal(f"{prog}: name a folder checkpoints/step_... of a training stage and the file to write")
+    from cosmos_distill.train.consolidate import consolidate
+
+    print(consolidate(*paths, role=options.role, weights=options.weights))
     return OK
 
 

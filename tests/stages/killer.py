@@ -37,18 +37,18 @@ def in_generate() -> None:
 
 def in_kd_checkpoint() -> None:
     """In the middle of a checkpoint after the first one."""
-    from cosmos_distill.train import checkpoint
+    from cosmos_distill.train import shards
 
-    write, calls = checkpoint.write_tensors, []
+    write, calls = shards.write_tensors, []
 
     def later(tensors: Any, path: Path, *rest: Any) -> Any:
         calls.append(path)
-        if len({p.parent for p in calls}) == 2 and "kd" in path.parts:
+        if len({p.parents[1] for p in calls}) == 2 and "kd" in path.parts:
             write(tensors, path, *rest)
             half_a_file(path, path.read_bytes())
         return write(tensors, path, *rest)
 
-    checkpoint.write_tensors = later  # type: ignore[assignment]
+    shards.write_tensors = later  # type: ignore[assignment]
 
 
 def at_step(method: str, step: int, what: signal.Signals) -> None:

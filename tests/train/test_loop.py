@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cosmos_distill.config import Optim, Trainer
 from cosmos_distill.methods.base import Noise
-from cosmos_distill.train.checkpoint import read_metadata
 from cosmos_distill.train.fingerprint import ResumeError
 from cosmos_distill.train.guard import NonFiniteError
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import FitResult, fit
+from cosmos_distill.train.tensorfile import read_metadata
 from tests.train.fakes import SHAPE, Network, Toy, ToyMethod, ToySource, trainer
 
 
@@ -277,9 +277,10 @@ def test_half_precision_run_keeps_fp32_masters_and_resumes(tmp_path: Path) -> No
     run(tmp_path / "halves", ToyMethod(dtype=torch.bfloat16), replace(settings, max_steps=5))
     run(tmp_path / "halves", ToyMethod(dtype=torch.bfloat16), settings)
     checkpoints = [tmp_path / name / "checkpoints" / "step_000000009" for name in ("whole", "halves")]
-    masters = [load_file(c / "optimizer_student.safetensors") for c in checkpoints]
+    shard = "shard-00001.safetensors"
+    masters = [load_file(c / "optimizer_student" / shard) for c in checkpoints]
     assert masters[0]["master/first.weight"].dtype == torch.float32
     assert same(*masters)
-    network = load_file(checkpoints[0] / "network_student.safetensors")
+    network = load_file(checkpoints[0] / "network_student" / shard)
     assert network["first.weight"].dtype == torch.bfloat16
     assert torch.equal(network["first.weight"], masters[0]["master/first.weight"].bfloat16())

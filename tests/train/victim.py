@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.train import checkpoint, guard, loop
+from cosmos_distill.train import checkpoint, consolidate, guard, loop, shards
 from tests.train.fakes import ToyMethod, ToySource, trainer
 
 POINTS = ("mid step 4", "before any save", "mid save 6", "before rename 6", "mid removal 9", "before publish")
@@ -35,23 +35,36 @@ def die() -> NoReturn:
     raise AssertionError("survived a SIGKILL")
 
 
+def published(checkpoint: Path) -> None:
+    """Wait for it: a thread writes it while the next steps are computed."""
+    deadline = time.monotonic() + 30
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def killed_at(point: str, folder: Path) -> None:
     """Run until ``point``; does not return."""
     torch.set_num_threads(1)
     if point == "mid step 4":
-        run(folder, _HookedSource(lambda first: first == 4 * 4 + 2 and die()))
+
+        def late(first: int) -> None:
+            if first == 4 * 4 + 2:
+                published(folder / "checkpoints" / "step_000000003")
+                die()
+
+        run(folder, _HookedSource(late))
     elif point == "before any save":
         run(folder, _HookedSource(lambda first: first == 2 * 4 and die()))
     elif point == "mid save 6":
-        write = checkpoint.write_tensors
+        write = shards.write_tensors
 
-        def half(tensors: Any, path: Path, metadata: Any = None) -> None:
-            write(tensors, path, metadata)
-            if "000000006" in str(path) and path.name.startswith("network_critic"):
+        def half(tensors: Any, path: Path, *more: Any) -> None:
+            write(tensors, path, *more)
+            if "000000006" in str(path) and path.parent.name == "network_critic":
                 os.truncate(path, path.stat().st_size // 2)
                 die()
 
-        checkpoint.write_tensors = half
+        shards.write_tensors = half
         run(folder)
     elif point == "before rename 6":
         rename = Path.rename
@@ -65,13 +78,13 @@ def killed_at(point: str, folder: Path) -> None:
 
         def remove(path: Path, ignore_errors: bool = False) -> None:
             if "removed-step_000000006" in path.name:
-                next(path.iterdir()).unlink()
+                (path / "index.json").unlink()
                 die()
 
         checkpoint.shutil.rmtree = remove  # type: ignore[assignment]
         run(folder)
     elif point == "before publish":
-        loop.publish_tensors = lambda *_: die()
+        consolidate.publish_tensors = lambda *_: die()
         run(folder)
     sys.exit(f"nothing was killed at {point}")
 

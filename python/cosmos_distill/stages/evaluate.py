@@ -21,7 +21,7 @@ from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
 from cosmos_distill.stages.networks import device, load, open_clips, preset, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
-from cosmos_distill.train.checkpoint import publish_tensors
+from cosmos_distill.train.tensorfile import publish_tensors
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:

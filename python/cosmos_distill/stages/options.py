@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,21 @@ class SampleOptions:
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    traceback: bool = False
+    """Show the Python traceback of an error."""
+
+
+@dataclass(frozen=True)
+class ConsolidateOptions:
+    """Write one network of a training checkpoint as one safetensors file.
+
+    CHECKPOINT is a folder checkpoints/step_... of a training stage, saved by any number of ranks. One
+    process does it, without a GPU.
+    """
+
+    role: str = "student"
+    """Which trained network: student, fake_score, ..."""
+    weights: Literal["auto", "ema", "network"] = "auto"
+    """Its average or its own; auto: the average where there is one, as at the end of the stage."""
     traceback: bool = False
     """Show the Python traceback of an error."""

@@ -1,42 +1,42 @@
 """Checkpoints that survive a kill at any moment: safetensors and JSON, checksummed, published by one rename.
 
     <folder>/step_000000500/
-        network_student.safetensors  optimizer_student.safetensors  ...   one file per named group of tensors
+        network_student/  optimizer_student/  ...   one folder per named group of tensors
+            shard-00001.safetensors  ...            what each rank wrote of it
         state.json        plain numbers and strings
-        index.json        {"format": 1, "step": 500, "files": {name: sha256}}, written last
+        index.json        {"format": 2, "step": 500, "files": {path in the folder: sha256}}, written last
 
 A folder that is being written is called ``.tmp-...``; whatever carries that name at the next start is the
-remains of a killed process and is removed.
+remains of a killed process and is removed. All ranks must see the same folder. It can be read under another
+layout, and on another number of ranks, than it was written under.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from cosmos_distill.files import sha256, sync_folder
+from cosmos_distill.parallel import groups
+from cosmos_distill.train import shards
+from cosmos_distill.train.agreement import Ranks
+from cosmos_distill.train.index import FORMAT, Index, read_json
+from cosmos_distill.train.pieces import Piece
+from cosmos_distill.train.shards import Shards
+from cosmos_distill.train.staging import Staging
+from cosmos_distill.train.tensorfile import CheckpointError, disk_errors
 
-from cosmos_distill.files import replacing, sha256, sync_folder
-
-FORMAT = 1
 _NAME = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
-_METADATA = "cosmos_distill"
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or none could be read."""
 
 
 class Checkpoint:
@@ -47,71 +47,83 @@ class Checkpoint:
         state: contents of state.json.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read and verify ``path``; raises :class:`CheckpointError` naming the file that is wrong."""
+    def __init__(self, path: Path, step: int, state: dict[str, Any], ranks: Ranks) -> None:
         self.path = path
-        index = self._json("index.json")
-        if index.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: format {index.get('format')!r}, this version reads {FORMAT}")
-        for key, kind in (("step", int), ("files", dict)):
-            if not isinstance(index.get(key), kind):
-                raise CheckpointError(f"{path / 'index.json'}: no {key!r} in it")
-        self.step: int = index["step"]
-        for name, digest in index["files"].items():
-            try:
-                found = sha256(path / name)
-            except OSError as error:
-                raise CheckpointError(f"{path / name}: {error.strerror}") from error
-            if found != digest:
-                raise CheckpointError(f"{path / name}: checksum differs, the file is damaged")
-        self.state: dict[str, Any] = self._json("state.json")
+        self.step = step
+        self.state = state
+        self._ranks = ranks
+        self._opened: dict[str, Shards] = {}
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The group of tensors saved as ``name``, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+    def names(self, group: str) -> set[str]:
+        """The tensors saved as ``group``. Collective."""
+        return set(self._shards(group).tensors)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name}: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{self.path / name}: not a JSON object")
-        return content
+    def load(self, group: str, pieces: Mapping[str, Piece], *, partial: bool = False) -> None:
+        """Fill this rank's ``pieces`` of tensors saved as ``group``, in place. Collective.
+
+        Raises:
+            CheckpointError: on every rank, if a tensor is missing or has another shape or type on one; or,
+                unless ``partial``, if no rank asks for one that was saved.
+        """
+        opened = self._shards(group)
+
+        def load() -> set[str]:
+            opened.load(pieces)
+            return set(pieces)
+
+        asked = set().union(*self._ranks.each(load))
+        if not partial and (left := sorted(opened.tensors.keys() - asked)):
+            raise CheckpointError(f"{opened.folder} has {', '.join(left[:3])}, which nothing here asks for")
+
+    def _shards(self, group: str) -> Shards:
+        if group not in self._opened:
+            self._ranks.each(lambda: self._opened.update({group: Shards(self.path / group)}))
+        return self._opened[group]
 
 
 class CheckpointStore:
-    """The checkpoints of one stage.
+    """The checkpoints of one stage. Every method is collective, the constructor too.
+
+    A context manager: it leaves the block when the last save is published.
 
     Args:
         folder: made if missing; remains of killed saves in it are removed.
         keep: number of checkpoints left on disk.
+        keep_every: checkpoints whose step is a multiple of it stay beside them.
+
+    Attributes:
+        ranks: all of them, in the group of the thread that writes.
 
     Raises:
         CheckpointError: if the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
         self.folder = folder
         self.keep = max(1, keep)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for stale in folder.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        self.keep_every = keep_every
+        self.ranks = Ranks(groups.background_group())
+        self._staging = Staging(self.ranks)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.ranks.main(self._begin)
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint; None if there never was one. Damaged ones are named in a warning.
+
+        Every file is read by one rank.
 
         Raises:
             CheckpointError: if there are checkpoints and none is valid.
         """
         problems = []
-        for _, path in sorted(self._folders(), reverse=True):
+        for _, path in self.ranks.main(lambda: sorted(self._folders(), reverse=True)):
             try:
-                return Checkpoint(path)
+                return self._checked(path)
             except CheckpointError as error:
                 problems.append(str(error))
-                _log.warning("checkpoint not usable, trying the previous one: %s", error)
+                if self.ranks.rank == 0:
+                    _log.warning("checkpoint not usable, trying the previous one: %s", error)
         if problems:
             raise CheckpointError(
                 f"no usable checkpoint in {self.folder}: {'; '.join(problems)}. "
@@ -119,44 +131,118 @@ class CheckpointStore:
             )
         return None
 
-    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write and publish ``step_<step>``, then remove all but the newest ``keep``.
+    def save(self, step: int, groups: Mapping[str, Mapping[str, Piece]], numbers: Mapping[str, Any]) -> None:
+        """Copy everything to the CPU and return; a thread writes and publishes ``step_<step>``, then removes
+        old checkpoints. Waits for the save before it.
 
         Args:
             step: optimiser steps done.
-            groups: name -> tensors, one safetensors file each.
-            state: JSON-serialisable.
+            groups: name -> what this rank holds of the group's tensors; the same groups on all ranks.
+            numbers: JSON-serialisable; rank 0's are kept.
+
+        Raises:
+            CheckpointError: of the save before this one, like :meth:`wait`; or the ranks hold no whole state.
+        """
+        self.wait()
+        document = json.dumps(numbers, indent=1)
+        staged = self._staging.copy(groups)
+        self._thread = threading.Thread(
+            target=self._write, args=(step, staged, document), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last save is published.
 
         Raises:
             CheckpointError: on a full disk or an unwritable folder; earlier checkpoints are untouched.
         """
-        final = self.folder / f"step_{step:09d}"
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is published."""
+        return self.folder / f"step_{step:09d}"
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        elif issubclass(kind, Exception):  # who interrupts twice does not want to wait
+            try:
+                self.wait()
+            except Exception as other:
+                _log.warning("%s", other)
+
+    def _begin(self) -> None:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+    def _checked(self, path: Path) -> Checkpoint:
+        ranks = self.ranks
+        index = ranks.main(lambda: Index.read(path))
+        ranks.each(lambda: index.verify(path, slice(ranks.rank, None, ranks.size)))
+        return Checkpoint(path, index.step, ranks.main(lambda: read_json(path / "state.json")), ranks)
+
+    def _write(self, step: int, staged: Mapping[str, Mapping[str, Piece]], document: str) -> None:
+        final = self.path(step)
         temporary = self.folder / f"{_TEMPORARY}{final.name}"
         try:
-            with disk_errors(final):
+            self.ranks.main(lambda: self._make(temporary, staged))
+            files: dict[str, str] = {}
+            for group, pieces in staged.items():
+                digests = shards.save(temporary / group, pieces, self.ranks.group)
+                files |= {f"{group}/{name}": digest for name, digest in digests.items()}
+            self.ranks.main(lambda: self._publish(step, temporary, final, files, document))
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, CheckpointError):  # such as the loss of a rank
+                self._error = CheckpointError(
+                    f"{final} was not written ({error}): earlier checkpoints are untouched, and the same "
+                    "command goes on from them"
+                )
+                self._error.__cause__ = error
+            if self.ranks.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                for name, tensors in groups.items():
-                    write_tensors(tensors, temporary / f"{name}.safetensors")
-                _write_json(state, temporary / "state.json")
-                files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-                _write_json({"format": FORMAT, "step": step, "files": files}, temporary / "index.json")
-                sync_folder(temporary)
-                if final.exists():  # one that was rejected at the last resume
-                    self._remove(final)
-                temporary.rename(final)
-                sync_folder(self.folder)
-                self._prune(step)
-        except BaseException:
+
+    def _make(self, temporary: Path, names: Mapping[str, Any]) -> None:
+        with disk_errors(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        return final
+            for name in names:
+                (temporary / name).mkdir(parents=True)
+
+    def _publish(self, step: int, temporary: Path, final: Path, files: dict[str, str], document: str) -> None:
+        with disk_errors(final):
+            _write_text(document, temporary / "state.json")
+            files |= {"state.json": sha256(temporary / "state.json")}
+            index = {"format": FORMAT, "step": step, "files": files}
+            _write_text(json.dumps(index, indent=1), temporary / "index.json")
+            for folder in (*filter(Path.is_dir, temporary.iterdir()), temporary):
+                sync_folder(folder)
+            if final.exists():  # one that was rejected at the last resume
+                self._remove(final)
+            temporary.rename(final)
+            sync_folder(self.folder)
+            self._prune(step)
 
     def _prune(self, step: int) -> None:
-        """Keep the newest ``keep`` up to ``step``; a folder beyond it was rejected at the last resume."""
-        folders = sorted(self._folders(), reverse=True)
-        past = [path for number, path in folders if number <= step]
-        for path in [p for number, p in folders if number > step] + past[self.keep :]:
+        """Keep the newest ``keep`` up to ``step`` and every ``keep_every``-th; a folder beyond ``step`` was
+        rejected at the last resume."""
+        found = sorted(self._folders(), reverse=True)
+        old = [folder for folder in found if folder[0] <= step][self.keep :]
+        kept = self.keep_every
+        doomed = [path for number, path in old if kept is None or number % kept]
+        for path in [path for number, path in found if number > step] + doomed:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -170,57 +256,8 @@ class CheckpointStore:
         return [(int(match[1]), path) for match, path in matches if match]
 
 
-def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write a safetensors file, bytes decided by the arguments alone, and wait until it is on disk.
-
-    The metadata is one JSON string under one key, since the library writes several keys in random order.
-    """
-    header = None if metadata is None else {_METADATA: json.dumps(metadata, sort_keys=True)}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, header)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def publish_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> Path:
-    """Write a safetensors file and rename it into place: ``path`` is always old or new, never half.
-
-    Raises:
-        CheckpointError: on a full disk or an unwritable folder; an older file at ``path`` is untouched.
-    """
-    with disk_errors(path), replacing(path) as temporary:
-        write_tensors(tensors, temporary, metadata)
-    return path
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a file written by :func:`publish_tensors`; empty for any other safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        content: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return content
-
-
-def _write_json(content: Mapping[str, Any], path: Path) -> None:
+def _write_text(text: str, path: Path) -> None:
     with path.open("w") as file:
-        json.dump(content, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into a :class:`CheckpointError` that says what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "No space left" in str(error):
-            advice = "the disk is full: free some space, and the same command goes on"
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "it is not writable: change its permissions or choose another --out"
-        else:
-            advice = (
-                "earlier checkpoints are untouched; once this is mended, the same command goes on from them"
-            )
-        raise CheckpointError(f"cannot write {path} ({error}): {advice}") from error

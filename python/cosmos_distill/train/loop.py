@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ from torch import Tensor
 from cosmos_distill.config import Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method, Noise
-from cosmos_distill.train.checkpoint import CheckpointStore, publish_tensors
+from cosmos_distill.train.checkpoint import CheckpointStore
+from cosmos_distill.train.consolidate import publish
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import RunLog
 from cosmos_distill.train.state import TrainState, random_state, set_random_state
@@ -81,7 +83,7 @@ def fit(
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
     stop = stop or StopFlag()
-    store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints)
+    store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
     for network in method.roles.values():
         network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
     state = TrainState(method, trainer, seed)
@@ -98,7 +100,7 @@ def fit(
         store.save(state.step, state.groups(), state.numbers())
         saved = state.step
 
-    try:
+    with store, closing(state), closing(log):
         if resumed_from:
             log.say(f"going on from step {resumed_from}")
         while state.step < trainer.max_steps:
@@ -119,22 +121,12 @@ def fit(
             if stop.requested and state.step < trainer.max_steps:
                 if saved != state.step or not saved:
                     save()
+                store.wait()
                 raise Interrupted(
                     f"stopped by {stop.name} after {state.step} of {trainer.max_steps} steps; "
                     f"everything is saved in {store.folder}: the same command goes on from there"
                 )
-        student = publish_tensors(
-            state.student(),
-            folder / "student.safetensors",
-            {
-                "step": state.step,
-                "method": type(method.config).__name__,
-                "weights": "ema" if state.ema is not None else "student",
-            },
-        )
-    finally:
-        log.close()
-        state.close()
+        student = publish(store, state.step, folder / "student.safetensors")
     return FitResult(
         step=state.step,
         student=student,

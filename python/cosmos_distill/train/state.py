@@ -9,13 +9,15 @@ from torch import Tensor
 
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
-from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError
+from cosmos_distill.parallel.groups import is_main
+from cosmos_distill.train.checkpoint import Checkpoint
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
 from cosmos_distill.train.guard import NonFinite
 from cosmos_distill.train.log import Window
-from cosmos_distill.train.optim import RoleOptimizer
-from cosmos_distill.train.pieces import Piece
+from cosmos_distill.train.optim import RoleOptimizer, network_pieces
+from cosmos_distill.train.pieces import Piece, whole
+from cosmos_distill.train.tensorfile import CheckpointError
 
 
 class TrainState:
@@ -70,14 +72,15 @@ class TrainState:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
 
-    def groups(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors for the checkpoint, by file. Frozen roles are not in it: they are inputs of the stage."""
-        groups: dict[str, dict[str, Tensor]] = {"random": random_state()}
+    def groups(self) -> dict[str, dict[str, Piece]]:
+        """What this rank holds of the checkpoint's tensors, by group. Frozen roles are not in it: they are
+        inputs of the stage. The random state is rank 0's: it is the same on all."""
+        groups: dict[str, dict[str, Piece]] = {"random": _wholes(random_state()) if is_main() else {}}
         for role, optimizer in self.optimizers.items():
-            groups[f"network_{role}"] = self.method.roles[role].state_dict()
-            groups[f"optimizer_{role}"] = _values(optimizer.pieces())
+            groups[f"network_{role}"] = network_pieces(self.method.roles[role])
+            groups[f"optimizer_{role}"] = optimizer.pieces()
         if self.ema is not None:
-            groups["ema_student"] = self.ema.average
+            groups["ema_student"] = self.optimizers["student"].pieces_of(self.ema.average)
         return groups
 
     def numbers(self) -> dict[str, Any]:
@@ -108,15 +111,18 @@ class TrainState:
             )
         try:
             for role, optimizer in self.optimizers.items():
-                self.method.roles[role].load_state_dict(checkpoint.tensors(f"network_{role}"))
-                saved = checkpoint.tensors(f"optimizer_{role}")
+                checkpoint.load(f"network_{role}", network_pieces(self.method.roles[role]))
+                # State that is not there yet, since a parameter had no step, is not in the checkpoint either.
+                saved = checkpoint.names(f"optimizer_{role}")
                 pieces = optimizer.pieces(allocate=True)
-                _fill({name: pieces[name] for name in saved.keys() & pieces.keys()}, saved)
+                checkpoint.load(
+                    f"optimizer_{role}", {name: piece for name, piece in pieces.items() if name in saved}
+                )
                 optimizer.after_load(saved)
             if self.ema is not None:
                 average = self.optimizers["student"].pieces_of(self.ema.average)
-                _fill(average, checkpoint.tensors("ema_student"))
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
+                checkpoint.load("ema_student", average)
+        except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the networks ({error}). "
                 "Choose another output folder, or go back to the version that wrote it"
@@ -128,30 +134,16 @@ class TrainState:
         self.guard.total = state["skipped"]
         self.guard.in_a_row = state["skipped_in_a_row"]
         self.window = Window(**state["window"])
-        set_random_state(checkpoint.tensors("random"))
+        random = random_state()
+        saved = checkpoint.names("random")  # what ran on a GPU may go on without
+        checkpoint.load("random", _wholes({n: v for n, v in random.items() if n in saved}), partial=True)
+        set_random_state(random)
         self.mark()
-
-    def student(self) -> dict[str, Tensor]:
-        """The stage's result: the averaged student where there is an average, else the student."""
-        network = self.method.roles["student"]
-        if self.ema is None:
-            return network.state_dict()
-        with self.ema.applied_to(self.optimizers["student"]):
-            return {name: value.clone() for name, value in network.state_dict().items()}
 
     def close(self) -> None:
         """Give the networks back without hooks and gradients."""
         for optimizer in self.optimizers.values():
             optimizer.close()
-
-
-def _values(pieces: dict[str, Piece]) -> dict[str, Tensor]:
-    return {name: piece.blocks[0].value for name, piece in pieces.items()}
-
-
-def _fill(pieces: dict[str, Piece], saved: dict[str, Tensor]) -> None:
-    for name, value in _values(pieces).items():
-        value.copy_(saved[name])
 
 
 def random_state() -> dict[str, Tensor]:
@@ -172,3 +164,7 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 def _persistent_buffers(network: torch.nn.Module) -> list[Tensor]:
     saved = network.state_dict(keep_vars=True)
     return [buffer for name, buffer in network.named_buffers() if name in saved]
+
+
+def _wholes(tensors: dict[str, Tensor]) -> dict[str, Piece]:
+    return {name: whole(value) for name, value in tensors.items()}

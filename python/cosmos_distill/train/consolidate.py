@@ -1,0 +1,80 @@
+"""One network of a checkpoint as one safetensors file, made by one process on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cosmos_distill.train.checkpoint import CheckpointStore
+from cosmos_distill.train.index import Index, read_json
+from cosmos_distill.train.pieces import whole
+from cosmos_distill.train.shards import Shards
+from cosmos_distill.train.tensorfile import CheckpointError, publish_tensors
+
+Weights = Literal["auto", "ema", "network"]
+
+
+def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: Weights = "auto") -> Path:
+    """Write the ``role`` of a checkpoint, saved under any layout, to ``out``. Needs no GPU and no other rank.
+
+    Args:
+        checkpoint: a folder ``step_...`` of a training stage.
+        out: a safetensors file; appears whole or not at all.
+        role: which trained network.
+        weights: its own, or their average in its types; "auto": the average where there is one.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint or is damaged, has no such network or average, or
+            ``out`` cannot be written.
+    """
+    if not (checkpoint / "index.json").is_file():
+        inside = sorted(checkpoint.rglob("step_*/index.json"))
+        hint = f", for example {inside[-1].parent}" if inside else ""
+        raise CheckpointError(f"{checkpoint} is no checkpoint: give one of its folders step_...{hint}")
+    index = Index.read(checkpoint)
+    groups = {name.partition("/")[0] for name in index.files if "/" in name}
+    network, average = f"network_{role}", f"ema_{role}"
+    if network not in groups:
+        known = ", ".join(sorted(g.removeprefix("network_") for g in groups if g.startswith("network_")))
+        raise CheckpointError(f"{checkpoint} has no network {role!r}: it holds {known}")
+    if weights == "ema" and average not in groups:
+        raise CheckpointError(f"{checkpoint} keeps no average of {role!r}: take weights 'network'")
+    averaged = average in groups and weights != "network"
+    for name in ("state.json", f"{network}/", *([f"{average}/"] if averaged else [])):
+        index.verify(checkpoint, within=name)
+    tensors = _read(checkpoint / network, checkpoint / average if averaged else None)
+    method = read_json(checkpoint / "state.json")["fingerprint"]["method.name"]
+    metadata = {"step": index.step, "method": method, "weights": "ema" if averaged else role}
+    return publish_tensors(tensors, out, metadata)
+
+
+def publish(store: CheckpointStore, step: int, out: Path) -> Path:
+    """Rank 0 consolidates the student of the checkpoint of ``step`` while the others wait. Collective.
+
+    Raises:
+        CheckpointError: on every rank; of the last save, like its ``wait``, or like :func:`consolidate`.
+    """
+    store.wait()
+    return store.ranks.main(lambda: consolidate(store.path(step), out))
+
+
+def _read(network: Path, average: Path | None) -> dict[str, Tensor]:
+    """The network's tensors, with the averages in place of its weights."""
+    own = Shards(network)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in own.tensors.items()}
+    if average is None:
+        own.load({name: whole(value) for name, value in tensors.items()})
+        return tensors
+    averages = Shards(average)
+    own.load({name: whole(value) for name, value in tensors.items() if name not in averages.tensors})
+    for name, (shape, dtype) in averages.tensors.items():
+        value = torch.empty(shape, dtype=dtype)  # one at a time: they are wider than the network's
+        averages.load({name: whole(value)})
+        tensors[name].copy_(value)
+    return tensors
