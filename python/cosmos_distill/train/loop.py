@@ -89,6 +89,7 @@ def fit(
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
     store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints)
+    torch.distributed.barrier()
     for network in method.roles.values():
         network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
         network.micro_batch = trainer.micro_batch  # type: ignore[assignment]
@@ -104,7 +105,8 @@ def fit(
     def save() -> None:
         nonlocal saved
         log.sync()
-        store.save(state.step, state.groups(), state.numbers())
+        if groups.is_main():
+            store.save(state.step, state.groups(), state.numbers())
         saved = state.step
 
     try:
@@ -132,15 +134,17 @@ def fit(
                     f"stopped by {stop.name or 'another rank'} after {state.step} of {trainer.max_steps} steps; "
                     f"everything is saved in {store.folder}: the same command goes on from there"
                 )
-        student = publish_tensors(
-            state.student(),
-            folder / "student.safetensors",
-            {
-                "step": state.step,
-                "method": type(method.config).__name__,
-                "weights": "ema" if state.ema is not None else "student",
-            },
-        )
+        student = folder / "student.safetensors"
+        if groups.is_main():
+            publish_tensors(
+                state.student(),
+                student,
+                {
+                    "step": state.step,
+                    "method": type(method.config).__name__,
+                    "weights": "ema" if state.ema is not None else "student",
+                },
+            )
     finally:
         log.close()
         state.close()

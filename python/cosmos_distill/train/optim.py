@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from cosmos_distill.config import Optim
+from cosmos_distill.parallel import groups
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -88,6 +90,13 @@ class RoleOptimizer:
         for p, master in zip(self.parameters.values(), self.masters.values(), strict=True):
             p.grad = None
             master.grad = None
+
+    def backward_of(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def reduce(self) -> None:
+        for gradient in self._gradients():
+            groups.all_sum(gradient, groups.data_group())
 
     def gradient_norm(self) -> Tensor:
         """L2 norm over all gradients of the role, an fp32 scalar on their device (0 without gradients)."""
