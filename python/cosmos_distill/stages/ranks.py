@@ -1,4 +1,4 @@
-"""One command on all ranks of a ``torchrun`` launch: who writes, who speaks, and how all of them end together.
+"""One command on all ranks of a ``torchrun`` launch: who writes, who speaks, and how all end together.
 
 Rank 0 decides what depends on files and writes what exists once; the others wait for what it found. In a
 world of one everything here is a plain call, and torch is not imported for it.
@@ -66,7 +66,7 @@ def lay_out(parallel: Parallel) -> None:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What ``function`` returns on rank 0, on every rank; it runs there only. All ranks have to call this.
+    """What ``function`` returns on rank 0, on every rank; it runs there only. All ranks call this.
 
     Raises:
         Elsewhere: on the other ranks, where it failed on rank 0.
@@ -88,7 +88,7 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether ``flag`` is set on some rank, the same on all. All ranks have to call this."""
+    """Whether ``flag`` is set on some rank, the same on all. All ranks call this."""
     if world() == 1:
         return flag
     import torch
@@ -194,7 +194,7 @@ def joined() -> bool:
 
 
 def gather(value: T) -> Sequence[T] | None:
-    """``value`` of every data-parallel rank, in order, on rank 0; None elsewhere. All ranks have to call this."""
+    """``value`` of every data-parallel rank, in order, on rank 0; None elsewhere. All ranks call this."""
     if world() == 1:
         return [value]
     import torch.distributed as dist

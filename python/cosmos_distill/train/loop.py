@@ -131,8 +131,8 @@ def fit(
                 if saved != state.step or not saved:
                     save()
                 raise Interrupted(
-                    f"stopped by {stop.name or 'another rank'} after {state.step} of {trainer.max_steps} steps; "
-                    f"everything is saved in {store.folder}: the same command goes on from there"
+                    f"stopped by {stop.name or 'another rank'} after {state.step} of {trainer.max_steps} "
+                    f"steps; everything is saved in {store.folder}: the same command goes on from there"
                 )
         student = folder / "student.safetensors"
         if groups.is_main():
