@@ -328,7 +328,10 @@ def _end(title: str, error: BaseException, status: int, traceback: bool, *, agre
             from rich.console import Console
 
             Console(stderr=True).print_exception()
-        _box(f"{title}, {rank}" if rank else title, _text(error, status, traceback), _COLOURS[status])
+        text = _text(error, status, traceback)
+        if rank:
+            text += "\nIf this is about a lost connection, another rank has died: torchrun names it below."
+        _box(f"{title}, {rank}" if rank else title, text, _COLOURS[status])
 
     if ranks.joined():
         ranks.leave(error, status, say, agreed=agreed)

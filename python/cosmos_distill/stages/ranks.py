@@ -23,7 +23,7 @@ TIMEOUT = timedelta(minutes=30)
 noticed by its launcher, not by this."""
 _FAILED, _SAID = "cosmos_distill/failed", "cosmos_distill/said"
 _POLL = 2.0
-_PATIENCE = 10.0
+_PATIENCE, _GRACE = 10.0, 1.0
 
 
 class Elsewhere(Exception):
@@ -119,13 +119,18 @@ def leave(error: BaseException, status: int, say: Callable[[str], object], *, ag
             mine = agreed  # rank 0 knows nothing of it
         if mine:
             store.set(_FAILED, rank)
-            get_error_handler().record_exception(error)
             say("" if agreed else f"rank {rank} of {world()}")
             store.set(_SAID, rank)
     except Exception as lost:  # torchrun's store goes with its node; this rank ends in any case
         print(f"rank {rank}: {lost}", file=sys.stderr)
+        mine = False
     sys.stdout.flush()
     sys.stderr.flush()
+    # torchrun names the rank that exits first, and ends those that still live. That should be one that was
+    # killed, which cannot speak, else the one that spoke.
+    time.sleep(_GRACE if mine else 3 * _GRACE)
+    if mine and not agreed:
+        get_error_handler().record_exception(error)
     os._exit(status)
 
 
