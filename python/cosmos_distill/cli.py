@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -21,7 +23,7 @@ from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
 from cosmos_distill.config import Recipe, Stage, Train
-from cosmos_distill.stages import Refusal
+from cosmos_distill.stages import Refusal, ranks
 from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
@@ -74,23 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback = "--traceback" in argv
     try:
         return _command(argv)
-    except Refusal as error:
-        return _complain("cannot run this", error, REFUSED, traceback)
-    except Interrupted as error:
-        _box("interrupted", str(error), "yellow")
-        return INTERRUPTED
     except BrokenPipeError:  # `cosmos-distill ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except KeyboardInterrupt:
-        _box("interrupted", "Stopped at once. The same command goes on from the last checkpoint.", "yellow")
-        return INTERRUPTED
+    except Refusal as error:
+        return _end("cannot run this", error, REFUSED, traceback, agreed=True)
+    except Interrupted as error:
+        return _end("interrupted", error, INTERRUPTED, traceback, agreed=True)
+    except KeyboardInterrupt as error:
+        return _end("interrupted", error, INTERRUPTED, traceback, agreed=False)
+    except ranks.Elsewhere as error:
+        status = {"Refusal": REFUSED, "Interrupted": INTERRUPTED}.get(error.error, FAILED)
+        return _end("failed", error, status, traceback, agreed=True)
     except Exception as error:
-        return _complain("failed", error, FAILED, traceback)
+        return _end("failed", error, FAILED, traceback, agreed=False)
 
 
 def _command(argv: list[str]) -> int:
     word, rest = argv[0], argv[1:]
+    if ranks.world() > 1 and word in ("completion", "sample"):
+        raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
         from cosmos_distill.completion import script
 
@@ -104,7 +109,7 @@ def _command(argv: list[str]) -> int:
     if kind is not None or word == "plan":
         if not rest:
             raise Refusal(f"cosmos-distill {word} RECIPE.py: which recipe?")
-        invocation = parse(rest)
+        invocation = _parse(rest)
         if kind is None:
             return _dry_run(invocation)
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
@@ -113,7 +118,7 @@ def _command(argv: list[str]) -> int:
         return _run(
             dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
         )
-    return _run(parse(argv))
+    return _run(_parse(argv))
 
 
 def _sample(args: list[str]) -> int:
@@ -143,6 +148,21 @@ def _consolidate(args: list[str]) -> int:
 
     print(consolidate(*paths, role=options.role, weights=options.weights))
     return OK
+
+
+def _parse(argv: Sequence[str]) -> Invocation:
+    """:func:`parse`; of several ranks, which all find the same, rank 0 says what is wrong."""
+    if ranks.is_main():
+        return parse(argv)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return parse(argv)
+    except (SystemExit, Refusal) as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            ranks.hush()
+            print(said.getvalue(), file=sys.stderr)
+        raise
 
 
 def parse(argv: Sequence[str]) -> Invocation:
@@ -296,7 +316,8 @@ def _run(invocation: Invocation) -> int:
         return _dry_run(invocation)
     from cosmos_distill.stages import run_recipe
 
-    with StopFlag() as stop:
+    ranks.connect()
+    with StopFlag() as stop:  # after that, so that torchrun can end a rank that waits for one that is gone
         run_recipe(
             invocation.recipe,
             invocation.out,
@@ -305,29 +326,51 @@ def _run(invocation: Invocation) -> int:
             argv=invocation.argv,
             stop=stop,
         )
+    ranks.finish()
     return OK
 
 
 def _dry_run(invocation: Invocation) -> int:
     from cosmos_distill.stages.dry_run import show
 
+    if not ranks.is_main():
+        return OK
     show(invocation.recipe, invocation.out, invocation.argv)
     return OK
 
 
-def _complain(title: str, error: Exception, status: int, traceback: bool) -> int:
-    if traceback:
-        from rich.console import Console
+def _end(title: str, error: BaseException, status: int, traceback: bool, *, agreed: bool) -> int:
+    """Say why the command ends; of several ranks one does (see :func:`cosmos_distill.stages.ranks.leave`)."""
 
-        Console(stderr=True).print_exception()
+    def say(rank: str = "") -> None:
+        if traceback and status in (FAILED, REFUSED):
+            from rich.console import Console
+
+            Console(stderr=True).print_exception()
+        text = _text(error, status, traceback)
+        if rank:
+            text += "\nIf this is about a lost connection, another rank has died: torchrun names it below."
+        _box(f"{title}, {rank}" if rank else title, text, _COLOURS[status])
+
+    if ranks.joined():
+        ranks.leave(error, status, say, agreed=agreed)
+    say()
+    return status
+
+
+_COLOURS = {FAILED: "red", REFUSED: "red", INTERRUPTED: "yellow"}
+
+
+def _text(error: BaseException, status: int, traceback: bool) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped at once. The same command goes on from the last checkpoint."
     text = str(error) or type(error).__name__
     if status == FAILED:
         kind = "" if type(error).__module__.startswith("cosmos_distill") else f"{type(error).__name__}: "
         text = f"{kind}{text}"
         if not traceback:
             text += "\n\nThe same command goes on from what is complete. --traceback shows where it happened."
-    _box(title, text, "red")
-    return status
+    return text
 
 
 def _box(title: str, text: str, colour: str) -> None:

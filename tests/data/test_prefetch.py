@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from cosmos_distill.data.prefetch import Prefetch
+from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.data.sources import open_source
 
 
@@ -43,9 +43,12 @@ def test_reads_ahead_in_order_in_another_thread():
 
 def test_jumps_and_ranks():
     source = Counted()
-    prefetch = Prefetch(source, depth=1, advance=8)
-    assert [prefetch.batch(f, 2)[0] for f in (2, 10, 18, 6, 14)] == [2, 10, 18, 6, 14]
+    prefetch = Prefetch(source, depth=1, following=within_share(4, 2))  # the second of two ranks
+    wanted = [4, 6, 12, 14, 20, 6, 12]
+    assert [prefetch.batch(first, 2)[0] for first in wanted] == wanted
     prefetch.close()
+    assert source.asked[:5] == wanted[:5]
+    assert set(source.asked) <= {4, 6, 12, 14, 20, 22}  # never what is another rank's
     with pytest.raises(ValueError, match="at least 1"):
         Prefetch(source, depth=0)
 

@@ -44,7 +44,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(stages, "_load", lambda stage: fake)
+    monkeypatch.setattr(stages, "_load", lambda stage, parallel: fake)
     return fake
 
 

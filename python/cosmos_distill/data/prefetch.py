@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +17,17 @@ class Prefetch:
     """A source whose following ``depth`` batches are prepared ahead, in order, by one thread.
 
     A source is stateless, so guessing wrong costs time only: after ``batch(first, count)`` the guess is
-    that the next call asks for ``first + advance`` (``advance`` defaults to ``count``; a data-parallel
-    rank passes the global batch). An error of the source is raised by the call that asked for its batch.
+    that the next call asks for ``count`` samples from ``following(first + count)`` on (by default that
+    number itself; a data-parallel rank passes :func:`within_share`). An error of the source is raised by
+    the call that asked for its batch.
     """
 
-    def __init__(self, source: Source, depth: int = 2, advance: int | None = None) -> None:
+    def __init__(
+        self, source: Source, depth: int = 2, following: Callable[[int], int] = lambda first: first
+    ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, not {depth}")
-        self._source, self._depth, self._advance = source, depth, advance
+        self._source, self._depth, self._following = source, depth, following
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: deque[tuple[tuple[int, int], Future[Batch]]] = deque()
 
@@ -37,6 +41,12 @@ class Prefetch:
         """That of the source."""
         return self._source.text_shape
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Clips that the source could not use, and why."""
+        found: Mapping[str, str] = getattr(self._source, "skipped", {})
+        return found
+
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, equal to what the source itself gives."""
         if not self._ahead or self._ahead[0][0] != (first, count):
@@ -45,7 +55,7 @@ class Prefetch:
         _, future = self._ahead.popleft()
         following = self._ahead[-1][0][0] if self._ahead else first
         while len(self._ahead) < self._depth:
-            following += self._advance or count
+            following = self._following(following + count)
             self._ask(following, count)
         return future.result()
 
@@ -73,3 +83,9 @@ class Prefetch:
     def description(self) -> dict[str, Any]:
         """That of the source."""
         return self._source.description()
+
+
+def within_share(share: int, ranks: int) -> Callable[[int], int]:
+    """The next sample of a data-parallel rank that goes through the stream in order: after its ``share``
+    samples of a step those of the ``ranks - 1`` others come first."""
+    return lambda first: first if first % share else first + share * (ranks - 1)

@@ -31,14 +31,29 @@ _model_group: dist.ProcessGroup | None = None
 _background_group: dist.ProcessGroup | None = None
 
 
-def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = None) -> Parallel:
-    """Join the process group and lay it out. Idempotent; returns the layout in force.
+def connect(timeout: timedelta | None = None) -> None:
+    """Find the other ranks, without a layout yet. Idempotent.
 
     Started by ``torchrun`` the ranks find each other through its environment; started alone, the
     process is a world of one that opens no socket. NCCL on a CUDA machine, gloo elsewhere.
 
     Args:
         timeout: after which a rank that waits for the others gives up; None: torch's default.
+    """
+    if dist.is_initialized():
+        return
+    # CPU tensors travel by gloo on a CUDA machine, too: batches and checkpoints.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = None) -> Parallel:
+    """Join the process group (:func:`connect`) and lay it out. Idempotent; returns the layout in force.
 
     Raises:
         ValueError: the layout differs from the one already in force, or does not divide the ranks.
@@ -49,15 +64,7 @@ def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = 
             raise ValueError(f"this process is laid out as {_layout}; start a new one for {parallel}")
         return _layout
     layout = parallel or Parallel()
-    if not dist.is_initialized():
-        # CPU tensors travel by gloo on a CUDA machine, too: batches and checkpoints.
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group(backend, timeout=timeout)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    connect(timeout)
     if dist.get_world_size() % layout.model:
         raise ValueError(
             f"{dist.get_world_size()} ranks are not a multiple of tensor {layout.tensor} x context "
@@ -91,6 +98,13 @@ def is_main() -> bool:
     """Whether this rank writes what exists once: logs, pictures, manifests."""
     layout()
     return dist.get_rank() == 0
+
+
+def world_group() -> dist.ProcessGroup:
+    """All ranks."""
+    layout()
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
 
 
 def tensor_group() -> dist.ProcessGroup:

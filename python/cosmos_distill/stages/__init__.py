@@ -1,5 +1,7 @@
 """Runs a recipe's stages in order, each in its own folder with its own manifest.
 
+On several ranks all of them run every stage, while rank 0 alone looks at the folder and writes in it.
+
 A stage that is complete and was made by the same configuration from the same inputs is skipped, one
 that was interrupted goes on, and one that was made by anything else is refused: nothing is thrown
 away silently and nothing stale is used. Torch-free at import, for the command line.
@@ -12,14 +14,17 @@ import importlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cosmos_distill
-from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
 from cosmos_distill.files import sha256
-from cosmos_distill.stages.checks import check, depends_on, needs_teacher, require_one_process, teacher_files
+from cosmos_distill.stages import ranks
+from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_files
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
     Manifest,
@@ -96,27 +101,36 @@ def run_recipe(
     """
     from rich.console import Console
 
-    console, stop = console or Console(), stop or StopFlag()
-    check(recipe, out)
-    require_one_process()
-    if unknown := [name for name in only if name not in recipe.stages]:
-        raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        _refuse_other_run(recipe, out)
-        _save_recipe(recipe, out, recipe_file, argv)
+    console, stop = console or Console(quiet=not ranks.is_main()), stop or StopFlag()
+    with ExitStack() as held:
+
+        def begin() -> None:
+            check(recipe, out, args=argv)
+            if unknown := [name for name in only if name not in recipe.stages]:
+                raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out))
+            _refuse_other_run(recipe, out)
+            _save_recipe(recipe, out, recipe_file, argv)
+
+        ranks.on_main(begin)
         outputs: dict[str, Output] = {}
         for name, stage in recipe.stages.items():
+            done = ranks.on_main(partial(_done, recipe, name, stage, out, outputs))
             if only and name not in only:
-                if (done := _done(recipe, name, stage, out, outputs)) is not None:
+                if done is not None:
                     outputs[name] = done
                 continue
             if missing := [n for n in depends_on(stage) if n not in outputs]:
                 raise Refusal(f"'{name}' needs the output of {', '.join(missing)}: run that stage first")
+            if done is not None:
+                console.print(f"[bold]{name}[/]  already complete")
+                outputs[name] = done
+                continue
             outputs[name] = _run_stage(Run(recipe, out, dict(outputs), stop, console, {}), name, stage)
         from cosmos_distill.stages import report
 
-        report.write(recipe, out, console)
+        ranks.on_main(partial(report.write, recipe, out, console))
 
 
 def stage_status(
@@ -148,31 +162,35 @@ def status(recipe: Recipe, out: Path) -> dict[str, tuple[Status, str]]:
 
 def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     folder = run.out / name
-    done = _done(run.recipe, name, stage, run.out, run.outputs)
-    if done is not None:
-        run.console.print(f"[bold]{name}[/]  already complete")
-        return done
-    wanted = _wanted(run.recipe, name, stage, run.outputs)
-    found = Manifest.read(folder) or wanted
-    folder.mkdir(exist_ok=True)
-    started = dataclasses.replace(wanted, seconds=found.seconds, attempts=found.attempts + 1)
-    started.write(folder)
-    verb = "goes on" if found.attempts else "starts"
-    run.console.print(f"[bold]{name}[/]  {verb} in {folder}")
     begin = time.monotonic()
+
+    def start() -> Manifest:
+        wanted = _wanted(run.recipe, name, stage, run.outputs)
+        found = Manifest.read(folder) or wanted
+        folder.mkdir(exist_ok=True)
+        started = dataclasses.replace(wanted, seconds=found.seconds, attempts=found.attempts + 1)
+        started.write(folder)
+        verb = "goes on" if found.attempts else "starts"
+        run.console.print(f"[bold]{name}[/]  {verb} in {folder}")
+        return started
+
+    started = ranks.on_main(start)
     output: Output | None = None
+    seconds = started.seconds
     try:
-        output = _load(stage)(name, stage, run, folder)
+        output = _load(stage, run.recipe.parallel)(name, stage, run, folder)
     finally:
         # Time spent counts also where the attempt failed, so that the report does not flatter.
-        seconds = found.seconds + time.monotonic() - begin
-        dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
+        seconds += time.monotonic() - begin
+        if ranks.is_main():
+            dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
     run.console.print(f"[bold]{name}[/]  complete after {seconds:.1f} s")
     return output
 
 
-def _load(stage: Stage) -> Callable[[str, Stage, Run, Path], Output]:
-    """The function that runs a stage; only now is torch imported."""
+def _load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path], Output]:
+    """The function that runs a stage, and the ranks laid out for it; only now is torch imported."""
+    ranks.lay_out(parallel)
     module = importlib.import_module(f"cosmos_distill.stages.{_MODULES[type(stage)]}")
     function: Callable[[str, Stage, Run, Path], Output] = module.run
     return function

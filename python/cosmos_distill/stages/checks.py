@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
@@ -66,25 +67,18 @@ def pixel_frames(recipe: Recipe, latents: int) -> int:
     return 1 + (latents - 1) * STRIDES[recipe.data.tokenizer][0] if latents else 0
 
 
-def check(recipe: Recipe, out: Path, *, ranks: int | None = None) -> None:
+def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence[str] = ()) -> None:
     """Raise a :class:`Refusal` that names every reason for which the run cannot work.
 
     Args:
-        ranks: Data-parallel ranks; None reads WORLD_SIZE as torchrun sets it.
+        ranks: Processes; None reads WORLD_SIZE as torchrun sets it.
+        args: The command line, to be repeated behind torchrun where that is what is missing.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
-    reasons = [*_stages(recipe), *_layout(recipe, ranks), *_teacher(recipe), *_data(recipe), *_folder(out)]
+    layout = problems(recipe, ranks, args)
+    reasons = [*_stages(recipe), *layout, *_teacher(recipe), *_data(recipe), *_folder(out)]
     if reasons:
         raise Refusal("\n".join(reasons))
-
-
-def require_one_process() -> None:
-    """Raise a :class:`Refusal` under a launcher: every rank would train the same student."""
-    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise Refusal(
-            f"{ranks} processes were launched, and training on several ranks is not supported yet: start "
-            "one, without torchrun. --dry-run shows the memory that each rank would need."
-        )
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
@@ -107,23 +101,6 @@ def _stages(recipe: Recipe) -> Iterator[str]:
                     f"before '{name}'; known here: {', '.join(seen) or 'none'}."
                 )
         seen[name] = stage
-
-
-def _layout(recipe: Recipe, ranks: int) -> Iterator[str]:
-    for name in ("tensor", "pipeline", "context"):
-        if (size := getattr(recipe.parallel, name)) != 1:
-            yield f"--parallel.{name} {size} is not supported yet: leave it at 1."
-    if recipe.parallel.sequence:
-        yield "--parallel.sequence is not supported yet: leave it off."
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, Train):
-            trainer = stage.trainer
-            if trainer.global_batch % (ranks * trainer.micro_batch):
-                yield (
-                    f"--stages.{name}.trainer.global-batch {trainer.global_batch} is not a multiple of "
-                    f"{ranks} data-parallel ranks x micro-batch {trainer.micro_batch}: choose a multiple of "
-                    f"{ranks * trainer.micro_batch}."
-                )
 
 
 def _teacher(recipe: Recipe) -> Iterator[str]:

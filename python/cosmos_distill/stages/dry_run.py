@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.models.presets import PRESETS
-from cosmos_distill.stages import status
+from cosmos_distill.parallel.parts import Parallelised
+from cosmos_distill.stages import ranks, status
 from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
+from cosmos_distill.stages.layout import launch, smallest_world
 from cosmos_distill.stages.manifest import Refusal, plain
 from cosmos_distill.stages.text import yaml
-from cosmos_distill.train.plan import launch_line, plan
+from cosmos_distill.train.plan import plan
 
 
 def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
@@ -49,10 +50,14 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
                     f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}"
                 )
                 _memory(recipe, stage, console)
-    data_parallel = int(os.environ.get("WORLD_SIZE", "1"))
-    command = shlex.join(a for a in args if a != "--dry-run")
-    console.print(f"\n{launch_line(recipe.parallel, command, data_parallel=data_parallel)}", soft_wrap=True)
-    check(recipe, out)
+    console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
+    check(recipe, out, ranks=_ranks(recipe))
+
+
+def _ranks(recipe: Recipe) -> int:
+    """Those that were launched; of one process, as many as the layout takes at least."""
+    launched = ranks.world()
+    return launched if launched > 1 else smallest_world(recipe.parallel)
 
 
 def _states(recipe: Recipe, out: Path) -> Table:
@@ -86,6 +91,8 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
         counts,
         stage.trainer.precision,
         parallel=recipe.parallel,
+        data_parallel=max(1, _ranks(recipe) // recipe.parallel.model),
+        whole={role for role, network in method.roles.items() if not isinstance(network, Parallelised)},
         ema=stage.trainer.averages,
         turns={method.turn(step) for step in range(min(stage.trainer.max_steps, 1000))},
     )

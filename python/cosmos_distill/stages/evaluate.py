@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ import torch
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
 from cosmos_distill.eval.scores import Clips, ratio_interval, score
-from cosmos_distill.stages import Run
+from cosmos_distill.parallel import groups
+from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages import contestants as who_draws
 from cosmos_distill.stages.checks import pixel_frames
 from cosmos_distill.stages.contestants import Contestant, contestants, student_sampler
@@ -21,6 +22,7 @@ from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
 from cosmos_distill.stages.networks import device, load, open_clips, preset, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
+from cosmos_distill.stages.shared import Shared, drawn
 from cosmos_distill.train.tensorfile import publish_tensors
 from cosmos_distill.train.visuals import grid
 
@@ -39,38 +41,113 @@ LATENCY_ROUNDS = 3
 
 
 def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
-    """Draw, score and time; drawn batches are kept, so that an interrupted evaluation goes on."""
+    """Draw, score and time; drawn batches are kept, so that an interrupted evaluation goes on.
+
+    Data-parallel ranks draw a batch each; rank 0 decodes and scores them. All ranks time, since a network
+    may be spread over any of them, and rank 0's clock counts.
+    """
     torch.manual_seed(run.recipe.seed)
-    clips = open_clips(run.recipe, "eval")
+    clips = open_clips(run.recipe, "eval") if Shared.reads() else None
+    source = Shared(clips)
     who = contestants(stage, run)
     total = stage.clips * stage.draws
     batches = [(first, min(stage.batch, total - first)) for first in range(0, total, stage.batch)]
     log = Log(folder)
-    measured: dict[str, Clips] = {}
-    kept: dict[str, dict[str, Any]] = {}
-    pictures: dict[str, Tensor] = {}
-    # Drawn as the teacher's one step.
-    hidden = {"untrained_student"} if "teacher_1step" in who else set()
-    pieces = len(batches) * sum(c.cost for c in who.values())
+    results = Results({}, {}, {})
+    pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
         for key, contestant in who.items():
             network = load(preset(run.recipe), contestant.weights)
-            parts, errors = [], []
-            for first, count in batches:
-                batch = clips.batch(first, count)
-                latents = _latents(folder, key, contestant, network, batch, run, bar.advance)
-                videos = clips.decode(latents)
-                parts.append(measure(run.recipe, videos, clips.pixels(first, count)[0]))
-                if (frames := who_draws.given_frames(stage, batch)) is not None:
-                    given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
-                    errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
-                if first == 0 and key not in hidden:
-                    pictures[contestant.label] = videos[:GRID_CLIPS].cpu()
-            measured[key] = Clips.cat(parts)
-            if errors:
-                kept[key] = given_frames.summary(torch.cat(errors))
-            log.line(scored=key)
-    run.details["data"] = clips.description()
+
+            def draw(
+                first: int, count: int, who: Contestant = contestant, network: ControlledDiT = network
+            ) -> tuple[int, Tensor]:
+                batch = source.batch(first, count).to(device())
+                noise = noise_of(run.recipe.seed, "evaluate", batch)
+                return first, who.draw(network, batch, noise, bar.advance).cpu()
+
+            missing = ranks.on_main(partial(_missing, folder, key, batches))
+            for first, latents in drawn(missing, draw, bar.together):
+                publish_tensors({"latents": latents.contiguous()}, _kept(folder, key, first), {"who": key})
+            if ranks.is_main():
+                assert clips is not None
+                # Drawn as the teacher's one step.
+                hidden = key == "untrained_student" and "teacher_1step" in who
+                _score(results, key, None if hidden else contestant.label, batches, clips, stage, run, folder)
+                log.line(scored=key)
+    run.details["data"] = source.description()
+    latencies = _latencies(stage, run, who, source)
+
+    def finish() -> Scores:
+        assert clips is not None
+        return _write(results, latencies, who, batches, clips, stage, run, folder)
+
+    return ranks.on_main(finish)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What rank 0 has found out, by contestant."""
+
+    measured: dict[str, Clips]
+    kept: dict[str, dict[str, Any]]
+    """How exactly given frames come back."""
+    pictures: dict[str, Tensor]
+    """By label."""
+
+
+def _kept(folder: Path, key: str, first: int) -> Path:
+    """Latents of one batch, which an interrupted evaluation does not draw again."""
+    return folder / "samples" / f"{key}-{first:06d}.safetensors"
+
+
+def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    (folder / "samples").mkdir(exist_ok=True)
+    return [(first, count) for first, count in batches if not _kept(folder, key, first).is_file()]
+
+
+def _score(
+    results: Results,
+    key: str,
+    label: str | None,
+    batches: list[tuple[int, int]],
+    clips: Source,
+    stage: Evaluate,
+    run: Run,
+    folder: Path,
+) -> None:
+    """Measure the drawn clips of one contestant; without a label it has no picture."""
+    from safetensors.torch import load_file
+
+    parts, errors = [], []
+    for first, count in batches:
+        videos = clips.decode(load_file(_kept(folder, key, first))["latents"])
+        parts.append(measure(run.recipe, videos, clips.pixels(first, count)[0]))
+        if any(stage.condition_frames):
+            batch = clips.batch(first, count)
+            frames = who_draws.given_frames(stage, batch)
+            assert frames is not None
+            given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
+            errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
+        if first == 0 and label is not None:
+            results.pictures[label] = videos[:GRID_CLIPS].cpu()
+    results.measured[key] = Clips.cat(parts)
+    if errors:
+        results.kept[key] = given_frames.summary(torch.cat(errors))
+
+
+def _write(
+    results: Results,
+    latencies: dict[str, dict[str, Any]],
+    who: dict[str, Contestant],
+    batches: list[tuple[int, int]],
+    clips: Source,
+    stage: Evaluate,
+    run: Run,
+    folder: Path,
+) -> Scores:
+    """scores.json and the grid."""
+    total, measured = stage.clips * stage.draws, results.measured
     codec, real, reference = _real(clips, batches, total, run)
     document = {
         **score(measured | {"codec": codec}, real, reference, stage.draws),
@@ -78,17 +155,18 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
             "teacher": evaluations(teacher_calls(schedule(run.recipe), stage.steps), stage.guidance),
             "student": student_sampler(stage, run).steps,
         },
-        "given_frames": kept,
+        "given_frames": results.kept,
         "ratio_intervals": {
             other: ratio_interval(measured["student"], measured[other], reference)
             for other in measured
             if "student" in measured and other != "student"
         },
-        "latency": _latencies(stage, run, who, clips),
+        "latency": latencies,
         "labels": {key: contestant.label for key, contestant in who.items()},
         "settings": plain(stage),
     }
     write_atomically(folder / "scores.json", json.dumps(document, indent=2) + "\n")
+    pictures = dict(results.pictures)
     video, control = clips.pixels(0, min(GRID_CLIPS, total))
     if control is not None:
         pictures["control"] = control
@@ -105,28 +183,6 @@ def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
         return Clips(frechet.features(video), {"motion": motion.energies(video, real)})
     matched = {"canny_f1": canny_f1.counts(video, real), "blur_ssim": blur_ssim.per_clip(video, real)}
     return Clips(frechet.features(video), matched)
-
-
-def _latents(
-    folder: Path,
-    key: str,
-    contestant: Contestant,
-    network: ControlledDiT,
-    batch: Batch,
-    run: Run,
-    tick: Callable[[], None],
-) -> Tensor:
-    """Latents of one batch, from disk where an earlier attempt has drawn them."""
-    from safetensors.torch import load_file
-
-    path = folder / "samples" / f"{key}-{batch.first:06d}.safetensors"
-    if path.is_file():
-        return load_file(path)["latents"]
-    batch = batch.to(device())
-    latents = contestant.draw(network, batch, noise_of(run.recipe.seed, "evaluate", batch), tick).cpu()
-    path.parent.mkdir(exist_ok=True)
-    publish_tensors({"latents": latents.contiguous()}, path, {"who": key})
-    return latents
 
 
 def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -> tuple[Clips, Clips, Clips]:
@@ -147,7 +203,7 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
 
 
 def _latencies(
-    stage: Evaluate, run: Run, who: dict[str, Contestant], clips: Source
+    stage: Evaluate, run: Run, who: dict[str, Contestant], source: Shared
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
     student = list(stage.students)[-1] if stage.students else "untrained_student"
@@ -155,7 +211,7 @@ def _latencies(
     warm = next(key for key in ("teacher_1step_guided", *who) if key in who and key.startswith("teacher_"))
     found: dict[str, dict[str, Any]] = {}
     for size in dict.fromkeys((stage.batch, 1)):
-        batch = clips.batch(0, size).to(device())
+        batch = source.batch(0, size).to(device())
         noise = noise_of(run.recipe.seed, "latency", batch)
 
         def call(key: str, how: str, batch: Batch = batch, noise: Tensor = noise) -> Tensor:

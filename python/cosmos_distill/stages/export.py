@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
 from cosmos_distill.models import weights
-from cosmos_distill.stages import Run
+from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.stages.networks import DTYPES, schedule
@@ -22,7 +23,11 @@ FORMAT = 1
 
 
 def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
-    """Write the student of ``stage.student_from``, alone."""
+    """Write the student of ``stage.student_from``, alone. It lies on disk, whole, so rank 0 can do it."""
+    return ranks.on_main(partial(_write, stage, run, folder))
+
+
+def _write(stage: Export, run: Run, folder: Path) -> Exported:
     source = run.recipe.stages[stage.student_from]
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))

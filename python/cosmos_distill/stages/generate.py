@@ -9,44 +9,57 @@ from pathlib import Path
 import torch
 
 from cosmos_distill.config import Generate
+from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.pairs import PairWriter
 from cosmos_distill.files import sha256
-from cosmos_distill.stages import Run
+from cosmos_distill.parallel import groups
+from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages.manifest import Pairs, sha256_of_listing
 from cosmos_distill.stages.networks import device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of, teacher_calls
+from cosmos_distill.stages.shared import Shared, drawn
 
 
 def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     """Draw what is missing of ``stage.pairs`` pairs; a shard is one batch and is published whole.
 
     Batches always begin at a multiple of ``stage.batch``, so that an interrupted run computes every pair
-    in the same company as an uninterrupted one, and gets the same bits.
+    in the same company as an uninterrupted one, and gets the same bits. Data-parallel ranks draw a batch
+    each, and rank 0 writes them in order.
     """
     recipe, levels = run.recipe, schedule(run.recipe)
-    clips = open_clips(recipe, "train")
-    writer = PairWriter(folder / "pairs")
-    log = Log(folder)
+    source = Shared(open_clips(recipe, "train") if Shared.reads() else None)
+    writer, log = PairWriter(folder / "pairs") if ranks.is_main() else None, Log(folder)
+    done = ranks.on_main(lambda: writer.done() if writer else 0)
     per_batch = teacher_calls(levels, stage.steps)
-    missing = range(writer.done(), stage.pairs, stage.batch)
-    if len(missing):
+    missing = [(n, min(stage.batch, stage.pairs - n)) for n in range(done, stage.pairs, stage.batch)]
+    if missing:
         teacher = load_teacher(recipe)
         kept = "whole batches are kept, the same command draws the rest"
-        with work(run.console, name, len(missing) * per_batch, run.stop, kept) as bar:
-            for first in missing:
-                batch = clips.batch(first, min(stage.batch, stage.pairs - first)).to(device())
+        total = -(-len(missing) // groups.data_size()) * per_batch
+        with work(run.console, name, total, run.stop, kept) as bar:
+
+            def draw(first: int, count: int) -> Batch:
+                batch = source.batch(first, count).to(device())
                 noise = noise_of(recipe.seed, name, batch)
-                frames = torch.full((len(batch),), stage.condition_frames) if stage.condition_frames else None
+                frames = torch.full((count,), stage.condition_frames) if stage.condition_frames else None
                 latents = many_steps(
                     teacher, levels, batch, noise, stage.guidance, stage.steps, frames, bar.advance
                 )
-                writer.write(dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu()))
+                return dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu())
+
+            for batch in drawn(missing, draw, bar.together):
+                assert writer is not None
+                writer.write(batch)
                 log.line(pairs=writer.done())
-    run.details["data"] = clips.description()
+    run.details["data"] = source.description()
     run.details["evaluations_per_pair"] = evaluations(per_batch, stage.guidance)
-    shards = sorted((folder / "pairs").glob("*.safetensors"))
-    digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])
-    return Pairs(
-        folder=(folder / "pairs").relative_to(run.out).as_posix(), count=writer.done(), sha256=digest
-    )
+
+    def output() -> Pairs:
+        assert writer is not None
+        shards = sorted(writer.folder.glob("*.safetensors"))
+        digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])
+        return Pairs(writer.folder.relative_to(run.out).as_posix(), writer.done(), digest)
+
+    return ranks.on_main(output)

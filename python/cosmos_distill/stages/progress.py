@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cosmos_distill.stages import ranks
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 
@@ -33,11 +34,24 @@ class Work:
         """Count ``pieces`` as done.
 
         Raises:
-            Interrupted: a stop was requested.
+            Interrupted: a stop was requested, and there is no other rank that would wait for this one.
         """
         self._bar.advance(self._task, pieces)
-        if self._stop.requested:
-            raise Interrupted(f"'{self._title}' stopped by {self._stop.name}; {self._kept}")
+        if ranks.world() == 1:
+            self._end(self._stop.requested)
+
+    def together(self) -> None:
+        """Stop all ranks if one was asked to. All of them have to call this.
+
+        Raises:
+            Interrupted: on all ranks.
+        """
+        self._end(ranks.any_of(self._stop.requested))
+
+    def _end(self, wanted: bool) -> None:
+        if wanted:
+            name = self._stop.name or "another rank"
+            raise Interrupted(f"'{self._title}' stopped by {name}; {self._kept}")
 
 
 @contextmanager
@@ -56,7 +70,7 @@ def work(console: Console, title: str, total: int, stop: StopFlag, kept: str) ->
 
 
 class Log:
-    """``log.jsonl`` of a stage that does not train: one line per batch, appended."""
+    """``log.jsonl`` of a stage that does not train: one line per batch, appended. Rank 0 writes it."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "log.jsonl"
@@ -64,5 +78,7 @@ class Log:
 
     def line(self, **values: Any) -> None:
         """Append ``values`` and the seconds since this process began the stage."""
+        if not ranks.is_main():
+            return
         with self._path.open("a") as stream:
             stream.write(json.dumps({**values, "wall": round(time.monotonic() - self._begin, 3)}) + "\n")

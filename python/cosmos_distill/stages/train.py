@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from cosmos_distill import methods
 from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
-from cosmos_distill.data.prefetch import Prefetch
-from cosmos_distill.stages import Run
+from cosmos_distill.data.prefetch import Prefetch, within_share
+from cosmos_distill.parallel import groups
+from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
 from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of, teacher_calls
+from cosmos_distill.stages.shared import Shared
 from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import grid
 
@@ -31,14 +33,14 @@ GRID_CLIPS = 4
 def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     """Train to the stage's last step, or go on from its newest checkpoint."""
     recipe = run.recipe
-    source = _source(stage, run)
+    source = _source(stage, run) if Shared.reads() else None
     if stage.start_from is not None:
         student: tuple[Path, ...] | None = (run.student(stage.start_from),)
     else:
         student = teacher_files(recipe) if needs_teacher(stage) else None
     networks = by_role(recipe, student, DTYPES[stage.trainer.precision])
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
-    with _read_ahead(source, recipe) as stream:
+    with _read_ahead(source, recipe, stage) as stream:
         result = fit(
             method,
             stream,
@@ -48,9 +50,9 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             sampler_grid=_sampler_grid(method, stage, recipe, folder),
             stop=run.stop,
         )
-    run.details["data"] = source.description()  # at the end, when every damaged clip has been met
+    run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met
     run.details["skipped_steps"] = result.skipped
-    return Student(weights=File.of(result.student, run.out), steps=result.step)
+    return ranks.on_main(lambda: Student(weights=File.of(result.student, run.out), steps=result.step))
 
 
 def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
@@ -80,44 +82,53 @@ def _source(stage: Train, run: Run) -> Source:
 
 
 @contextmanager
-def _read_ahead(source: Source, recipe: Recipe) -> Iterator[Samples]:
+def _read_ahead(source: Source | None, recipe: Recipe, stage: Train) -> Iterator[Samples]:
     """Decode the next batches while the network computes, where a batch means decoding video files."""
-    if recipe.data.source != "folder":
-        yield source
+    if source is None or recipe.data.source != "folder":
+        yield Shared(source)
         return
-    with closing(Prefetch(source)) as ahead:
-        yield ahead
+    size = groups.data_size()
+    with closing(Prefetch(source, following=within_share(stage.trainer.global_batch // size, size))) as ahead:
+        yield Shared(ahead)
 
 
 def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:
-    """Pictures of the same held-out clips every time; the rows that do not change are drawn once."""
+    """Pictures of the same held-out clips every time; the rows that do not change are drawn once.
+
+    All ranks draw, since a network may be spread over any of them, and rank 0 decodes and saves.
+    """
     fixed: dict[str, Tensor] = {}
     guidance, steps = many_step_settings(recipe)
     few = stage.method.sampler
     noise_levels = schedule(recipe)
     calls = teacher_calls(noise_levels, steps)
-    clips = open_clips(recipe, "eval")
-    batch = clips.batch(0, GRID_CLIPS).to(device())
+    clips = open_clips(recipe, "eval") if Shared.reads() else None
+    batch = Shared(clips).batch(0, GRID_CLIPS).to(device())
     noise = noise_of(recipe.seed, "grid", batch)
+
+    def decode(x0: Tensor) -> Tensor:
+        return clips.decode(x0) if clips is not None and ranks.is_main() else x0
 
     def draw(step: int) -> None:
         if not fixed:
             if few is not None:
                 teacher = method.roles.get("teacher") or load_teacher(recipe)
                 x0 = few_steps(teacher, noise_levels, batch, noise, few)
-                fixed[f"teacher, {steps_text(few.steps)}"] = clips.decode(x0)
+                fixed[f"teacher, {steps_text(few.steps)}"] = decode(x0)
                 x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
-                fixed[f"teacher, {steps_text(calls)}"] = clips.decode(x0)
-            video, control = clips.pixels(0, GRID_CLIPS)
-            if control is not None:
-                fixed["control"] = control
-            fixed["ground truth"] = video
+                fixed[f"teacher, {steps_text(calls)}"] = decode(x0)
+            if clips is not None and ranks.is_main():
+                video, control = clips.pixels(0, GRID_CLIPS)
+                if control is not None:
+                    fixed["control"] = control
+                fixed["ground truth"] = video
         network = method.roles["student"]
         if few is None:
             x0 = many_steps(network, noise_levels, batch, noise, guidance, steps)
         else:
             x0 = few_steps(network, noise_levels, batch, noise, few)
-        rows = {f"student, {steps_text(few.steps if few else calls)}": clips.decode(x0)}
-        grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
+        rows = {f"student, {steps_text(few.steps if few else calls)}": decode(x0)}
+        if ranks.is_main():
+            grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
 
     return draw

@@ -145,6 +145,25 @@ class RunLog:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
+class Silence:
+    """The log of a rank that is not the one that writes."""
+
+    def record(self, step: int, wall: float, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def truncate_after(path: Path, step: int) -> None:
     """Cut a log behind the last whole line whose step is at most ``step``.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ from torch import Tensor
 from cosmos_distill.config import Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method, Noise
+from cosmos_distill.parallel import groups
 from cosmos_distill.train.checkpoint import CheckpointStore
 from cosmos_distill.train.consolidate import publish
 from cosmos_distill.train.guard import Interrupted, StopFlag
-from cosmos_distill.train.log import RunLog
+from cosmos_distill.train.log import RunLog, Silence
 from cosmos_distill.train.state import TrainState, random_state, set_random_state
 
 
@@ -59,9 +60,13 @@ def fit(
 ) -> FitResult:
     """Train ``method`` on ``source`` to ``trainer.max_steps``, going on from the newest valid checkpoint.
 
-    Step s uses samples ``s*global_batch .. (s+1)*global_batch-1``, cut into micro-batches. Every loss is a
-    sum over samples divided by the global batch, so the cut does not change the result. In ``folder``:
-    ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the end ``student.safetensors``.
+    Step s uses samples ``s*global_batch .. (s+1)*global_batch-1``, cut over the data-parallel ranks and then
+    into micro-batches. Every loss is a sum over samples divided by the global batch, so the cut does not
+    change the result. In ``folder``: ``log.jsonl``, ``tensorboard/``, ``checkpoints/``, and at the end
+    ``student.safetensors``.
+
+    All ranks of a run call this together, and rank 0 writes. A stop that one of them was asked for stops all
+    of them after the same step.
 
     Args:
         method: networks by role, their losses and whose turn it is.
@@ -69,8 +74,9 @@ def fit(
         trainer: length, batch and bookkeeping.
         folder: the stage's folder, made if missing.
         seed: of the method's noise and of torch's generator.
-        sampler_grid: called with the number of steps done every ``sample_every`` steps and at the end, while
-            the student holds its averaged weights. What it does to torch's generator is undone.
+        sampler_grid: called on all ranks with the number of steps done every ``sample_every`` steps and at
+            the end, while the student holds its averaged weights. What it does to torch's generator is
+            undone.
         stop: set by a signal; the run then saves and raises.
 
     Returns:
@@ -82,16 +88,18 @@ def fit(
         CheckpointError: the folder cannot be written, or holds only damaged checkpoints.
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
-    stop = stop or StopFlag()
+    stop, alone = stop or StopFlag(), groups.world_group().size() == 1
     store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
     for network in method.roles.values():
         network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
+        network.micro_batch = trainer.micro_batch  # type: ignore[assignment]
     state = TrainState(method, trainer, seed)
     checkpoint = store.newest()
     if checkpoint is not None:
         state.restore(checkpoint)
     resumed_from = saved = state.step
-    log = RunLog(folder, state.step, trainer.max_steps, type(method.config).__name__)
+    title = type(method.config).__name__
+    log = RunLog(folder, state.step, trainer.max_steps, title) if groups.is_main() else Silence()
     losses: dict[str, float] = {}
 
     def save() -> None:
@@ -105,7 +113,7 @@ def fit(
             log.say(f"going on from step {resumed_from}")
         while state.step < trainer.max_steps:
             started = time.monotonic()
-            finished = _step(state, source, stop, log, seed)
+            finished, stopped = _step(state, source, stop, log, seed)
             state.wall += time.monotonic() - started
             if finished:
                 log.advance(state.step)
@@ -118,13 +126,13 @@ def fit(
                     _draw(state, sampler_grid)
                 if last or state.step % trainer.save_every == 0:
                     save()
-            if stop.requested and state.step < trainer.max_steps:
+            if (stop.requested if alone else stopped) and state.step < trainer.max_steps:
                 if saved != state.step or not saved:
                     save()
                 store.wait()
                 raise Interrupted(
-                    f"stopped by {stop.name} after {state.step} of {trainer.max_steps} steps; "
-                    f"everything is saved in {store.folder}: the same command goes on from there"
+                    f"stopped by {stop.name or 'another rank'} after {state.step} of {trainer.max_steps} "
+                    f"steps; everything is saved in {store.folder}: the same command goes on from there"
                 )
         student = publish(store, state.step, folder / "student.safetensors")
     return FitResult(
@@ -137,8 +145,13 @@ def fit(
     )
 
 
-def _step(state: TrainState, source: Samples, stop: StopFlag, log: RunLog, seed: int) -> bool:
-    """One optimiser step. False, with everything as before, if a stop was requested between micro-batches."""
+def _step(
+    state: TrainState, source: Samples, stop: StopFlag, log: RunLog | Silence, seed: int
+) -> tuple[bool, bool]:
+    """One optimiser step: whether it was finished, and whether the run is to stop.
+
+    In a world of one a stop is also noticed between two micro-batches: everything is then as before the step.
+    """
     method, trainer, step = state.method, state.trainer, state.step
     turn = method.turn(step)
     state.mark()
@@ -147,28 +160,37 @@ def _step(state: TrainState, source: Samples, stop: StopFlag, log: RunLog, seed:
         optimizer.zero_grad()
 
     device = next(method.roles["student"].parameters()).device
+    alone = groups.world_group().size() == 1
+    share = trainer.global_batch // groups.data_size()
+    begin = step * trainer.global_batch + groups.data_rank() * share
+    # A pipelined network cuts what it is given into micro-batches itself, to have several under way.
+    count = share if groups.layout().pipeline > 1 else trainer.micro_batch
     sums: dict[str, Tensor] = {}
-    count = trainer.micro_batch
-    for first in range(step * trainer.global_batch, (step + 1) * trainer.global_batch, count):
+    for first in range(begin, begin + share, count):
+        last = first + count == begin + share
         batch = source.batch(first, count).to(device)
-        losses = method.losses(batch, step, Noise(seed, step, first, count))
-        (losses["total"].sum() / trainer.global_batch).backward()
+        with ExitStack() as backward:
+            for role in turn:
+                backward.enter_context(state.optimizers[role].backward_of(last))
+            losses = method.losses(batch, step, Noise(seed, step, first, count))
+            (losses["total"].sum() / trainer.global_batch).backward()
         for key, value in losses.items():
             total = value.detach().double().sum() / trainer.global_batch
             sums[key] = sums[key] + total if key in sums else total
-        if stop.requested and first + count < (step + 1) * trainer.global_batch:
+        if alone and stop.requested and not last:
             state.roll_back()
-            return False
+            return False, True
+    for role in turn:
+        state.optimizers[role].reduce()
 
-    norms = {role: state.optimizers[role].gradient_norm() for role in turn}
-    # One transfer from the device; the named terms first, so that a skipped step is put down to one of them.
-    total = sums.pop("total")
-    found = {**sums, "total": total, **{f"grad_norm/{role}": norm for role, norm in norms.items()}}
-    values = dict(zip(found, torch.stack([value.double() for value in found.values()]).tolist(), strict=True))
+    # The named terms first, so that a skipped step is put down to one of them.
+    sums["total"] = sums.pop("total")
+    norms = {f"grad_norm/{role}": state.optimizers[role].gradient_norm() for role in turn}
+    values, stopped = _everywhere(sums, norms, stop)
     state.step += 1
     if term := next((key for key, value in values.items() if not math.isfinite(value)), None):
         _skip(state, log, step, term)
-        return True
+        return True, stopped
     # The phases' totals have nothing in common, so their mean over a log window would mean nothing.
     del values["total"]
 
@@ -182,10 +204,32 @@ def _step(state: TrainState, source: Samples, stop: StopFlag, log: RunLog, seed:
         state.ema.update()
     state.guard.good()
     state.window.add(values)
-    return True
+    return True, stopped
 
 
-def _skip(state: TrainState, log: RunLog, step: int, term: str) -> None:
+def _everywhere(
+    sums: Mapping[str, Tensor], norms: Mapping[str, Tensor], stop: StopFlag
+) -> tuple[dict[str, float], bool]:
+    """The values of a step and whether a rank was asked to stop, the same on all ranks to the last bit.
+
+    One transfer from the device and, between several ranks, one all-reduce before it.
+
+    Args:
+        sums: of this rank's samples; those of a model group have the same samples and count once.
+        norms: global already.
+    """
+    own = torch.stack([*sums.values()])
+    flag = own.new_tensor([float(stop.requested)])
+    if groups.world_group().size() > 1:
+        if groups.model_group().rank() != 0:
+            own = torch.zeros_like(own)
+        own, flag = groups.all_sum(torch.cat([own, flag]), groups.world_group()).split([len(own), 1])
+    found = torch.cat([own, *(norm.double().reshape(1).to(own.device) for norm in norms.values()), flag])
+    *values, stops = found.tolist()
+    return dict(zip([*sums, *norms], values, strict=True)), stops > 0
+
+
+def _skip(state: TrainState, log: RunLog | Silence, step: int, term: str) -> None:
     """Leave the weights alone and say so in the log. The data moves on: the same step is not met again."""
     state.roll_back()
     record: dict[str, Any] = {"nonfinite": term, "skipped": state.guard.total + 1}

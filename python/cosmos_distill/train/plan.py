@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -41,20 +41,37 @@ class RolePlan:
 
 
 @dataclass(frozen=True)
+class Roles:
+    """What is planned for; see :func:`plan`."""
+
+    networks: Mapping[str, tuple[int, bool]]
+    precision: Precision
+    ema: bool
+    turns: tuple[Collection[str], ...]
+    whole: Collection[str]
+    capacity: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of all roles on one GPU under a layout. Activations come on top."""
 
+    asked: Roles
     roles: tuple[RolePlan, ...]
     parallel: Parallel
     data_parallel: int
     peak_gradients: int
     """Largest sum of gradients alive at once: a role whose turn it is not has none."""
-    capacity: int
 
     @property
     def gpus(self) -> int:
         """Number of ranks."""
         return world_size(self.parallel, self.data_parallel)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of one GPU."""
+        return self.asked.capacity
 
     @property
     def total(self) -> int:
@@ -67,21 +84,41 @@ class MemoryPlan:
         return self.total < self.capacity
 
     def verdict(self) -> str:
-        """One sentence: does it fit, what is left, and what to change if it does not."""
+        """Does it fit, what is left, and what to change if it does not."""
         need, have = _size(self.total), f"{self.capacity / GIB:.0f} GiB"
         if self.fits:
             left = _size(self.capacity - self.total)
             return f"{need} per GPU fits in {have}; {left} are left for activations."
-        ways = self.parallel.tensor * self.parallel.pipeline
-        wanted = ways
-        while self.total * ways / wanted > self.capacity * (1 - _ROOM_FOR_ACTIVATIONS):
-            wanted *= 2
+        ways = "".join(f"\n  {option}: {_size(other.total)} per GPU" for option, other in self.ways_out())
         return (
-            f"{need} per GPU does not fit in {have}. Only tensor and pipeline parallelism split weights and "
-            f"optimiser (context and data parallelism copy them): a product of {wanted}, for example "
-            f"--parallel.tensor {wanted // self.parallel.pipeline}, needs "
-            f"{_size(self.total * ways / wanted)} per GPU."
+            f"{need} per GPU does not fit in {have}. Context parallelism divides activations only. What fits "
+            f"with room for them:{ways or ' nothing on up to 1024 GPUs'}"
         )
+
+    def ways_out(self) -> Iterator[tuple[str, MemoryPlan]]:
+        """Smallest layouts like this one that leave room for activations, each with the option to set."""
+        now, data = self.parallel, self.data_parallel
+        sizes = [2**n for n in range(11)]
+        # What divides everything; pipeline and fsdp exclude each other.
+        for name in ("tensor",) if now.data == "fsdp" else ("tensor", "pipeline"):
+            for size in sizes:
+                wanted = getattr(now, name) * size
+                if (other := self._under(replace(now, **{name: wanted}), data)) is not None:
+                    yield f"--parallel.{name} {wanted}", other
+                    break
+        for kind in ("sharded_optimizer", "fsdp"):
+            if kind == "fsdp" and now.pipeline > 1:
+                continue
+            layout = replace(now, data=kind, fsdp_shards=None)
+            for size in sizes:
+                if (other := self._under(layout, data * size)) is not None:
+                    yield f"--parallel.data {kind} on {other.gpus} GPUs", other
+                    break
+
+    def _under(self, parallel: Parallel, data_parallel: int) -> MemoryPlan | None:
+        other = _plan(self.asked, parallel, data_parallel)
+        room = self.capacity * (1 - _ROOM_FOR_ACTIVATIONS)
+        return other if other.total <= room and other.gpus <= 1024 else None
 
     def table(self) -> Table:
         """The plan as a rich table, per GPU."""
@@ -129,13 +166,15 @@ def plan(
     data_parallel: int = 1,
     ema: bool = False,
     turns: Iterable[Collection[str]] | None = None,
+    whole: Collection[str] = (),
     capacity: int = 80 * GIB,
 ) -> MemoryPlan:
     """Bytes per GPU of weights, gradients, optimiser and average.
 
-    Tensor and pipeline parallelism divide everything (norms and position tables, which tensor parallelism
-    copies, are counted as divided: below a thousandth of a 7B network). Context and data parallelism
-    divide activations and samples only.
+    Tensor and pipeline parallelism divide everything (norms, position tables and the time embedding, which
+    they copy, are counted as divided: below a hundredth of a 7B network). What data-parallel and context
+    ranks divide, and what they copy, is said by ``parallel.data``; the block that fsdp gathers while it
+    computes is not counted.
 
     Args:
         networks: role -> (number of parameters, whether it is trained).
@@ -145,34 +184,43 @@ def plan(
         ema: whether an average of the student is kept.
         turns: the sets of roles that step together, so that gradients which never live at the same time
             are not added. None: all trained roles step together.
+        whole: roles that every rank has whole, whatever the layout: the discriminator.
         capacity: bytes of one GPU.
     """
-    parallel = parallel or Parallel()
-    ways = parallel.tensor * parallel.pipeline
+    together = (tuple(networks),) if turns is None else tuple(turns)
+    asked = Roles(networks, precision, ema, together, whole, capacity)
+    return _plan(asked, parallel or Parallel(), data_parallel)
 
-    def bytes_of(parameters: int, each: int) -> int:
-        return math.ceil(parameters / ways) * each
 
-    roles = tuple(
-        RolePlan(
+def _plan(asked: Roles, parallel: Parallel, data_parallel: int) -> MemoryPlan:
+    sharers = parallel.context * data_parallel
+    fsdp, zero = parallel.data == "fsdp", parallel.data == "sharded_optimizer"
+    shards = (parallel.fsdp_shards or sharers) if fsdp else 1
+
+    def role_plan(role: str, count: int, trained: bool) -> RolePlan:
+        if role in asked.whole:
+            held, state = count, math.ceil(count / (data_parallel if zero else 1))
+        else:
+            held = math.ceil(count / (parallel.tensor * parallel.pipeline * shards))
+            state = math.ceil(held / (sharers if zero else 1))
+        return RolePlan(
             role=role,
             parameters=count,
             trainable=trained,
-            weights=bytes_of(count, _WEIGHT[precision]),
-            gradients=bytes_of(count, _GRADIENT) if trained else 0,
-            optimizer=bytes_of(count, _OPTIMIZER[precision]) if trained else 0,
-            ema=bytes_of(count, _EMA) if trained and ema and role == "student" else 0,
+            weights=held * _WEIGHT[asked.precision],
+            gradients=held * _GRADIENT if trained else 0,
+            optimizer=state * _OPTIMIZER[asked.precision] if trained else 0,
+            ema=state * _EMA if trained and asked.ema and role == "student" else 0,
         )
-        for role, (count, trained) in networks.items()
-    )
-    together = [networks.keys()] if turns is None else list(turns)
-    peak = max((sum(r.gradients for r in roles if r.role in turn) for turn in together), default=0)
-    return MemoryPlan(roles, parallel, data_parallel, peak, capacity)
+
+    roles = tuple(role_plan(role, *what) for role, what in asked.networks.items())
+    peak = max((sum(r.gradients for r in roles if r.role in turn) for turn in asked.turns), default=0)
+    return MemoryPlan(asked, roles, parallel, data_parallel, peak)
 
 
 def world_size(parallel: Parallel, data_parallel: int = 1) -> int:
     """Number of ranks of ``data_parallel`` copies of a layout."""
-    return parallel.tensor * parallel.pipeline * parallel.context * data_parallel
+    return parallel.model * data_parallel
 
 
 def launch_line(

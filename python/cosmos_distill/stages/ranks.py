@@ -1,0 +1,214 @@
+"""One command on all ranks of a ``torchrun`` launch: who writes, who speaks, and how all end together.
+
+Rank 0 decides what depends on files and writes what exists once; the others wait for what it found. In a
+world of one everything here is a plain call, and torch is not imported for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+from cosmos_distill.config import Parallel
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest that a rank waits for the others, while rank 0 scores clips for example. A rank that has died is
+noticed by its launcher, not by this."""
+_FAILED, _SAID = "cosmos_distill/failed", "cosmos_distill/said"
+_POLL = 2.0
+_PATIENCE, _GRACE = 10.0, 1.0
+
+
+class Elsewhere(Exception):
+    """Rank 0 ended the run and says why."""
+
+    def __init__(self, error: str, text: str) -> None:
+        super().__init__(f"rank 0: {error}: {text}")
+        self.error = error
+        """Name of its exception's class."""
+
+
+def world() -> int:
+    """Ranks of this launch, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process speaks and writes. Known before the ranks have found each other."""
+    return world() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def connect() -> None:
+    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`)."""
+    if world() == 1:
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    from cosmos_distill.parallel import groups
+
+    get_error_handler().initialize()
+    groups.connect(TIMEOUT)
+    threading.Thread(target=_watch, args=(_store(),), daemon=True, name="watch").start()
+
+
+def lay_out(parallel: Parallel) -> None:
+    """Choose the layout of this process, before its first network is built."""
+    from cosmos_distill.parallel import groups
+
+    groups.initialize(parallel, timeout=TIMEOUT)
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What ``function`` returns on rank 0, on every rank; it runs there only. All ranks call this.
+
+    Raises:
+        Elsewhere: on the other ranks, where it failed on rank 0.
+    """
+    if world() == 1:
+        return function()
+    if not is_main():
+        found = _broadcast(None)
+        if isinstance(found, Elsewhere):
+            raise found
+        return found
+    try:
+        found = function()
+    except Exception as error:
+        _broadcast(Elsewhere(type(error).__name__, str(error)))
+        raise
+    _broadcast(found)
+    return found
+
+
+def any_of(flag: bool) -> bool:
+    """Whether ``flag`` is set on some rank, the same on all. All ranks call this."""
+    if world() == 1:
+        return flag
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(float(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def leave(error: BaseException, status: int, say: Callable[[str], object], *, agreed: bool) -> NoReturn:
+    """End this process, and with it the launch, because of ``error``.
+
+    One rank speaks and is what torchrun's summary names: of a failure the first that comes here, since what
+    the others met is mostly that it has gone. Nobody waits for an orderly shutdown, which could block in a
+    collective or in a thread that waits for one.
+
+    Args:
+        say: told which rank speaks; nothing if it speaks for all.
+        agreed: all ranks end for this reason, so that rank 0 speaks.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    store, rank = _store(), os.environ["RANK"]
+    try:
+        mine = is_main() if agreed else store.compare_set(_FAILED, "", rank) == rank.encode()
+        if not mine and not _wait_for(store, _SAID):
+            mine = agreed  # rank 0 knows nothing of it
+        if mine:
+            store.set(_FAILED, rank)
+            say("" if agreed else f"rank {rank} of {world()}")
+            store.set(_SAID, rank)
+    except Exception as lost:  # torchrun's store goes with its node; this rank ends in any case
+        print(f"rank {rank}: {lost}", file=sys.stderr)
+        mine = False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # torchrun names the rank that exits first, and ends those that still live. That should be one that was
+    # killed, which cannot speak, else the one that spoke.
+    time.sleep(_GRACE if mine else 3 * _GRACE)
+    if mine and not agreed:
+        get_error_handler().record_exception(error)
+    os._exit(status)
+
+
+def _wait_for(store: Any, key: str) -> bool:
+    """Whether ``key`` is there within :data:`_PATIENCE`."""
+    import torch.distributed as dist
+
+    try:
+        store.wait([key], timedelta(seconds=_PATIENCE))
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+def finish() -> None:
+    """Take leave of the other ranks after a run that went well."""
+    if world() == 1:
+        return
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def hush() -> None:
+    """Let rank 0 say what every rank has found out alone, before they were connected: wait until its end
+    ends this process. Returns after a while, if rank 0 has found nothing."""
+    if not is_main():
+        time.sleep(_PATIENCE)
+
+
+def _watch(store: Any) -> None:
+    """End this rank once another has failed: it may be in a collective that never returns."""
+    while True:
+        time.sleep(_POLL)
+        try:
+            if store.check([_FAILED]) and store.get(_FAILED) != os.environ["RANK"].encode():
+                time.sleep(_PATIENCE)  # most ranks notice by themselves, and leave in order
+                os._exit(1)
+        except Exception:
+            return  # the store has gone, because the run is over or its node is
+
+
+def _store() -> Any:
+    """torchrun's key-value store; it outlives every rank, and a restart begins with an empty one."""
+    import torch.distributed.distributed_c10d as c10d
+
+    return c10d._get_default_store()
+
+
+def _broadcast(value: Any) -> Any:
+    import torch.distributed as dist
+
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def joined() -> bool:
+    """Whether this process is one of several that have found each other."""
+    if world() == 1 or "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_initialized()
+
+
+def gather(value: T) -> Sequence[T] | None:
+    """``value`` of every data-parallel rank, in order, on rank 0; None elsewhere. All ranks call this."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    from cosmos_distill.parallel import groups
+
+    if groups.model_group().rank() != 0:
+        return None
+    group = groups.data_group()
+    found: list[Any] | None = [None] * group.size() if is_main() else None
+    dist.gather_object(value, found, dst=0, group=group)
+    return found

@@ -1,0 +1,96 @@
+"""Between the ranks of a launch: batches that one rank reads, and clips that several draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.parallel import groups
+from cosmos_distill.stages import ranks
+
+if TYPE_CHECKING:
+    from cosmos_distill.data.prefetch import Prefetch
+    from cosmos_distill.data.sources import Source
+
+
+T = TypeVar("T")
+
+
+class Shared:
+    """The samples of a model group: its first rank reads them, the others are given copies.
+
+    An error of the source is raised by the rank that reads, and ends the run.
+
+    Args:
+        source: of the rank that :meth:`reads`; the others have no use for one.
+    """
+
+    def __init__(self, source: Source | Prefetch | None) -> None:
+        self._source = source
+
+    @staticmethod
+    def reads() -> bool:
+        """Whether this rank is the one that reads."""
+        return groups.model_group().rank() == 0
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first .. first+count-1. All ranks of the model group ask for the same."""
+        return batch_from_first(self._source.batch(first, count) if self._source else None)
+
+    def description(self) -> dict[str, Any]:
+        """That of rank 0's source, with the clips that any rank had to skip. All ranks call this."""
+        found = ranks.gather(getattr(self._source, "skipped", {}))
+        if not ranks.is_main():
+            return {}
+        assert self._source is not None and found is not None
+        skipped = {name: reason for each in found for name, reason in each.items()}
+        return self._source.description() | {"skipped": [f"{name}: {why}" for name, why in skipped.items()]}
+
+
+def batch_from_first(batch: Batch | None) -> Batch:
+    """The batch of the model group's first rank, on the CPU, on all of its ranks. They need not give any."""
+    group = groups.model_group()
+    if group.size() == 1:
+        assert batch is not None
+        return batch
+    source = dist.get_global_rank(group, 0)
+    box: list[Any] = [None]
+    values: dict[str, Any] = {}
+    if batch is not None and group.rank() == 0:
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        values = {k: v.cpu().contiguous() if isinstance(v, Tensor) else v for k, v in values.items()}
+        box = [{k: (v.shape, v.dtype) if isinstance(v, Tensor) else v for k, v in values.items()}]
+    dist.broadcast_object_list(box, src=source, group=group)
+    for name, described in box[0].items():
+        if group.rank() != 0:
+            whole = isinstance(described, tuple) and isinstance(described[0], torch.Size)
+            values[name] = torch.empty(described[0], dtype=described[1]) if whole else described
+        if isinstance(values[name], Tensor):
+            dist.broadcast(values[name], src=source, group=group)
+    return Batch(**values)
+
+
+def drawn(
+    pieces: Sequence[tuple[int, int]], draw: Callable[[int, int], T], between: Callable[[], None]
+) -> Iterator[T]:
+    """``draw(first, count)`` of every piece, in order, on rank 0; nothing on the others.
+
+    The data-parallel ranks draw different pieces at the same time, each as one rank would draw it, so that
+    the result does not depend on their number. Every rank has to run through this.
+
+    Args:
+        pieces: (first sample, count) each.
+        between: called on all ranks before each round of pieces; may raise, on all of them.
+    """
+    size = groups.data_size()
+    for begin in range(0, len(pieces), size):
+        between()
+        mine = pieces[begin : begin + size][groups.data_rank() :][:1]
+        for made in ranks.gather([draw(*piece) for piece in mine]) or []:
+            yield from made
