@@ -12,6 +12,7 @@ from cosmos_distill import models
 from cosmos_distill.config import Precision, Recipe
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.parallel import data
 from cosmos_distill.stages.checks import teacher_files
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Controll
 def by_role(
     recipe: Recipe, student: tuple[Path, ...] | None, dtype: torch.dtype
 ) -> Callable[[str], ControlledDiT]:
-    """networks(role) for :func:`cosmos_distill.methods.build`.
+    """networks(role) for :func:`cosmos_distill.methods.build`; of data "fsdp", this rank's share of them.
 
     Args:
         student: Weights that the student starts from; None initialises it afresh from the recipe's seed.
@@ -82,9 +83,12 @@ def by_role(
 
     def networks(role: str) -> ControlledDiT:
         if role != "student":
-            return load_teacher(recipe, dtype)
-        if student is None:
-            return models.build(preset(recipe), device=device(), dtype=dtype, seed=recipe.seed)
-        return load(preset(recipe), student, dtype)
+            network = load_teacher(recipe, dtype)
+        elif student is None:
+            network = models.build(preset(recipe), device=device(), dtype=dtype, seed=recipe.seed)
+        else:
+            network = load(preset(recipe), student, dtype)
+        data.shard(network, recipe.parallel)
+        return network
 
     return networks
