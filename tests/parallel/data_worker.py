@@ -23,7 +23,7 @@ from cosmos_distill.config import Optim, Parallel
 from cosmos_distill.models import build
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import buffers, data, groups
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
+from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.parts import Part
 from cosmos_distill.train.ema import EMA, constant
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
@@ -87,11 +87,9 @@ class TensorNetwork(nn.Module):
         block.scale = nn.Parameter(torch.ones(2))
         block.down = RowLinear(8, 6, dtype=torch.float32)
         block.forward = lambda x: (
-            x + block.down((torch.tanh(block.up(x)).unflatten(-1, (-1, 2)) * block.scale).flatten(-2))
+            x + block.down((torch.tanh(block.up(enter(x))).unflatten(-1, (-1, 2)) * block.scale).flatten(-2))
         )
-        whole = {name: torch.empty(piece.shape) for name, piece in network_pieces(self).items()}
-        initialise(whole, seed)
-        fill(network_pieces(self), whole)
+        initialise(self, seed)
 
     def parts(self) -> Mapping[str, Part]:
         cut = {"blocks.0.up.weight": Part(split=0), "blocks.0.down.weight": Part(split=1)}
@@ -128,12 +126,13 @@ class StageNetwork(nn.Module):
         )
 
 
-@torch.no_grad()
-def initialise(tensors: nn.Module | Mapping[str, Tensor], seed: int) -> None:
-    named = tensors.named_parameters() if isinstance(tensors, nn.Module) else tensors.items()
-    for name, value in named:
-        generator = torch.Generator().manual_seed(seed * 1000 + sum(map(ord, name)))
-        value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+def initialise(network: nn.Module, seed: int) -> None:
+    """The same weights under every layout."""
+    pieces = network_pieces(network)
+    fill(
+        pieces,
+        {name: 0.3 * sample(seed * 1000 + sum(map(ord, name)), p.shape)[0] for name, p in pieces.items()},
+    )
 
 
 def sample(index: int, shape: tuple[int, ...]) -> Tensor:
@@ -341,7 +340,11 @@ def four() -> Results:
 
 
 def tensor() -> Results:
-    return {f"tensor/{name}": plain(kind, lambda: TensorNetwork(0)) for name, kind in KINDS.items()}
+    return {
+        **{f"tensor/{name}": plain(kind, lambda: TensorNetwork(0)) for name, kind in KINDS.items()},
+        "diffusion/sharded_optimizer": diffusion(KINDS["sharded_optimizer"]),
+        "diffusion/fsdp": diffusion(KINDS["fsdp"]),
+    }
 
 
 def pipeline() -> Results:
