@@ -80,6 +80,12 @@ def test_like_one_rank(worlds: dict[str, list[dict[str, Any]]], world: str, case
         assert steps == {k: int(v) for k, v in tensors(expected) if "step/" in k} != {}
 
 
+def test_half_precision_gradients_are_added_in_fp32(worlds: dict[str, list[dict[str, Any]]]) -> None:
+    found = {kind: float(norm) for kind, norm in worlds["four"][0]["sums"].items()}
+    # 256 + 1 is 256 in bf16; the sum is rounded to bf16 once under fsdp, which has gradients of that type.
+    assert found == {"replicated": 259.0, "sharded_optimizer": 259.0, "fsdp": 260.0}
+
+
 def test_half_precision_is_close_and_its_masters_closer(worlds: dict[str, list[dict[str, Any]]]) -> None:
     found, expected = worlds["two"][0]["half"], worlds["one"][0]["half"]
     assert found["network"]["first.weight"].dtype == torch.bfloat16
@@ -91,3 +97,7 @@ def test_half_precision_is_close_and_its_masters_closer(worlds: dict[str, list[d
             assert master.dtype == torch.float32 and torch.equal(master.bfloat16(), weight), name
     moved = [name for name in found["average"] if "unused" not in name]
     assert any(not torch.equal(found["average"][n], found["average"][n].bfloat16().float()) for n in moved)
+
+
+def test_shards_that_do_not_divide_the_ranks_are_refused(worlds: dict[str, list[dict[str, Any]]]) -> None:
+    assert worlds["four"][0]["refused"].startswith("fsdp_shards 3 does not divide the 4 ranks")
