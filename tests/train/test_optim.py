@@ -139,6 +139,8 @@ def test_state_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
 def test_foreign_state_and_frozen_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown parameter 'third\.weight'"):
         load(RoleOptimizer(Network(0), Optim(lr=1.0), 1), {"exp_avg/third.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"no fp32 master of .* precision of that run"):
+        load(RoleOptimizer(Network(0).bfloat16(), Optim(lr=1.0), 1), {"exp_avg/first.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="nothing to optimise"):
         RoleOptimizer(Network(0).requires_grad_(False), Optim(lr=1.0), 1)
 

@@ -9,6 +9,7 @@ of the gradients; ``grad_accs`` is all that keeps its hooks alive.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -152,9 +153,11 @@ def overlaps() -> bool:
 def _megatron(network: nn.Module, group: dist.ProcessGroup, sharded: bool) -> Any:
     """Buffers, hooks and collectives of the trainable parameters of ``network``."""
     # Of the sizes of a transformer nothing is read; the last setting makes gradients sums instead of means.
-    config = TransformerConfig(
-        num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its defaults contain a setting that it calls deprecated
+        config = TransformerConfig(
+            num_layers=1, hidden_size=1, num_attention_heads=1, calculate_per_token_loss=True
+        )
     settings = distributed.DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=overlaps(),

@@ -69,6 +69,7 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
 
     Raises:
         ValueError: ``shards`` does not divide the group.
+        RuntimeError: this torch cannot sum gradients without dividing them on every backend.
     """
     blocks = [
         block
@@ -81,6 +82,8 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
     size = group.size()
     if size % (shards or size):
         raise ValueError(f"fsdp_shards {shards} does not divide the {size} ranks that share a network")
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise RuntimeError(f'data "fsdp" needs a newer torch than {torch.__version__} (tested: 2.13)')
     like = next(network.parameters())
     mesh = _mesh(group, like.device.type, shards or size)
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if like.dtype in HALF else None)

@@ -167,12 +167,16 @@ class RoleOptimizer:
                 without its moments had not been stepped yet.
 
         Raises:
-            ValueError: if they speak of parameters that this role does not have.
+            ValueError: if they speak of parameters that this role does not have, or lack one of its masters.
         """
         unknown = {key.partition("/")[2] for key in loaded} - self.masters.keys()
         if unknown and groups.pipeline_group().size() == 1:
             raise ValueError(
                 f"optimiser state of unknown parameter {min(unknown)!r}: the network has changed"
+            )
+        if strangers := [name for name in self.share.copies if f"master/{name}" not in loaded]:
+            raise ValueError(
+                f"no fp32 master of {strangers[0]!r} was saved: go on in the precision of that run"
             )
         steps = [torch.zeros(1)]
         for name, master in self.masters.items():
