@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Parallel, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import build_schedule
-from cosmos_distill.methods.base import Method
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.models.presets import NetworkConfig
 from cosmos_distill.parallel import data, groups
@@ -40,8 +38,7 @@ NETWORK = NetworkConfig(
 FRAMES, HEIGHT, WIDTH, SAMPLES = 5, 16, 16, 4  # 320 tokens a sample, four samples a step
 LAYOUTS: dict[str, tuple[int, Parallel, str]] = {
     "one rank": (1, Parallel(), "none"),
-    "one rank, selective recomputation": (1, Parallel(), "selective"),
-    "one rank, full recomputation": (1, Parallel(), "full"),
+    "one rank, everything recomputed": (1, Parallel(), "full"),
     "tensor 2": (2, Parallel(tensor=2), "none"),
     "tensor 2, sequence": (2, Parallel(tensor=2, sequence=True), "none"),
     "context 2, Ulysses": (2, Parallel(context=2), "none"),
@@ -57,7 +54,7 @@ LAYOUTS: dict[str, tuple[int, Parallel, str]] = {
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of the fullest rank, and seconds of CPU time of the busiest."""
+    """Bytes of the fullest rank."""
 
     weights: int
     """Of student, teacher, fake score and discriminator, at rest."""
@@ -65,20 +62,15 @@ class Held:
     """Moments, and shares of masters where they are copies."""
     saved: int
     """Most that autograd kept for backward passes at a time, weights left out."""
-    seconds: float
 
 
 class Saved:
-    """Counts the memory of what autograd keeps, each storage once."""
+    """Counts the memory of what autograd keeps, each storage once. Weights are not counted: they are there
+    in any case, or, under FSDP, given back and gathered again."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self) -> None:
         self.now = self.most = 0
-        self._users: dict[int, int] = {}
-        self._weights = {
-            _own(p).untyped_storage().data_ptr()
-            for role in method.roles.values()
-            for p in role.parameters()
-        }
+        self.users: dict[int, int] = {}
 
     def hooks(self) -> Any:
         """A context in which everything saved is counted."""
@@ -91,16 +83,18 @@ class Saved:
 class _Kept:
     def __init__(self, count: Saved, value: Tensor) -> None:
         storage = value.untyped_storage()
-        self.value, self._count, self._key = value, count, storage.data_ptr()
-        self._size = 0 if self._key in count._weights else storage.nbytes()
-        users = count._users.get(self._key, 0)
-        count._users[self._key] = users + 1
+        # Detached, or a node would keep its own output and with it itself.
+        self.value, self._count, self._key = value.detach(), count, storage.data_ptr()
+        base = value if value._base is None else value._base
+        self._size = 0 if isinstance(base, nn.Parameter) else storage.nbytes()
+        users = count.users.get(self._key, 0)
+        count.users[self._key] = users + 1
         if not users:
             count.now += self._size
             count.most = max(count.most, count.now)
 
     def __del__(self) -> None:
-        users = self._count._users[self._key] = self._count._users[self._key] - 1
+        users = self._count.users[self._key] = self._count.users[self._key] - 1
         if not users:
             self._count.now -= self._size
 
@@ -136,7 +130,7 @@ def measure(parallel: Parallel, recompute: Any) -> Held:
         return network
 
     method = methods.build(DMD2(student_update_freq=2, head_width=32), networks, build_schedule(EDM()))
-    saved, optimizers = Saved(method), []
+    saved, optimizers = Saved(), []
     made = RoleOptimizer.__init__
 
     def noted(self: RoleOptimizer, *args: Any, **options: Any) -> None:
@@ -145,17 +139,16 @@ def measure(parallel: Parallel, recompute: Any) -> Held:
 
     RoleOptimizer.__init__ = noted  # type: ignore[method-assign]
     trainer = Trainer(
-        max_steps=2, global_batch=SAMPLES, micro_batch=1, precision="fp32", activation_checkpointing=recompute,
+        max_steps=2, global_batch=SAMPLES, micro_batch=1, precision="fp32",
+        activation_checkpointing=recompute,
     )  # fmt: skip
-    begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder, saved.hooks():
         weights = sum(_bytes(role) for role in method.roles.values())
         fit(method, Clips(), trainer, Path(_shared(folder)), seed=0)
-        seconds = time.process_time() - begin
         dist.barrier()
     states = [value for o in optimizers for state in o._adamw.state.values() for value in state.values()]
     copies = [o.masters[name] for o in optimizers for name in o.share.copies]
-    return Held(weights, sum(v.nbytes for v in states + copies), saved.most, seconds)
+    return Held(weights, sum(v.nbytes for v in states + copies), saved.most)
 
 
 def _shared(folder: str) -> str:
