@@ -1,25 +1,27 @@
-"""What one rank does under a layout: train every case with the trainer's own step and write all of it down."""
+"""What one rank does under a layout: train every case with the trainer's own loop and write all of it down."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cosmos_distill import diffusion, methods, models
+from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Networks
-from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.parts import parts_of
+from cosmos_distill.parallel import data, groups
 from cosmos_distill.train import loop
-from cosmos_distill.train.guard import StopFlag
-from cosmos_distill.train.log import Window
-from cosmos_distill.train.optim import RoleOptimizer
-from cosmos_distill.train.pieces import Piece, piece, whole
+from cosmos_distill.train.optim import RoleOptimizer, network_pieces
+from cosmos_distill.train.pieces import Piece, whole
 from cosmos_distill.train.state import TrainState
 from tests.parallel.layouts import CASES, SEED, Case, Clips, Layout
 
@@ -35,9 +37,11 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, key: str, of: Piece) -> None:
-        for block in of.blocks:
-            self.entries.append((key, of.shape, block.offsets, block.value.detach().clone()))
+    def add(self, key: str, pieces: Mapping[str, Piece]) -> None:
+        """Note ``pieces`` under ``<key> <name>``."""
+        for name, of in pieces.items():
+            for block in of.blocks:
+                self.entries.append((f"{key} {name}", of.shape, block.offsets, block.value.detach().clone()))
 
 
 @dataclass(frozen=True)
@@ -51,77 +55,82 @@ class Variation:
     """An error of :data:`PLANTS`."""
 
 
-def run(layout: Layout, case_name: str, variation: Variation) -> Record:
-    """Three optimiser steps of a case."""
+def record(
+    layout: Layout, cases: Sequence[str], variation: Variation, folder: Path
+) -> dict[str, Record]:
+    """All of ``cases``, one after the other in the process groups of ``layout``."""
+    groups.initialize(layout.parallel)
+    with ExitStack() as planted:
+        if variation.plant is not None:
+            planted.enter_context(PLANTS[variation.plant]())
+        return {case: run(layout, case, variation, folder / case) for case in cases}
+
+
+def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> Record:
+    """Three optimiser steps of a case, by the trainer's loop."""
     case, seed = CASES[case_name], variation.seed
-    record = Record()
-    started = time.monotonic()
-    schedule = diffusion.build_schedule(case.schedule)
+    record, started = Record(), time.monotonic()
     dtype = torch.float64 if variation.double else torch.float32
-    method = methods.build(case.method, networks(case, seed, dtype), schedule, seed=seed)
-    trainer = case.trainer(layout)
-    for network in method.roles.values():
-        network.activation_checkpointing = trainer.activation_checkpointing
-    state = TrainState(method, trainer, seed)
+    method = methods.build(
+        case.method, networks(case, layout, seed, dtype), diffusion.build_schedule(case.schedule), seed=seed
+    )
     source = Double(case.source) if variation.double else case.source
-    try:
-        while state.step < trainer.max_steps:
-            turn, step = method.turn(state.step), state.step
-            phase = "student" if "student" in turn else "critics"
-            state.window = Window()
-            with ExitStack() as hooks:
-                for role in turn:
-                    note = note_gradients(record, f"{phase}/gradient/step {step} {role}", method.roles[role])
-                    hooks.enter_context(before_clipping(state.optimizers[role], note))
-                loop._step(state, source, StopFlag(), None, seed)
-            for key, value in state.window.means().items():
-                kind = "norm" if key.startswith("grad_norm/") else "loss"
-                if kind == "norm" or key.startswith("loss/"):
-                    scalar = whole(torch.tensor(value, dtype=torch.float64))
-                    record.add(f"{phase}/{kind}/step {step} {key}", scalar)
-        for role in method.trainable:
-            values = dict(method.roles[role].state_dict())
-            for name, of in pieces_of(method.roles[role], values).items():
-                record.add(f"end/weight/{role} {name}", of)
-        for name, of in pieces_of(method.roles["student"], state.ema.average).items():
-            record.add(f"end/weight/average {name}", of)
-    finally:
-        state.close()
+    with watched(record):
+        result = loop.fit(method, source, case.trainer(layout), folder, seed=seed)
+    if groups.is_main():
+        published = {name: whole(value) for name, value in load_file(result.student).items()}
+        record.add("end/weight/published", published)
     record.seconds = time.monotonic() - started
     return record
 
 
-def pieces_of(network: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Piece]:
-    parts = parts_of(network)
-    return {name: piece(value, parts[name]) for name, value in values.items()}
+@contextmanager
+def watched(record: Record) -> Iterator[None]:
+    """Inside the block the loop's steps are noted, and after the last one the weights."""
+    plain_step = loop._step
+
+    def step(state: TrainState, *args: Any) -> tuple[bool, bool]:
+        number, turn = state.step, state.method.turn(state.step)
+        phase = "student" if "student" in turn else "critics"
+        with ExitStack() as hooks:
+            for role in turn:
+                key = f"{phase}/gradient/step {number} {role}"
+                hooks.enter_context(before_clipping(state.optimizers[role], noting_gradients(record, key)))
+            outcome = plain_step(state, *args)
+        scalars = {name: whole(torch.tensor(v, dtype=torch.float64)) for name, v in state.window.means().items()}
+        for kind, prefix in (("loss", "loss/"), ("norm", "grad_norm/")):
+            of_kind = {name: piece for name, piece in scalars.items() if name.startswith(prefix)}
+            record.add(f"{phase}/{kind}/step {number}", of_kind)
+        if state.step == state.trainer.max_steps:
+            for role in state.method.trainable:
+                record.add(f"end/weight/{role}", network_pieces(state.method.roles[role]))
+            average = state.optimizers["student"].pieces_of(state.ema.average)
+            record.add("end/weight/average", average)
+        return outcome
+
+    with mock.patch.object(loop, "_step", step):
+        yield
 
 
-def note_gradients(record: Record, prefix: str, network: nn.Module) -> Callable[[RoleOptimizer], None]:
+def noting_gradients(record: Record, key: str) -> Callable[[RoleOptimizer], None]:
     def note(optimizer: RoleOptimizer) -> None:
-        gradients = {n: m.grad for n, m in optimizer.masters.items() if m.grad is not None}
-        for name, of in pieces_of(network, gradients).items():
-            record.add(f"{prefix} {name}", of)
+        found = {name: m.grad for name, m in optimizer.masters.items() if m.grad is not None}
+        record.add(key, optimizer.pieces_of(found))
 
     return note
 
 
-class before_clipping:
-    """Inside the block ``note(optimizer)`` runs where the loop is done with the gradients of a step."""
+def before_clipping(
+    optimizer: RoleOptimizer, note: Callable[[RoleOptimizer], None]
+) -> AbstractContextManager[Any]:
+    """Inside the block ``note(optimizer)`` is called when the gradients of a step are complete."""
+    clip = optimizer.clip
 
-    def __init__(self, optimizer: RoleOptimizer, note: Callable[[RoleOptimizer], None]) -> None:
-        self.optimizer, self.note = optimizer, note
+    def noted(norm: float) -> None:
+        note(optimizer)
+        clip(norm)
 
-    def __enter__(self) -> None:
-        clip = self.optimizer.clip
-
-        def noted(norm: float) -> None:
-            self.note(self.optimizer)
-            clip(norm)
-
-        self.optimizer.clip = noted
-
-    def __exit__(self, *_: object) -> None:
-        del self.optimizer.clip
+    return mock.patch.object(optimizer, "clip", noted)
 
 
 @dataclass(frozen=True)
@@ -130,38 +139,30 @@ class Double:
 
     source: Clips
 
-    def batch(self, first: int, count: int):
+    def batch(self, first: int, count: int) -> Batch:
         batch = self.source.batch(first, count)
         return replace(
             batch, **{k: v.double() for k, v in vars(batch).items() if isinstance(v, Tensor) and k != "fps"}
         )
 
 
-def networks(case: Case, seed: int, dtype: torch.dtype) -> Networks:
+def networks(case: Case, layout: Layout, seed: int, dtype: torch.dtype) -> Networks:
     """Networks none of whose tensors is zero at the start, and no two of which are alike."""
 
     def make(role: str) -> nn.Module:
         network = models.build(case.network, dtype=dtype, seed=seed)
-        for name, of in pieces_of(network, network.state_dict()).items():
+        for name, of in network_pieces(network).items():
             key = hashlib.blake2b(f"{seed}/{role}/{name}".encode(), digest_size=7).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
             noise = 0.1 * torch.randn(of.shape, generator=generator)
             for block in of.blocks:
                 box = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.value.shape, strict=True))
-                block.value.add_(noise[box])
+                block.value.detach().add_(noise[box])
+        data.shard(network, layout.parallel)
         return network
 
     return make
 
 
-def record(layout: Layout, cases: Iterable[str], variation: Variation) -> dict[str, Record]:
-    """All of ``cases``, one after the other in the process groups of ``layout``."""
-    groups.initialize(layout.parallel)
-    with ExitStack() as planted:
-        if variation.plant is not None:
-            planted.enter_context(PLANTS[variation.plant]())
-        return {case: run(layout, case, variation) for case in cases}
-
-
-PLANTS: dict = {}
-"""Mistakes that a layout can hide, as context managers."""
+PLANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+"""Mistakes that a layout can hide."""

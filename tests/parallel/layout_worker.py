@@ -49,7 +49,7 @@ def rank_main(rank: int, layout: Layout, cases: list[str], variation: Variation,
                 world_size=layout.ranks,
                 timeout=datetime.timedelta(seconds=TIMEOUT - 15),
             )
-            found = record(layout, cases, variation)
+            found = record(layout, cases, variation, folder)
             torch.save({case: (r.entries, r.seconds) for case, r in found.items()}, folder / f"rank{rank}")
             dist.barrier()
             dist.destroy_process_group()
