@@ -1,0 +1,168 @@
+"""What one rank does under a layout: train every case with the trainer's own loop and write all of it down."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cosmos_distill import diffusion, methods, models
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.methods.base import Networks
+from cosmos_distill.parallel import data, groups
+from cosmos_distill.train import loop
+from cosmos_distill.train.optim import RoleOptimizer, network_pieces
+from cosmos_distill.train.pieces import Piece, whole
+from cosmos_distill.train.state import TrainState
+from tests.parallel.layouts import CASES, SEED, Case, Clips, Layout
+
+Entry = tuple[str, tuple[int, ...], tuple[int, ...], Tensor]
+"""Key, shape of the whole tensor, where this box of it begins, the box."""
+
+
+@dataclass
+class Record:
+    """What a rank saw: boxes of tensors under keys ``<phase>/<kind>/<what>``. The phase is ``student`` or
+    ``critics`` (``end`` after the last step), the kind ``loss``, ``norm``, ``gradient`` or ``weight``."""
+
+    entries: list[Entry] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, key: str, pieces: Mapping[str, Piece]) -> None:
+        """Note ``pieces`` under ``<key> <name>``."""
+        for name, of in pieces.items():
+            for block in of.blocks:
+                self.entries.append((f"{key} {name}", of.shape, block.offsets, block.value.detach().clone()))
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a run differs from the one that all layouts repeat."""
+
+    seed: int = SEED
+    double: bool = False
+    """In fp64, which says how much of a difference is rounding."""
+    plant: str | None = None
+    """An error of :data:`PLANTS`."""
+
+
+def record(
+    layout: Layout, cases: Sequence[str], variation: Variation, folder: Path
+) -> dict[str, Record]:
+    """All of ``cases``, one after the other in the process groups of ``layout``."""
+    groups.initialize(layout.parallel)
+    with ExitStack() as planted:
+        if variation.plant is not None:
+            planted.enter_context(PLANTS[variation.plant]())
+        return {case: run(layout, case, variation, folder / case) for case in cases}
+
+
+def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> Record:
+    """Three optimiser steps of a case, by the trainer's loop."""
+    case, seed = CASES[case_name], variation.seed
+    record, started = Record(), time.monotonic()
+    dtype = torch.float64 if variation.double else torch.float32
+    method = methods.build(
+        case.method, networks(case, layout, seed, dtype), diffusion.build_schedule(case.schedule), seed=seed
+    )
+    source = Double(case.source) if variation.double else case.source
+    with watched(record):
+        result = loop.fit(method, source, case.trainer(layout), folder, seed=seed)
+    if groups.is_main():
+        published = {name: whole(value) for name, value in load_file(result.student).items()}
+        record.add("end/weight/published", published)
+    record.seconds = time.monotonic() - started
+    return record
+
+
+@contextmanager
+def watched(record: Record) -> Iterator[None]:
+    """Inside the block the loop's steps are noted, and after the last one the weights."""
+    plain_step = loop._step
+
+    def step(state: TrainState, *args: Any) -> tuple[bool, bool]:
+        number, turn = state.step, state.method.turn(state.step)
+        phase = "student" if "student" in turn else "critics"
+        with ExitStack() as hooks:
+            for role in turn:
+                key = f"{phase}/gradient/step {number} {role}"
+                hooks.enter_context(before_clipping(state.optimizers[role], noting_gradients(record, key)))
+            outcome = plain_step(state, *args)
+        scalars = {name: whole(torch.tensor(v, dtype=torch.float64)) for name, v in state.window.means().items()}
+        for kind, prefix in (("loss", "loss/"), ("norm", "grad_norm/")):
+            of_kind = {name: piece for name, piece in scalars.items() if name.startswith(prefix)}
+            record.add(f"{phase}/{kind}/step {number}", of_kind)
+        if state.step == state.trainer.max_steps:
+            for role in state.method.trainable:
+                record.add(f"end/weight/{role}", network_pieces(state.method.roles[role]))
+            average = state.optimizers["student"].pieces_of(state.ema.average)
+            record.add("end/weight/average", average)
+        return outcome
+
+    with mock.patch.object(loop, "_step", step):
+        yield
+
+
+def noting_gradients(record: Record, key: str) -> Callable[[RoleOptimizer], None]:
+    def note(optimizer: RoleOptimizer) -> None:
+        found = {name: m.grad for name, m in optimizer.masters.items() if m.grad is not None}
+        record.add(key, optimizer.pieces_of(found))
+
+    return note
+
+
+def before_clipping(
+    optimizer: RoleOptimizer, note: Callable[[RoleOptimizer], None]
+) -> AbstractContextManager[Any]:
+    """Inside the block ``note(optimizer)`` is called when the gradients of a step are complete."""
+    clip = optimizer.clip
+
+    def noted(norm: float) -> None:
+        note(optimizer)
+        clip(norm)
+
+    return mock.patch.object(optimizer, "clip", noted)
+
+
+@dataclass(frozen=True)
+class Double:
+    """A source in fp64."""
+
+    source: Clips
+
+    def batch(self, first: int, count: int) -> Batch:
+        batch = self.source.batch(first, count)
+        return replace(
+            batch, **{k: v.double() for k, v in vars(batch).items() if isinstance(v, Tensor) and k != "fps"}
+        )
+
+
+def networks(case: Case, layout: Layout, seed: int, dtype: torch.dtype) -> Networks:
+    """Networks none of whose tensors is zero at the start, and no two of which are alike."""
+
+    def make(role: str) -> nn.Module:
+        network = models.build(case.network, dtype=dtype, seed=seed)
+        for name, of in network_pieces(network).items():
+            key = hashlib.blake2b(f"{seed}/{role}/{name}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+            noise = 0.1 * torch.randn(of.shape, generator=generator)
+            for block in of.blocks:
+                box = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.value.shape, strict=True))
+                block.value.detach().add_(noise[box])
+        data.shard(network, layout.parallel)
+        return network
+
+    return make
+
+
+PLANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+"""Mistakes that a layout can hide."""

@@ -1,0 +1,179 @@
+"""The layouts that must not change the result, and the training runs that show it.
+
+Three runs of three optimiser steps stand for the recipes: KD, Transfer1's DMD2 (student, critics, student)
+and Predict2.5's DMD2. Networks and clips are small, but every part of the real ones is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from cosmos_distill.config import EDM, FewStep, Guidance, MethodConfig, Optim, Parallel, Trainer, TrigFlow
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.kd import KD
+from cosmos_distill.methods.levels import Grid, ShiftedTime
+from cosmos_distill.models.presets import NetworkConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos_distill.data.batch import Batch
+
+TOLERANCE = 1e-5
+"""Largest difference of a tensor in fp32, relative to the largest number in it."""
+STEPS = 3
+SEED = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ranks there are and how they share the work."""
+
+    parallel: Parallel
+    data: int = 1
+    """Data-parallel ranks."""
+    recompute: Literal["none", "full", "selective"] = "none"
+
+    @property
+    def ranks(self) -> int:
+        return self.parallel.model * self.data
+
+
+ONE = Layout(Parallel())
+LAYOUTS: Mapping[str, Layout] = {
+    "TP2": Layout(Parallel(tensor=2)),
+    "TP2 + SP": Layout(Parallel(tensor=2, sequence=True)),
+    "PP2": Layout(Parallel(pipeline=2)),
+    "PP2 interleaved": Layout(Parallel(pipeline=2, virtual_pipeline=2)),
+    "CP2 Ulysses": Layout(Parallel(context=2)),
+    "CP2 ring": Layout(Parallel(context=2, context_attention="ring")),
+    "DP2": Layout(Parallel(), data=2),
+    "DP2 sharded optimizer": Layout(Parallel(data="sharded_optimizer"), data=2),
+    "FSDP2": Layout(Parallel(data="fsdp"), data=2),
+    "TP2 x PP2 + SP": Layout(Parallel(tensor=2, pipeline=2, sequence=True)),
+    "TP2 x CP2": Layout(Parallel(tensor=2, context=2)),
+    "PP2 x DP2": Layout(Parallel(pipeline=2), data=2),
+    "CP4 ring": Layout(Parallel(context=4, context_attention="ring")),
+    "TP2 x DP2 sharded optimizer": Layout(Parallel(tensor=2, data="sharded_optimizer"), data=2),
+    "FSDP 2 x 2": Layout(Parallel(data="fsdp", fsdp_shards=2), data=4),
+    "PP2, recompute full": Layout(Parallel(pipeline=2), recompute="full"),
+    "CP2 ring, recompute selective": Layout(
+        Parallel(context=2, context_attention="ring"), recompute="selective"
+    ),
+}
+
+
+def optim(lr: float, clip_norm: float | None = None) -> Optim:
+    """AdamW whose step is a smooth function of the gradient.
+
+    With the usual eps of 1e-8 a gradient of that size, which is the rounding error of a sum of larger ones,
+    moves its weight by the whole learning rate in the direction of its accidental sign: no two orders of
+    summation, hence no two layouts, agree on that, and there is nothing to agree on.
+    """
+    return Optim(lr=lr, eps=1e-2, clip_norm=clip_norm)
+
+
+TRANSFER = NetworkConfig(
+    width=72, blocks=4, control_blocks=1, heads=4, head_dim=18, adaln_rank=8, text_dim=16, text_tokens=8,
+    max_frames=4, max_height=12, max_width=12, timestep_scale=10.0, hint_channels=20, hint_widths=(16, 24),
+)  # fmt: skip
+PREDICT = NetworkConfig(
+    width=72, blocks=4, control_blocks=0, heads=4, head_dim=18, adaln_rank=8, text_dim=16, text_tokens=8,
+    text_projection=20, max_frames=4, max_height=12, max_width=12, learnable_positions=False,
+    rope_ratio_t=1.0, rope_ratio_hw=3.0, fps_modulation=False, timestep_scale=30.0,
+    clean_condition_times=True, init="truncated_normal",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training run: everything but the layout."""
+
+    network: NetworkConfig
+    schedule: EDM | TrigFlow
+    method: MethodConfig
+    frames: int
+    height: int
+    width: int
+    """Latent size."""
+
+    def trainer(self, layout: Layout) -> Trainer:
+        # One sample at a time, so that gradients are accumulated (and a pipeline is filled) in every layout.
+        return Trainer(
+            max_steps=STEPS, global_batch=4, micro_batch=1, precision="fp32", ema_decay=0.5, log_every=1,
+            activation_checkpointing=layout.recompute,
+        )  # fmt: skip
+
+    @cached_property
+    def source(self) -> Clips:
+        return Clips(self)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Sample n is a function of n."""
+
+    case: Case
+
+    def batch(self, first: int, count: int) -> Batch:
+        import torch
+
+        from cosmos_distill.data.batch import Batch
+
+        case, network = self.case, self.case.network
+        size = (case.frames, case.height, case.width)
+
+        def drawn(name: int, *shape: int) -> Tensor:
+            return torch.stack(
+                [
+                    torch.randn(shape, generator=torch.Generator().manual_seed(1000 * name + index))
+                    for index in range(first, first + count)
+                ]
+            )
+
+        padding = torch.zeros(count, 1, *size[1:])
+        padding[..., -1] = (torch.arange(first, first + count) % 2)[:, None, None]
+        return Batch(
+            first=first,
+            latents=0.5 * drawn(1, network.latent_channels, *size),
+            hint=0.5 * drawn(2, 16, *size) if network.control_blocks else None,
+            text=drawn(3, network.text_tokens, network.text_channels),
+            negative_text=drawn(4, network.text_tokens, network.text_channels),
+            fps=12.0 * (1 + torch.arange(first, first + count) % 3),
+            padding_mask=padding,
+            noise=drawn(5, network.latent_channels, *size) if isinstance(case.method, KD) else None,
+        )
+
+
+GIVEN = (1 / 3, 1 / 3, 1 / 3)
+CASES: Mapping[str, Case] = {
+    # 3 x 4 x 4 tokens: 2 divides them, but not the frames.
+    "KD": Case(TRANSFER, EDM(), KD(condition_frames=GIVEN, student=optim(1e-2, 0.1)), 3, 8, 8),
+    # 3 x 3 x 5 tokens: 2 divides nothing.
+    "DMD2": Case(
+        TRANSFER,
+        EDM(),
+        DMD2(
+            guidance=Guidance(2.0, "added"), student_update_freq=2, levels=Grid(),
+            gan_weight=0.5, head="conv2d", head_width=16, feature_blocks=(1, 2), condition_frames=GIVEN,
+            student=optim(1e-2, 0.1), fake_score=optim(1e-2), discriminator=optim(1e-2),
+        ),
+        3, 6, 10,
+    ),
+    # 3 x 3 x 3 tokens: split over four ranks, one has nothing but padding.
+    "Predict2.5": Case(
+        PREDICT,
+        TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0),
+        DMD2(
+            sampler=FewStep(4), guidance=Guidance(2.0, "added", "zeroed"), student_update_freq=2,
+            levels=ShiftedTime("uniform"), vsd_form="predict2.5", fake_score_weighting="trigflow",
+            mask_given_frames=True, gan_weight=0.5, gan_features="fake_score", head="query_token",
+            feature_blocks=(1, 3), condition_frames=GIVEN,
+            student=optim(1e-2, 0.1), fake_score=optim(1e-2, 0.1), discriminator=optim(1e-2, 0.1),
+        ),
+        3, 6, 6,
+    ),
+}  # fmt: skip
