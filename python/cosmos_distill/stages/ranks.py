@@ -74,16 +74,17 @@ def on_main(function: Callable[[], T]) -> T:
     if world() == 1:
         return function()
     if not is_main():
-        found = _broadcast(None)
-        if isinstance(found, Elsewhere):
-            raise found
+        failed, value = _broadcast(None)
+        if failed:
+            raise Elsewhere(*value)
+        found: T = value
         return found
     try:
         found = function()
     except Exception as error:
-        _broadcast(Elsewhere(type(error).__name__, str(error)))
+        _broadcast((True, (type(error).__name__, str(error))))
         raise
-    _broadcast(found)
+    _broadcast((False, found))
     return found
 
 

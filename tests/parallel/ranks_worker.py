@@ -1,0 +1,160 @@
+"""Forked ranks on gloo that do what a launch does between its ranks. Run as ``ranks_worker.py FOLDER``; every
+rank leaves ``<part>-<rank>.json`` there, and ``leave-<rank>.status``."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosmos_distill.config import Parallel
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.parallel import groups
+from cosmos_distill.stages import ranks
+from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.stages.shared import Shared, drawn
+from cosmos_distill.train.guard import Interrupted, StopFlag
+from cosmos_distill.train.loop import fit
+from tests.train.fakes import ToyMethod, ToySource, trainer
+
+
+class Counting(ToySource):
+    """Remembers what was read."""
+
+    skipped: dict[str, str]
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        self.skipped = {f"clip of rank {dist.get_rank()}": "broken"}
+
+    def batch(self, first: int, count: int) -> Batch:
+        self.read.append(first)
+        names = tuple(f"sample {i}" for i in range(first, first + count))
+        return dataclasses.replace(super().batch(first, count), names=names, hint=None)
+
+    def description(self) -> dict[str, Any]:
+        return {"source": "counting", "skipped": ["before"]}
+
+
+def between(folder: Path) -> dict[str, Any]:
+    """Two tensor-parallel x two data-parallel ranks."""
+    groups.initialize(Parallel(tensor=2))
+    found: dict[str, Any] = {"data_rank": groups.data_rank()}
+    source = Counting() if Shared.reads() else None
+    shared: Any = Shared(source)  # type: ignore[arg-type]
+    first = 10 * groups.data_rank()
+    batch, expected = shared.batch(first, 3), ToySource().batch(first, 3)
+    found["same"] = all(
+        torch.equal(getattr(batch, name), getattr(expected, name))
+        for name in ("latents", "text", "fps", "padding_mask")
+    )
+    found |= {"first": batch.first, "names": batch.names, "hint": batch.hint, "noise": batch.noise}
+    found["read"] = None if source is None else source.read
+    found["description"] = shared.description()
+
+    drew: list[int] = []
+    rounds: list[int] = []
+
+    def draw(start: int, count: int) -> tuple[int, Tensor]:
+        drew.append(start)
+        return start, torch.full((count,), float(start))
+
+    pieces = [(0, 4), (4, 4), (8, 4), (12, 4), (16, 2)]
+    made = list(drawn(pieces, draw, lambda: rounds.append(1)))
+    found |= {"drew": drew, "rounds": len(rounds), "made": [(n, t.tolist()) for n, t in made]}
+
+    found["shared"] = ranks.on_main(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
+    found["any"] = [ranks.any_of(dist.get_rank() == 3), ranks.any_of(False)]
+
+    def refuse() -> None:
+        raise Refusal("not here")
+
+    try:
+        ranks.on_main(refuse)
+    except Refusal as error:
+        found["refused"] = ["Refusal", str(error)]
+    except ranks.Elsewhere as error:
+        found["refused"] = [error.error, str(error)]
+    return found
+
+
+class Faulty(ToyMethod):
+    """NaN in step 3, of the second half of the samples only; a stop asked for in step ``stop_at``."""
+
+    stop_at, stop = -1, StopFlag()
+
+    def losses(self, batch: Batch, step: int, noise: Any) -> dict[str, Tensor]:
+        if dist.get_rank() == 1 and step == self.stop_at:
+            self.stop.request("rank 1's own")
+        losses = super().losses(batch, step, noise)
+        if step == 3 and batch.first % 4 >= 2:
+            losses["loss/kd"] = losses["loss/kd"] * float("nan")
+        return losses
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Two data-parallel ranks."""
+    settings = trainer(micro_batch=1, log_every=1)
+    result = fit(ToyMethod(), ToySource(), settings, folder / "two", seed=7)
+    bad = fit(Faulty(), ToySource(), settings, folder / "bad", seed=7)
+    method = Faulty()
+    method.stop_at = 5
+    text = ""
+    try:
+        fit(method, ToySource(), settings, folder / "stopped", seed=7, stop=method.stop)
+    except Interrupted as error:
+        text = str(error)
+    return {"losses": result.losses, "skipped": bad.skipped, "stopped": text}
+
+
+def leaving(folder: Path) -> dict[str, Any]:
+    """Rank 1 fails; rank 0 meets only that it has gone, and rank 2 hangs. None comes back from here."""
+    ranks._POLL, ranks._PATIENCE, ranks._GRACE = 0.2, 2.0, 0.5  # so that the test does not take long
+    ranks.connect()
+
+    def say(rank: str) -> None:
+        (folder / f"said-{dist.get_rank()}").write_text(rank)
+
+    if dist.get_rank() == 2:
+        time.sleep(60)
+    if dist.get_rank() == 0:
+        time.sleep(0.5)
+    ranks.leave(ArithmeticError(f"of rank {dist.get_rank()}"), 7, say, agreed=False)
+
+
+PARTS: dict[str, tuple[int, Callable[[Path], dict[str, Any]]]] = {
+    "between": (4, between),
+    "training": (2, training),
+    "leaving": (3, leaving),
+}
+
+
+def main(folder: Path) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    for part, (size, function) in PARTS.items():
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
+                store = dist.FileStore(str(folder / f"store-{part}"), size)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                found = function(folder)
+                (folder / f"{part}-{rank}.json").write_text(json.dumps(found))
+                dist.barrier()
+                os._exit(0)
+            children.append(child)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        (folder / f"{part}.statuses").write_text(json.dumps(statuses))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
