@@ -25,6 +25,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.fsdp import local
 from cosmos_distill.parallel.parts import Part
 from cosmos_distill.train import index, shards
 from cosmos_distill.train.checkpoint import CheckpointStore
@@ -67,7 +68,8 @@ def pieces(rank: int, ranks: int, values: dict[str, Tensor], *, turned: bool) ->
     first, last = bounds[rank : rank + 2]
     found["flat"] = flat_piece(value.flatten()[first:last].clone(), first, tuple(value.shape), Part())
     mesh = init_device_mesh("cpu", (ranks,))
-    found["sharded"] = piece(distribute_tensor(values["sharded"], mesh, [Shard(int(turned))]), Part())
+    rows, span = local(distribute_tensor(values["sharded"], mesh, [Shard(0)]))
+    found["sharded"] = flat_piece(rows.view(-1), span.first, span.shape, Part())
     found |= {name: whole(values[name].clone()) for name in ("same", "step", "count")}
     found |= {name: whole(values[name].clone()) for i, name in enumerate(("early", "late")) if rank % 2 == i}
     return found
