@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,22 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
-from cosmos_distill.config import Parallel
-from cosmos_distill.parallel import groups
+from cosmos_distill import methods, models
+from cosmos_distill.config import EDM, Optim, Parallel
+from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.methods.denoising import Denoising
+from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.parallel import data, groups
+from cosmos_distill.parallel.fsdp import local
 from cosmos_distill.parallel.parts import Part
 from cosmos_distill.train import index, shards
 from cosmos_distill.train.checkpoint import CheckpointStore
+from cosmos_distill.train.loop import fit
 from cosmos_distill.train.pieces import Piece, flat_piece, piece, whole
+from cosmos_distill.train.state import TrainState
 from cosmos_distill.train.tensorfile import CheckpointError
+from tests.train.fakes import trainer
+from tests.train.test_network import Clips
 
 
 def tensors() -> dict[str, Tensor]:
@@ -67,7 +77,8 @@ def pieces(rank: int, ranks: int, values: dict[str, Tensor], *, turned: bool) ->
     first, last = bounds[rank : rank + 2]
     found["flat"] = flat_piece(value.flatten()[first:last].clone(), first, tuple(value.shape), Part())
     mesh = init_device_mesh("cpu", (ranks,))
-    found["sharded"] = piece(distribute_tensor(values["sharded"], mesh, [Shard(int(turned))]), Part())
+    rows, span = local(distribute_tensor(values["sharded"], mesh, [Shard(0)]))
+    found["sharded"] = flat_piece(rows.view(-1), span.first, span.shape, Part())
     found |= {name: whole(values[name].clone()) for name in ("same", "step", "count")}
     found |= {name: whole(values[name].clone()) for i, name in enumerate(("early", "late")) if rank % 2 == i}
     return found
@@ -161,6 +172,42 @@ def student(rank: int, ranks: int, folder: Path) -> Any:
     return {}
 
 
+def trained(rank: int, ranks: int, folder: Path) -> Any:
+    """Two steps of a real network in half precision, with everything that has state."""
+    method = half_precision_method()
+    fit(method, Clips(), settings(), folder / "trained", seed=3)
+    return {}
+
+
+def again(rank: int, ranks: int, folder: Path, before: str, name: str) -> Any:
+    """Restore what was saved as ``before`` and save it again under this layout."""
+    method = half_precision_method()
+    state = TrainState(method, settings(), 3)
+    checkpoint = CheckpointStore(folder / before / "checkpoints", keep=1).newest()
+    assert checkpoint is not None
+    state.restore(checkpoint)
+    with CheckpointStore(folder / name / "checkpoints", keep=1) as store:
+        store.save(state.step, state.groups(), state.numbers())
+    state.close()
+    return {"updates": {role: optimizer.updates for role, optimizer in state.optimizers.items()}}
+
+
+def settings() -> Any:
+    return trainer(max_steps=2, micro_batch=1, save_every=2, precision="bf16")
+
+
+def half_precision_method() -> Any:
+    """Networks of other weights than those that were trained, so that what is not restored shows."""
+    config = Denoising(student=Optim(lr=3e-3))
+
+    def network(role: str) -> Any:
+        made = models.build(PRESETS["transfer1-smoke"], dtype=torch.bfloat16, seed=dist.get_world_size())
+        data.shard(made, groups.layout())
+        return made
+
+    return methods.build(config, network, EDMSchedule(EDM()), seed=0)
+
+
 def missing(rank: int, ranks: int, folder: Path) -> Any:
     """Rank 1 alone asks for a tensor that is not there."""
     checkpoint = CheckpointStore(folder / "checkpoints", keep=2).newest()
@@ -215,13 +262,22 @@ CASES: list[Case] = [
     ("load", load, 2, Parallel(tensor=2)),
     ("load4", load, 4, Parallel(tensor=2)),
     ("student", student, 4, Parallel(tensor=2)),
+    ("trained", trained, 4, Parallel(tensor=2, sequence=True, data="sharded_optimizer")),
+    ("fsdp", partial(again, before="trained", name="fsdp"), 2, Parallel(data="fsdp")),
+    ("pipeline", partial(again, before="fsdp", name="pipeline"), 2, Parallel(pipeline=2)),
+    ("zero", partial(again, before="pipeline", name="zero"), 2, Parallel(data="sharded_optimizer")),
     ("missing", missing, 2, Parallel()),
     ("fail", fail, 2, Parallel()),
     ("verify", verify, 2, Parallel()),
     ("die", die, 2, Parallel()),
     ("after", load, 2, Parallel()),
 ]
-PREPARED = {"after": "die", "load": "save", "load4": "save", "missing": "save"}
+PREPARED = dict.fromkeys(("trained", "fsdp", "pipeline", "zero"), "layouts") | {
+    "after": "die",
+    "load": "save",
+    "load4": "save",
+    "missing": "save",
+}
 """Cases that go on with the folder of another."""
 
 

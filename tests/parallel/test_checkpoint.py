@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from cosmos_distill.train.checkpoint import CheckpointStore
 from cosmos_distill.train.consolidate import consolidate
 from cosmos_distill.train.pieces import whole
+from cosmos_distill.train.shards import Shards
 from tests.parallel import checkpoint_worker
 from tests.parallel.checkpoint_worker import tensors
 
@@ -43,6 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found(folder: Path, case: str, ranks: int = 2) -> list[Any]:
     return [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def everything(folder: Path) -> dict[str, torch.Tensor]:
+    """All whole tensors of a group."""
+    shards = Shards(folder)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shards.tensors.items()}
+    shards.load({name: whole(value) for name, value in tensors.items()})
+    return tensors
 
 
 def test_saving_is_asynchronous_and_writes_every_value_once(folder: Path) -> None:
@@ -75,6 +84,23 @@ def test_other_ranks_read_it_in_place_under_another_cut(case: str, ranks: int, f
     state = {"step": 2, "rank": 0}
     expected = {"step": 2, "state": state, "equal": True, "in place": True}
     assert found(folder, case, ranks) == [expected] * ranks
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "pipeline", "zero"])
+def test_training_state_goes_from_layout_to_layout_bit_for_bit(layout: str, folder: Path) -> None:
+    before, after = (
+        folder / "layouts" / name / "checkpoints" / "step_000000002" for name in ("trained", layout)
+    )
+    for group in ("network_student", "optimizer_student", "ema_student", "random"):
+        theirs, ours = everything(before / group), everything(after / group)
+        assert ours.keys() == theirs.keys() != set()
+        for name, value in theirs.items():
+            assert ours[name].dtype == value.dtype and torch.equal(ours[name], value), (group, name)
+    kinds = {name.partition("/")[0] for name in everything(after / "optimizer_student")}
+    assert kinds == {"master", "exp_avg", "exp_avg_sq", "step"}
+    states = [json.loads((step / "state.json").read_text()) for step in (before, after)]
+    assert states[0] == states[1]
+    assert [rank["updates"] for rank in found(folder, layout)] == [{"student": 2}] * 2
 
 
 def test_what_one_rank_misses_stops_all(folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_bookkeeping_and_sources_make_no_difference() -> None:
     r = recipe()
     kd = r.stages["kd"]
     assert isinstance(kd, Train)
-    other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, log_every=7, save_every=9))
+    other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, log_every=7, save_every=9, keep_every=5))
     assert (
         manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
     )

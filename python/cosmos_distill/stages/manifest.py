@@ -26,7 +26,14 @@ from cosmos_distill.files import replacing, sha256
 MANIFEST = "manifest.json"
 
 # Bookkeeping: how often something is written or shown does not change what is computed.
-_WITHOUT_EFFECT = ("log_every", "save_every", "sample_every", "keep_checkpoints", "max_nonfinite")
+_WITHOUT_EFFECT = (
+    "log_every",
+    "save_every",
+    "sample_every",
+    "keep_checkpoints",
+    "keep_every",
+    "max_nonfinite",
+)
 
 
 class Refusal(Exception):

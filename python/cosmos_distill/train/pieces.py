@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Part
@@ -37,13 +36,9 @@ def whole(value: Tensor) -> Piece:
 
 
 def piece(value: Tensor, part: Part) -> Piece:
-    """A tensor of which this rank holds the ``part``; of a DTensor, the box of the part that is local."""
-    shape, origin = _frame(tuple(value.shape), part)
-    if not isinstance(value, DTensor):
-        return Piece(shape, (Block(origin, value),))
-    (chunk,) = value.__create_chunk_list__()
-    offsets = tuple(o + x for o, x in zip(origin, chunk.offsets, strict=True))
-    return Piece(shape, (Block(offsets, value.to_local()),))
+    """A tensor of which this rank holds the ``part``."""
+    shape, offsets = _frame(tuple(value.shape), part)
+    return Piece(shape, (Block(offsets, value),))
 
 
 def flat_piece(values: Tensor, first: int, local: tuple[int, ...], part: Part) -> Piece:
