@@ -1,4 +1,4 @@
-"""What one rank does under a layout: train every case with the trainer's own loop and write all of it down."""
+"""What one rank does under a layout: train every case with the trainer's own loop and write it all down."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ class Variation:
     """An error of :data:`PLANTS`."""
 
 
-def record(
-    layout: Layout, cases: Sequence[str], variation: Variation, folder: Path
-) -> dict[str, Record]:
+def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: Path) -> dict[str, Record]:
     """All of ``cases``, one after the other in the process groups of ``layout``."""
     groups.initialize(layout.parallel)
     with ExitStack() as planted:
@@ -97,7 +95,8 @@ def watched(record: Record) -> Iterator[None]:
                 key = f"{phase}/gradient/step {number} {role}"
                 hooks.enter_context(before_clipping(state.optimizers[role], noting_gradients(record, key)))
             outcome = plain_step(state, *args)
-        scalars = {name: whole(torch.tensor(v, dtype=torch.float64)) for name, v in state.window.means().items()}
+        means = state.window.means()
+        scalars = {name: whole(torch.tensor(v, dtype=torch.float64)) for name, v in means.items()}
         for kind, prefix in (("loss", "loss/"), ("norm", "grad_norm/")):
             of_kind = {name: piece for name, piece in scalars.items() if name.startswith(prefix)}
             record.add(f"{phase}/{kind}/step {number}", of_kind)

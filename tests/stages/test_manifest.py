@@ -65,7 +65,8 @@ def test_bookkeeping_and_sources_make_no_difference() -> None:
     r = recipe()
     kd = r.stages["kd"]
     assert isinstance(kd, Train)
-    other = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, log_every=7, save_every=9, keep_every=5))
+    trainer = dataclasses.replace(kd.trainer, log_every=7, save_every=9, keep_every=5)
+    other = dataclasses.replace(kd, trainer=trainer)
     assert (
         manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
     )
