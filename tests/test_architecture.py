@@ -52,6 +52,8 @@ LIGHT = [
     "ops/__init__",
     "diffusion/__init__",
     "models/presets",
+    "parallel/__init__",
+    "parallel/runs",
     "models/__init__",
     "stages/__init__",
     "stages/manifest",

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cosmos_distill.models.dit import PatchEmbed, Recompute, Trunk, VideoDiT, linear
+from cosmos_distill.models.blocks import linear
+from cosmos_distill.models.dit import PatchEmbed, Recompute, Trunk, VideoDiT
 from cosmos_distill.models.presets import NetworkConfig
 from cosmos_distill.parallel import groups, pipeline
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 from cosmos_distill.parallel.parts import Part
-from cosmos_distill.parallel.pipeline import own_runs
 from cosmos_distill.parallel.tokens import TokenSplit
 
 
@@ -130,7 +130,7 @@ class ControlledDiT(nn.Module):
         self.config = config
         self.micro_batch = 1
         """Samples that go through a pipeline together."""
-        self.runs = own_runs(config.blocks, config.control_blocks)
+        self.runs = pipeline.own_runs(config.blocks, config.control_blocks)
         self.base = VideoDiT(config, list(self.runs.values()), dtype=dtype)
         control = config.control_blocks and 0 in self.runs
         self.control = ControlBranch(config, dtype=dtype) if control else None

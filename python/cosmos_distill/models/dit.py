@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,19 +18,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_distill import ops
+from cosmos_distill.models.blocks import EPS, Blocks, Modulation, Places, linear, split_frames
 from cosmos_distill.models.position import LearnablePositions, rotary_tables
 from cosmos_distill.models.presets import NetworkConfig
-from cosmos_distill.parallel.context import attention
-from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.tokens import TokenSplit
 
-EPS = 1e-6
 Recompute = Literal["none", "full", "selective"]
-
-
-def linear(in_features: int, out_features: int, dtype: torch.dtype, bias: bool = False) -> nn.Linear:
-    """A small linear that every tensor-parallel rank holds whole."""
-    return nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -74,64 +67,6 @@ class TimeEmbed(nn.Module):
         return self.norm(sinusoid), self.linear_2(F.silu(self.linear_1(sinusoid)))
 
 
-class Modulation(nn.Module):
-    """AdaLN-LoRA: W2(W1(SiLU(e))) + shared, [B, chunks * D] or [B, T, chunks * D], split into ``chunks``."""
-
-    def __init__(self, config: NetworkConfig, chunks: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.chunks = chunks
-        self.linear_1 = linear(config.width, config.adaln_rank, dtype)
-        self.linear_2 = linear(config.adaln_rank, chunks * config.width, dtype)
-
-    def forward(self, activated: torch.Tensor, shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        out = self.linear_2(self.linear_1(activated))
-        return (out + shared[..., : out.shape[-1]]).chunk(self.chunks, dim=-1)
-
-
-class Attention(nn.Module):
-    """Self-attention with rotary positions, or cross-attention to the text without.
-
-    Queries and keys are RMS-normalised per head. Heads are split over the tensor-parallel group.
-    """
-
-    def __init__(self, config: NetworkConfig, context_dim: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.q = ColumnLinear(config.width, config.width, dtype=dtype)
-        self.k = ColumnLinear(context_dim, config.width, dtype=dtype)
-        self.v = ColumnLinear(context_dim, config.width, dtype=dtype)
-        self.q_norm = nn.Parameter(torch.empty(config.head_dim, dtype=dtype))
-        self.k_norm = nn.Parameter(torch.empty(config.head_dim, dtype=dtype))
-        self.out = RowLinear(config.width, config.width, dtype=dtype)
-
-    def forward(
-        self, x: torch.Tensor, text: torch.Tensor | None = None, places: Places | None = None
-    ) -> torch.Tensor:
-        """To ``text`` [B, L, text_dim], or between the tokens, which stand in ``places``."""
-        x = enter(x)
-        context = x if text is None else text
-        q, k, v = (
-            y.unflatten(-1, (-1, self.head_dim)) for y in (self.q(x), self.k(context), self.v(context))
-        )
-        if places is None:
-            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, eps=EPS)
-            out = ops.attention(q, k, v)
-        else:
-            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, places.cos, places.sin, eps=EPS)
-            out = attention(q, k, v, places.split)
-        return self.out(out.flatten(-2))
-
-
-class MLP(nn.Module):
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.up = ColumnLinear(config.width, config.mlp_ratio * config.width, dtype=dtype)
-        self.down = RowLinear(config.mlp_ratio * config.width, config.width, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(enter(x))))
-
-
 class TextProjection(nn.Module):
     """Prompt embedding to the width that the blocks attend to: GELU(linear), trained with the teacher and
     frozen since. [B, L, text_projection] -> [B, L, text_dim]"""
@@ -143,57 +78,6 @@ class TextProjection(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         return F.gelu(self.proj(text))
-
-
-class Places(NamedTuple):
-    """Where a rank's tokens stand in the clip."""
-
-    grid: tuple[int, int, int]
-    """Of the whole clip, (t, h, w)."""
-    split: TokenSplit
-    cos: torch.Tensor
-    """Rotary table of the tokens inside the tensor-parallel linears, [N, head_dim] or [B, N, head_dim]."""
-    sin: torch.Tensor
-    learned: torch.Tensor | None
-    """Added to the tokens at every block, [1, N, D]."""
-
-
-def split_frames(x: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
-    """Tokens as the modulation of ``activated`` meets them: [B, N, D], or [B, T, N/T, D] if it has frames."""
-    return x if activated.ndim == 2 else x.unflatten(1, (activated.shape[1], -1))
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention and MLP, each in ``x + gate * f(LN(x) * (1 + scale) + shift)``."""
-
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.self_attn = Attention(config, config.width, dtype)
-        self.cross_attn = Attention(config, config.text_dim, dtype)
-        self.mlp = MLP(config, dtype)
-        self.modulations = nn.ModuleList(Modulation(config, 3, dtype) for _ in range(3))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        text: torch.Tensor,
-        activated: torch.Tensor,
-        shared: torch.Tensor,
-        places: Places,
-    ) -> torch.Tensor:
-        (shift_s, scale_s, gate_s), (shift_c, scale_c, gate_c), (shift_m, scale_m, gate_m) = (
-            modulation(activated, shared) for modulation in self.modulations
-        )
-        if places.learned is not None:
-            x = x + places.learned
-        x = split_frames(x, activated)
-        h = ops.adaln_modulate(x, shift_s, scale_s, eps=EPS).flatten(1, -2)
-        h = self.self_attn(h, places=places).reshape(x.shape)
-        x, h = ops.gated_residual_adaln(x, h, gate_s, shift_c, scale_c, eps=EPS)
-        h = self.cross_attn(h.flatten(1, -2), text).reshape(x.shape)
-        x, h = ops.gated_residual_adaln(x, h, gate_c, shift_m, scale_m, eps=EPS)
-        h = self.mlp(h.flatten(1, -2)).reshape(x.shape)
-        return (x + gate_m.unsqueeze(-2) * h).flatten(1, -2)
 
 
 class FinalLayer(nn.Module):
@@ -219,16 +103,6 @@ class FinalLayer(nn.Module):
         p = self.patch
         y = y.reshape(-1, t, h, w, p, p, y.shape[-1] // p**2).permute(0, 6, 1, 2, 4, 3, 5)
         return y.reshape(y.shape[0], y.shape[1], t, h * p, w * p)
-
-
-class Blocks(nn.ModuleDict):
-    """The blocks that this rank has, by their number in the whole network."""
-
-    def __init__(self, numbers: Iterable[int], config: NetworkConfig, dtype: torch.dtype) -> None:
-        super().__init__({str(i): Block(config, dtype) for i in numbers})
-
-    def __getitem__(self, number: int | str) -> nn.Module:
-        return super().__getitem__(str(number))
 
 
 class Trunk(nn.Module):

@@ -1,5 +1,4 @@
-"""Whether a layout suits the ranks, the network and the batch; asked before anything starts. Torch-free, but
-for pipelines."""
+"""Whether a layout suits the ranks, the network and the batch; asked before anything starts. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from cosmos_distill.config import Parallel, Recipe, Train
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.parallel.runs import split_blocks
 from cosmos_distill.train.plan import launch_line
 
 
@@ -79,8 +79,6 @@ def _network(parallel: Parallel, config: NetworkConfig, name: str) -> Iterator[s
             f"{', '.join(map(str, _divisors(own)))}, or --parallel.context-attention ring."
         )
     if parallel.pipeline > 1:
-        from cosmos_distill.parallel.pipeline import split_blocks
-
         runs = parallel.pipeline * parallel.virtual_pipeline
         try:
             split_blocks(config.blocks, config.control_blocks, runs)

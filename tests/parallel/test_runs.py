@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosmos_distill.parallel.pipeline import split_blocks
+from cosmos_distill.parallel.runs import split_blocks
 
 
 @pytest.mark.parametrize(
