@@ -21,8 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim, Parallel
@@ -30,66 +28,15 @@ from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import data, groups
-from cosmos_distill.parallel.fsdp import local
-from cosmos_distill.parallel.parts import Part
 from cosmos_distill.train import index, shards
 from cosmos_distill.train.checkpoint import CheckpointStore
 from cosmos_distill.train.loop import fit
-from cosmos_distill.train.pieces import Piece, flat_piece, piece, whole
+from cosmos_distill.train.pieces import whole
 from cosmos_distill.train.state import TrainState
 from cosmos_distill.train.tensorfile import CheckpointError
+from tests.parallel.checkpoint_pieces import averages, equal, pieces, tensors
 from tests.train.fakes import trainer
 from tests.train.test_network import Clips
-
-
-def tensors() -> dict[str, Tensor]:
-    """What all layouts share out."""
-    g = torch.Generator().manual_seed(0)
-    return {
-        "rows": torch.randn(8, 6, generator=g),
-        "columns": torch.randn(4, 8, generator=g).bfloat16(),
-        "flat": torch.randn(3, 5, 7, generator=g),
-        "sharded": torch.randn(5, 2, generator=g),
-        "same": torch.randn(100, generator=g),
-        "step": torch.tensor(3.0),
-        "count": torch.tensor(12),
-        "early": torch.randn(4, generator=g),
-        "late": torch.randn(4, generator=g),
-    }
-
-
-def averages() -> dict[str, Tensor]:
-    """Of some of the tensors, in fp32."""
-    return {name: value.float() * 0.3 for name, value in tensors().items() if value.dtype != torch.int64}
-
-
-def pieces(rank: int, ranks: int, values: dict[str, Tensor], *, turned: bool) -> dict[str, Piece]:
-    """A rank's share of ``values``; ``turned``: cut along other dimensions. ``early`` and ``late`` are on one
-    of two pipeline ranks, the others of every kind there is: split, flat, sharded, replicated."""
-    cut = {"rows": 1, "columns": 0} if turned else {"rows": 0, "columns": 1}
-    tensor = groups.tensor_group()
-    found = {
-        name: piece(values[name].chunk(tensor.size(), dim)[tensor.rank()].contiguous(), Part(split=dim))
-        for name, dim in cut.items()
-    }
-    value = values["flat"]
-    bounds = [value.numel() * i // ranks + (3 if turned and 0 < i < ranks else 0) for i in range(ranks + 1)]
-    first, last = bounds[rank : rank + 2]
-    found["flat"] = flat_piece(value.flatten()[first:last].clone(), first, tuple(value.shape), Part())
-    mesh = init_device_mesh("cpu", (ranks,))
-    rows, span = local(distribute_tensor(values["sharded"], mesh, [Shard(0)]))
-    found["sharded"] = flat_piece(rows.view(-1), span.first, span.shape, Part())
-    found |= {name: whole(values[name].clone()) for name in ("same", "step", "count")}
-    found |= {name: whole(values[name].clone()) for i, name in enumerate(("early", "late")) if rank % 2 == i}
-    return found
-
-
-def equal(found: dict[str, Piece], expected: dict[str, Piece]) -> bool:
-    return found.keys() == expected.keys() and all(
-        torch.equal(a.value, b.value)
-        for name in found
-        for a, b in zip(found[name].blocks, expected[name].blocks, strict=True)
-    )
 
 
 def save(rank: int, ranks: int, folder: Path) -> Any:

@@ -18,7 +18,7 @@ from cosmos_distill.train.consolidate import consolidate
 from cosmos_distill.train.pieces import whole
 from cosmos_distill.train.shards import Shards
 from tests.parallel import checkpoint_worker
-from tests.parallel.checkpoint_worker import tensors
+from tests.parallel.checkpoint_pieces import averages, tensors
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,6 @@ def test_consolidated_student_is_bit_equal(folder: Path) -> None:
     assert own.keys() == whole_file.keys() == expected.keys()
     for name, value in expected.items():
         assert own[name].dtype == value.dtype and torch.equal(own[name], value), name
-        averaged = checkpoint_worker.averages()
+        averaged = averages()
         value = averaged[name].to(value.dtype) if name in averaged else value
         assert whole_file[name].dtype == value.dtype and torch.equal(whole_file[name], value), name
