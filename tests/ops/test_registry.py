@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -116,3 +117,21 @@ def test_every_public_operator_is_reachable():
         assert callable(getattr(ops, name)) and name in dir(ops)
     with pytest.raises(AttributeError, match="no attribute 'adaln_modulates'"):
         _ = ops.adaln_modulates
+
+
+def test_a_choice_holds_within_its_block_only(monkeypatch: pytest.MonkeyPatch):
+    x = torch.zeros(1, 2, 4)
+
+    def picked() -> str:
+        return registry.pick("attention", None, x)
+
+    with pytest.raises(RuntimeError, match="inside"), registry.insisting("reference"):
+        assert picked() == "reference"
+        with registry.insisting(None):
+            assert picked() == "reference"
+        raise RuntimeError("inside")
+    assert picked() == "sdpa" and registry.VARIABLE not in os.environ
+    monkeypatch.setenv(registry.VARIABLE, "reference")
+    with registry.insisting("sdpa"):
+        assert picked() == "sdpa"
+    assert picked() == "reference"

@@ -49,6 +49,20 @@ def test_report_has_the_fixed_names(report: dict) -> None:
     assert report["recipe"]["network"] == "transfer1-smoke"
 
 
+def test_report_says_what_a_training_step_takes_by_backend(finished: Path, report: dict) -> None:
+    step = report["step"]
+    assert step["picked"][-1] == "sdpa" and step["micro_batch"] == 4
+    assert set(step["seconds"]) == {"picked", "reference", "reference_sdpa"}
+    for who, taken in step["seconds"].items():
+        assert 0 < taken["fastest"] <= taken["median"] <= taken["slowest"]
+        if who != "picked":
+            assert step["ratios"][who] == pytest.approx(taken["median"] / step["seconds"]["picked"]["median"])
+    page = (finished / "report.html").read_text()
+    assert (
+        "picked here: cpu, sdpa" in page and f"{1e3 * step['seconds']['reference']['median']:,.1f} ms" in page
+    )
+
+
 def test_distillation_moves_the_student_towards_real_clips(report: dict) -> None:
     metrics = report["metrics"]
     assert metrics["kd_student"]["frechet"] < 0.9 * metrics["untrained_student"]["frechet"]

@@ -92,6 +92,7 @@ def html(
         compared=_compared(report),
         caution=" ".join(text for key, text in _CAUTION.items() if key in metrics_of(report)),
         latency=_latency(report["latency"]),
+        step=_step(report["step"]),
         stages=_stages(report),
         curves=curves,
         pictures="".join(_picture(caption, path) for caption, path in pictures),
@@ -182,6 +183,29 @@ def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<table><tr><th></th><th>teacher</th><th>student</th><th>ratio</th></tr>{''.join(rows)}</table>"
 
 
+def _step(step: Mapping[str, Any] | None) -> str:
+    """A training step with the operators' backends and without; nothing where none was measured."""
+    if step is None:
+        return ""
+    labels = {
+        "picked": f"picked here: {', '.join(step['picked'])}",
+        "reference": "reference throughout",
+        "reference_sdpa": "reference, but attention by torch's own SDPA",
+    }
+    rows = "".join(
+        f"<tr><td class=name>{escape(labels[who])}</td><td>{1e3 * taken['median']:,.1f} ms</td>"
+        f"<td><small>{1e3 * taken['fastest']:,.1f} – {1e3 * taken['slowest']:,.1f}</small></td>"
+        f"<td>{step['ratios'].get(who, 1.0):.2f}×</td></tr>"
+        for who, taken in step["seconds"].items()
+    )
+    return (
+        "<h2>Training step by backend</h2><div class=scroll><table><tr><th></th><th>median</th>"
+        f"<th>fastest – slowest</th><th>over picked</th></tr>{rows}</table></div>"
+        f"<p><small>Forward and backward of the student's one-step regression, {step['micro_batch']} clips, "
+        "in turn, without the optimiser.</small></p>"
+    )
+
+
 def _stages(report: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td class=name>{escape(name)}</td><td>{_seconds(stage['seconds'])}</td>"
@@ -232,6 +256,7 @@ Distances to real clips near the floor cannot be told apart. $caution</small></p
 <h2>Latency</h2><div class="scroll">$latency</div>
 <p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text
 encoder).</small></p>
+$step
 <h2>Clips</h2>$pictures
 <h2>Losses</h2>$curves
 <h2>Stages</h2><div class="scroll">$stages</div>

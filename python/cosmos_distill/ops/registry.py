@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -113,6 +115,21 @@ def pick(operator: str, asked: str | None, *tensors: Tensor) -> str:
     if found is None:
         found = _picked[key] = _choose(*key)
     return found
+
+
+@contextmanager
+def insisting(asked: str | None) -> Iterator[None]:
+    """Within, COSMOS_DISTILL_BACKEND holds ``asked``, in the whole process; None leaves it as it is."""
+    before = os.environ.get(VARIABLE)
+    if asked is not None:
+        os.environ[VARIABLE] = asked
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
 
 
 def _pick_while_tracing(operator: str, asked: str | None, device: str, dtype: torch.dtype | None) -> str:

@@ -23,6 +23,7 @@ from cosmos_distill.stages.networks import device, load, open_clips, preset, sch
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
+from cosmos_distill.stages.step_time import measure as measure_step
 from cosmos_distill.train.tensorfile import publish_tensors
 from cosmos_distill.train.visuals import grid
 
@@ -162,6 +163,7 @@ def _write(
             if "student" in measured and other != "student"
         },
         "latency": latencies,
+        "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
         "labels": {key: contestant.label for key, contestant in who.items()},
         "settings": plain(stage),
     }
@@ -202,11 +204,16 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
     return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
 
 
+def _final(stage: Evaluate) -> str:
+    """The contestant that the report is about."""
+    return list(stage.students)[-1] if stage.students else "untrained_student"
+
+
 def _latencies(
     stage: Evaluate, run: Run, who: dict[str, Contestant], source: Shared
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
-    student = list(stage.students)[-1] if stage.students else "untrained_student"
+    student = _final(stage)
     networks = {key: load(preset(run.recipe), who[key].weights) for key in ("teacher", student)}
     warm = next(key for key in ("teacher_1step_guided", *who) if key in who and key.startswith("teacher_"))
     found: dict[str, dict[str, Any]] = {}

@@ -45,6 +45,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
         "wall_seconds": sum(m.seconds for m in manifests.values()),
         "stages": {n: {"seconds": m.seconds, "attempts": m.attempts} for n, m in manifests.items()},
         **{key: scores[key] for key in _FROM_SCORES},
+        "step": scores.get("step"),  # runs evaluated by earlier versions have none
         "seed": recipe.seed,
         "version": cosmos_distill.__version__,
         "cores": os.cpu_count(),
