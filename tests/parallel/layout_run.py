@@ -32,7 +32,7 @@ Entry = tuple[str, tuple[int, ...], tuple[int, ...], Tensor]
 @dataclass
 class Record:
     """What a rank saw: boxes of tensors under keys ``<phase>/<kind>/<what>``. The phase is ``student`` or
-    ``critics`` (``end`` after the last step), the kind ``loss``, ``norm``, ``gradient`` or ``weight``."""
+    ``critics`` (``start`` before the first step, ``end`` after the last), the kind ``loss``, ``norm``, ``gradient`` or ``weight``."""
 
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
@@ -90,6 +90,9 @@ def watched(record: Record) -> Iterator[None]:
     def step(state: TrainState, *args: Any) -> tuple[bool, bool]:
         number, turn = state.step, state.method.turn(state.step)
         phase = "student" if "student" in turn else "critics"
+        if number == 0:
+            for role in state.method.trainable:
+                record.add(f"start/weight/{role}", network_pieces(state.method.roles[role]))
         with ExitStack() as hooks:
             for role in turn:
                 key = f"{phase}/gradient/step {number} {role}"

@@ -133,7 +133,7 @@ def compare(found: Whole, expected: Whole) -> dict[str, tuple[float, str]]:
         if value.shape != found[key].shape:
             raise LayoutError(f"{key} has shape {tuple(found[key].shape)}, not {tuple(value.shape)}")
         difference = float((found[key] - value).abs().max() / (value.abs().max() + TINY))
-        group = key.rsplit("/", 1)[0] if key.startswith("end") else "/".join(key.split("/")[:2])
+        group = "/".join(key.split("/")[:2])
         worst[group] = max(worst.get(group, (-1.0, "")), (difference, key))
     return worst
 
