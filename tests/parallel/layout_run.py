@@ -23,6 +23,7 @@ from cosmos_distill.train import loop
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
 from cosmos_distill.train.pieces import Piece, whole
 from cosmos_distill.train.state import TrainState
+from tests.parallel.layout_plants import PLANTS
 from tests.parallel.layouts import CASES, SEED, Case, Clips, Layout
 
 Entry = tuple[str, tuple[int, ...], tuple[int, ...], Tensor]
@@ -32,7 +33,8 @@ Entry = tuple[str, tuple[int, ...], tuple[int, ...], Tensor]
 @dataclass
 class Record:
     """What a rank saw: boxes of tensors under keys ``<phase>/<kind>/<what>``. The phase is ``student`` or
-    ``critics`` (``end`` after the last step), the kind ``loss``, ``norm``, ``gradient`` or ``weight``."""
+    ``critics``, ``start`` before the first step or ``end`` after the last; the kind ``loss``, ``norm``,
+    ``gradient`` or ``weight``."""
 
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
@@ -52,7 +54,7 @@ class Variation:
     double: bool = False
     """In fp64, which says how much of a difference is rounding."""
     plant: str | None = None
-    """An error of :data:`PLANTS`."""
+    """A mistake of :data:`~tests.parallel.layout_plants.PLANTS`."""
 
 
 def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: Path) -> dict[str, Record]:
@@ -90,6 +92,9 @@ def watched(record: Record) -> Iterator[None]:
     def step(state: TrainState, *args: Any) -> tuple[bool, bool]:
         number, turn = state.step, state.method.turn(state.step)
         phase = "student" if "student" in turn else "critics"
+        if number == 0:
+            for role in state.method.trainable:
+                record.add(f"start/weight/{role}", network_pieces(state.method.roles[role]))
         with ExitStack() as hooks:
             for role in turn:
                 key = f"{phase}/gradient/step {number} {role}"
@@ -161,7 +166,3 @@ def networks(case: Case, layout: Layout, seed: int, dtype: torch.dtype) -> Netwo
         return network
 
     return make
-
-
-PLANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
-"""Mistakes that a layout can hide."""

@@ -117,7 +117,7 @@ class Share(ABC):
     def gradient_norm(self) -> Tensor:
         """L2 norm of the whole network's gradient: an fp32 scalar, the same bits on all ranks. Collective."""
         found = {name: m.grad for name, m in self.masters.items() if m.grad is not None}
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in found.values()]
+        norms = [torch.linalg.vector_norm(g, dtype=_wide(g)) for g in found.values()]
         everyone = groups.gradient_group().size()  # first: it starts a process group where there is none
         if dist.get_world_size() == 1:
             return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
@@ -189,6 +189,10 @@ class PlainShare(Share):
 
     def _master_of(self, weight: Tensor) -> Tensor:
         return weight
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    return torch.promote_types(gradient.dtype, torch.float32)
 
 
 def sum_over(
