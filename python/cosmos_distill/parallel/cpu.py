@@ -41,6 +41,7 @@ def _torch_without_cuda() -> types.ModuleType:
     cuda.__dict__.update(
         current_device=lambda: _CPU,
         synchronize=lambda *_: None,
+        current_stream=lambda *_: None,  # 0.19 asks for it in case there is something to wait for
         empty_cache=lambda: None,
         stream=nullcontext,
     )
