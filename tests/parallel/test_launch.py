@@ -13,7 +13,7 @@ from cosmos_distill.train.log import read
 from tests.parallel import faulty
 from tests.stages.conftest import ENV, RECIPE
 
-TRAINING = ("--only", "generate", "kd", "dmd2")
+TRAINING = ("--trainer.sample-every", "100", "--only", "generate", "kd", "dmd2")
 
 
 def launch(out: Path, *args: str, options: tuple[str, ...] = (), program: tuple[str, ...] = ()) -> list[str]:
