@@ -1,12 +1,10 @@
-"""One smoke run of the real command, shared by all who look at it."""
+"""The real command in a process of its own."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 import cosmos_distill
 
@@ -27,12 +25,3 @@ def smoke(
     """Run the smoke recipe in a process of its own."""
     command = [sys.executable, *program, str(recipe), "--scale", "smoke", "--out", str(out), *args]
     return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted smoke run."""
-    out = tmp_path_factory.mktemp("smoke") / "run"
-    done = smoke(out, "--traceback")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out

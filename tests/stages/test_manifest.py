@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_distill.config import Data, Generate, Guidance, Optim, Recipe, Train, Trainer
+from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages.manifest import (
     File,
@@ -18,6 +18,7 @@ from cosmos_distill.stages.manifest import (
     sha256,
     write_atomically,
 )  # fmt: skip
+from cosmos_distill.train.fingerprint import fingerprint, require_same
 
 
 def recipe() -> Recipe:
@@ -70,6 +71,22 @@ def test_bookkeeping_and_sources_make_no_difference() -> None:
     assert (
         manifest().mismatch(manifest(configuration=configuration(r, other), sources="x", seconds=3.0)) is None
     )
+
+
+def test_a_stage_may_go_on_under_another_layout() -> None:
+    r = recipe()
+    kd = r.stages["kd"]
+    assert isinstance(kd, Train)
+    cut = dataclasses.replace(kd, trainer=dataclasses.replace(
+        kd.trainer, micro_batch=kd.trainer.global_batch, activation_checkpointing="full"
+    ))  # fmt: skip
+    other = dataclasses.replace(r, parallel=Parallel(tensor=2, pipeline=2, data="sharded_optimizer"))
+    asked = manifest(configuration=configuration(other, cut))
+    assert manifest().mismatch(asked) is None
+    optims = [kd.method.student]  # type: ignore[attr-defined]
+    before, after = (fingerprint(kd.method, optims, s.trainer, 0) for s in (kd, cut))
+    require_same(before, after)
+    assert before == after
 
 
 def test_damaged_manifest_is_named(tmp_path: Path) -> None:

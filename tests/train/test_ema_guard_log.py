@@ -94,6 +94,14 @@ def test_first_signal_asks_second_stops_and_handlers_come_back(number: signal.Si
     assert [signal.getsignal(n) for n in StopFlag.signals] == before
 
 
+def test_under_torchrun_a_signal_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopFlag() as stop:
+        for _ in range(2):  # the terminal's, and what torchrun makes of it
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+
+
 def test_log_is_cut_behind_the_step_and_behind_damage(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     whole = '{"step": 2, "a": 1}\n{"step": 2, "nonfinite": "loss/kd"}\n{"step": 4}\n'

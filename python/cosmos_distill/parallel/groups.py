@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.parallel.meeting import meet
 
 with warnings.catch_warnings():
     # Without Transformer Engine or Apex the import warns once per fallback; the fallbacks are what we use.
@@ -47,7 +48,8 @@ def connect(timeout: timedelta | None = None) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world = meet(timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 

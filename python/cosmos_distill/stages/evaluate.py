@@ -19,7 +19,7 @@ from cosmos_distill.stages import contestants as who_draws
 from cosmos_distill.stages.checks import pixel_frames
 from cosmos_distill.stages.contestants import Contestant, contestants, student_sampler
 from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
-from cosmos_distill.stages.networks import device, load, open_clips, preset, schedule
+from cosmos_distill.stages.networks import device, load_to_draw, open_clips, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
@@ -58,7 +58,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
         for key, contestant in who.items():
-            network = load(preset(run.recipe), contestant.weights)
+            network = load_to_draw(run.recipe, contestant.weights, stage.batch)
 
             def draw(
                 first: int, count: int, who: Contestant = contestant, network: ControlledDiT = network
@@ -214,7 +214,7 @@ def _latencies(
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
     student = _final(stage)
-    networks = {key: load(preset(run.recipe), who[key].weights) for key in ("teacher", student)}
+    networks = {key: load_to_draw(run.recipe, who[key].weights, stage.batch) for key in ("teacher", student)}
     warm = next(key for key in ("teacher_1step_guided", *who) if key in who and key.startswith("teacher_"))
     found: dict[str, dict[str, Any]] = {}
     for size in dict.fromkeys((stage.batch, 1)):

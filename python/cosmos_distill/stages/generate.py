@@ -14,8 +14,9 @@ from cosmos_distill.data.pairs import PairWriter
 from cosmos_distill.files import sha256
 from cosmos_distill.parallel import groups
 from cosmos_distill.stages import Run, ranks
+from cosmos_distill.stages.checks import teacher_files
 from cosmos_distill.stages.manifest import Pairs, sha256_of_listing
-from cosmos_distill.stages.networks import device, load_teacher, open_clips, schedule
+from cosmos_distill.stages.networks import device, load_to_draw, open_clips, schedule
 from cosmos_distill.stages.progress import Log, work
 from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
@@ -35,7 +36,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     per_batch = teacher_calls(levels, stage.steps)
     missing = [(n, min(stage.batch, stage.pairs - n)) for n in range(done, stage.pairs, stage.batch)]
     if missing:
-        teacher = load_teacher(recipe)
+        teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch)
         kept = "whole batches are kept, the same command draws the rest"
         total = -(-len(missing) // groups.data_size()) * per_batch
         with work(run.console, name, total, run.stop, kept) as bar:

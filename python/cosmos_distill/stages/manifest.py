@@ -25,7 +25,8 @@ from cosmos_distill.files import replacing, sha256
 
 MANIFEST = "manifest.json"
 
-# Bookkeeping: how often something is written or shown does not change what is computed.
+# Bookkeeping: how often something is written or shown does not change what is computed; nor does how a batch
+# is cut and what is computed twice, which go with the layout.
 _WITHOUT_EFFECT = (
     "log_every",
     "save_every",
@@ -33,6 +34,8 @@ _WITHOUT_EFFECT = (
     "keep_checkpoints",
     "keep_every",
     "max_nonfinite",
+    "micro_batch",
+    "activation_checkpointing",
 )
 
 
@@ -155,8 +158,8 @@ class Manifest:
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Everything in ``recipe`` that has an effect on what ``stage`` computes.
 
-    Left out: the teacher's path (its hash is an input), the parallel layout (it never changes the
-    result) and bookkeeping such as ``save_every``.
+    Left out: the teacher's path (its hash is an input), the parallel layout and the micro-batch (they
+    never change the result) and bookkeeping such as ``save_every``.
     """
     document = {
         "stage": plain(stage),

@@ -67,6 +67,13 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     return network.eval().requires_grad_(False)
 
 
+def load_to_draw(recipe: Recipe, files: tuple[Path, ...], batch: int) -> ControlledDiT:
+    """A network that draws ``batch`` clips at once: a pipeline has a micro-batch for each of its ranks."""
+    network = load(preset(recipe), files)
+    network.micro_batch = -(-batch // recipe.parallel.pipeline)
+    return network
+
+
 def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> ControlledDiT:
     """The pre-trained teacher."""
     return load(preset(recipe), teacher_files(recipe), dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -51,6 +52,9 @@ class NonFinite:
 class StopFlag:
     """Context manager: the first SIGINT or SIGTERM sets :attr:`requested`, a second one stops at once.
 
+    Not under torchrun, which passes on what the terminal or the scheduler has sent to everyone already, and
+    kills by itself who takes too long.
+
     Outside the main thread (where Python allows no signal handlers) it is only the flag.
     """
 
@@ -81,5 +85,7 @@ class StopFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                return
             raise KeyboardInterrupt(f"second {signal.Signals(number).name}")
         self.request(signal.Signals(number).name)

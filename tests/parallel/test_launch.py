@@ -1,0 +1,115 @@
+"""The real command under torchrun: the smoke recipe, with what one process logs as the reference."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cosmos_distill.train.log import read
+from tests.parallel import faulty
+from tests.stages.conftest import ENV, RECIPE
+
+TRAINING = ("--trainer.sample-every", "100", "--only", "generate", "kd", "dmd2")
+
+
+def launch(out: Path, *args: str, options: tuple[str, ...] = (), program: tuple[str, ...] = ()) -> list[str]:
+    """The smoke recipe on two ranks of one machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    options = options or ("--standalone", "--nproc-per-node", "2")
+    program = program or ("-m", "cosmos_distill")
+    return [*torchrun, *options, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    env = {k: v for k, v in ENV.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(RECIPE.parents[1])])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def end(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and everything it said, its words on one line."""
+    try:
+        said, _ = running.communicate(timeout=150)
+    finally:
+        running.kill()
+    return running.returncode, " ".join(said.replace("│", " ").split())
+
+
+def with_pairs(finished: Path, out: Path) -> Path:
+    """A run folder whose generate stage is complete."""
+    shutil.copytree(finished / "generate", out / "generate")
+    return out
+
+
+def same_losses(out: Path, finished: Path) -> None:
+    for name in ("kd", "dmd2"):
+        ours, theirs = read(out / name / "log.jsonl"), read(finished / name / "log.jsonl")
+        assert len(ours) == len(theirs) == 4
+        for line, expected in zip(ours, theirs, strict=True):
+            assert line.keys() == expected.keys()
+            for key in line.keys() - {"wall"}:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5), (name, line["step"], key)
+
+
+def test_two_nodes(finished: Path, tmp_path: Path) -> None:
+    """Two agents on one machine, data parallel over them; every stage but the evaluation."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
+               "--rdzv-endpoint", f"localhost:{port}")  # fmt: skip
+    nodes = [start(launch(tmp_path / "run", *TRAINING, "export", options=options)) for _ in range(2)]
+    ended = [end(node) for node in nodes]
+    assert [status for status, _ in ended] == [0, 0], ended
+    said = sorted((said for _, said in ended), key=len)
+    assert said[1].count("dmd2 complete") == 1 and "complete" not in said[0]  # rank 0 speaks for all
+    same_losses(tmp_path / "run", finished)
+    for shard in ("pairs-00000000", "pairs-00000016"):
+        from safetensors.torch import load_file
+
+        ours, theirs = (load_file(folder / "generate" / "pairs" / f"{shard}.safetensors")
+                        for folder in (tmp_path / "run", finished))  # fmt: skip
+        assert all(ours[key].equal(theirs[key]) for key in theirs)
+    assert (tmp_path / "run" / "export" / "student.safetensors").is_file()
+
+
+def test_stop_and_go_on_under_another_layout(finished: Path, tmp_path: Path) -> None:
+    """A signal that one rank gets stops both between two checkpoints; two context ranks go on from what two
+    tensor-parallel ranks saved."""
+    out = with_pairs(finished, tmp_path / "run")
+    program = (faulty.__file__, "dmd2", "12", "1", "SIGTERM")
+    status, said = end(start(launch(out, *TRAINING, "--parallel.tensor", "2", program=program)))
+    assert status != 0 and "exitcode : 130" in said
+    assert said.count("stopped by another rank after 13 of 20 steps") == 1
+    assert len(read(out / "dmd2" / "log.jsonl")) == 2
+    status, said = end(start(launch(out, *TRAINING, "--parallel.context", "2")))
+    assert status == 0, said
+    assert "kd already complete" in said and "going on from step 13" in said
+    same_losses(out, finished)
+
+
+def test_a_rank_that_fails_is_named_and_the_restart_goes_on(finished: Path, tmp_path: Path) -> None:
+    out = with_pairs(finished, tmp_path / "run")
+    program = (faulty.__file__, "dmd2", "12", "1", "raise")
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    command = launch(out, *TRAINING, "--parallel.pipeline", "2", options=options, program=program)
+    status, said = end(start(command))
+    assert status == 0, said
+    assert said.count("ArithmeticError: the faulty rank's own words") == 1
+    assert said.count("failed, rank 1 of 2") == 1 and "failed, rank 0" not in said
+    assert "going on from step 10" in said
+    same_losses(out, finished)
+
+
+def test_refusals_are_said_once(tmp_path: Path) -> None:
+    """Rank 0 has found it alone, and so have all; the launch ends at once."""
+    status, said = end(start(launch(tmp_path / "run", "--parallel.tensor", "4")))
+    assert status == 1 and "exitcode : 2" in said
+    assert said.count("launch a multiple of 4, or choose sizes whose product divides 2") == 1
+    assert said.count("cannot run this") == 1
+    assert not (tmp_path / "run").exists()
