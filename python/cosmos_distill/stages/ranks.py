@@ -55,7 +55,7 @@ def connect() -> None:
 
     get_error_handler().initialize()
     groups.connect(TIMEOUT)
-    threading.Thread(target=_watch, args=(_store(),), daemon=True, name="watch").start()
+    _watcher.append(_Watch(_store()))
 
 
 def lay_out(parallel: Parallel) -> None:
@@ -153,6 +153,8 @@ def finish() -> None:
     import torch.distributed as dist
 
     dist.barrier()
+    while _watcher:
+        _watcher.pop().end()
     dist.destroy_process_group()
 
 
@@ -163,16 +165,32 @@ def hush() -> None:
         time.sleep(_PATIENCE)
 
 
-def _watch(store: Any) -> None:
-    """End this rank once another has failed: it may be in a collective that never returns."""
-    while True:
-        time.sleep(_POLL)
-        try:
-            if store.check([_FAILED]) and store.get(_FAILED) != os.environ["RANK"].encode():
+class _Watch(threading.Thread):
+    """Ends this rank once another has failed: it may be in a collective that never returns."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._store, self._over = store, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Look now and then."""
+        while not self._over.wait(_POLL):
+            try:
+                failed = self._store.check([_FAILED]) and self._store.get(_FAILED).decode()
+            except Exception:
+                return  # the store has gone with its node
+            if failed and failed != os.environ["RANK"]:
                 time.sleep(_PATIENCE)  # most ranks notice by themselves, and leave in order
                 os._exit(1)
-        except Exception:
-            return  # the store has gone, because the run is over or its node is
+
+    def end(self) -> None:
+        """No thread may be inside torch when the interpreter goes."""
+        self._over.set()
+        self.join()
+
+
+_watcher: list[_Watch] = []
 
 
 def _store() -> Any:
