@@ -128,15 +128,15 @@ samples a step in micro-batches of one. The difference of a tensor is its larges
 largest absolute value, and the worst tensor counts. In the columns of a phase: losses and gradient norms /
 gradients. Weights: those of all trained networks, and the student's average, after the third step.
 
-The first row is no layout: one rank in fp64, with the reference operators instead of the fused ones, shows what
-rounding to fp32 amounts to. Tests hold every layout to {TOLERANCE:.0e}, and copies of a tensor on several ranks
-to the last bit.
+The first row is no layout: one rank in fp64, with the reference operators instead of the fused ones, shows
+what rounding to fp32 amounts to. Tests hold every layout to {TOLERANCE:.0e}, and copies of a tensor on
+several ranks to the last bit.
 
-Neither the 3 frames nor, in DMD2 and Predict2.5, the 3 x 5 and 3 x 3 tokens of a frame can be divided by the 2
-or 4 ranks that share them; in KD a frame has 4 x 4.
+Neither the 3 frames nor, in DMD2 and Predict2.5, the 3 x 5 and 3 x 3 tokens of a frame can be divided by the
+2 or 4 ranks that share them; in KD a frame has 4 x 4.
 
-Written by `python -m tests.parallel.layout_table docs/layout_equality.md`; every whole run of the tests writes
-its own to `build/layout_equality.md`.
+Written by `python -m tests.parallel.layout_table docs/layout_equality.md`; every whole run of the tests
+writes its own to `build/layout_equality.md`.
 
 """
 
