@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def main(folder: Path) -> None:
             if child == 0:
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
                 store = dist.FileStore(str(folder / f"store-{part}"), size)
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                dist.init_process_group(
+                    "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=40)
+                )
                 found = function(folder)
                 (folder / f"{part}-{rank}.json").write_text(json.dumps(found))
                 dist.barrier()
