@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,6 +46,26 @@ class Record:
         for name, of in pieces.items():
             for block in of.blocks:
                 self.entries.append((f"{key} {name}", of.shape, block.offsets, block.value.detach().clone()))
+
+    def save(self, path: Path) -> None:
+        """Write it; as few tensors, since reading thousands takes a second."""
+        of_type: dict[str, list[Tensor]] = {}
+        about = []
+        for key, shape, offsets, value in self.entries:
+            of_type.setdefault(str(value.dtype), []).append(value.flatten())
+            about.append((key, shape, offsets, tuple(value.shape), str(value.dtype)))
+        flat = {name: torch.cat(values) for name, values in of_type.items()}
+        torch.save((json.dumps(about), flat, self.seconds), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        about, flat, seconds = torch.load(path, weights_only=True)
+        entries, begin = [], dict.fromkeys(flat, 0)
+        for key, shape, offsets, size, name in json.loads(about):
+            first, count = begin[name], prod(size)
+            begin[name] += count
+            entries.append((key, tuple(shape), tuple(offsets), flat[name][first : first + count].view(size)))
+        return cls(entries, seconds)
 
 
 @dataclass(frozen=True)

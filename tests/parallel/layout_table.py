@@ -124,14 +124,15 @@ TEXT = f"""# The layout does not change the result
 
 Largest relative difference between a layout and one rank, in fp32, over three optimiser steps (student,
 critics, student; in KD three of the student) of small networks with every part that the real ones have, 4
-samples a step in micro-batches of one. The difference of a tensor is its largest absolute difference over its
-largest absolute value, and the worst tensor counts. In the columns of a phase: losses and gradient norms /
+samples a step in micro-batches of one. The difference of a tensor is its largest absolute difference over
+its largest absolute value, and the worst tensor counts. Columns of a phase: losses and gradient norms /
 gradients. Weights: those of all trained networks, and the student's average, after the third step.
 
 The first row is no layout: one rank in fp64, with the reference operators instead of the fused ones, shows
 what rounding to fp32 amounts to. Tests hold every layout to {TOLERANCE:.0e}, and copies of a tensor on
 several ranks to the last bit.
 
+TP, SP, PP, CP, DP: tensor, sequence, pipeline, context and data parallelism, with the number of ranks.
 Neither the 3 frames nor, in DMD2 and Predict2.5, the 3 x 5 and 3 x 3 tokens of a frame can be divided by the
 2 or 4 ranks that share them; in KD a frame has 4 x 4.
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.parallel.layout_run import Entry, Variation, record
+from tests.parallel.layout_run import Entry, Record, Variation, record
 from tests.parallel.layouts import LAYOUTS, ONE, Layout
 
 TIMEOUT = 90.0
@@ -37,7 +37,7 @@ class LayoutError(Exception):
 
 
 def rank_main(rank: int, layout: Layout, cases: list[str], variation: Variation, folder: Path) -> None:
-    """One rank. Leaves ``rank<n>``, or ``error<n>`` if something is raised, or ``stack<n>`` if it hangs."""
+    """One rank. Leaves ``rank<n> <case>``, or ``error<n>`` if something is raised, or ``stack<n>`` if it hangs."""
     torch.set_num_threads(1)
     with (folder / f"stack{rank}").open("w") as stack:
         faulthandler.dump_traceback_later(TIMEOUT - 5, file=stack)
@@ -50,7 +50,8 @@ def rank_main(rank: int, layout: Layout, cases: list[str], variation: Variation,
                 timeout=datetime.timedelta(seconds=TIMEOUT / 2),
             )
             found = record(layout, cases, variation, folder)
-            torch.save({case: (r.entries, r.seconds) for case, r in found.items()}, folder / f"rank{rank}")
+            for case, of in found.items():
+                of.save(folder / f"rank{rank} {case}")
             dist.barrier()
             dist.destroy_process_group()
         except BaseException:
@@ -60,8 +61,8 @@ def rank_main(rank: int, layout: Layout, cases: list[str], variation: Variation,
             faulthandler.cancel_dump_traceback_later()
 
 
-def run_ranks(layout: Layout, cases: list[str], variation: Variation) -> list[dict[str, Any]]:
-    """Fork the ranks; what each left, {case: (entries, seconds)}.
+def run_ranks(layout: Layout, cases: list[str], variation: Variation) -> list[dict[str, Record]]:
+    """Fork the ranks; what each saw, by case.
 
     Raises:
         LayoutError: a rank raised or was not done in time; with every rank's traceback, the first first.
@@ -92,7 +93,10 @@ def run_ranks(layout: Layout, cases: list[str], variation: Variation) -> list[di
             parts += [f"rank {rank} not done:\n{(folder / f'stack{rank}').read_text()}" for rank in late]
             parts += [f"exit codes {[process.exitcode for process in ranks]}"]
             raise LayoutError("\n".join(parts))
-        return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in range(layout.ranks)]
+        return [
+            {case: Record.load(folder / f"rank{rank} {case}") for case in cases}
+            for rank in range(layout.ranks)
+        ]
 
 
 def assemble(ranks: list[list[Entry]]) -> tuple[Whole, list[str]]:
@@ -157,7 +161,7 @@ class Server:
     def reference(self, case: str) -> Whole:
         if case not in self.one:
             (found,) = run_ranks(ONE, [case], Variation())
-            self.one[case], _ = assemble([found[case][0]])
+            self.one[case], _ = assemble([found[case].entries])
         return self.one[case]
 
     def answer(self, layout: str | None, cases: list[str], **variation: Any) -> dict[str, Any]:
@@ -168,12 +172,12 @@ class Server:
         ranks = run_ranks(ONE if layout is None else LAYOUTS[layout], cases, Variation(**variation))
         report = {}
         for case in cases:
-            found, differ = assemble([rank[case][0] for rank in ranks])
+            found, differ = assemble([rank[case].entries for rank in ranks])
             report[case] = {
                 "worst": compare(found, self.reference(case)),
                 "copies": differ,
                 "moved": moved(found),
-                "seconds": max(rank[case][1] for rank in ranks),
+                "seconds": max(rank[case].seconds for rank in ranks),
             }
         return report
 
