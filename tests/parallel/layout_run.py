@@ -85,7 +85,14 @@ def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: P
     with ExitStack() as planted:
         if variation.plant is not None:
             planted.enter_context(PLANTS[variation.plant]())
-        return {case: run(layout, case, variation, folder / case) for case in cases}
+        found = {}
+        for case in cases:
+            try:
+                found[case] = run(layout, case, variation, folder / case)
+            except Exception as error:
+                error.add_note(f"in the case {case}")
+                raise
+        return found
 
 
 def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> Record:

@@ -37,7 +37,7 @@ class LayoutError(Exception):
 
 
 def rank_main(rank: int, layout: Layout, cases: list[str], variation: Variation, folder: Path) -> None:
-    """One rank. Leaves ``rank<n> <case>``, or ``error<n>`` if something is raised, or ``stack<n>`` if it hangs."""
+    """One rank. Leaves ``rank<n> <case>``, ``error<n>`` if something is raised, ``stack<n>`` if it hangs."""
     torch.set_num_threads(1)
     with (folder / f"stack{rank}").open("w") as stack:
         faulthandler.dump_traceback_later(TIMEOUT - 5, file=stack)
