@@ -74,14 +74,14 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def optim(lr: float, clip_norm: float | None = None) -> Optim:
+def optim(lr: float, clip_norm: float | None = None, eps: float = 1e-3) -> Optim:
     """AdamW whose step is a smooth function of the gradient.
 
     With the usual eps of 1e-8 a gradient of that size, which is the rounding error of a sum of larger ones,
     moves its weight by the whole learning rate in the direction of its accidental sign: no two orders of
     summation, hence no two layouts, agree on that, and there is nothing to agree on.
     """
-    return Optim(lr=lr, eps=1e-3, clip_norm=clip_norm)
+    return Optim(lr=lr, eps=eps, clip_norm=clip_norm)
 
 
 TRANSFER = NetworkConfig(
@@ -168,7 +168,7 @@ CASES: Mapping[str, Case] = {
         DMD2(
             guidance=Guidance(2.0, "added"), student_update_freq=2, levels=Grid(),
             gan_weight=0.5, head="conv2d", head_width=16, feature_blocks=(1, 2), condition_frames=GIVEN,
-            student=optim(1e-2, 0.5), fake_score=optim(1e-2), discriminator=optim(1e-4),
+            student=optim(4e-3, 0.5), fake_score=optim(4e-3), discriminator=optim(1e-4),
         ),
         3, 6, 10,
     ),
@@ -181,7 +181,7 @@ CASES: Mapping[str, Case] = {
             levels=ShiftedTime("uniform"), vsd_form="predict2.5", fake_score_weighting="trigflow",
             mask_given_frames=True, gan_weight=0.5, gan_features="fake_score", head="query_token",
             feature_blocks=(1, 3), condition_frames=GIVEN,
-            student=optim(4e-3, 2.0), fake_score=optim(4e-3, 2.0), discriminator=optim(2e-4, 0.5),
+            student=optim(4e-3, 2.0), fake_score=optim(4e-3, 2.0), discriminator=optim(2e-3, 0.5, 1e-2),
         ),
         3, 6, 6,
     ),

@@ -43,7 +43,9 @@ def test_a_layout_gives_what_one_rank_gives(worker, reports, layout):
 def test_a_tolerance_that_only_rounding_meets(worker, reports):
     """fp32 is about this far from fp64, and runs that differ are far beyond."""
     reports[ONE] = worker.ask(None, double=True)
-    assert all(TOLERANCE / 1e3 < found < 10 * TOLERANCE for found, _ in worst(reports[ONE]).values())
+    double = worst(reports[ONE])
+    assert all(found < 10 * TOLERANCE for found, _ in double.values())
+    assert all(found > TOLERANCE / 100 for of, (found, _) in double.items() if of.endswith("gradient"))
     other = worst(worker.ask(None, seed=9))
     assert all(found > 1e3 * TOLERANCE for found, _ in other.values())
 
@@ -56,7 +58,7 @@ def test_weights_move(worker):
         frozen = {name for name in of if ".text_projection." in name}
         assert still == frozen, case
         networks = {name: far for name, far in of.items() if not name.startswith("discriminator")}
-        assert min(far for name, far in networks.items() if name not in frozen) > 100 * TOLERANCE, case
+        assert min(far for name, far in networks.items() if name not in frozen) > 50 * TOLERANCE, case
 
 
 @pytest.mark.parametrize(
