@@ -152,6 +152,12 @@ def test_control_weight_scales_the_residuals(make_network, make_inputs):
     assert torch.allclose(mixed[1], off[1], atol=1e-12)
 
 
+def test_control_weight_may_be_wider_than_the_network(make_network, make_inputs):
+    network, inputs = make_network(torch.bfloat16), make_inputs(2, torch.bfloat16)
+    out = network(**inputs, control_weight=torch.full((2, 3, 3, 4), 0.5))
+    assert torch.equal(out, network(**inputs, control_weight=0.5))
+
+
 def test_features_are_taken_before_the_residual(make_network, make_inputs):
     network, inputs = make_network(), make_inputs()
     out, with_hint = network(**inputs, features=(0, 2))

@@ -57,6 +57,8 @@ def between(folder: Path) -> dict[str, Any]:
         for name in ("latents", "text", "fps", "padding_mask")
     )
     found |= {"first": batch.first, "names": batch.names, "hint": batch.hint, "noise": batch.noise}
+    plain: Any = Shared(ToySource() if Shared.reads() else None)  # type: ignore[arg-type]
+    found["without_names"] = plain.batch(first, 3).names
     found["read"] = None if source is None else source.read
     found["description"] = shared.description()
 

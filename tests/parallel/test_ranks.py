@@ -42,7 +42,7 @@ def test_one_rank_of_a_model_group_reads_for_all(folder: Path) -> None:
     for rank, it in enumerate(found(folder, "between")):
         assert it["data_rank"] == rank // 2 and it["same"]
         assert it["first"] == 10 * (rank // 2) and it["names"][0] == f"sample {it['first']}"
-        assert it["hint"] is None and it["noise"] is None
+        assert it["hint"] is None and it["noise"] is None and it["without_names"] == []
         assert it["read"] == ([it["first"]] if rank % 2 == 0 else None)
 
 

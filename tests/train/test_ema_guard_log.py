@@ -7,12 +7,14 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 from cosmos_distill.config import Optim
+from cosmos_distill.train import ema
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.guard import NonFinite, NonFiniteError, StopFlag
 from cosmos_distill.train.log import RunLog, read, truncate_after
@@ -64,6 +66,20 @@ def test_average_is_lent_to_the_network_and_taken_back_after_an_error(dtype: tor
         raise RuntimeError("in the block")
     assert torch.equal(network.first.weight, own)
     assert torch.equal(optimizer.masters["first.weight"], own.float())
+
+
+def test_rank_that_fails_with_the_average_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = RoleOptimizer(Network(0), Optim(lr=1.0), 1)
+    average = EMA(optimizer.masters, constant(0.5))
+    collective: list[int] = []
+    monkeypatch.setattr(optimizer, "write", lambda values: collective.append(len(values)))
+    monkeypatch.setattr(ema.groups, "world_group", lambda: SimpleNamespace(size=lambda: 2))
+    with pytest.raises(RuntimeError, match="here alone"), average.applied_to(optimizer):
+        raise RuntimeError("here alone")
+    assert len(collective) == 1  # going in, and not coming out
+    with average.applied_to(optimizer):
+        pass
+    assert len(collective) == 3
 
 
 def test_average_refuses_bad_decay() -> None:

@@ -228,7 +228,7 @@ class ControlledDiT(nn.Module):
         padding = x.new_zeros(b, 1, h, w) if padding_mask is None else padding_mask.to(x.dtype)
         padding = padding[:, :, None].expand(b, 1, t, h, w)
         if isinstance(control_weight, torch.Tensor):
-            control_weight = control_weight.flatten(1)[..., None]
+            control_weight = control_weight.to(x.dtype).flatten(1)[..., None]
         inputs = Inputs(
             torch.cat([x, condition, padding], dim=1), c_noise, text, hint, padding, fps, control_weight
         )

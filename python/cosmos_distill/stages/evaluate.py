@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from cosmos_distill.stages.checks import pixel_frames
 from cosmos_distill.stages.contestants import Contestant, contestants, student_sampler
 from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
 from cosmos_distill.stages.networks import device, load_to_draw, open_clips, schedule
-from cosmos_distill.stages.progress import Log, work
+from cosmos_distill.stages.progress import Log, Work, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
 from cosmos_distill.stages.step_time import measure as measure_step
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.data.sources import Source
-    from cosmos_distill.models.control import ControlledDiT
 
 GRID_CLIPS = 4
 REFERENCE_CLIPS = (256, 1024)
@@ -58,17 +58,8 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
         for key, contestant in who.items():
-            network = load_to_draw(run.recipe, contestant.weights, stage.batch)
-
-            def draw(
-                first: int, count: int, who: Contestant = contestant, network: ControlledDiT = network
-            ) -> tuple[int, Tensor]:
-                batch = source.batch(first, count).to(device())
-                noise = noise_of(run.recipe.seed, "evaluate", batch)
-                return first, who.draw(network, batch, noise, bar.advance).cpu()
-
             missing = ranks.on_main(partial(_missing, folder, key, batches))
-            for first, latents in drawn(missing, draw, bar.together):
+            for first, latents in _draw(contestant, missing, source, stage, run.recipe, bar):
                 publish_tensors({"latents": latents.contiguous()}, _kept(folder, key, first), {"who": key})
             if ranks.is_main():
                 assert clips is not None
@@ -84,6 +75,28 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
         return _write(results, latencies, who, batches, clips, stage, run, folder)
 
     return ranks.on_main(finish)
+
+
+def _draw(
+    contestant: Contestant,
+    missing: list[tuple[int, int]],
+    source: Shared,
+    stage: Evaluate,
+    recipe: Recipe,
+    bar: Work,
+) -> Iterator[tuple[int, Tensor]]:
+    """(first sample, latents) of the batches that are missing, on rank 0. The contestant's network is loaded
+    for them alone: with the next one's beside it a large one would not fit."""
+    if not missing:
+        return
+    network = load_to_draw(recipe, contestant.weights, stage.batch)
+
+    def draw(first: int, count: int) -> tuple[int, Tensor]:
+        batch = source.batch(first, count).to(device())
+        noise = noise_of(recipe.seed, "evaluate", batch)
+        return first, contestant.draw(network, batch, noise, bar.advance).cpu()
+
+    yield from drawn(missing, draw, bar.together)
 
 
 @dataclass(frozen=True)

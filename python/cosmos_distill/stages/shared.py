@@ -69,8 +69,8 @@ def batch_from_first(batch: Batch | None) -> Batch:
     dist.broadcast_object_list(box, src=source, group=group)
     for name, described in box[0].items():
         if group.rank() != 0:
-            whole = isinstance(described, tuple) and isinstance(described[0], torch.Size)
-            values[name] = torch.empty(described[0], dtype=described[1]) if whole else described
+            is_tensor = isinstance(described, tuple) and isinstance(next(iter(described), None), torch.Size)
+            values[name] = torch.empty(described[0], dtype=described[1]) if is_tensor else described
         if isinstance(values[name], Tensor):
             dist.broadcast(values[name], src=source, group=group)
     return Batch(**values)

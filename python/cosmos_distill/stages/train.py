@@ -15,7 +15,7 @@ from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
-from cosmos_distill.stages.networks import DTYPES, by_role, device, load_teacher, open_clips, schedule
+from cosmos_distill.stages.networks import DTYPES, by_role, device, open_clips, schedule
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared
 from cosmos_distill.train.loop import Samples, fit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.sources import Source
-    from cosmos_distill.methods.base import Method
+    from cosmos_distill.methods.base import Method, Networks
 
 GRID_CLIPS = 4
 
@@ -47,7 +47,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stage.trainer,
             folder,
             seed=recipe.seed,
-            sampler_grid=_sampler_grid(method, stage, recipe, folder),
+            sampler_grid=_sampler_grid(method, networks, stage, recipe, folder),
             stop=run.stop,
         )
     run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met
@@ -92,7 +92,9 @@ def _read_ahead(source: Source | None, recipe: Recipe, stage: Train) -> Iterator
         yield Shared(ahead)
 
 
-def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) -> Callable[[int], None]:
+def _sampler_grid(
+    method: Method, networks: Networks, stage: Train, recipe: Recipe, folder: Path
+) -> Callable[[int], None]:
     """Pictures of the same held-out clips every time; the rows that do not change are drawn once.
 
     All ranks draw, since a network may be spread over any of them, and rank 0 decodes and saves.
@@ -112,7 +114,7 @@ def _sampler_grid(method: Method, stage: Train, recipe: Recipe, folder: Path) ->
     def draw(step: int) -> None:
         if not fixed:
             if few is not None:
-                teacher = method.roles.get("teacher") or load_teacher(recipe)
+                teacher = method.roles.get("teacher") or networks("teacher")  # as wide and as spread
                 x0 = few_steps(teacher, noise_levels, batch, noise, few)
                 fixed[f"teacher, {steps_text(few.steps)}"] = decode(x0)
                 x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)

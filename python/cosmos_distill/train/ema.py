@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos_distill.parallel import groups
 from cosmos_distill.train.optim import RoleOptimizer
 
 Decay = Callable[[int], float]
@@ -72,11 +73,15 @@ class EMA:
     @contextmanager
     def applied_to(self, optimizer: RoleOptimizer) -> Iterator[None]:
         """Inside the block the network of ``optimizer`` computes with the averaged weights; afterwards with
-        its own again. Collective."""
+        its own again. Collective, so that after an error the averages stay where there are other ranks: they
+        may wait for this one elsewhere, and a rank that fails must not wait for them."""
         masters, copies = optimizer.masters, optimizer.share.copies
         own = {n: masters[n].detach() if n in copies else masters[n].detach().clone() for n in self.average}
         optimizer.write(self.average)
         try:
             yield
-        finally:
-            optimizer.write(own)
+        except BaseException:
+            if groups.world_group().size() == 1:
+                optimizer.write(own)
+            raise
+        optimizer.write(own)

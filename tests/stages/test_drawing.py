@@ -1,0 +1,68 @@
+"""How many networks a stage holds while it draws, and in which precision."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cosmos_distill import cli
+from cosmos_distill.config import Train
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.stages import evaluate, networks, train
+from cosmos_distill.stages.contestants import Contestant
+from tests.train.fakes import ToySource
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[nn.Module]] = []
+
+    def load(*_: Any) -> nn.Module:
+        gc.collect()
+        assert all(network() is None for network in loaded), "an earlier contestant's is still there"
+        loaded.append(weakref.ref(network := nn.Linear(2, 2)))
+        return network
+
+    def draw(network: Any, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
+        return batch.latents
+
+    monkeypatch.setattr(evaluate, "load_to_draw", load)
+    source: Any = SimpleNamespace(batch=ToySource().batch)
+    bar: Any = SimpleNamespace(advance=lambda: None, together=lambda: None)
+    recipe: Any = SimpleNamespace(seed=0)
+    stage: Any = SimpleNamespace(batch=2)
+    for missing in ([(0, 2), (2, 1)], [], [(2, 1)]):
+        who = Contestant(draw, (), 1, "somebody")
+        made = list(evaluate._draw(who, missing, source, stage, recipe, bar))
+        assert [(first, len(latents)) for first, latents in made] == missing
+    assert len(loaded) == 2  # and none where nothing is missing
+
+
+def test_grids_draw_with_a_teacher_like_the_networks_in_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = cli.load(ROOT / "recipes" / "transfer1_kd_dmd2.py").recipe(scale="smoke")
+    stage = recipe.stages["kd"]
+    assert isinstance(stage, Train)
+    stage = replace(stage, trainer=replace(stage.trainer, precision="bf16"))
+    used: list[torch.dtype] = []
+
+    def sample(network: nn.Module, levels: Any, batch: Batch, *_: Any) -> Tensor:
+        used.append(next(network.parameters()).dtype)
+        return batch.latents
+
+    monkeypatch.setattr(train, "few_steps", sample)
+    monkeypatch.setattr(train, "many_steps", sample)
+    monkeypatch.setattr(train, "grid", lambda *_: None)
+    of_role = networks.by_role(recipe, None, torch.bfloat16)
+    method: Any = SimpleNamespace(roles={"student": of_role("student")})
+    train._sampler_grid(method, of_role, stage, recipe, tmp_path)(0)
+    assert used == [torch.bfloat16] * 3  # the teacher's two, and the student's
