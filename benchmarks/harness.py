@@ -6,6 +6,7 @@ Absolute times on a shared machine drift by half; the ratio of two things measur
 from __future__ import annotations
 
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -54,16 +55,22 @@ ROWS: list[Row] = []
 
 
 def interleaved_medians(runs: dict[str, Run], seconds: float = 1.5) -> dict[str, float]:
-    """Median seconds of each run, taken in turns for about ``seconds`` altogether (at least 7 turns)."""
+    """Median seconds of each run, taken in turns for about ``seconds`` altogether (at least 7 turns).
+
+    The order changes from turn to turn: in a fixed one, whoever comes after the copy always pays for the
+    lines that it left dirty in the caches.
+    """
     for run in runs.values():
         run()
         run()
     samples: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
-        for name, run in runs.items():
+        shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            result = run()
+            result = runs[name]()
             samples[name].append(time.perf_counter() - start)
             del result  # not during the next measurement
     return {name: statistics.median(times) for name, times in samples.items()}

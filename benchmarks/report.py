@@ -17,12 +17,13 @@ HEAD += ["GB/s", "of copy", "held MB", "peak MB"]
 
 
 def machine() -> str:
-    """What the numbers belong to."""
+    """What the numbers belong to. Virtual machines of several generations call themselves "AMD EPYC"."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        model = f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+    except (OSError, KeyError):
         pass
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 

@@ -9,7 +9,7 @@
 #include <memory>
 
 #if defined(__SSE2__)
-#include <immintrin.h>
+#include <emmintrin.h>
 #endif
 
 #include "common/element.h"
@@ -19,33 +19,6 @@ namespace cd {
 // Results from this size on are streamed. A reader that comes at once still finds smaller ones in cache.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
-#if defined(__SSE2__)
-// Whole cache lines from anywhere to a multiple of 32. Half lines leave a core up to a third faster than quarters.
-template <int N>
-__attribute__((target("avx"), noinline)) void stream_lines_avx(const char* from, char* to, int64_t bytes,
-                                                               const void* const (&next)[N]) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-        for (int n = 0; n < N; n++) _mm_prefetch(static_cast<const char*>(next[n]) + i, _MM_HINT_T0);
-        for (int64_t k = i; k < i + 64; k += 32) {
-            _mm256_stream_si256(reinterpret_cast<__m256i*>(to + k),
-                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + k)));
-        }
-    }
-}
-
-template <int N>
-__attribute__((noinline)) void stream_lines_sse2(const char* from, char* to, int64_t bytes,
-                                                 const void* const (&next)[N]) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-        for (int n = 0; n < N; n++) _mm_prefetch(static_cast<const char*>(next[n]) + i, _MM_HINT_T0);
-        for (int64_t k = i; k < i + 64; k += 16) {
-            _mm_stream_si128(reinterpret_cast<__m128i*>(to + k),
-                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k)));
-        }
-    }
-}
-#endif
-
 // Copies finished bytes to memory past the caches. Meanwhile as many bytes are fetched from each of the
 // addresses `next`: what will be read after this keeps the memory busy in both directions.
 template <int N>
@@ -53,16 +26,20 @@ inline void stream_bytes(const void* from, void* to, int64_t bytes, const void* 
     const char* source = static_cast<const char*>(from);
     char* target = static_cast<char*>(to);
 #if defined(__SSE2__)
-    const int64_t misaligned = reinterpret_cast<uintptr_t>(target) % 32;
-    const int64_t head = misaligned == 0 ? 0 : std::min<int64_t>(bytes, 32 - misaligned);
+    const int64_t misaligned = reinterpret_cast<uintptr_t>(target) % 16;
+    const int64_t head = misaligned == 0 ? 0 : std::min<int64_t>(bytes, 16 - misaligned);
     std::memcpy(target, source, static_cast<size_t>(head));
-    const int64_t lines = (bytes - head) / 64 * 64, done = head + lines;
-    if (__builtin_cpu_supports("avx")) {
-        stream_lines_avx(source + head, target + head, lines, next);
-    } else {
-        stream_lines_sse2(source + head, target + head, lines, next);
+    int64_t i = head;
+    const auto stream16 = [&](int64_t at) {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(target + at),
+                         _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + at)));
+    };
+    for (; i + 64 <= bytes; i += 64) {
+        for (int n = 0; n < N; n++) _mm_prefetch(static_cast<const char*>(next[n]) + i, _MM_HINT_T0);
+        for (int k = 0; k < 64; k += 16) stream16(i + k);
     }
-    source += done, target += done, bytes -= done;
+    for (; i + 16 <= bytes; i += 16) stream16(i);
+    source += i, target += i, bytes -= i;
 #endif
     std::memcpy(target, source, static_cast<size_t>(bytes));
 }

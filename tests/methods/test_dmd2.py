@@ -165,6 +165,27 @@ def test_terms_that_are_off_are_absent(networks, schedule):
     assert keys(0, ladd=True) == {"loss/gan_generator"} and keys(1, ladd=True) == {"loss/gan_discriminator"}
     assert keys(0, ladd=True, recon_loss_weight=1.0) == {"loss/gan_generator", "loss/recon"}
     assert keys(1, recon_loss_only=True) == {"loss/recon"}
+    assert keys(0, vsd_form="predict2.5") == {"loss/vsd", "loss/gan_generator", "nonfinite/vsd"}
+
+
+@pytest.mark.parametrize("role", ["teacher", "fake_score"])
+def test_a_sample_left_out_for_a_nan_is_counted(networks, schedule, role):
+    def student_step(spoil):
+        method = method_of(networks, schedule, vsd_form="predict2.5", gan_weight=0.0)
+
+        def hook(module, args, output):
+            output[1] = float("nan")
+
+        if spoil:
+            method.roles[role].register_forward_hook(hook)
+        _, terms = run(method, STUDENT_STEP, count=3)
+        (terms["total"][[0, 2]] if not spoil else terms["total"]).sum().backward()
+        return terms, [p.grad for p in method.roles["student"].parameters()]
+
+    (terms, gradients), (_, wanted) = student_step(spoil=True), student_step(spoil=False)
+    assert terms["nonfinite/vsd"].tolist() == [0, 1, 0] and terms["nonfinite/vsd"].dtype == torch.float32
+    assert torch.equal(terms["total"], terms["loss/vsd"]) and terms["total"].isfinite().all()
+    torch.testing.assert_close(gradients, wanted)
 
 
 def test_ladd_ignores_the_gan_weight(networks, schedule):

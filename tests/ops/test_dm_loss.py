@@ -217,6 +217,17 @@ def test_a_form_may_silence_a_sample_with_a_nan(case):
     assert loss[1] == 0 and not gradient[1].any() and gradient[[0, 2]].all() and loss.isfinite().all()
 
 
+def test_silenced_samples_are_told_from_those_with_nothing_to_learn(case):
+    student, teacher, fake, _ = case
+    fake[0] = teacher[0]
+    fake[1, 0, 0, 0, 0] = float("nan")
+    loss, zeroed = ops.vsd_loss(student, teacher, fake, dm_loss.PREDICT25, return_zeroed=True)
+    assert (loss == 0).tolist() == [True, True, False]
+    assert zeroed.tolist() == [0.0, 1.0, 0.0] and zeroed.dtype == loss.dtype and not zeroed.requires_grad
+    loss, zeroed = ops.vsd_loss(student, teacher, fake, return_zeroed=True)
+    assert loss.isnan().tolist() == [False, True, False] and not zeroed.any()
+
+
 def test_trigflow_weight_is_the_velocity_error(case):
     student, _, fake, eps = case
     t = SIGMA.atan()[:, None, None, None, None]

@@ -113,8 +113,9 @@ def test_a_silenced_sample_has_no_gradient_even_where_it_is_nan():
     student, teacher, fake, *_ = latents((3, 2, 2, 5, 6), 0, torch.float32)
     fake[1, 0, 0, 0, 0] = float("nan")
     student.requires_grad_()
-    loss = ops.vsd_loss(student, teacher, fake, dm_loss.DMD2, backend="cpu")
+    loss, zeroed = ops.vsd_loss(student, teacher, fake, dm_loss.DMD2, return_zeroed=True, backend="cpu")
     (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert zeroed.tolist() == [0.0, 1.0, 0.0] and zeroed.dtype == torch.float32
     assert loss[1] == 0 and not gradient[1].any() and gradient[[0, 2]].all()
     shown = ops.vsd_loss(student, teacher, fake, backend="cpu")
     assert shown.isnan().tolist() == [False, True, False]

@@ -68,6 +68,11 @@ def test_kill_in_training_then_the_same_command(run: Path, tmp_path: Path) -> No
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_log_says_how_many_samples_were_left_out(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "dmd2" / "log.jsonl").read_text().splitlines()]
+    assert {line["nonfinite/vsd"] for line in lines if "loss/vsd" in line} == {0.0}
+
+
 def test_page_shows_what_was_compared(run: Path) -> None:
     page = (run / "report.html").read_text()
     for word in ("motion, 1 is real", "teacher, 4 steps", "teacher, 8 steps", "exact, exact, exact"):

@@ -168,11 +168,16 @@ class DMD2Method(Method):
         return phase(batch, condition, noise)
 
     def student_losses(self, batch: Batch, condition: Condition, noise: Noise) -> dict[str, Tensor]:
-        """Losses of G. The total is VSD + gan_weight * GAN + recon_loss_weight * reconstruction."""
+        """Losses of G. The total is VSD + gan_weight * GAN + recon_loss_weight * reconstruction.
+
+        Predict2.5's form leaves samples out whose VSD term is not finite; ``nonfinite/vsd`` is 1 for those:
+        the log has their share.
+        """
         import torch
 
         config = self.config
         terms: dict[str, Tensor] = {}
+        left_out: dict[str, Tensor] = {}
         x_g = self.generate(batch, condition, noise)
         if config.recon_loss_only or config.recon_loss_weight > 0:
             terms["loss/recon"] = (x_g - batch.latents).square().flatten(1).mean(1)
@@ -190,7 +195,11 @@ class DMD2Method(Method):
                 x0_teacher = self.guide(x0_teacher, x_t, t, condition, batch)
             form = ops.dm_loss.PREDICT25 if config.vsd_form == "predict2.5" else ops.dm_loss.TRANSFER1
             mask = self.frame_mask(batch, condition)
-            terms["loss/vsd"] = ops.vsd_loss(x_g, x0_teacher, x0_fake, form, frame_mask=mask)
+            terms["loss/vsd"], zeroed = ops.vsd_loss(
+                x_g, x0_teacher, x0_fake, form, frame_mask=mask, return_zeroed=True
+            )
+            if form.zero_nonfinite:
+                left_out["nonfinite/vsd"] = zeroed
         if features is not None:
             terms["loss/gan_generator"] = ops.generator_loss(self.roles["discriminator"](features))
 
@@ -199,7 +208,8 @@ class DMD2Method(Method):
             "loss/gan_generator": 1.0 if config.ladd else config.gan_weight,
             "loss/recon": config.recon_loss_weight,
         }
-        return {**terms, "total": torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)}
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+        return {**terms, **left_out, "total": total}
 
     def critic_losses(self, batch: Batch, condition: Condition, noise: Noise) -> dict[str, Tensor]:
         """Losses of S and D on fresh samples of G; their sum is the total."""

@@ -11,15 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like
 from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
+from .inputs import (
+    Preconditioned,
+    check,
+    check_mask,
+    check_per_sample,
+    check_preconditioned,
+    x_t_and_coefficients,
+)
 
 __all__ = [
     "DMD2",
@@ -38,17 +45,6 @@ __all__ = [
 
 CriticWeighting = Literal["eps", "x0", "trigflow"]
 SumOverShards = Callable[[Tensor], Tensor]
-
-
-class Preconditioned(NamedTuple):
-    """Predictions are network outputs F with x0 = c_skip * x_t + c_out * F."""
-
-    x_t: Tensor
-    """[B, ...], what the networks saw, before c_in."""
-    c_skip: Tensor
-    """[B]"""
-    c_out: Tensor
-    """[B]"""
 
 
 def renoise(
@@ -73,8 +69,8 @@ def renoise(
         ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check("x0", x0, eps=eps)
-    _check_per_sample(x0, sigma=sigma, alpha=alpha)
+    check("x0", x0, eps=eps)
+    check_per_sample(x0, sigma=sigma, alpha=alpha)
     chosen = registry.pick("renoise", backend, x0, eps)
     if chosen == "reference":
         return reference.renoise(x0, eps.detach(), alpha, sigma)
@@ -98,10 +94,44 @@ def combine_guidance(
     Raises:
         ValueError: a shape, dtype, layout or device does not fit, or the convention is unknown.
     """
-    _check("cond", cond, uncond=uncond)
+    check("cond", cond, uncond=uncond)
     if convention not in ("added", "standard"):
         raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
+
+
+@overload
+def vsd_loss(
+    x0_student: Tensor,
+    x0_teacher: Tensor,
+    x0_fake: Tensor,
+    form: VSDForm = ...,
+    *,
+    uncond: Tensor | None = ...,
+    guidance: float = ...,
+    preconditioned: Preconditioned | None = ...,
+    frame_mask: Tensor | None = ...,
+    sum_over_shards: SumOverShards | None = ...,
+    return_zeroed: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def vsd_loss(
+    x0_student: Tensor,
+    x0_teacher: Tensor,
+    x0_fake: Tensor,
+    form: VSDForm = ...,
+    *,
+    uncond: Tensor | None = ...,
+    guidance: float = ...,
+    preconditioned: Preconditioned | None = ...,
+    frame_mask: Tensor | None = ...,
+    sum_over_shards: SumOverShards | None = ...,
+    return_zeroed: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def vsd_loss(
@@ -115,8 +145,9 @@ def vsd_loss(
     preconditioned: Preconditioned | None = None,
     frame_mask: Tensor | None = None,
     sum_over_shards: SumOverShards | None = None,
+    return_zeroed: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Variational score distillation: a loss whose gradient is the normalised score difference.
 
     ``v = m (x0_fake - x0_teacher) / normaliser`` with the normaliser of :class:`VSDForm`, and, with sg for
@@ -137,19 +168,21 @@ def vsd_loss(
             Masked elements count in N.
         sum_over_shards: adds a tensor up over the ranks that hold slices of the same samples (an all-reduce);
             loss and gradient are then those of whole samples, whatever the slicing. Called once, on [B, 4].
+        return_zeroed: also tell which samples were silenced for not being finite (by a form that does that).
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Returns:
-        The loss of each sample, [B], at least fp32.
+        The loss of each sample, [B], at least fp32; with ``return_zeroed`` the pair of it and, alike, 1 for
+        each sample whose loss and gradient were set to zero, else 0.
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
-    _check_preconditioned("x0_student", x0_student, preconditioned)
-    _check_mask(x0_student, frame_mask)
-    x_t, coefficients = _coefficients(preconditioned)
+    check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
+    check_preconditioned("x0_student", x0_student, preconditioned)
+    check_mask(x0_student, frame_mask)
+    x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
     chosen = registry.pick("vsd_loss", backend, *(t for t in latents if t is not None))
     mask = None if frame_mask is None else frame_mask.float()
@@ -163,11 +196,13 @@ def vsd_loss(
         sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), math.prod(x0_student.shape[1:]))], dim=1)
         if sum_over_shards is not None:
             sums = sum_over_shards(sums)
-        loss, slope = form.loss_and_slope(sums)
+        loss, slope, zeroed = form.loss_and_slope(sums)
+    known: Tensor
     if chosen == "reference":
-        return reference.with_gradient(x0_student, loss, slope, direction)
-    known: Tensor = fused.with_gradient(x0_student, loss, slope, direction, chosen)
-    return known
+        known = reference.with_gradient(x0_student, loss, slope, direction)
+    else:
+        known = fused.with_gradient(x0_student, loss, slope, direction, chosen)
+    return (known, zeroed) if return_zeroed else known
 
 
 def fake_score_loss(
@@ -203,13 +238,13 @@ def fake_score_loss(
         ValueError: a shape, dtype, layout or device does not fit, or ``weighting`` is unknown.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    _check("x0_fake", x0_fake, x0_student=x0_student)
-    _check_per_sample(x0_fake, sigma=sigma)
-    _check_preconditioned("x0_fake", x0_fake, preconditioned)
-    _check_mask(x0_fake, frame_mask)
+    check("x0_fake", x0_fake, x0_student=x0_student)
+    check_per_sample(x0_fake, sigma=sigma)
+    check_preconditioned("x0_fake", x0_fake, preconditioned)
+    check_mask(x0_fake, frame_mask)
     if weighting not in ("eps", "x0", "trigflow"):
         raise ValueError(f"weighting must be 'eps', 'x0' or 'trigflow', not {weighting!r}")
-    x_t, coefficients = _coefficients(preconditioned)
+    x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
     mask = None if frame_mask is None else frame_mask.float()
@@ -228,49 +263,3 @@ def fake_score_loss(
         weighting
     ] / count
     return weight * (error + (total - error.detach()))
-
-
-def _coefficients(preconditioned: Preconditioned | None) -> tuple[Tensor | None, Tensor | None]:
-    """x_t and [B, 2], at least fp32."""
-    if preconditioned is None:
-        return None, None
-    both = torch.stack([preconditioned.c_skip, preconditioned.c_out], dim=1).detach()
-    return preconditioned.x_t.detach(), both.to(torch.promote_types(both.dtype, torch.float32))
-
-
-def _check(first: str, x0: Tensor, **others: Tensor | None) -> None:
-    """Latents [B, ...] of one shape, on one device."""
-    floating(first, x0)
-    if x0.dim() == 0:
-        raise ValueError(f"{first} must be [B, ...], not a scalar")
-    for name, value in others.items():
-        if value is not None:
-            like(name, value, x0.shape, first, x0)
-
-
-def _check_per_sample(x0: Tensor, **others: Tensor | None) -> None:
-    for name, value in others.items():
-        if value is not None:
-            floating(name, value)
-            if value.shape != x0.shape[:1]:
-                raise ValueError(f"{name} must be [{x0.shape[0]}], one per sample, not {list(value.shape)}")
-            beside(name, value, "the latent", x0)
-
-
-def _check_preconditioned(first: str, x0: Tensor, preconditioned: Preconditioned | None) -> None:
-    if preconditioned is not None:
-        _check(first, x0, x_t=preconditioned.x_t)
-        _check_per_sample(x0, c_skip=preconditioned.c_skip, c_out=preconditioned.c_out)
-
-
-def _check_mask(x0: Tensor, frame_mask: Tensor | None) -> None:
-    if frame_mask is None:
-        return
-    dense = isinstance(frame_mask, Tensor) and frame_mask.layout is torch.strided and not frame_mask.is_nested
-    if not dense or frame_mask.is_complex():
-        raise ValueError("frame_mask must be a dense tensor of real numbers")
-    if x0.dim() != 5:
-        raise ValueError(f"frame_mask needs latents [B, C, T, H, W], not {list(x0.shape)}")
-    if frame_mask.shape != (x0.shape[0], x0.shape[2]):
-        raise ValueError(f"frame_mask must be {[x0.shape[0], x0.shape[2]]}, not {list(frame_mask.shape)}")
-    beside("frame_mask", frame_mask, "the latent", x0)

@@ -24,10 +24,11 @@ class VSDForm:
     reduction: Literal["mean", "sum"] = "mean"
     """Over the elements of a sample."""
     zero_nonfinite: bool = False
-    """A sample with a NaN or an infinity counts nothing instead of showing it."""
+    """A sample with a NaN or an infinity counts nothing instead of showing it (``return_zeroed`` tells)."""
 
-    def loss_and_slope(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Per sample, [B] each: the loss, and what the direction is multiplied by to give its gradient.
+    def loss_and_slope(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per sample, [B] each: the loss, what the direction is multiplied by to give its gradient,
+        and 1 where both were set to zero, else 0.
 
         Args:
             sums: [B, 4], over whole samples, of m |x - x0_teacher|, direction^2, m, and 1.
@@ -36,10 +37,12 @@ class VSDForm:
         weight = ((distance / kept.clamp(min=1)).clamp(min=self.floor) + self.offset).reciprocal()
         scale = weight * self.factor / (count if self.reduction == "mean" else 1)
         loss, slope = scale * weight * square, 2 * scale
+        zeroed = torch.zeros_like(loss)
         if self.zero_nonfinite:
             finite = loss.isfinite()
             loss, slope = torch.where(finite, loss, 0), torch.where(finite, slope, 0)
-        return loss, slope
+            zeroed = (~finite).to(loss)
+        return loss, slope, zeroed
 
 
 TRANSFER1 = VSDForm(floor=1e-5)
