@@ -109,8 +109,8 @@ class Case:
     """Latent size."""
 
     def trainer(self, layout: Layout) -> Trainer:
-        # One sample at a time unless the layout says otherwise, so that gradients are accumulated, and a
-        # pipeline is filled, with as many ranks.
+        # One sample at a time unless the layout says otherwise, so that gradients are accumulated (and a
+        # pipeline is filled) on two data-parallel ranks, too.
         return Trainer(
             max_steps=STEPS, global_batch=4, micro_batch=layout.micro_batch, precision="fp32",
             activation_checkpointing=layout.recompute, ema_decay=0.5, log_every=1,
