@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cosmos_distill.parallel.parts import Part
-from cosmos_distill.train import shards
+from cosmos_distill.train import checkpoint, shards
 from cosmos_distill.train.checkpoint import Checkpoint, CheckpointStore
 from cosmos_distill.train.pieces import Block, Piece, flat_piece, whole
 from cosmos_distill.train.tensorfile import CheckpointError
@@ -226,6 +226,28 @@ def test_leaving_the_block_waits_and_does_not_hide_the_error_in_it(
     assert "free some space" in caplog.text
     with pytest.raises(CheckpointError, match="free some space"), store:
         store.save(2, {"network": wholes({"w": torch.zeros(1)})}, {})
+
+
+def test_a_failing_one_of_several_ranks_waits_for_a_checkpoint_under_way_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    write, go = shards.write_tensors, threading.Event()
+
+    def slow(*args: Any) -> None:
+        assert go.wait(30)
+        write(*args)
+
+    monkeypatch.setattr(shards, "write_tensors", slow)
+    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.1)
+    monkeypatch.setattr(store.ranks, "size", 2)
+    with pytest.raises(ZeroDivisionError), store:
+        store.save(1, {"network": wholes({"w": torch.zeros(1)})}, {})
+        raise ZeroDivisionError
+    assert "step_000000001" not in names(tmp_path)
+    go.set()
+    store.wait()
+    assert names(tmp_path) == ["step_000000001"]
 
 
 def _flip(path: Path) -> None:

@@ -74,9 +74,14 @@ class Network(Protocol):
 
 def own_runs(blocks: int, control_blocks: int) -> dict[int, range]:
     """The runs of this pipeline rank, by number."""
-    layout, rank = groups.layout(), groups.pipeline_group().rank()
-    runs = split_blocks(blocks, control_blocks, layout.pipeline * layout.virtual_pipeline)
-    return {number: run for number, run in enumerate(runs) if number % layout.pipeline == rank}
+    ranks, rank = groups.layout().pipeline, groups.pipeline_group().rank()
+    runs = enumerate(_all_runs(blocks, control_blocks))
+    return {number: run for number, run in runs if number % ranks == rank}
+
+
+def _all_runs(blocks: int, control_blocks: int) -> list[range]:
+    layout = groups.layout()
+    return split_blocks(blocks, control_blocks, layout.pipeline * layout.virtual_pipeline)
 
 
 def call(
@@ -152,11 +157,7 @@ class _Job:
     ) -> None:
         self.network, self.inputs, self.size = network, inputs, size
         self.features, self.features_only = features, features_only
-        runs = split_blocks(
-            network.config.blocks,
-            network.config.control_blocks,
-            groups.layout().pipeline * groups.layout().virtual_pipeline,
-        )
+        runs = _all_runs(network.config.blocks, network.config.control_blocks)
         self.last = len(runs) - 1
         self.owner = {b: n for n, run in enumerate(runs) for b in run}
         """Run of each block."""

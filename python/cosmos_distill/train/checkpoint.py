@@ -36,6 +36,8 @@ from cosmos_distill.train.tensorfile import CheckpointError, disk_errors
 
 _NAME = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
+_PATIENCE = 20.0
+"""Seconds that a rank which fails waits for a checkpoint under way: the launch is to end within a minute."""
 _log = logging.getLogger(__name__)
 
 
@@ -151,14 +153,16 @@ class CheckpointStore:
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until the last save is published.
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the last save is published, at most ``seconds``.
 
         Raises:
             CheckpointError: on a full disk or an unwritable folder; earlier checkpoints are untouched.
         """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
@@ -178,7 +182,8 @@ class CheckpointStore:
             self.wait()
         elif issubclass(kind, Exception):  # who interrupts twice does not want to wait
             try:
-                self.wait()
+                # Other ranks learn of the failure only when this one has left.
+                self.wait(None if self.ranks.size == 1 else _PATIENCE)
             except Exception as other:
                 _log.warning("%s", other)
 
