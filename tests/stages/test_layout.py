@@ -1,6 +1,9 @@
 """Layouts that cannot work are refused before anything starts, with what to do about it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from cosmos_distill import cli
 from cosmos_distill.config import Parallel, Recipe, Train
 from cosmos_distill.stages.layout import launch, problems, smallest_world
 
-from .conftest import RECIPE  # type: ignore[import-not-found,unused-ignore]
+from .conftest import ENV, RECIPE  # type: ignore[import-not-found,unused-ignore]
 
 
 def recipe(parallel: Parallel, network: str = "transfer1-smoke", **trainer: int) -> Recipe:
@@ -87,3 +90,16 @@ def test_dry_run_shows_a_layout_without_a_launcher(
     assert cli.main(["plan", str(RECIPE), *args, "--out", str(tmp_path / "run")]) == cli.OK
     shown = capsys.readouterr().out
     assert "memory per GPU, 2 GPUs" in shown and "--nproc-per-node 2" in shown
+
+
+def test_dry_run_on_a_launched_rank_waits_for_no_other(tmp_path: Path) -> None:
+    """Nor does it look for them: there is no address in its environment."""
+    command = [sys.executable, "-m", "cosmos_distill", str(RECIPE), "--scale", "smoke", "--dry-run"]
+    done = subprocess.run(
+        [*command, "--parallel.tensor", "2", "--out", str(tmp_path / "run")],
+        env={k: v for k, v in ENV.items() if not k.startswith("MASTER_")} | {"RANK": "0", "WORLD_SIZE": "4"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "memory per GPU, 4 GPUs" in done.stdout and "--nproc-per-node 4" in done.stdout
+    assert os.listdir(tmp_path) == []

@@ -32,7 +32,7 @@ _model_group: dist.ProcessGroup | None = None
 _background_group: dist.ProcessGroup | None = None
 
 
-def connect(timeout: timedelta | None = None) -> None:
+def connect(timeout: timedelta | None = None, *, alone: bool = False) -> None:
     """Find the other ranks, without a layout yet. Idempotent.
 
     Started by ``torchrun`` the ranks find each other through its environment; started alone, the
@@ -40,12 +40,13 @@ def connect(timeout: timedelta | None = None) -> None:
 
     Args:
         timeout: after which a rank that waits for the others gives up; None: torch's default.
+        alone: a world of one, whoever else was started.
     """
     if dist.is_initialized():
         return
     # CPU tensors travel by gloo on a CUDA machine, too: batches and checkpoints.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not alone:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         store, rank, world = meet(timeout)

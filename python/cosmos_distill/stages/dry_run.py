@@ -13,6 +13,7 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.stages import ranks, status
 from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
@@ -37,6 +38,7 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     console.print()
     console.print(_states(recipe, out))
     if recipe.network in PRESETS:
+        groups.connect(alone=True)  # whole networks are counted, and the other ranks have nothing to do
         config = PRESETS[recipe.network]
         network = models.build(config, device="meta", seed=None)
         base = sum(p.numel() for p in network.base.parameters())
