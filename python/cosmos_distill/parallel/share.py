@@ -68,6 +68,8 @@ class Share(ABC):
             name: nn.Parameter(w.detach().float()) if w.dtype in HALF else self._master_of(w)
             for name, w in self.weights.items()
         }
+        self._like: Mapping[str, Tensor] = self.parameters
+        """Tensors of the shapes that the gradients of :meth:`_local` have."""
 
     @abstractmethod
     def reduce_data(self) -> None:
@@ -98,11 +100,11 @@ class Share(ABC):
         A parameter that no rank of its groups found a gradient for has None afterwards. Whether there is one
         may depend on the pipeline rank and on the step, but not on the samples.
         """
-        # Pipeline ranks have other blocks, hence other shards of what they have in common: whole gradients
-        # are summed. Tensor-parallel ranks have the same shards.
+        # Pipeline ranks have other blocks, hence in flat buffers other shards of what they have in common:
+        # whole gradients are summed. Tensor-parallel ranks have the same shards.
         if groups.pipeline_group().size() > 1:
             shared = [name for name in sorted(self.parts) if self.parts[name].sum_pipeline]
-            self._set_local(sum_over(groups.pipeline_group(), self._local(shared), self.parameters))
+            self._set_local(sum_over(groups.pipeline_group(), self._local(shared), self._like))
         self.reduce_data()
         if groups.tensor_group().size() > 1:
             shared = [name for name in sorted(self.parts) if self.parts[name].sum_tensor]
@@ -154,7 +156,7 @@ class Share(ABC):
         return nn.Parameter(weight.detach())  # the same memory, with a ``grad`` of its own
 
     def _local(self, names: list[str]) -> dict[str, Tensor | None]:
-        """Whole gradients before they are summed over other ranks."""
+        """Gradients as they are summed over pipeline ranks."""
         return {name: self.masters[name].grad for name in names}
 
     def _set_local(self, gradients: Mapping[str, Tensor]) -> None:
