@@ -84,19 +84,19 @@ class StageNetwork(nn.Module):
         super().__init__()
         self.embed = nn.Linear(5, 5)
         self.entry, self.unused = nn.Parameter(torch.ones(40)), nn.Parameter(torch.ones(3))
-        self.stages = nn.ModuleDict({str(i): nn.Linear(5 if i else 40, 5) for i in stages})
+        self.blocks = nn.ModuleDict({str(i): nn.Linear(5 if i else 40, 5) for i in stages})
         initialise(self, 0)
 
     def parts(self) -> Mapping[str, Part]:
         return {
-            name: Part(one_stage=True) if name.startswith("stages") else Part(sum_pipeline=True)
+            name: Part(one_stage=True) if name.startswith("blocks") else Part(sum_pipeline=True)
             for name in self.state_dict()
         }
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         return torch.stack(
-            [s(x.repeat(1, 8) * self.entry if i == "0" else x) for i, s in self.stages.items()]
+            [s(x.repeat(1, 8) * self.entry if i == "0" else x) for i, s in self.blocks.items()]
         )
 
 

@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cosmos_distill.config import Optim, Parallel
 from cosmos_distill.models import build
+from cosmos_distill.models.blocks import Block
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import buffers, data, fsdp, groups
 from cosmos_distill.train.ema import EMA, constant
@@ -207,12 +209,38 @@ def sums(kind: Parallel) -> Tensor:
     return optimizer.gradient_norm()
 
 
-def refused(shards: int) -> str:
+def refused(network: nn.Module, shards: int | None = None) -> str:
     try:
-        fsdp.shard(Network(0), groups.gradient_group(), shards)
+        fsdp.shard(network, groups.gradient_group(), shards)
     except ValueError as error:
         return str(error)
     return ""
+
+
+def micro_batches(together: bool) -> Results:
+    """Gradients of a sharded, pipelined network in half precision, from one call of it or from one per
+    micro-batch, and the most blocks that a rank had gathered when one of them was called."""
+    network = build(PRESETS["transfer1-mini"], dtype=torch.bfloat16, seed=None)
+    initialise(network, 1)
+    data.shard(network, KINDS["fsdp"])
+    blocks = [m for m in network.modules() if isinstance(m, Block)]
+    gathered: list[int] = []
+
+    def count(*_: Any) -> None:
+        gathered.append(sum(not isinstance(next(b.parameters()), DTensor) for b in blocks))
+
+    for block in blocks:
+        block.register_forward_pre_hook(count)
+    optimizer = RoleOptimizer(network, OPTIM, 10, KINDS["fsdp"])
+    x = torch.cat([sample(4 * groups.data_rank() + i, (16, 2, 4, 6)) for i in range(4)]).bfloat16()
+    for part in [x] if together else x.split(1):
+        with optimizer.backward_of(True):
+            t, text = torch.full((len(part),), 0.3), sample(0, (8, 64)).expand(len(part), -1, -1)
+            network(part, t, text.bfloat16(), hint=part.flip(-1)).float().square().sum().backward()
+    optimizer.reduce()
+    found = {name: m.grad for name, m in optimizer.masters.items() if m.grad is not None}
+    assert found
+    return {"gradients": found, "gathered": max(gathered), "blocks": len(blocks)}
 
 
 def one() -> Results:
@@ -244,7 +272,7 @@ def four() -> Results:
         "plain/hybrid": plain(Parallel(data="fsdp", fsdp_shards=2)),
         "plain/four": plain(KINDS["fsdp"]),
         "phases/hybrid": phases(Parallel(data="fsdp", fsdp_shards=2)),
-        "refused": refused(3),
+        "refused": [refused(Network(0), 3), refused(nn.ModuleDict({"a": Network(0), "b": nn.Linear(2, 2)}))],
         "sums": {name: sums(kind) for name, kind in KINDS.items()},
     }
 
@@ -259,8 +287,11 @@ def tensor() -> Results:
 
 def pipeline() -> Results:
     stage = groups.pipeline_group().rank()
-    kinds = list(KINDS.items())[:2]
-    return {f"stages/{name}": plain(kind, lambda: StageNetwork([stage])) for name, kind in kinds}
+    return {
+        **{f"stages/{name}": plain(kind, lambda: StageNetwork([stage])) for name, kind in KINDS.items()},
+        "together": micro_batches(together=True),
+        "one by one": micro_batches(together=False),
+    }
 
 
 WORLDS: dict[str, tuple[int, Parallel, Callable[[], Results]]] = {
