@@ -36,6 +36,7 @@ from tests.parallel.data_networks import (
     initialise,
     sample,
 )
+from tests.parallel.layout_plants import last_rank_drifts
 
 Results = dict[str, Any]
 KINDS = {
@@ -126,6 +127,11 @@ def uninterrupted(steps: int, dtype: torch.dtype) -> Results:
     return {"norms": norms, **run.state()}
 
 
+def drifting(work: Callable[..., Results], *args: Any) -> Results:
+    with last_rank_drifts():
+        return work(*args)
+
+
 def phases(kind: Parallel) -> Results:
     """Two roles in turn, a judge without blocks, and a frozen teacher with a gradient through it."""
     student, critic, judge, teacher = Network(0), Network(1), Network(2, blocks=0), Network(3)
@@ -156,7 +162,7 @@ def phases(kind: Parallel) -> Results:
             run.optimizer.requires_grad_(role == turn)
             run.optimizer.zero_grad()
             if isinstance(run.optimizer.share, buffers.BufferedShare):
-                memory = [b.grad_data.untyped_storage().size() for b in run.optimizer.share._ddp.buffers]
+                memory = [b.grad_data.untyped_storage().size() for b in run.optimizer.share.buffers()]
                 assert (0 not in memory) == (role == turn)
         norms.append(runs[turn].step(step, losses[turn]))
         with runs["student"].ema.applied_to(runs["student"].optimizer), torch.no_grad():
@@ -280,6 +286,11 @@ def four() -> Results:
 def tensor() -> Results:
     return {
         **{f"tensor/{name}": plain(kind, lambda: TensorNetwork(0)) for name, kind in KINDS.items()},
+        **{
+            f"tensor/{name} drifting": drifting(plain, kind, lambda: TensorNetwork(0))
+            for name, kind in KINDS.items()
+        },
+        **{f"phases/{name} drifting": drifting(phases, kind) for name, kind in KINDS.items()},
         "diffusion/sharded_optimizer": diffusion(KINDS["sharded_optimizer"]),
         "diffusion/fsdp": diffusion(KINDS["fsdp"]),
     }
@@ -289,6 +300,10 @@ def pipeline() -> Results:
     stage = groups.pipeline_group().rank()
     return {
         **{f"stages/{name}": plain(kind, lambda: StageNetwork([stage])) for name, kind in KINDS.items()},
+        **{
+            f"stages/{name} drifting": drifting(plain, kind, lambda: StageNetwork([stage]))
+            for name, kind in KINDS.items()
+        },
         "together": micro_batches(together=True),
         "one by one": micro_batches(together=False),
     }

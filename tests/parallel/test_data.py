@@ -27,9 +27,10 @@ CASES = {
     "tensor": [
         *(f"tensor/{kind}" for kind in data_worker.KINDS),
         "diffusion/sharded_optimizer",
+        *(f"{work}/{kind} drifting" for work in ("tensor", "phases") for kind in data_worker.KINDS),
         "diffusion/fsdp",
     ],
-    "pipeline": [f"stages/{kind}" for kind in data_worker.KINDS],
+    "pipeline": [f"stages/{kind}{how}" for kind in data_worker.KINDS for how in ("", " drifting")],
 }
 
 
