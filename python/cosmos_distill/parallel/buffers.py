@@ -185,7 +185,8 @@ def _megatron(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, shar
         setattr(members, name, group)
     members.tp, members.pp = groups.tensor_group(), groups.pipeline_group()
     members.ep = parallel_state.get_expert_model_parallel_group()
-    return distributed.DistributedDataParallel(config, settings, nn.ParameterList(parameters), pg_collection=members)
+    module = nn.ParameterList(parameters)
+    return distributed.DistributedDataParallel(config, settings, module, pg_collection=members)
 
 
 def _main_grad(parameter: nn.Parameter) -> Tensor:

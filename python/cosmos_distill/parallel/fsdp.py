@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ class FsdpShare(Share):
 
     Every forward pass is collective, also one without gradients: all ranks must take part.
 
-    A half-precision gradient is added to its master's as soon as FSDP has summed it, and before FSDP could add
+    A half-precision gradient is added to its master's as soon as FSDP has summed it, before FSDP could add
     the next one to it in half precision: one call of a pipelined network sums several.
     """
 
@@ -73,11 +74,11 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
         ValueError: ``shards`` does not divide the group, or a parameter is in no module with blocks.
         RuntimeError: this torch cannot sum gradients without dividing them on every backend.
     """
-    trunks = [
-        module
+    trunks = {
+        module: list(found.values() if isinstance(found, nn.ModuleDict) else found)
         for module in network.modules()
-        if isinstance(getattr(module, "blocks", None), nn.ModuleList | nn.ModuleDict)
-    ]
+        if isinstance(found := getattr(module, "blocks", None), nn.ModuleList | nn.ModuleDict)
+    }
     if not trunks:
         return
     size = group.size()
@@ -91,12 +92,7 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
     like = next(network.parameters())
     mesh = _mesh(group, like.device.type, shards or size)
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if like.dtype in HALF else None)
-    blocks = [
-        block
-        for trunk in trunks
-        for block in (trunk.blocks.values() if isinstance(trunk.blocks, nn.ModuleDict) else trunk.blocks)
-    ]
-    for module in (*blocks, *trunks):
+    for module in (*itertools.chain(*trunks.values()), *trunks):
         # Not even the outermost unit stays gathered after a forward pass: a pass without gradients would
         # leave it so over a step, and with it the old weights and the old requires_grad.
         unit = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
