@@ -144,7 +144,7 @@ def _consolidate(args: list[str]) -> int:
     options = tyro.cli(ConsolidateOptions, args=args[len(paths) :], prog=prog)
     if len(paths) != 2:
         raise Refusal(f"{prog}: name a folder checkpoints/step_... of a training stage and the file to write")
-    from cosmos_distill.train.consolidate import consolidate
+    from cosmos_distill.train.checkpoint import consolidate
 
     print(consolidate(*paths, role=options.role, weights=options.weights))
     return OK

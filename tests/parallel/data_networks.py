@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.parts import Part
+from cosmos_distill.train.checkpoint import Piece
 from cosmos_distill.train.optim import network_pieces
-from cosmos_distill.train.pieces import Piece
 
 
 class Block(nn.Module):
