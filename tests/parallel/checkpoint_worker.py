@@ -209,14 +209,15 @@ CASES: list[Case] = [
     ("trained", trained, 4, Parallel(tensor=2, sequence=True, data="sharded_optimizer")),
     ("fsdp", partial(again, before="trained", name="fsdp"), 2, Parallel(data="fsdp")),
     ("pipeline", partial(again, before="fsdp", name="pipeline"), 2, Parallel(pipeline=2)),
-    ("zero", partial(again, before="pipeline", name="zero"), 2, Parallel(data="sharded_optimizer")),
+    ("stages", partial(again, before="pipeline", name="stages"), 4, Parallel(pipeline=2, data="fsdp")),
+    ("zero", partial(again, before="stages", name="zero"), 2, Parallel(data="sharded_optimizer")),
     ("missing", missing, 2, Parallel()),
     ("fail", fail, 2, Parallel()),
     ("verify", verify, 2, Parallel()),
     ("die", die, 2, Parallel()),
     ("after", load, 2, Parallel()),
 ]
-PREPARED = dict.fromkeys(("trained", "fsdp", "pipeline", "zero"), "layouts") | {
+PREPARED = dict.fromkeys(("trained", "fsdp", "pipeline", "stages", "zero"), "layouts") | {
     "after": "die",
     "load": "save",
     "load4": "save",

@@ -84,7 +84,7 @@ def test_other_ranks_read_it_in_place_under_another_cut(case: str, ranks: int, f
     assert found(folder, case, ranks) == [expected] * ranks
 
 
-@pytest.mark.parametrize("layout", ["fsdp", "pipeline", "zero"])
+@pytest.mark.parametrize("layout", ["fsdp", "pipeline", "stages", "zero"])
 def test_training_state_goes_from_layout_to_layout_bit_for_bit(layout: str, folder: Path) -> None:
     before, after = (
         folder / "layouts" / name / "checkpoints" / "step_000000002" for name in ("trained", layout)
