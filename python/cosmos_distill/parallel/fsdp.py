@@ -44,7 +44,6 @@ class FsdpShare(Share):
             mesh.size(mesh.ndim - 1),
         )
         self._like = self.masters  # pipeline ranks that have a gradient in common have the same rows of it
-
         self._hooks = [
             p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
             for name, p in self.parameters.items()

@@ -180,8 +180,7 @@ class _Job:
 
         self._schedule(step, forward_only=True)
         x = self.inputs.x
-        like = x.new_empty(len(x), 0, dtype=self.config.pipeline_dtype)
-        out = like
+        out = like = x.new_empty(len(x), 0, dtype=self.config.pipeline_dtype)
         if not self.features_only:
             out = self._everywhere(_OUT, self.last, found, self.network.output(x), like)
         return out, *(
