@@ -9,10 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cosmos_distill.config import Optim, Parallel
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.parts import Part
 from cosmos_distill.train.checkpoint import Piece
 from cosmos_distill.train.optim import network_pieces
+
+Results = dict[str, Any]
+KINDS = {
+    "replicated": Parallel(),
+    "sharded_optimizer": Parallel(data="sharded_optimizer"),
+    "fsdp": Parallel(data="fsdp"),
+}
+# With this eps a step grows with the gradient, so that a gradient of the wrong size shows, and one that is
+# zero but for rounding does not.
+OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_norm=0.4, eps=1e-2)
 
 
 class Block(nn.Module):

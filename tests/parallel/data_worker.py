@@ -18,17 +18,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from cosmos_distill.config import Optim, Parallel
+from cosmos_distill.config import Parallel
 from cosmos_distill.models import build
-from cosmos_distill.models.blocks import Block
 from cosmos_distill.models.presets import PRESETS
-from cosmos_distill.parallel import buffers, data, fsdp, groups
+from cosmos_distill.parallel import buffers, data, groups
 from cosmos_distill.train.ema import EMA, constant
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
 from tests.parallel.data_networks import (
+    KINDS,
+    OPTIM,
     Network,
+    Results,
     StageNetwork,
     TensorNetwork,
     fill,
@@ -36,18 +37,10 @@ from tests.parallel.data_networks import (
     initialise,
     sample,
 )
+from tests.parallel.data_precision import micro_batches, refused, sums
 from tests.parallel.layout_plants import last_rank_drifts
 
-Results = dict[str, Any]
-KINDS = {
-    "replicated": Parallel(),
-    "sharded_optimizer": Parallel(data="sharded_optimizer"),
-    "fsdp": Parallel(data="fsdp"),
-}
 BATCH, MICRO = 8, 1
-# With this eps a step grows with the gradient, so that a gradient of the wrong size shows, and one that is
-# zero but for rounding does not.
-OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_norm=0.4, eps=1e-2)
 
 
 class Run:
@@ -195,58 +188,6 @@ def overlapped(kind: Parallel) -> Results:
     finally:
         buffers.overlaps = lambda: False
         buffers.distributed.DistributedDataParallelConfig = settings
-
-
-def sums(kind: Parallel) -> Tensor:
-    """A gradient of bf16 numbers that bf16 cannot add up, of a role that was frozen at first."""
-    network = nn.Module()
-    network.blocks = nn.ModuleList([nn.Linear(1, 1, bias=False)])
-    network.forward = lambda x: network.blocks[0](x)
-    network.bfloat16()
-    data.shard(network, kind)
-    optimizer = RoleOptimizer(network, OPTIM, 10, kind)
-    optimizer.requires_grad_(False)
-    x = torch.full((1, 1), 256.0 if groups.data_rank() == 2 else 1.0, dtype=torch.bfloat16)
-    network(x)
-    optimizer.requires_grad_(True)
-    with optimizer.backward_of(True):
-        network(x).sum().backward()
-    optimizer.reduce()
-    return optimizer.gradient_norm()
-
-
-def refused(network: nn.Module, shards: int | None = None) -> str:
-    try:
-        fsdp.shard(network, groups.gradient_group(), shards)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def micro_batches(together: bool) -> Results:
-    """Gradients of a sharded, pipelined network in half precision, from one call of it or from one per
-    micro-batch, and the most blocks that a rank had gathered when one of them was called."""
-    network = build(PRESETS["transfer1-mini"], dtype=torch.bfloat16, seed=None)
-    initialise(network, 1)
-    data.shard(network, KINDS["fsdp"])
-    blocks = [m for m in network.modules() if isinstance(m, Block)]
-    gathered: list[int] = []
-
-    def count(*_: Any) -> None:
-        gathered.append(sum(not isinstance(next(b.parameters()), DTensor) for b in blocks))
-
-    for block in blocks:
-        block.register_forward_pre_hook(count)
-    optimizer = RoleOptimizer(network, OPTIM, 10, KINDS["fsdp"])
-    x = torch.cat([sample(4 * groups.data_rank() + i, (16, 2, 4, 6)) for i in range(4)]).bfloat16()
-    for part in [x] if together else x.split(1):
-        with optimizer.backward_of(True):
-            t, text = torch.full((len(part),), 0.3), sample(0, (8, 64)).expand(len(part), -1, -1)
-            network(part, t, text.bfloat16(), hint=part.flip(-1)).float().square().sum().backward()
-    optimizer.reduce()
-    found = {name: m.grad for name, m in optimizer.masters.items() if m.grad is not None}
-    assert found
-    return {"gradients": found, "gathered": max(gathered), "blocks": len(blocks)}
 
 
 def one() -> Results:
