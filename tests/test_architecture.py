@@ -48,7 +48,7 @@ LIGHT = [
     "__init__",
     "__main__",
     "config",
-    "cli",
+    "cli/__init__",
     "ops/__init__",
     "diffusion/__init__",
     "models/presets",

@@ -136,10 +136,6 @@ class Parallel:
             self.data == "fsdp" or self.fsdp_shards is None,
             'fsdp_shards belongs to data "fsdp"',
         )
-        _require(
-            self.data != "fsdp" or self.pipeline == 1,
-            'data "fsdp" and pipeline exclude each other: use data "sharded_optimizer" with a pipeline',
-        )
 
     @property
     def model(self) -> int:

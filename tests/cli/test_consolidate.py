@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 
 import cosmos_distill
 from cosmos_distill import cli
-from cosmos_distill.train.checkpoint import CheckpointStore
-from cosmos_distill.train.pieces import whole
-from cosmos_distill.train.tensorfile import read_metadata
+from cosmos_distill.train.checkpoint import Store, read_metadata, whole
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
         "ema_student": {"w": whole(torch.full((3,), 0.5))},
         "network_fake_score": {"w": whole(torch.full((3,), 2.0))},
     }
-    with CheckpointStore(tmp_path / "checkpoints", keep=1) as store:
+    with Store(tmp_path / "checkpoints", keep=1) as store:
         store.save(12, groups, {"fingerprint": {"method.name": "KD"}})
     return tmp_path / "checkpoints" / "step_000000012"
 

@@ -9,7 +9,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.fsdp import local
 from cosmos_distill.parallel.parts import Part
-from cosmos_distill.train.pieces import Piece, flat_piece, piece, whole
+from cosmos_distill.train.checkpoint import Piece, flat_piece, piece, whole
 
 
 def tensors() -> dict[str, Tensor]:

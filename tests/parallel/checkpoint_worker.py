@@ -28,12 +28,9 @@ from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import data, groups
-from cosmos_distill.train import index, shards
-from cosmos_distill.train.checkpoint import CheckpointStore
+from cosmos_distill.train.checkpoint import CheckpointError, Store, index, shards, whole
 from cosmos_distill.train.loop import fit
-from cosmos_distill.train.pieces import whole
 from cosmos_distill.train.state import TrainState
-from cosmos_distill.train.tensorfile import CheckpointError
 from tests.parallel.checkpoint_pieces import averages, equal, pieces, tensors
 from tests.train.fakes import trainer
 from tests.train.test_network import Clips
@@ -48,7 +45,7 @@ def save(rank: int, ranks: int, folder: Path) -> Any:
         write(*args)
 
     shards.write_tensors = patient
-    store = CheckpointStore(folder / "checkpoints", keep=2)
+    store = Store(folder / "checkpoints", keep=2)
     random = {"cpu": whole(torch.arange(9, dtype=torch.uint8))} if rank == 0 else {}
     for step in (1, 2):
         mine = pieces(rank, ranks, tensors(), turned=False)
@@ -70,7 +67,7 @@ def load(rank: int, ranks: int, folder: Path) -> Any:
     empty = {name: torch.zeros_like(value) for name, value in tensors().items()}
     mine = pieces(rank, ranks, empty, turned=True)
     memory = {name: [block.value.data_ptr() for block in part.blocks] for name, part in mine.items()}
-    checkpoint = CheckpointStore(folder / "checkpoints", keep=2).newest()
+    checkpoint = Store(folder / "checkpoints", keep=2).newest()
     assert checkpoint is not None and checkpoint.names("network") == tensors().keys()
     checkpoint.load("network", mine)
     random = torch.zeros(9, dtype=torch.uint8)
@@ -86,7 +83,7 @@ def load(rank: int, ranks: int, folder: Path) -> Any:
 
 def fail(rank: int, ranks: int, folder: Path) -> Any:
     """Rank 1's disk is full at step 2, and has room again at step 3; at step 4 the ranks disagree."""
-    store, write = CheckpointStore(folder / "checkpoints", keep=2), shards.write_tensors
+    store, write = Store(folder / "checkpoints", keep=2), shards.write_tensors
     messages = []
 
     def full(tensors: Any, path: Path, *args: Any) -> None:
@@ -113,7 +110,7 @@ def student(rank: int, ranks: int, folder: Path) -> Any:
     own = pieces(rank, ranks, tensors(), turned=False)
     average = pieces(rank, ranks, {**tensors(), **averages()}, turned=True)
     average = {name: part for name, part in average.items() if name in averages()}
-    with CheckpointStore(folder / "checkpoints", keep=1) as store:
+    with Store(folder / "checkpoints", keep=1) as store:
         numbers = {"fingerprint": {"method.name": "KD"}}
         store.save(4, {"network_student": own, "ema_student": average}, numbers)
     return {}
@@ -130,10 +127,10 @@ def again(rank: int, ranks: int, folder: Path, before: str, name: str) -> Any:
     """Restore what was saved as ``before`` and save it again under this layout."""
     method = half_precision_method()
     state = TrainState(method, settings(), 3)
-    checkpoint = CheckpointStore(folder / before / "checkpoints", keep=1).newest()
+    checkpoint = Store(folder / before / "checkpoints", keep=1).newest()
     assert checkpoint is not None
     state.restore(checkpoint)
-    with CheckpointStore(folder / name / "checkpoints", keep=1) as store:
+    with Store(folder / name / "checkpoints", keep=1) as store:
         store.save(state.step, state.groups(), state.numbers())
     state.close()
     return {"updates": {role: optimizer.updates for role, optimizer in state.optimizers.items()}}
@@ -157,7 +154,7 @@ def half_precision_method() -> Any:
 
 def missing(rank: int, ranks: int, folder: Path) -> Any:
     """Rank 1 alone asks for a tensor that is not there."""
-    checkpoint = CheckpointStore(folder / "checkpoints", keep=2).newest()
+    checkpoint = Store(folder / "checkpoints", keep=2).newest()
     assert checkpoint is not None
     try:
         checkpoint.load("network", {"gone" if rank else "same": whole(torch.zeros(100))}, partial=True)
@@ -175,14 +172,14 @@ def verify(rank: int, ranks: int, folder: Path) -> Any:
         return sha256(path)
 
     index.sha256 = counted
-    checkpoint = CheckpointStore(folder / "checkpoints", keep=2).newest()
+    checkpoint = Store(folder / "checkpoints", keep=2).newest()
     assert checkpoint is not None
     return {"step": checkpoint.step, "read": read}
 
 
 def die(rank: int, ranks: int, folder: Path) -> Any:
     """Rank 1 is killed while it writes step 2; rank 0 is told."""
-    store, write = CheckpointStore(folder / "checkpoints", keep=2), shards.write_tensors
+    store, write = Store(folder / "checkpoints", keep=2), shards.write_tensors
 
     def killed(tensors: Any, path: Path, *args: Any) -> None:
         write(tensors, path, *args)
@@ -212,14 +209,15 @@ CASES: list[Case] = [
     ("trained", trained, 4, Parallel(tensor=2, sequence=True, data="sharded_optimizer")),
     ("fsdp", partial(again, before="trained", name="fsdp"), 2, Parallel(data="fsdp")),
     ("pipeline", partial(again, before="fsdp", name="pipeline"), 2, Parallel(pipeline=2)),
-    ("zero", partial(again, before="pipeline", name="zero"), 2, Parallel(data="sharded_optimizer")),
+    ("stages", partial(again, before="pipeline", name="stages"), 4, Parallel(pipeline=2, data="fsdp")),
+    ("zero", partial(again, before="stages", name="zero"), 2, Parallel(data="sharded_optimizer")),
     ("missing", missing, 2, Parallel()),
     ("fail", fail, 2, Parallel()),
     ("verify", verify, 2, Parallel()),
     ("die", die, 2, Parallel()),
     ("after", load, 2, Parallel()),
 ]
-PREPARED = dict.fromkeys(("trained", "fsdp", "pipeline", "zero"), "layouts") | {
+PREPARED = dict.fromkeys(("trained", "fsdp", "pipeline", "stages", "zero"), "layouts") | {
     "after": "die",
     "load": "save",
     "load4": "save",

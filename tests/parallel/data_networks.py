@@ -9,10 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cosmos_distill.config import Optim, Parallel
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.parts import Part
+from cosmos_distill.train.checkpoint import Piece
 from cosmos_distill.train.optim import network_pieces
-from cosmos_distill.train.pieces import Piece
+
+Results = dict[str, Any]
+KINDS = {
+    "replicated": Parallel(),
+    "sharded_optimizer": Parallel(data="sharded_optimizer"),
+    "fsdp": Parallel(data="fsdp"),
+}
+# With this eps a step grows with the gradient, so that a gradient of the wrong size shows, and one that is
+# zero but for rounding does not.
+OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_norm=0.4, eps=1e-2)
 
 
 class Block(nn.Module):
@@ -84,19 +95,19 @@ class StageNetwork(nn.Module):
         super().__init__()
         self.embed = nn.Linear(5, 5)
         self.entry, self.unused = nn.Parameter(torch.ones(40)), nn.Parameter(torch.ones(3))
-        self.stages = nn.ModuleDict({str(i): nn.Linear(5 if i else 40, 5) for i in stages})
+        self.blocks = nn.ModuleDict({str(i): nn.Linear(5 if i else 40, 5) for i in stages})
         initialise(self, 0)
 
     def parts(self) -> Mapping[str, Part]:
         return {
-            name: Part(one_stage=True) if name.startswith("stages") else Part(sum_pipeline=True)
+            name: Part(one_stage=True) if name.startswith("blocks") else Part(sum_pipeline=True)
             for name in self.state_dict()
         }
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         return torch.stack(
-            [s(x.repeat(1, 8) * self.entry if i == "0" else x) for i, s in self.stages.items()]
+            [s(x.repeat(1, 8) * self.entry if i == "0" else x) for i, s in self.blocks.items()]
         )
 
 

@@ -19,14 +19,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cosmos_distill.config import Optim, Parallel
+from cosmos_distill.config import Parallel
 from cosmos_distill.models import build
 from cosmos_distill.models.presets import PRESETS
-from cosmos_distill.parallel import buffers, data, fsdp, groups
+from cosmos_distill.parallel import buffers, data, groups
 from cosmos_distill.train.ema import EMA, constant
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
 from tests.parallel.data_networks import (
+    KINDS,
+    OPTIM,
     Network,
+    Results,
     StageNetwork,
     TensorNetwork,
     fill,
@@ -34,17 +37,10 @@ from tests.parallel.data_networks import (
     initialise,
     sample,
 )
+from tests.parallel.data_precision import micro_batches, refused, sums
+from tests.parallel.layout_plants import last_rank_drifts
 
-Results = dict[str, Any]
-KINDS = {
-    "replicated": Parallel(),
-    "sharded_optimizer": Parallel(data="sharded_optimizer"),
-    "fsdp": Parallel(data="fsdp"),
-}
 BATCH, MICRO = 8, 1
-# With this eps a step grows with the gradient, so that a gradient of the wrong size shows, and one that is
-# zero but for rounding does not.
-OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_norm=0.4, eps=1e-2)
 
 
 class Run:
@@ -124,6 +120,11 @@ def uninterrupted(steps: int, dtype: torch.dtype) -> Results:
     return {"norms": norms, **run.state()}
 
 
+def drifting(work: Callable[..., Results], *args: Any) -> Results:
+    with last_rank_drifts():
+        return work(*args)
+
+
 def phases(kind: Parallel) -> Results:
     """Two roles in turn, a judge without blocks, and a frozen teacher with a gradient through it."""
     student, critic, judge, teacher = Network(0), Network(1), Network(2, blocks=0), Network(3)
@@ -154,7 +155,7 @@ def phases(kind: Parallel) -> Results:
             run.optimizer.requires_grad_(role == turn)
             run.optimizer.zero_grad()
             if isinstance(run.optimizer.share, buffers.BufferedShare):
-                memory = [b.grad_data.untyped_storage().size() for b in run.optimizer.share._ddp.buffers]
+                memory = [b.grad_data.untyped_storage().size() for b in run.optimizer.share.buffers()]
                 assert (0 not in memory) == (role == turn)
         norms.append(runs[turn].step(step, losses[turn]))
         with runs["student"].ema.applied_to(runs["student"].optimizer), torch.no_grad():
@@ -189,32 +190,6 @@ def overlapped(kind: Parallel) -> Results:
         buffers.distributed.DistributedDataParallelConfig = settings
 
 
-def sums(kind: Parallel) -> Tensor:
-    """A gradient of bf16 numbers that bf16 cannot add up, of a role that was frozen at first."""
-    network = nn.Module()
-    network.blocks = nn.ModuleList([nn.Linear(1, 1, bias=False)])
-    network.forward = lambda x: network.blocks[0](x)
-    network.bfloat16()
-    data.shard(network, kind)
-    optimizer = RoleOptimizer(network, OPTIM, 10, kind)
-    optimizer.requires_grad_(False)
-    x = torch.full((1, 1), 256.0 if groups.data_rank() == 2 else 1.0, dtype=torch.bfloat16)
-    network(x)
-    optimizer.requires_grad_(True)
-    with optimizer.backward_of(True):
-        network(x).sum().backward()
-    optimizer.reduce()
-    return optimizer.gradient_norm()
-
-
-def refused(shards: int) -> str:
-    try:
-        fsdp.shard(Network(0), groups.gradient_group(), shards)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 def one() -> Results:
     return {
         "plain": plain(Parallel()),
@@ -244,7 +219,7 @@ def four() -> Results:
         "plain/hybrid": plain(Parallel(data="fsdp", fsdp_shards=2)),
         "plain/four": plain(KINDS["fsdp"]),
         "phases/hybrid": phases(Parallel(data="fsdp", fsdp_shards=2)),
-        "refused": refused(3),
+        "refused": [refused(Network(0), 3), refused(nn.ModuleDict({"a": Network(0), "b": nn.Linear(2, 2)}))],
         "sums": {name: sums(kind) for name, kind in KINDS.items()},
     }
 
@@ -252,6 +227,11 @@ def four() -> Results:
 def tensor() -> Results:
     return {
         **{f"tensor/{name}": plain(kind, lambda: TensorNetwork(0)) for name, kind in KINDS.items()},
+        **{
+            f"tensor/{name} drifting": drifting(plain, kind, lambda: TensorNetwork(0))
+            for name, kind in KINDS.items()
+        },
+        **{f"phases/{name} drifting": drifting(phases, kind) for name, kind in KINDS.items()},
         "diffusion/sharded_optimizer": diffusion(KINDS["sharded_optimizer"]),
         "diffusion/fsdp": diffusion(KINDS["fsdp"]),
     }
@@ -259,8 +239,15 @@ def tensor() -> Results:
 
 def pipeline() -> Results:
     stage = groups.pipeline_group().rank()
-    kinds = list(KINDS.items())[:2]
-    return {f"stages/{name}": plain(kind, lambda: StageNetwork([stage])) for name, kind in kinds}
+    return {
+        **{f"stages/{name}": plain(kind, lambda: StageNetwork([stage])) for name, kind in KINDS.items()},
+        **{
+            f"stages/{name} drifting": drifting(plain, kind, lambda: StageNetwork([stage]))
+            for name, kind in KINDS.items()
+        },
+        "together": micro_batches(together=True),
+        "one by one": micro_batches(together=False),
+    }
 
 
 WORLDS: dict[str, tuple[int, Parallel, Callable[[], Results]]] = {

@@ -22,8 +22,8 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Networks
 from cosmos_distill.parallel import data, groups
 from cosmos_distill.train import loop
+from cosmos_distill.train.checkpoint import Piece, whole
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
-from cosmos_distill.train.pieces import Piece, whole
 from cosmos_distill.train.state import TrainState
 from tests.parallel.layout_plants import PLANTS
 from tests.parallel.layouts import CASES, SEED, Case, Clips, Layout

@@ -71,6 +71,10 @@ LAYOUTS: Mapping[str, Layout] = {
     "CP2 x FSDP2": Layout(Parallel(context=2, data="fsdp"), data=2),
     "PP2 x DP2": Layout(Parallel(pipeline=2), data=2),
     "PP2 x DP2 sharded optimizer": Layout(Parallel(pipeline=2, data="sharded_optimizer"), data=2),
+    "PP2 x FSDP2": Layout(Parallel(pipeline=2, data="fsdp"), data=2),
+    "PP2 interleaved x FSDP2, recompute full": Layout(
+        Parallel(pipeline=2, virtual_pipeline=2, data="fsdp"), data=2, recompute="full"
+    ),
 }
 
 

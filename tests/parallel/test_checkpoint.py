@@ -13,10 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cosmos_distill.train.checkpoint import CheckpointStore
-from cosmos_distill.train.consolidate import consolidate
-from cosmos_distill.train.pieces import whole
-from cosmos_distill.train.shards import Shards
+from cosmos_distill.train.checkpoint import Store, consolidate, whole
+from cosmos_distill.train.checkpoint.shards import Shards
 from tests.parallel import checkpoint_worker
 from tests.parallel.checkpoint_pieces import averages, tensors
 
@@ -25,7 +23,7 @@ from tests.parallel.checkpoint_pieces import averages, tensors
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the ranks of every case have left what they found."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    store = CheckpointStore(folder / "verify" / "checkpoints", keep=3)
+    store = Store(folder / "verify" / "checkpoints", keep=3)
     groups = {name: {"w": whole(torch.randn(10))} for name in ("a", "b", "c", "d")}
     for step in (5, 6):
         store.save(step, groups, {"step": step})
@@ -71,7 +69,7 @@ def test_saving_is_asynchronous_and_writes_every_value_once(folder: Path) -> Non
 
 
 def test_one_rank_reads_what_two_wrote(folder: Path) -> None:
-    checkpoint = CheckpointStore(folder / "save" / "checkpoints", keep=2).newest()
+    checkpoint = Store(folder / "save" / "checkpoints", keep=2).newest()
     assert checkpoint is not None and checkpoint.step == 2
     back = {name: torch.zeros_like(value) for name, value in tensors().items()}
     checkpoint.load("network", {name: whole(value) for name, value in back.items()})
@@ -86,7 +84,7 @@ def test_other_ranks_read_it_in_place_under_another_cut(case: str, ranks: int, f
     assert found(folder, case, ranks) == [expected] * ranks
 
 
-@pytest.mark.parametrize("layout", ["fsdp", "pipeline", "zero"])
+@pytest.mark.parametrize("layout", ["fsdp", "pipeline", "stages", "zero"])
 def test_training_state_goes_from_layout_to_layout_bit_for_bit(layout: str, folder: Path) -> None:
     before, after = (
         folder / "layouts" / name / "checkpoints" / "step_000000002" for name in ("trained", layout)

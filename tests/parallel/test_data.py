@@ -27,9 +27,10 @@ CASES = {
     "tensor": [
         *(f"tensor/{kind}" for kind in data_worker.KINDS),
         "diffusion/sharded_optimizer",
+        *(f"{work}/{kind} drifting" for work in ("tensor", "phases") for kind in data_worker.KINDS),
         "diffusion/fsdp",
     ],
-    "pipeline": [f"stages/{kind}" for kind in ("replicated", "sharded_optimizer")],
+    "pipeline": [f"stages/{kind}{how}" for kind in data_worker.KINDS for how in ("", " drifting")],
 }
 
 
@@ -99,5 +100,19 @@ def test_half_precision_is_close_and_its_masters_closer(worlds: dict[str, list[d
     assert any(not torch.equal(found["average"][n], found["average"][n].bfloat16().float()) for n in moved)
 
 
-def test_shards_that_do_not_divide_the_ranks_are_refused(worlds: dict[str, list[dict[str, Any]]]) -> None:
-    assert worlds["four"][0]["refused"].startswith("fsdp_shards 3 does not divide the 4 ranks")
+def test_a_pipelined_call_adds_its_micro_batches_in_fp32(worlds: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in worlds["pipeline"]:
+        together, one_by_one = (dict(tensors(rank[how]["gradients"])) for how in ("together", "one by one"))
+        assert together.keys() == one_by_one.keys()
+        assert all(torch.equal(value, one_by_one[name]) for name, value in together.items())
+
+
+def test_a_pipelined_rank_has_one_block_gathered_at_a_time(worlds: dict[str, list[dict[str, Any]]]) -> None:
+    found = [rank["together"] for rank in worlds["pipeline"]]
+    assert [of["gathered"] for of in found] == [1] * 4 and min(of["blocks"] for of in found) > 1
+
+
+def test_what_cannot_be_sharded_is_refused(worlds: dict[str, list[dict[str, Any]]]) -> None:
+    shards, outside = worlds["four"][0]["refused"]
+    assert shards.startswith("fsdp_shards 3 does not divide the 4 ranks")
+    assert outside == "fsdp cannot spread 'b.weight': it is in no module that has blocks"

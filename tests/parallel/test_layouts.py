@@ -78,6 +78,14 @@ def test_a_mistake_is_found(worker, layout, case, plant):
     assert found[f"{case}/end/weight"][0] > 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("layout", ["TP2", "CP2 ring", "PP2 x DP2 sharded optimizer", "PP2 x FSDP2"])
+def test_copies_cannot_drift(worker, layout):
+    """What one rank's kernels make of a gradient that others compute as well is nowhere left over."""
+    report = worker.ask(layout, ["DMD2"], plant="the last rank's copies drift")
+    assert not report["DMD2"]["copies"]
+    assert max(found for found, _ in worst(report).values()) <= TOLERANCE
+
+
 def test_a_failing_rank_is_reported(worker):
     with pytest.raises(LayoutFailure, match=r"(?s)^rank 1:\nTraceback.*RuntimeError: planted"):
         worker.ask("DP2", ["KD"], plant="the last rank fails")

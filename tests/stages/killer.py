@@ -37,7 +37,7 @@ def in_generate() -> None:
 
 def in_kd_checkpoint() -> None:
     """In the middle of a checkpoint after the first one."""
-    from cosmos_distill.train import shards
+    from cosmos_distill.train.checkpoint import shards
 
     write, calls = shards.write_tensors, []
 

@@ -33,6 +33,7 @@ GOOD = [
     (Parallel(context=2), 4),
     (Parallel(pipeline=2), 4),
     (Parallel(data="fsdp", fsdp_shards=2), 2),
+    (Parallel(pipeline=2, data="fsdp"), 4),
 ]
 
 

@@ -14,7 +14,7 @@ from cosmos_distill import cli
 from cosmos_distill.config import FewStep
 from cosmos_distill.stages.manifest import Manifest
 from cosmos_distill.stages.sample import read, write_mp4
-from cosmos_distill.train.tensorfile import read_metadata
+from cosmos_distill.train.checkpoint import read_metadata
 
 from .conftest import RECIPE, smoke  # type: ignore[import-not-found,unused-ignore]
 from .test_kill import KILLER, ended, losses  # type: ignore[import-not-found,unused-ignore]

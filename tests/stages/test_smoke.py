@@ -16,7 +16,7 @@ from cosmos_distill.files import sha256
 from cosmos_distill.models import weights
 from cosmos_distill.stages.manifest import Manifest
 from cosmos_distill.stages.sample import write_mp4
-from cosmos_distill.train.tensorfile import read_metadata
+from cosmos_distill.train.checkpoint import read_metadata
 
 from .conftest import smoke  # type: ignore[import-not-found,unused-ignore]
 

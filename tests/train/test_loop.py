@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cosmos_distill.config import Optim, Trainer
 from cosmos_distill.methods.base import Noise
+from cosmos_distill.train.checkpoint import read_metadata
 from cosmos_distill.train.fingerprint import ResumeError
 from cosmos_distill.train.guard import NonFiniteError
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import FitResult, fit
-from cosmos_distill.train.tensorfile import read_metadata
 from tests.train.fakes import SHAPE, Network, Toy, ToyMethod, ToySource, trainer
 
 

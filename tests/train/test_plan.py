@@ -71,6 +71,8 @@ def test_fsdp_divides_everything_the_frozen_teacher_too() -> None:
     assert everywhere.total == one.total // 16
     hybrid = plan(DMD2, "bf16", parallel=Parallel(data="fsdp", fsdp_shards=4), data_parallel=8, ema=True)
     assert hybrid.total == one.total // 4
+    stages = plan(DMD2, "bf16", parallel=Parallel(pipeline=2, data="fsdp"), data_parallel=4, ema=True)
+    assert stages.total == one.total // 8 and stages.gpus == 8
 
 
 def test_the_discriminator_is_whole_on_every_rank() -> None:
@@ -93,8 +95,11 @@ def test_verdict_says_what_to_change_and_following_it_helps() -> None:
 
     split = plan({"student": DMD2["student"]}, "bf16", parallel=Parallel(pipeline=2))
     assert list(dict(split.ways_out())) == [
-        "--parallel.tensor 2", "--parallel.pipeline 4", "--parallel.data sharded_optimizer on 4 GPUs"
+        "--parallel.tensor 2", "--parallel.pipeline 4", "--parallel.data sharded_optimizer on 4 GPUs",
+        "--parallel.data fsdp on 4 GPUs",
     ]  # fmt: skip
+    sharded = plan(DMD2, "bf16", parallel=Parallel(data="fsdp"), data_parallel=2)
+    assert "--parallel.pipeline 4" in dict(sharded.ways_out())
     text = one.text()
     assert "teacher (frozen)" in text and "8,126.00 M" in text and "15.1 GiB" in text
 

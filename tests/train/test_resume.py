@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cosmos_distill.train import checkpoint, consolidate
+from cosmos_distill.train.checkpoint import Store, consolidation
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
 from tests.train import victim
@@ -111,8 +111,8 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consolidate, "publish_tensors", fails)
-        patch.setattr(checkpoint.CheckpointStore, "_prune", lambda *_: None)
+        patch.setattr(consolidation, "publish_tensors", fails)
+        patch.setattr(Store, "_prune", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             victim.run(tmp_path)
     damaged = tmp_path / "checkpoints" / "step_000000009" / "optimizer_student" / "shard-00001.safetensors"

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import torch
 
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.train import checkpoint, consolidate, guard, loop, shards
+from cosmos_distill.train import guard, loop
+from cosmos_distill.train.checkpoint import CheckpointError, consolidation, shards, store
 from tests.train.fakes import ToyMethod, ToySource, trainer
 
 POINTS = ("mid step 4", "before any save", "mid save 6", "before rename 6", "mid removal 9", "before publish")
@@ -81,10 +82,10 @@ def killed_at(point: str, folder: Path) -> None:
                 (path / "index.json").unlink()
                 die()
 
-        checkpoint.shutil.rmtree = remove  # type: ignore[assignment]
+        store.shutil.rmtree = remove  # type: ignore[assignment]
         run(folder)
     elif point == "before publish":
-        consolidate.publish_tensors = lambda *_: die()
+        consolidation.publish_tensors = lambda *_: die()
         run(folder)
     sys.exit(f"nothing was killed at {point}")
 
@@ -107,7 +108,7 @@ def full_disk(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     try:
         run(folder)
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         sys.exit(4 if "step_000000003" in str(error) else f"unclear: {error}")
 
 

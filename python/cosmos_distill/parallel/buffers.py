@@ -10,8 +10,8 @@ of the gradients; ``grad_accs`` is all that keeps its hooks alive.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.parts import parts_of
 from cosmos_distill.parallel.share import Share, Span
 
 # groups has already imported megatron.core with its fallback warnings silenced.
@@ -43,6 +44,8 @@ class BufferedShare(Share):
     not stepped. Out of turn (``requires_grad_(False)``) their memory is given back.
     """
 
+    sums_data_last = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -50,12 +53,16 @@ class BufferedShare(Share):
         group: dist.ProcessGroup,
         sharded: bool,
     ) -> None:
-        self._ddp = _megatron(network, group, sharded)
+        # What pipeline ranks have in common, in buffers of its own: they are cut alike on all of them.
+        parts, several = parts_of(network), groups.pipeline_group().size() > 1
+        common = [p for name, p in parameters.items() if several and not parts[name].one_stage]
+        own = [p for name, p in parameters.items() if not several or parts[name].one_stage]
+        self._ddps = [_megatron(some, group, sharded) for some in (common, own) if some]
         self._sharded = sharded
         self._gradients: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         spans: dict[str, Span] = {}
-        buckets = [bucket for group in self._ddp.bucket_groups for bucket in group.buckets]
+        buckets = [bucket for ddp in self._ddps for group in ddp.bucket_groups for bucket in group.buckets]
         bucket_of = {p: bucket for bucket in buckets for p in bucket.params_list}
         for name, p in parameters.items():
             if not sharded:
@@ -82,7 +89,7 @@ class BufferedShare(Share):
         super().requires_grad_(wanted)
         if not wanted:
             self.zero_grad()
-        for buffer in self._ddp.buffers:
+        for buffer in self.buffers():
             memory = buffer.grad_data.untyped_storage()
             if not wanted:
                 memory.resize_(0)
@@ -90,11 +97,16 @@ class BufferedShare(Share):
                 memory.resize_(buffer.grad_data.nbytes)
                 buffer.grad_data.zero_()
 
+    def buffers(self) -> list[Any]:
+        """Megatron's buffers, the memory of the gradients in ``grad_data``."""
+        return [buffer for ddp in self._ddps for buffer in ddp.buffers]
+
     def zero_grad(self) -> None:
         super().zero_grad()
         self._ready.clear()
         if self._found:
-            self._ddp.zero_grad_buffer()
+            for ddp in self._ddps:
+                ddp.zero_grad_buffer()
             self._found.clear()
 
     @contextmanager
@@ -102,29 +114,34 @@ class BufferedShare(Share):
         if last:
             yield
         else:
-            with self._ddp.no_sync():
+            with ExitStack() as stack:
+                for ddp in self._ddps:
+                    stack.enter_context(ddp.no_sync())
                 yield
             self._ready.clear()
 
     def reduce_data(self) -> None:
-        if self._ddp.ddp_config.overlap_grad_reduce:
-            # A bucket is sent when all of its parameters are ready: those without a gradient never are.
-            for name, p in self.parameters.items():
-                if name not in self._ready:
-                    self._ddp.param_to_bucket_group[p].register_grad_ready(p)
-        self._ddp.finish_grad_sync()
+        for ddp in self._ddps:
+            if ddp.ddp_config.overlap_grad_reduce:
+                # A bucket is sent when all of its parameters are ready: those without a gradient never are.
+                for name, p in self.parameters.items():
+                    if name not in self._ready and p in ddp.param_to_bucket_group:
+                        ddp.param_to_bucket_group[p].register_grad_ready(p)
+            ddp.finish_grad_sync()
         for name, master in self.masters.items():
             master.grad = self._gradients[name] if name in self._found else None
 
     def gather(self) -> None:
         if self._sharded:
-            self._ddp.start_param_sync(force_sync=True)
+            for ddp in self._ddps:
+                ddp.start_param_sync(force_sync=True)
 
     def close(self) -> None:
         self.zero_grad()
         for hook in self._hooks:
             hook.remove()
-        self._ddp.grad_accs.clear()
+        for ddp in self._ddps:
+            ddp.grad_accs.clear()
         for p in self.parameters.values():
             p.requires_grad_(True)
             del p.main_grad  # type: ignore[attr-defined]
@@ -150,8 +167,8 @@ def overlaps() -> bool:
     return torch.cuda.is_available() and groups.layout().pipeline == 1
 
 
-def _megatron(network: nn.Module, group: dist.ProcessGroup, sharded: bool) -> Any:
-    """Buffers, hooks and collectives of the trainable parameters of ``network``."""
+def _megatron(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, sharded: bool) -> Any:
+    """Buffers, hooks and collectives of trainable parameters."""
     # Of the sizes of a transformer nothing is read; the last setting makes gradients sums instead of means.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its defaults contain a setting that it calls deprecated
@@ -168,7 +185,8 @@ def _megatron(network: nn.Module, group: dist.ProcessGroup, sharded: bool) -> An
         setattr(members, name, group)
     members.tp, members.pp = groups.tensor_group(), groups.pipeline_group()
     members.ep = parallel_state.get_expert_model_parallel_group()
-    return distributed.DistributedDataParallel(config, settings, network, pg_collection=members)
+    module = nn.ParameterList(parameters)
+    return distributed.DistributedDataParallel(config, settings, module, pg_collection=members)
 
 
 def _main_grad(parameter: nn.Parameter) -> Tensor:

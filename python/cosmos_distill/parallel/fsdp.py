@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +28,9 @@ class FsdpShare(Share):
     FSDP's hands.
 
     Every forward pass is collective, also one without gradients: all ranks must take part.
+
+    A half-precision gradient is added to its master's as soon as FSDP has summed it, before FSDP could add
+    the next one to it in half precision: one call of a pipelined network sums several.
     """
 
     def __init__(self, network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -37,23 +43,18 @@ class FsdpShare(Share):
             {name: span for name, (_, span) in held.items()},
             mesh.size(mesh.ndim - 1),
         )
-
-    @contextmanager
-    def backward_of(self, last: bool) -> Iterator[None]:
-        yield
-        self.reduce_data()
+        self._like = self.masters  # pipeline ranks that have a gradient in common have the same rows of it
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
+            for name, p in self.parameters.items()
+        ]
 
     def reduce_data(self) -> None:
-        """FSDP has summed already, in fp32; what it left as the weights' type is added up in the masters'."""
-        for name, p in self.parameters.items():
-            if p.grad is None:
-                continue
-            master = self.masters[name]
-            gradient = local(p.grad)[0].to(master.dtype)
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            p.grad = None
+        """FSDP has summed already."""
 
     def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self.requires_grad_(True)
         self.zero_grad()
 
@@ -61,46 +62,74 @@ class FsdpShare(Share):
 def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> None:
     """Spread the weights of ``network`` over the group, block by block, in place. Collective.
 
-    Blocks are the modules in its lists or dictionaries called ``blocks``; the rest is a unit of its own. A
-    module without blocks is left whole.
+    Blocks are the modules in its lists or dictionaries called ``blocks``; what a module with such a list has
+    beside them is a unit of its own, gathered while that module is called. The network is none: a pipelined
+    one calls its parts many times before a call of it returns. One without blocks is left whole.
 
     Args:
         shards: ranks that share a copy, neighbours in the group; None: all of it.
 
     Raises:
-        ValueError: ``shards`` does not divide the group.
+        ValueError: ``shards`` does not divide the group, or a parameter is in no module with blocks.
         RuntimeError: this torch cannot sum gradients without dividing them on every backend.
     """
-    blocks = [
-        block
-        for name, module in network.named_modules()
-        if name.rpartition(".")[2] == "blocks" and isinstance(module, nn.ModuleList | nn.ModuleDict)
-        for block in (module.values() if isinstance(module, nn.ModuleDict) else module)
-    ]
-    if not blocks:
+    trunks = {
+        module: list(found.values() if isinstance(found, nn.ModuleDict) else found)
+        for module in network.modules()
+        if isinstance(found := getattr(module, "blocks", None), nn.ModuleList | nn.ModuleDict)
+    }
+    if not trunks:
         return
     size = group.size()
     if size % (shards or size):
         raise ValueError(f"fsdp_shards {shards} does not divide the {size} ranks that share a network")
+    inside = {p for trunk in trunks for p in trunk.parameters()}
+    if outside := [name for name, p in network.named_parameters() if p not in inside]:
+        raise ValueError(f"fsdp cannot spread {outside[0]!r}: it is in no module that has blocks")
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise RuntimeError(f'data "fsdp" needs a newer torch than {torch.__version__} (tested: 2.13)')
     like = next(network.parameters())
     mesh = _mesh(group, like.device.type, shards or size)
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if like.dtype in HALF else None)
-    for module in (*blocks, network):
+    for module in (*itertools.chain(*trunks.values()), *trunks):
         # Not even the outermost unit stays gathered after a forward pass: a pass without gradients would
         # leave it so over a step, and with it the old weights and the old requires_grad.
         unit = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         unit.set_gradient_divide_factor(1.0)  # a sum
         unit.set_force_sum_reduction_for_comms(True)  # of plain kind: gloo knows no scaled one
-    # FSDP chooses the type to sum in at the first forward pass, from the parameters that are trainable then.
-    # A role may be frozen in it, so the choice is made now, and there is no public name for that.
-    fully_shard.state(network)._lazy_init()  # type: ignore[attr-defined]
+        module.register_forward_hook(_reshard_if_replayed)
+    for trunk in trunks:
+        # FSDP chooses the type to sum in at the first forward pass, from the parameters that are trainable
+        # then. A role may be frozen in it, so the choice is made now, and there is no public name for that.
+        fully_shard.state(trunk)._lazy_init()  # type: ignore[attr-defined]
 
 
 def is_sharded(network: nn.Module) -> bool:
     """Whether :func:`shard` spread it."""
-    return isinstance(network, FSDPModule)
+    return any(isinstance(module, FSDPModule) for module in network.modules())
+
+
+_replaying = ContextVar("replaying", default=False)
+
+
+@contextmanager
+def replay() -> Iterator[None]:
+    """Around a forward pass that is made in the course of an outer backward pass and has its own one later.
+
+    Inside any backward pass FSDP takes a forward pass for the recomputation of a block that is about to be
+    differentiated, and leaves it gathered.
+    """
+    token = _replaying.set(True)
+    try:
+        yield
+    finally:
+        _replaying.reset(token)
+
+
+def _reshard_if_replayed(module: nn.Module, inputs: Any, output: Any) -> None:
+    if _replaying.get():
+        assert isinstance(module, FSDPModule)
+        module.reshard()
 
 
 @torch.no_grad()
@@ -125,3 +154,15 @@ def _mesh(group: dist.ProcessGroup, device: str, shards: int) -> DeviceMesh:
     ranks = torch.tensor(sorted(set(map(tuple, everyone)))).unflatten(1, (-1, shards))
     mesh = DeviceMesh(device, ranks, mesh_dim_names=("networks", "copies", "shards"))
     return mesh["copies", "shards"]
+
+
+def _move_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    """What FSDP left as the weights' type is added up in the master's."""
+
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = local(parameter.grad)[0].to(master.dtype)
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    return hook

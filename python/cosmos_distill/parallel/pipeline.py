@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cosmos_distill.parallel import groups
+from cosmos_distill.parallel import fsdp, groups
 from cosmos_distill.parallel.runs import split_blocks
 
 # groups has already imported megatron.core with its fallback warnings silenced.
@@ -179,8 +179,8 @@ class _Job:
             return h, lambda _, non_loss_data: None
 
         self._schedule(step, forward_only=True)
-        x, like = self.inputs.x, next(iter(self.network.parameters()))
-        out = like.new_empty(len(x), 0)
+        x = self.inputs.x
+        out = like = x.new_empty(len(x), 0, dtype=self.config.pipeline_dtype)
         if not self.features_only:
             out = self._everywhere(_OUT, self.last, found, self.network.output(x), like)
         return out, *(
@@ -199,7 +199,8 @@ class _Job:
 
         def step(queue: Any, stage: _Stage) -> tuple[Tensor, Any]:
             i = next(queue)
-            h, taken = self._run(stage, parts[i], features_only)
+            with fsdp.replay():
+                h, taken = self._run(stage, parts[i], features_only)
             if stage.number == self.last:
                 if not features_only:
                     taken[_OUT] = h

@@ -7,7 +7,7 @@ element (AdamW, clipping, averages) works on *masters*: fp32 tensors with this r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.parts import parts_of
+from cosmos_distill.parallel.parts import Parallelised, parts_of
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -63,11 +63,18 @@ class Share(ABC):
         self.shards = shards
         parts = parts_of(network)
         self.parts = {name: parts[name] for name in parameters}
+        self._copied = [(group, names) for group, names in self._copied_over(network) if names]
+        """Groups of ranks that find the same gradients each for itself, and of which parameters."""
         self.copies = [name for name, w in self.weights.items() if w.dtype in HALF]
         self.masters: dict[str, Tensor] = {
             name: nn.Parameter(w.detach().float()) if w.dtype in HALF else self._master_of(w)
             for name, w in self.weights.items()
         }
+        self._like: Mapping[str, Tensor] = self.parameters
+        """Tensors of the shapes that the gradients of :meth:`_local` have."""
+
+    sums_data_last = False
+    """Whether :meth:`reduce_data` adds up what :meth:`reduce` has summed over pipeline ranks."""
 
     @abstractmethod
     def reduce_data(self) -> None:
@@ -98,17 +105,17 @@ class Share(ABC):
         A parameter that no rank of its groups found a gradient for has None afterwards. Whether there is one
         may depend on the pipeline rank and on the step, but not on the samples.
         """
-        # Pipeline ranks have other blocks, hence other shards of what they have in common: whole gradients
-        # are summed. Tensor-parallel ranks have the same shards.
         if groups.pipeline_group().size() > 1:
             shared = [name for name in sorted(self.parts) if self.parts[name].sum_pipeline]
-            self._set_local(sum_over(groups.pipeline_group(), self._local(shared), self.parameters))
+            self._set_local(sum_over(groups.pipeline_group(), self._local(shared), self._like))
         self.reduce_data()
         if groups.tensor_group().size() > 1:
             shared = [name for name in sorted(self.parts) if self.parts[name].sum_tensor]
             found = {name: self.masters[name].grad for name in shared}
             for name, gradient in sum_over(groups.tensor_group(), found, self.masters).items():
                 self.masters[name].grad = gradient
+        for group, names in self._copied:
+            _agree(group, [g for name in names if (g := self.masters[name].grad) is not None])
 
     def gradients(self) -> list[Tensor]:
         """This rank's shares of the gradients, those that there are."""
@@ -147,6 +154,21 @@ class Share(ABC):
         torch._foreach_copy_([self.weights[name] for name in values], list(values.values()))
         self.gather()
 
+    def _copied_over(self, network: nn.Module) -> Iterator[tuple[dist.ProcessGroup, list[str]]]:
+        if not isinstance(network, Parallelised):
+            if groups.model_group().size() > 1:
+                yield groups.model_group(), list(self.parts)
+            return
+        if groups.tensor_group().size() > 1:
+            yield (
+                groups.tensor_group(),
+                [name for name, of in self.parts.items() if of.split is None and not of.sum_tensor],
+            )
+        # Summed over the pipeline, they are still copies of each other, but each of its ranks has then added
+        # those of other samples for itself, maybe in another order.
+        if groups.pipeline_group().size() > 1 and self.sums_data_last:
+            yield groups.pipeline_group(), [name for name, of in self.parts.items() if not of.one_stage]
+
     def gather(self) -> None:  # noqa: B027 (nothing to do for most kinds)
         """Bring the weights of a network that is whole on every rank together from the shares."""
 
@@ -154,7 +176,7 @@ class Share(ABC):
         return nn.Parameter(weight.detach())  # the same memory, with a ``grad`` of its own
 
     def _local(self, names: list[str]) -> dict[str, Tensor | None]:
-        """Whole gradients before they are summed over other ranks."""
+        """Gradients as they are summed over pipeline ranks."""
         return {name: self.masters[name].grad for name in names}
 
     def _set_local(self, gradients: Mapping[str, Tensor]) -> None:
@@ -189,6 +211,22 @@ class PlainShare(Share):
 
     def _master_of(self, weight: Tensor) -> Tensor:
         return weight
+
+
+@torch.no_grad()
+def _agree(group: dist.ProcessGroup, gradients: list[Tensor]) -> None:
+    """Give all ranks of the group the first one's bits of gradients that are the same in theory.
+
+    Kernels that add in no fixed order make them differ, and nothing else would ever make the copies of a
+    parameter, or of its moments, equal again.
+    """
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    if flat.numel():
+        dist.broadcast(flat, dist.get_global_rank(group, 0), group=group)
+        views = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [v.view_as(g) for v, g in zip(views, gradients, strict=True)])
 
 
 def _wide(gradient: Tensor) -> torch.dtype:

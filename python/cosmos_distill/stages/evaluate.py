@@ -25,7 +25,7 @@ from cosmos_distill.stages.progress import Log, Work, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
 from cosmos_distill.stages.step_time import measure as measure_step
-from cosmos_distill.train.tensorfile import publish_tensors
+from cosmos_distill.train.checkpoint import publish_tensors
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:

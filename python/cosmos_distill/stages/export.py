@@ -17,7 +17,7 @@ from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha2
 from cosmos_distill.stages.networks import DTYPES, schedule
 from cosmos_distill.stages.sampling import evaluations, teacher_calls
 from cosmos_distill.stages.train import many_step_settings
-from cosmos_distill.train.tensorfile import publish_tensors
+from cosmos_distill.train.checkpoint import publish_tensors
 
 FORMAT = 1
 

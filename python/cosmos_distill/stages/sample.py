@@ -21,7 +21,7 @@ from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
 from cosmos_distill.stages.options import SampleOptions
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of
-from cosmos_distill.train.tensorfile import read_metadata
+from cosmos_distill.train.checkpoint import read_metadata
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cosmos_distill.train.tensorfile import disk_errors
+from cosmos_distill.train.checkpoint import disk_errors
 
 
 class Window:

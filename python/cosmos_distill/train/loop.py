@@ -17,8 +17,7 @@ from cosmos_distill.config import Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method, Noise
 from cosmos_distill.parallel import groups
-from cosmos_distill.train.checkpoint import CheckpointStore
-from cosmos_distill.train.consolidate import publish
+from cosmos_distill.train.checkpoint import Store, publish
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import RunLog, Silence
 from cosmos_distill.train.state import TrainState, random_state, set_random_state
@@ -89,7 +88,7 @@ def fit(
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
-    store = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
+    store = Store(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
     for network in method.roles.values():
         network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
         network.micro_batch = trainer.micro_batch  # type: ignore[assignment]

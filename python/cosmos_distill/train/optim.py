@@ -15,7 +15,7 @@ from cosmos_distill.parallel import data, groups
 from cosmos_distill.parallel.fsdp import local
 from cosmos_distill.parallel.parts import Part, parts_of
 from cosmos_distill.parallel.share import Span
-from cosmos_distill.train.pieces import Piece, flat_piece, piece, whole
+from cosmos_distill.train.checkpoint import Piece, flat_piece, piece, whole
 
 
 def learning_rate(optim: Optim, step: int, max_steps: int, updates: int) -> float:

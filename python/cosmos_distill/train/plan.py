@@ -99,16 +99,13 @@ class MemoryPlan:
         """Smallest layouts like this one that leave room for activations, each with the option to set."""
         now, data = self.parallel, self.data_parallel
         sizes = [2**n for n in range(11)]
-        # What divides everything; pipeline and fsdp exclude each other.
-        for name in ("tensor",) if now.data == "fsdp" else ("tensor", "pipeline"):
+        for name in ("tensor", "pipeline"):  # which divide everything
             for size in sizes:
                 wanted = getattr(now, name) * size
                 if (other := self._under(replace(now, **{name: wanted}), data)) is not None:
                     yield f"--parallel.{name} {wanted}", other
                     break
         for kind in ("sharded_optimizer", "fsdp"):
-            if kind == "fsdp" and now.pipeline > 1:
-                continue
             layout = replace(now, data=kind, fsdp_shards=None)
             for size in sizes:
                 if (other := self._under(layout, data * size)) is not None:

@@ -10,14 +10,12 @@ from torch import Tensor
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel.groups import is_main
-from cosmos_distill.train.checkpoint import Checkpoint
+from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError, Piece, whole
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
 from cosmos_distill.train.guard import NonFinite
 from cosmos_distill.train.log import Window
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
-from cosmos_distill.train.pieces import Piece, whole
-from cosmos_distill.train.tensorfile import CheckpointError
 
 
 class TrainState:

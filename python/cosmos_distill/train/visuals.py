@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from cosmos_distill.train.checkpoint import disk_errors
 from cosmos_distill.train.log import read
-from cosmos_distill.train.tensorfile import disk_errors
 
 Frame = Literal["first", "middle", "last"]
 _GAP, _SEAM, _MARGIN, _HEADER, _LABEL = 14, 2, 8, 20, 150

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cosmos_distill.train.checkpoint import CheckpointStore
-from cosmos_distill.train.index import Index, read_json
-from cosmos_distill.train.pieces import whole
-from cosmos_distill.train.shards import Shards
-from cosmos_distill.train.tensorfile import CheckpointError, publish_tensors
+from cosmos_distill.train.checkpoint.file import CheckpointError, publish_tensors
+from cosmos_distill.train.checkpoint.index import Index, read_json
+from cosmos_distill.train.checkpoint.pieces import whole
+from cosmos_distill.train.checkpoint.shards import Shards
+from cosmos_distill.train.checkpoint.store import Store
 
 Weights = Literal["auto", "ema", "network"]
 
@@ -54,7 +54,7 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
     return publish_tensors(tensors, out, metadata)
 
 
-def publish(store: CheckpointStore, step: int, out: Path) -> Path:
+def publish(store: Store, step: int, out: Path) -> Path:
     """Rank 0 consolidates the student of the checkpoint of ``step`` while the others wait. Collective.
 
     Raises:

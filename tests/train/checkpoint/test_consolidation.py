@@ -12,10 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cosmos_distill.train import consolidate
-from cosmos_distill.train.checkpoint import CheckpointStore
-from cosmos_distill.train.pieces import whole
-from cosmos_distill.train.tensorfile import CheckpointError, publish_tensors, read_metadata
+from cosmos_distill.train.checkpoint import (
+    CheckpointError,
+    Store,
+    consolidate,
+    publish_tensors,
+    read_metadata,
+    whole,
+)
 
 
 def test_published_file_is_old_or_new_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +44,7 @@ def published(tmp_path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Tensor
     network = {"w": torch.randn(4, 3).bfloat16(), "b": torch.randn(3).bfloat16(), "seen": torch.tensor(5)}
     average = {name: torch.randn_like(network[name], dtype=torch.float32) for name in ("w", "b")}
     groups = {"network_student": network, "ema_student": average, "network_critic": {"v": torch.ones(2)}}
-    with CheckpointStore(tmp_path / "checkpoints", keep=1) as store:
+    with Store(tmp_path / "checkpoints", keep=1) as store:
         pieces = {name: {n: whole(v) for n, v in tensors.items()} for name, tensors in groups.items()}
         store.save(7, pieces, {"fingerprint": {"method.name": "KD"}})
     return tmp_path / "checkpoints" / "step_000000007", network, average
@@ -54,14 +58,14 @@ def test_consolidated_file_is_the_one_that_one_process_would_publish(
     kind = "student" if weights == "network" else "ema"
     expected = network if weights == "network" else network | {k: v.bfloat16() for k, v in average.items()}
     publish_tensors(expected, tmp_path / "expected", {"step": 7, "method": "KD", "weights": kind})
-    found = consolidate.consolidate(checkpoint, tmp_path / "found", weights=weights)
+    found = consolidate(checkpoint, tmp_path / "found", weights=weights)
     assert found.read_bytes() == (tmp_path / "expected").read_bytes()
 
 
 def test_consolidate_says_what_there_is_and_refuses_damage(published: Any, tmp_path: Path) -> None:
     checkpoint, *_ = published
     out = tmp_path / "out.safetensors"
-    assert load_file(consolidate.consolidate(checkpoint, out, role="critic"))["v"].tolist() == [1, 1]
+    assert load_file(consolidate(checkpoint, out, role="critic"))["v"].tolist() == [1, 1]
     out.unlink()
     for where, options, problem in (
         (checkpoint.parent, {}, "step_.*for example .*step_000000007"),
@@ -70,9 +74,9 @@ def test_consolidate_says_what_there_is_and_refuses_damage(published: Any, tmp_p
         (checkpoint, {"role": "critic", "weights": "ema"}, "no average of 'critic'.*'network'"),
     ):
         with pytest.raises(CheckpointError, match=problem):
-            consolidate.consolidate(where, out, **options)
+            consolidate(where, out, **options)
     os.truncate(checkpoint / "ema_student" / "shard-00001.safetensors", 40)
     with pytest.raises(CheckpointError, match=r"ema_student.*damaged"):
-        consolidate.consolidate(checkpoint, out)
+        consolidate(checkpoint, out)
     assert not out.exists()
-    assert consolidate.consolidate(checkpoint, out, weights="network") == out
+    assert consolidate(checkpoint, out, weights="network") == out

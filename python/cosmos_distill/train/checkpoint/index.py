@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_distill.files import sha256
-from cosmos_distill.train.tensorfile import CheckpointError
+from cosmos_distill.train.checkpoint.file import CheckpointError
 
 FORMAT = 2
 

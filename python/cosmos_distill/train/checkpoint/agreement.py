@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from cosmos_distill.train.tensorfile import CheckpointError
+from cosmos_distill.train.checkpoint.file import CheckpointError
 
 T = TypeVar("T")
 

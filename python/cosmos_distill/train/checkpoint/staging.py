@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosmos_distill.train.agreement import Ranks
-from cosmos_distill.train.pieces import Block, Piece
-from cosmos_distill.train.tensorfile import CheckpointError
+from cosmos_distill.train.checkpoint.agreement import Ranks
+from cosmos_distill.train.checkpoint.file import CheckpointError
+from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
 
 class Box(NamedTuple):

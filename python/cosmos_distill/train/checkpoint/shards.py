@@ -40,8 +40,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from cosmos_distill.files import sha256
-from cosmos_distill.train.pieces import Block, Piece
-from cosmos_distill.train.tensorfile import CheckpointError, disk_errors, write_tensors
+from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, write_tensors
+from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
 _HEADER = "DCP_SHARDING_INFO"
 _NEXT = "#"

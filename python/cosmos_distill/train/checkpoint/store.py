@@ -26,13 +26,13 @@ from typing import Any
 
 from cosmos_distill.files import sha256, sync_folder
 from cosmos_distill.parallel import groups
-from cosmos_distill.train import shards
-from cosmos_distill.train.agreement import Ranks
-from cosmos_distill.train.index import FORMAT, Index, read_json
-from cosmos_distill.train.pieces import Piece
-from cosmos_distill.train.shards import Shards
-from cosmos_distill.train.staging import Staging
-from cosmos_distill.train.tensorfile import CheckpointError, disk_errors
+from cosmos_distill.train.checkpoint import shards
+from cosmos_distill.train.checkpoint.agreement import Ranks
+from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors
+from cosmos_distill.train.checkpoint.index import FORMAT, Index, read_json
+from cosmos_distill.train.checkpoint.pieces import Piece
+from cosmos_distill.train.checkpoint.shards import Shards
+from cosmos_distill.train.checkpoint.staging import Staging
 
 _NAME = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
@@ -83,7 +83,7 @@ class Checkpoint:
         return self._opened[group]
 
 
-class CheckpointStore:
+class Store:
     """The checkpoints of one stage. Every method is collective, the constructor too.
 
     A context manager: it leaves the block when the last save is published.
@@ -172,7 +172,7 @@ class CheckpointStore:
         """Where the checkpoint of a step is published."""
         return self.folder / f"step_{step:09d}"
 
-    def __enter__(self) -> CheckpointStore:
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(

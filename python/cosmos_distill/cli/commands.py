@@ -1,0 +1,171 @@
+"""The commands: what each does with its arguments, and with which status it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import takewhile
+from pathlib import Path
+
+from cosmos_distill.cli.ending import FAILED, INTERRUPTED, OK, REFUSED, end
+from cosmos_distill.cli.parsing import Invocation, parse
+from cosmos_distill.stages import Refusal, ranks
+from cosmos_distill.stages.options import ConsolidateOptions, SampleOptions
+from cosmos_distill.train.guard import Interrupted, StopFlag
+
+USAGE = """\
+usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
+       cosmos-distill RECIPE.py --help           every option of a recipe
+       cosmos-distill RECIPE.py --dry-run        resolved recipe, state, sizes, memory plan, launch line
+       cosmos-distill generate|eval|export RECIPE.py [options]
+                                                 only the stages of that kind
+       cosmos-distill plan RECIPE.py [options]   the same as --dry-run
+       cosmos-distill sample STUDENT.safetensors [options]
+                                                 draw clips from an exported student
+       cosmos-distill consolidate CHECKPOINT OUT.safetensors [options]
+                                                 a network of a training checkpoint as one file
+       cosmos-distill completion bash            tab completion: eval "$(cosmos-distill completion bash)"
+
+A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer1_kd_dmd2.py."""
+
+
+# Words before RECIPE.py -> the kind of stage they run.
+ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 refused, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch is imported. A thread that waits should sleep: on a machine shared with others, spinning
+    # ones made a CPU run ten times slower, and alone they gain next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return OK if argv else REFUSED
+    if argv[0] == "--version":
+        import cosmos_distill
+
+        print(f"cosmos-distill {cosmos_distill.__version__}")
+        return OK
+    traceback = "--traceback" in argv
+    try:
+        return _command(argv)
+    except BrokenPipeError:  # `cosmos-distill ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Refusal as error:
+        return end("cannot run this", error, REFUSED, traceback, agreed=True)
+    except Interrupted as error:
+        return end("interrupted", error, INTERRUPTED, traceback, agreed=True)
+    except KeyboardInterrupt as error:
+        return end("interrupted", error, INTERRUPTED, traceback, agreed=False)
+    except ranks.Elsewhere as error:
+        status = {"Refusal": REFUSED, "Interrupted": INTERRUPTED}.get(error.error, FAILED)
+        return end("failed", error, status, traceback, agreed=True)
+    except Exception as error:
+        return end("failed", error, FAILED, traceback, agreed=False)
+
+
+def _command(argv: list[str]) -> int:
+    word, rest = argv[0], argv[1:]
+    if ranks.world() > 1 and word in ("completion", "sample"):
+        raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
+    if word == "completion":
+        from cosmos_distill.cli.completion import script
+
+        print(script(rest))
+        return OK
+    if word == "sample":
+        return _sample(rest)
+    if word == "consolidate":
+        return _consolidate(rest)
+    kind = ONLY_KIND.get(word)
+    if kind is not None or word == "plan":
+        if not rest:
+            raise Refusal(f"cosmos-distill {word} RECIPE.py: which recipe?")
+        invocation = _parse(rest)
+        if kind is None:
+            return _dry_run(invocation)
+        names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
+        if not names:
+            raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
+        return _run(
+            dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
+        )
+    return _run(_parse(argv))
+
+
+def _sample(args: list[str]) -> int:
+    import tyro
+
+    prog, student = "cosmos-distill sample STUDENT.safetensors", None
+    if args and not args[0].startswith("-"):
+        student, args = Path(args[0]), args[1:]
+    options = tyro.cli(SampleOptions, args=args, prog=prog)
+    if student is None:
+        raise Refusal(f"{prog}: which student? The export stage of a recipe writes one")
+    from cosmos_distill.stages.sample import draw
+
+    draw(student, options)
+    return OK
+
+
+def _consolidate(args: list[str]) -> int:
+    import tyro
+
+    prog = "cosmos-distill consolidate CHECKPOINT OUT.safetensors"
+    paths = [Path(word) for word in takewhile(lambda word: not word.startswith("-"), args)]
+    options = tyro.cli(ConsolidateOptions, args=args[len(paths) :], prog=prog)
+    if len(paths) != 2:
+        raise Refusal(f"{prog}: name a folder checkpoints/step_... of a training stage and the file to write")
+    from cosmos_distill.train.checkpoint import consolidate
+
+    print(consolidate(*paths, role=options.role, weights=options.weights))
+    return OK
+
+
+def _parse(argv: Sequence[str]) -> Invocation:
+    """:func:`parse`; of several ranks, which all find the same, rank 0 says what is wrong."""
+    if ranks.is_main():
+        return parse(argv)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return parse(argv)
+    except (SystemExit, Refusal) as error:
+        if not (isinstance(error, SystemExit) and not error.code):
+            ranks.hush()
+            print(said.getvalue(), file=sys.stderr)
+        raise
+
+
+def _run(invocation: Invocation) -> int:
+    if invocation.options.dry_run:
+        return _dry_run(invocation)
+    from cosmos_distill.stages import run_recipe
+
+    ranks.connect()
+    with StopFlag() as stop:  # after that, so that torchrun can end a rank that waits for one that is gone
+        run_recipe(
+            invocation.recipe,
+            invocation.out,
+            recipe_file=invocation.recipe_file,
+            only=invocation.options.only,
+            argv=invocation.argv,
+            stop=stop,
+        )
+    ranks.finish()
+    return OK
+
+
+def _dry_run(invocation: Invocation) -> int:
+    from cosmos_distill.stages.dry_run import show
+
+    if not ranks.is_main():
+        return OK
+    show(invocation.recipe, invocation.out, invocation.argv)
+    return OK

@@ -1,0 +1,29 @@
+"""Checkpoints of a training stage: written by all ranks in the background, read under any layout.
+
+store                   the checkpoints of a stage on disk: save, newest, which ones stay
+pieces                  what a rank holds of a whole tensor
+staging  shards  index  which rank writes what, the files of a group of tensors, their checksums
+agreement               work that succeeds on all ranks or on none
+file  consolidation     single safetensors files; one network of a checkpoint as such a file
+"""
+
+from cosmos_distill.train.checkpoint.consolidation import consolidate, publish
+from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, publish_tensors, read_metadata
+from cosmos_distill.train.checkpoint.pieces import Block, Piece, flat_piece, piece, whole
+from cosmos_distill.train.checkpoint.store import Checkpoint, Store
+
+__all__ = [
+    "Block",
+    "Checkpoint",
+    "CheckpointError",
+    "Piece",
+    "Store",
+    "consolidate",
+    "disk_errors",
+    "flat_piece",
+    "piece",
+    "publish",
+    "publish_tensors",
+    "read_metadata",
+    "whole",
+]
