@@ -50,11 +50,16 @@ CD_INLINE float narrow<float>(float value) {
     return value;
 }
 
-template <>
-CD_INLINE bf16 narrow<bf16>(float value) {
+// The bf16 is the upper half.
+CD_INLINE uint32_t rounded_to_bf16(float value) {
     const uint32_t bits = bits_of(value);
     const uint32_t rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
-    return {static_cast<uint16_t>((value != value ? bits | 0x400000u : rounded) >> 16)};
+    return value != value ? bits | 0x400000u : rounded;
+}
+
+template <>
+CD_INLINE bf16 narrow<bf16>(float value) {
+    return {static_cast<uint16_t>(rounded_to_bf16(value) >> 16)};
 }
 
 template <>
