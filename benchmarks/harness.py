@@ -57,11 +57,11 @@ ROWS: list[Row] = []
 def interleaved_medians(runs: dict[str, Run], seconds: float = 1.5) -> dict[str, float]:
     """Median seconds of each run, taken in turns for about ``seconds`` altogether (at least 7 turns).
 
-    The order changes from turn to turn: in a fixed one, whoever comes after the copy always pays for the
-    lines that it left dirty in the caches.
+    A turn runs twice and times the second: a result that is still dirty in the caches is written to memory at
+    the cost of whoever runs next, and that shall be who made it. The order changes from turn to turn all the
+    same.
     """
     for run in runs.values():
-        run()
         run()
     samples: dict[str, list[float]] = {name: [] for name in runs}
     order, shuffle = list(runs), random.Random(0).shuffle
@@ -69,6 +69,7 @@ def interleaved_medians(runs: dict[str, Run], seconds: float = 1.5) -> dict[str,
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
         shuffle(order)
         for name in order:
+            runs[name]()
             start = time.perf_counter()
             result = runs[name]()
             samples[name].append(time.perf_counter() - start)

@@ -12,6 +12,10 @@ namespace {
 constexpr int kForwardRows = 4;
 constexpr int kBackwardRows = 2;
 
+// How far ahead of a sweep that reads from memory its elements are fetched: across the page that a prefetcher stops at.
+template <class T>
+constexpr int64_t kAhead = 4096 / sizeof(T);
+
 // Mean and 1/std from the sums of what n elements are away from `origin`, and of its squares: those of the elements
 // themselves would cancel when |mean| is large. Where they cancel even so, squares(mean) sums them again.
 template <class Squares>
@@ -27,10 +31,18 @@ CD_INLINE void finish_stats(float sum, float square, float origin, int64_t n, fl
 // The sum of (x - mean)^2 over a row.
 template <class T>
 CD_CLONES float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
-    return lane_sum(width, [=](int64_t i) {
+    Tile squares(0.0f);
+    int64_t i = 0;
+    for (; i + kTile <= width; i += kTile) {
+        const Tile away = read(x + i) - mean;
+        squares += away * away;
+    }
+    float square = sum_of(squares);
+    for (; i < width; i++) {
         const float away = load(x[i]) - mean;
-        return away * away;
-    });
+        square += away * away;
+    }
+    return square;
 }
 
 template <class T>
@@ -39,6 +51,7 @@ CD_CLONES void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float
     Tile sums(0.0f), squares(0.0f);
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {
+        fetch(x + i + kAhead<T>);
         const Tile away = read(x + i) - origin;
         sums += away;
         squares += away * away;
@@ -64,9 +77,11 @@ CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const fl
     Tile sums(0.0f), squares(0.0f);
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {
+        fetch(x + i + kAhead<T>);
+        fetch(y + i + kAhead<T>);
         const Tile v = tile(i), away = v - origin;
-        if (Streamed) write<true>(v, x_new + i);
-        write<false>(v, kept + i);
+        if (Streamed) write_rounded<true>(v, x_new + i);
+        write_rounded<false>(v, kept + i);
         sums += away;
         squares += away * away;
     }
@@ -326,7 +341,7 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
     with_flag(streams(layout, x_new) && streams(layout, out), [=](auto streamed) {
         constexpr bool Streamed = decltype(streamed)::value;
         const auto rows_forward = [=](auto rows, int64_t group, int64_t row, T* buffer) {
-            const int64_t at = row * width, next = at + rows * width;
+            const int64_t at = row * width;
             float* stat = stats + 2 * row;
             T* kept = Streamed ? buffer : x_new + at;
             for (int r = 0; r < rows; r++) {
@@ -334,8 +349,7 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
                 row_gate<Streamed>(x + from, y + from, gate.row(group), width, eps, x_new + from, kept + r * width,
                                    stat + 2 * r);
             }
-            rows_modulate<rows, Streamed>(kept, stat, shift.row(group), scale.row(group), width, out + at, x + next,
-                                          y + next);
+            rows_modulate<rows, Streamed>(kept, stat, shift.row(group), scale.row(group), width, out + at);
         };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
         {

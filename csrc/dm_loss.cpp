@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "common/stream.h"
+#include "common/vector.h"
 
 namespace cd {
 namespace {
@@ -59,97 +59,127 @@ Coefficients of_sample(const Denoised<T>& where, int64_t sample) {
     return {where.coefficients[2 * sample], where.coefficients[2 * sample + 1]};
 }
 
+// Whether a result that is laid out like the blocks is streamed.
 template <class T>
+bool streams(const Blocks& blocks, const T* result) {
+    return cd::streams(result, blocks.elements(), blocks.samples.inner);
+}
+
+template <bool Streamed, class T>
 CD_CLONES void block_renoise(const T* CD_RESTRICT x0, const T* CD_RESTRICT eps, float alpha, float sigma, int64_t n,
                              float* CD_RESTRICT result) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) result[i] = alpha * load(x0[i]) + sigma * load(eps[i]);
+    int64_t i = 0;
+    for (; i + kTile <= n; i += kTile) {
+        write_as<T, Streamed>(Tile(alpha) * read(x0 + i) + Tile(sigma) * read(eps + i), result + i);
+    }
+    for (; i < n; i++) result[i] = alpha * load(x0[i]) + sigma * load(eps[i]);
 }
 
 // The direction, and sums[0] = sum |x - x0 of teacher| (not yet masked), sums[1] = sum direction^2. Of the
 // difference between two predictions x_t cancels: it is needed for the distance only.
-template <bool Guided, bool Raw, class T>
+template <bool Guided, bool Raw, bool Streamed, class T>
 CD_CLONES void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, const T* CD_RESTRICT fake,
                          const T* CD_RESTRICT uncond, const T* CD_RESTRICT x_t, float weight, Coefficients c,
                          float mask, int64_t n, T* CD_RESTRICT direction, float* CD_RESTRICT sums) {
-    float distances[kLanes], squares[kLanes];
-    const float factor = mask * c.out;
-    const auto one = [=, &distances, &squares](int64_t i, int j) __attribute__((always_inline)) {
-        float p = load(teacher[i]);
+    const auto at = [=](auto from, auto& d, auto& away) __attribute__((always_inline)) {
+        using V = std::remove_reference_t<decltype(d)>;
+        V p = from(teacher);
         if (Guided) {
-            const float u = load(uncond[i]);
-            p = u + weight * (p - u);
+            const V u = from(uncond);
+            p = u + V(weight) * (p - u);
         }
-        const float d = factor * (load(fake[i]) - p);
-        if (Raw) p = c.skip * load(x_t[i]) + c.out * p;
-        distances[j] += std::fabs(load(x[i]) - p);
-        squares[j] += d * d;
-        direction[i] = narrow<T>(d);
+        d = V(mask * c.out) * (from(fake) - p);
+        if (Raw) p = V(c.skip) * from(x_t) + V(c.out) * p;
+        away = from(x) - p;
     };
-#pragma omp simd
-    for (int j = 0; j < kLanes; j++) distances[j] = squares[j] = 0.0f;
+    Tile distances(0.0f), squares(0.0f);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-        for (int j = 0; j < kLanes; j++) one(i + j, j);
+    for (; i + kTile <= n; i += kTile) {
+        Tile d, away;
+        at([=](const T* p) __attribute__((always_inline)) { return read(p + i); }, d, away);
+        distances += absolute(away);
+        squares += d * d;
+        write<Streamed>(d, direction + i);
     }
-    for (int j = 0; i < n; i++, j++) one(i, j);
-    float distance = 0.0f, square = 0.0f;
-#pragma omp simd reduction(+ : distance, square)
-    for (int j = 0; j < kLanes; j++) distance += distances[j], square += squares[j];
+    float distance = sum_of(distances), square = sum_of(squares);
+    for (; i < n; i++) {
+        float d, away;
+        at([=](const T* p) __attribute__((always_inline)) { return load(p[i]); }, d, away);
+        distance += std::fabs(away);
+        square += d * d;
+        direction[i] = narrow<T>(d);
+    }
     sums[0] = distance;
     sums[1] = square;
 }
 
-template <class T>
+template <bool Streamed, class T>
 CD_CLONES void block_scale(const T* CD_RESTRICT x, float factor, int64_t n, T* CD_RESTRICT result) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) result[i] = narrow<T>(factor * load(x[i]));
+    int64_t i = 0;
+    for (; i + kTile <= n; i += kTile) write<Streamed>(Tile(factor) * read(x + i), result + i);
+    for (; i < n; i++) result[i] = narrow<T>(factor * load(x[i]));
 }
 
-template <bool Raw, class T>
-CD_INLINE float residual(const T* p, const T* target, const T* x_t, Coefficients c, int64_t i) {
-    const float x0 = Raw ? c.skip * load(x_t[i]) + c.out * load(p[i]) : load(p[i]);
-    return load(target[i]) - x0;
+// target - x0, of floats or tiles.
+template <bool Raw, class V>
+CD_INLINE V residual(V p, V target, V x_t, Coefficients c) {
+    return Raw ? target - (V(c.skip) * x_t + V(c.out) * p) : target - p;
 }
 
 template <bool Raw, class T>
 CD_CLONES float block_squares(const T* CD_RESTRICT p, const T* CD_RESTRICT target, const T* CD_RESTRICT x_t,
                               Coefficients c, int64_t n) {
-    return lane_sum(n, [=](int64_t i) {
-        const float away = residual<Raw>(p, target, x_t, c, i);
-        return away * away;
-    });
+    Tile squares(0.0f);
+    int64_t i = 0;
+    for (; i + kTile <= n; i += kTile) {
+        const Tile away = residual<Raw>(read(p + i), read(target + i), read(x_t + i), c);
+        squares += away * away;
+    }
+    float square = sum_of(squares);
+    for (; i < n; i++) {
+        const float away = residual<Raw>(load(p[i]), load(target[i]), load(x_t[i]), c);
+        square += away * away;
+    }
+    return square;
 }
 
-template <bool Raw, class T>
+template <bool Raw, bool Streamed, class T>
 CD_CLONES void block_squares_gradient(const T* CD_RESTRICT p, const T* CD_RESTRICT target,
                                       const T* CD_RESTRICT x_t, Coefficients c, float factor, int64_t n,
                                       T* CD_RESTRICT result) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) result[i] = narrow<T>(factor * residual<Raw>(p, target, x_t, c, i));
+    int64_t i = 0;
+    for (; i + kTile <= n; i += kTile) {
+        write<Streamed>(Tile(factor) * residual<Raw>(read(p + i), read(target + i), read(x_t + i), c), result + i);
+    }
+    for (; i < n; i++) {
+        result[i] = narrow<T>(factor * residual<Raw>(load(p[i]), load(target[i]), load(x_t[i]), c));
+    }
 }
 
-template <bool Guided, bool Raw, class T>
+// Calls run(block, its number) for all blocks, on all threads.
+template <class Run>
+void for_blocks(const Blocks& blocks, Run run) {
+#pragma omp parallel if (blocks.parallel())
+    {
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < blocks.count(); k++) run(blocks[k], k);
+        stream_end();
+    }
+}
+
+template <bool Guided, bool Raw, bool Streamed, class T>
 void vsd_as(const Blocks& blocks, const T* x, const T* teacher, const T* fake, const T* uncond,
             const Denoised<T>& where, float guidance, T* direction, float* sums) {
     const auto partial = scratch<float>(3 * blocks.count());
-#pragma omp parallel if (blocks.parallel())
-    {
-        RowWriter<T> to(direction, blocks.elements(), kBlock);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks.count(); k++) {
-            const Block block = blocks[k];
-            const int64_t at = block.at, next = at + block.count;
-            const T *u = Guided ? uncond : teacher, *x_t = Raw ? where.x_t : x;
-            float* sum = partial.get() + 3 * k;
-            block_vsd<Guided, Raw>(x + at, teacher + at, fake + at, u + at, x_t + at, 1.0f + guidance,
-                                   of_sample(where, block.sample), block.mask, block.count, to.row(at), sum);
-            sum[0] *= block.mask;
-            sum[2] = block.mask * static_cast<float>(block.count);
-            to.done(at, block.count, x + next, teacher + next, fake + next, u + next, x_t + next);
-        }
-    }
+    for_blocks(blocks, [&](const Block& block, int64_t k) {
+        const int64_t at = block.at;
+        const T *u = Guided ? uncond : teacher, *x_t = Raw ? where.x_t : x;
+        float* sum = partial.get() + 3 * k;
+        block_vsd<Guided, Raw, Streamed>(x + at, teacher + at, fake + at, u + at, x_t + at, 1.0f + guidance,
+                                         of_sample(where, block.sample), block.mask, block.count, direction + at, sum);
+        sum[0] *= block.mask;
+        sum[2] = block.mask * static_cast<float>(block.count);
+    });
     add_up(blocks, partial.get(), 3, sums);
 }
 
@@ -158,63 +188,61 @@ void vsd_as(const Blocks& blocks, const T* x, const T* teacher, const T* fake, c
 template <class T>
 void renoise(Samples samples, const T* x0, const T* eps, const float* alpha, const float* sigma, float* result) {
     const Blocks blocks(samples);
-#pragma omp parallel if (blocks.parallel())
-    {
-        RowWriter<float> to(result, blocks.elements(), kBlock);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks.count(); k++) {
-            const Block block = blocks[k];
-            const int64_t at = block.at, next = at + block.count;
-            block_renoise(x0 + at, eps + at, alpha == nullptr ? 1.0f : alpha[block.sample], sigma[block.sample],
-                          block.count, to.row(at));
-            to.done(at, block.count, x0 + next, eps + next);
-        }
-    }
+    with_flag(streams(blocks, result), [&](auto streamed) {
+        constexpr bool Streamed = decltype(streamed)::value;
+        for_blocks(blocks, [&](const Block& block, int64_t) {
+            const int64_t at = block.at;
+            block_renoise<Streamed>(x0 + at, eps + at, alpha == nullptr ? 1.0f : alpha[block.sample],
+                                    sigma[block.sample], block.count, result + at);
+        });
+    });
 }
 
 template <class T>
 void vsd(Samples samples, const T* x, const T* teacher, const T* fake, const T* uncond, Denoised<T> where,
          float guidance, T* direction, float* sums) {
-    const auto run = uncond != nullptr ? (where.x_t != nullptr ? vsd_as<true, true, T> : vsd_as<true, false, T>)
-                                       : (where.x_t != nullptr ? vsd_as<false, true, T> : vsd_as<false, false, T>);
-    run(Blocks(samples), x, teacher, fake, uncond, where, guidance, direction, sums);
+    const Blocks blocks(samples);
+    with_flag(uncond != nullptr, [&](auto guided) {
+        with_flag(where.x_t != nullptr, [&](auto raw) {
+            with_flag(streams(blocks, direction), [&](auto streamed) {
+                vsd_as<decltype(guided)::value, decltype(raw)::value, decltype(streamed)::value>(
+                    blocks, x, teacher, fake, uncond, where, guidance, direction, sums);
+            });
+        });
+    });
 }
 
 template <class T>
 void vsd_gradient(Samples samples, const T* direction, const float* slope, T* result) {
     const Blocks blocks(samples);
-#pragma omp parallel if (blocks.parallel())
-    {
-        RowWriter<T> to(result, blocks.elements(), kBlock);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks.count(); k++) {
-            const Block block = blocks[k];
+    with_flag(streams(blocks, result), [&](auto streamed) {
+        constexpr bool Streamed = decltype(streamed)::value;
+        for_blocks(blocks, [&](const Block& block, int64_t) {
             const float factor = slope[block.sample];
-            T* row = to.row(block.at);
+            T* to = result + block.at;
             // Not the product: a slope of zero silences a NaN.
             if (factor == 0.0f) {
-                std::fill(row, row + block.count, narrow<T>(0.0f));
+                std::fill(to, to + block.count, narrow<T>(0.0f));
             } else {
-                block_scale(direction + block.at, factor, block.count, row);
+                block_scale<Streamed>(direction + block.at, factor, block.count, to);
             }
-            to.done(block.at, block.count, direction + block.at + block.count);
-        }
-    }
+        });
+    });
 }
 
 template <class T>
 void squared_error(Samples samples, const T* p, const T* target, Denoised<T> where, float* sums) {
     const Blocks blocks(samples);
     const auto partial = scratch<float>(blocks.count());
-#pragma omp parallel for schedule(static) if (blocks.parallel())
-    for (int64_t k = 0; k < blocks.count(); k++) {
-        const Block block = blocks[k];
-        const int64_t at = block.at;
-        const Coefficients c = of_sample(where, block.sample);
-        partial[k] = block.mask * (where.x_t != nullptr
-                                       ? block_squares<true>(p + at, target + at, where.x_t + at, c, block.count)
-                                       : block_squares<false>(p + at, target + at, p + at, c, block.count));
-    }
+    with_flag(where.x_t != nullptr, [&](auto raw) {
+        constexpr bool Raw = decltype(raw)::value;
+        const T* x_t = Raw ? where.x_t : p;
+        for_blocks(blocks, [&](const Block& block, int64_t k) {
+            const int64_t at = block.at;
+            partial[k] = block.mask * block_squares<Raw>(p + at, target + at, x_t + at, of_sample(where, block.sample),
+                                                         block.count);
+        });
+    });
     add_up(blocks, partial.get(), 1, sums);
 }
 
@@ -222,24 +250,19 @@ template <class T>
 void squared_error_gradient(Samples samples, const float* grad, const T* p, const T* target, Denoised<T> where,
                             T* result) {
     const Blocks blocks(samples);
-#pragma omp parallel if (blocks.parallel())
-    {
-        RowWriter<T> to(result, blocks.elements(), kBlock);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks.count(); k++) {
-            const Block block = blocks[k];
-            const int64_t at = block.at, next = at + block.count;
-            const Coefficients c = of_sample(where, block.sample);
-            const float factor = -2.0f * grad[block.sample] * block.mask * c.out;
-            if (where.x_t != nullptr) {
-                block_squares_gradient<true>(p + at, target + at, where.x_t + at, c, factor, block.count, to.row(at));
-                to.done(at, block.count, p + next, target + next, where.x_t + next);
-            } else {
-                block_squares_gradient<false>(p + at, target + at, p + at, c, factor, block.count, to.row(at));
-                to.done(at, block.count, p + next, target + next);
-            }
-        }
-    }
+    with_flag(where.x_t != nullptr, [&](auto raw) {
+        with_flag(streams(blocks, result), [&](auto streamed) {
+            constexpr bool Raw = decltype(raw)::value, Streamed = decltype(streamed)::value;
+            const T* x_t = Raw ? where.x_t : p;
+            for_blocks(blocks, [&](const Block& block, int64_t) {
+                const int64_t at = block.at;
+                const Coefficients c = of_sample(where, block.sample);
+                block_squares_gradient<Raw, Streamed>(p + at, target + at, x_t + at, c,
+                                                      -2.0f * grad[block.sample] * block.mask * c.out, block.count,
+                                                      result + at);
+            });
+        });
+    });
 }
 
 #define CD_INSTANTIATE(T)                                                                                          \

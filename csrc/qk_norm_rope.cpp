@@ -3,7 +3,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "common/stream.h"
+#include "common/vector.h"
 
 namespace cd {
 namespace {
@@ -20,107 +20,156 @@ CD_INLINE void with_head_dim(int64_t dim, Run run) {
     }
 }
 
-// The angle of channel i stands at i, that of channel i + dim / 2 `other` further. Null tables only normalise.
-template <class T>
-CD_INLINE void head_forward(const float* CD_RESTRICT x, const float* CD_RESTRICT weight,
-                            const float* CD_RESTRICT cos, const float* CD_RESTRICT sin, int64_t other, int64_t dim,
-                            float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
-    const int64_t half = dim / 2;
-    const float square = lane_sum(dim, [=](int64_t i) { return x[i] * x[i]; });
-    const float r = 1.0f / std::sqrt(square / static_cast<float>(dim) + eps);
-    *rstd = r;
-    if (cos == nullptr) {
-#pragma omp simd
-        for (int64_t i = 0; i < dim; i++) out[i] = narrow<T>(x[i] * r * weight[i]);
+// What all heads of a token share. The angle of channel i stands at i, that of channel i + dim / 2 `other` further; null
+// tables only normalise.
+struct Turn {
+    const float* cos;
+    const float* sin;
+    int64_t other;
+};
+
+// Channels by halves of tiles where the halves of a head consist of them, one by one where they do not: V is Half or float.
+template <class V, class T>
+CD_INLINE V channels(const T* from) {
+    if constexpr (std::is_same_v<V, Half>) {
+        return read16(from);
     } else {
-#pragma omp simd
-        for (int64_t i = 0; i < half; i++) {
-            const float a = x[i] * r * weight[i], b = x[i + half] * r * weight[i + half];
-            out[i] = narrow<T>(a * cos[i] - b * sin[i]);
-            out[i + half] = narrow<T>(b * cos[i + other] + a * sin[i + other]);
+        return load(*from);
+    }
+}
+template <class V, class T>
+CD_INLINE V channels_as(const float* from) {
+    if constexpr (std::is_same_v<V, Half>) {
+        return read16_as<T>(from);
+    } else {
+        return *from;
+    }
+}
+template <bool Streamed, class V, class T>
+CD_INLINE void put(const V& v, T* to) {
+    if constexpr (std::is_same_v<V, Half>) {
+        write16<Streamed>(v, to);
+    } else {
+        *to = narrow<T>(v);
+    }
+}
+CD_INLINE float sum_of(float v) { return v; }
+
+template <bool Streamed, class V, class T>
+CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t dim, float eps,
+                            T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
+    constexpr int kStep = sizeof(V) / sizeof(float);
+    const int64_t half = dim / 2;
+    V squares(0.0f);
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const V v = channels<V>(x + i);
+        squares += v * v;
+    }
+    const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(dim) + eps);
+    *rstd = r;
+    for (int64_t i = 0; i < half; i += kStep) {
+        const V a = channels<V>(x + i) * V(r) * channels_as<V, T>(weight + i);
+        const V b = channels<V>(x + half + i) * V(r) * channels_as<V, T>(weight + half + i);
+        if (turn.cos == nullptr) {
+            put<Streamed>(a, out + i);
+            put<Streamed>(b, out + half + i);
+        } else {
+            const float *cos = turn.cos + i, *sin = turn.sin + i;
+            put<Streamed>(a * channels_as<V, T>(cos) - b * channels_as<V, T>(sin), out + i);
+            put<Streamed>(b * channels_as<V, T>(cos + turn.other) + a * channels_as<V, T>(sin + turn.other),
+                          out + half + i);
         }
     }
 }
 
-// One token: every head shares the token's tables.
-template <class T>
-CD_CLONES void token_forward(const float* CD_RESTRICT x, const float* CD_RESTRICT weight,
-                             const float* CD_RESTRICT cos, const float* CD_RESTRICT sin, int64_t other,
-                             int64_t heads, int64_t head_dim, float eps, T* CD_RESTRICT out,
-                             float* CD_RESTRICT rstd) {
+template <bool Streamed, class T>
+CD_CLONES void token_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t heads,
+                             int64_t head_dim, float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
         for (int64_t h = 0; h < heads; h++) {
-            head_forward(x + h * dim, weight, cos, sin, other, dim, eps, out + h * dim, rstd + h);
+            const int64_t at = h * dim;
+            if (dim % (2 * kHalf) == 0) {
+                head_forward<Streamed, Half>(x + at, weight, turn, dim, eps, out + at, rstd + h);
+            } else {
+                head_forward<Streamed, float>(x + at, weight, turn, dim, eps, out + at, rstd + h);
+            }
         }
     });
 }
 
 // dn is the gradient before the rotation (the rotation transposed), n = x * r * weight:
-// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r. `dn` is space for one head.
-template <class T>
-CD_INLINE void head_backward(const T* CD_RESTRICT grad, const float* CD_RESTRICT x, float r,
-                             const float* CD_RESTRICT weight, const float* CD_RESTRICT cos,
-                             const float* CD_RESTRICT sin, int64_t other, int64_t dim, float* CD_RESTRICT dn,
+// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r. `space` is for one head, and like
+// dweight in the order in which channels are read.
+template <bool Streamed, class V, class T>
+CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
+                             const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
                              T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
+    constexpr int kStep = sizeof(V) / sizeof(float);
     const int64_t half = dim / 2;
-    if (cos == nullptr) {
-#pragma omp simd
-        for (int64_t i = 0; i < dim; i++) dn[i] = load(grad[i]);
-    } else {
-#pragma omp simd
-        for (int64_t i = 0; i < half; i++) {
-            const float a = load(grad[i]), b = load(grad[i + half]);
-            dn[i] = a * cos[i] + b * sin[i + other];
-            dn[i + half] = b * cos[i + other] - a * sin[i];
+    V dots(0.0f), more_dots(0.0f);
+    for (int64_t i = 0; i < half; i += kStep) {
+        const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
+        V dn = a, more_dn = b;
+        if (turn.cos != nullptr) {
+            const float *cos = turn.cos + i, *sin = turn.sin + i;
+            dn = a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other);
+            more_dn = b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin);
         }
+        const V share = dn * channels<V>(x + i) * V(r), more_share = more_dn * channels<V>(x + half + i) * V(r);
+        put<false>(dn, space + i);
+        put<false>(more_dn, space + half + i);
+        put<false>(channels<V>(dweight + i) + share, dweight + i);
+        put<false>(channels<V>(dweight + half + i) + more_share, dweight + half + i);
+        dots += share * channels_as<V, T>(weight + i);
+        more_dots += more_share * channels_as<V, T>(weight + half + i);
     }
-    float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t i = 0; i < dim; i++) {
-        const float share = dn[i] * x[i] * r;
-        dweight[i] += share;
-        dot += share * weight[i];
+    dots += more_dots;
+    const V mean(sum_of(dots) / static_cast<float>(dim));
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const V dn = channels<V>(space + i), w = channels_as<V, T>(weight + i);
+        put<Streamed>(V(r) * (dn * w - channels<V>(x + i) * V(r) * mean), dx + i);
     }
-    const float mean = dot / static_cast<float>(dim);
-#pragma omp simd
-    for (int64_t i = 0; i < dim; i++) dx[i] = narrow<T>(r * (dn[i] * weight[i] - x[i] * r * mean));
 }
 
 // The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
 // for two heads.
-template <class T>
-CD_CLONES void token_backward(const T* CD_RESTRICT grad, const float* CD_RESTRICT x, const float* CD_RESTRICT rstd,
-                              const float* CD_RESTRICT weight, const float* CD_RESTRICT cos,
-                              const float* CD_RESTRICT sin, int64_t other, int64_t heads, int64_t head_dim,
+template <bool Streamed, class T>
+CD_CLONES void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
+                              const float* CD_RESTRICT weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
-        float *dn = space, *sum = space + dim;
+        float* sum = space + dim;
         for (int64_t i = 0; i < dim; i++) sum[i] = 0.0f;
-        for (int64_t h = 0; h < heads; h++) {
-            const int64_t at = h * dim;
-            head_backward(grad + at, x + at, rstd[h], weight, cos, sin, other, dim, dn, dx + at, sum);
+        if (dim % (2 * kHalf) == 0) {
+            for (int64_t h = 0; h < heads; h++) {
+                const int64_t at = h * dim;
+                head_backward<Streamed, Half>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
+            }
+            for (int64_t i = 0; i < dim; i += kHalf) {
+                write16_as<T, false>(read16_as<T>(dweight + i) + read16(sum + i), dweight + i);
+            }
+        } else {
+            for (int64_t h = 0; h < heads; h++) {
+                const int64_t at = h * dim;
+                head_backward<Streamed, float>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
+            }
+            for (int64_t i = 0; i < dim; i++) dweight[i] += sum[i];
         }
-        for (int64_t i = 0; i < dim; i++) dweight[i] += sum[i];
     });
 }
 
 // The cosines and sines of one token. A factored table is put together in `space`, once for all heads; of the token
 // after the last one only the part of w is new, unless a line of the grid ends.
-struct Row {
-    const float* cos;
-    const float* sin;
-    int64_t other;  // see head_forward
+class Turns {
+  public:
+    explicit Turns(const Heads& shape)
+        : turn{nullptr, nullptr, shape.head_dim / 2}, space(static_cast<size_t>(shape.head_dim)) {}
 
-    explicit Row(const Heads& shape)
-        : cos(nullptr), sin(nullptr), other(shape.head_dim / 2), space(static_cast<size_t>(shape.head_dim)) {}
-
-    void read(const Heads& shape, const Tables& tables, int64_t token) {
-        if (tables.cos == nullptr) return;
+    Turn of(const Heads& shape, const Tables& tables, int64_t token) {
+        if (tables.cos == nullptr) return turn;
         if (!tables.factored()) {
             const int64_t at = (tables.per_sample ? token : token % shape.length) * shape.head_dim;
-            cos = tables.cos + at;
-            sin = tables.sin + at;
-            return;
+            return {tables.cos + at, tables.sin + at, shape.head_dim / 2};
         }
         if (token == last + 1 && w + 1 < tables.width) {
             w++;
@@ -131,9 +180,11 @@ struct Row {
         const int64_t th = tables.t + tables.h;
         std::copy_n(cos_w + w * tables.w, tables.w, space.data() + th);
         std::copy_n(sin_w + w * tables.w, tables.w, space.data() + shape.head_dim / 2 + th);
+        return turn;
     }
 
   private:
+    Turn turn;
     std::vector<float> space;  // half of a head each: both halves turn by the same angles
     int64_t last = -2, w = 0;
     const float *cos_w = nullptr, *sin_w = nullptr;
@@ -145,9 +196,7 @@ struct Row {
         float *to_cos = space.data(), *to_sin = to_cos + shape.head_dim / 2;
         cos_w = gather(tables.cos + sample * tables.length(), tables, t, h, to_cos);
         sin_w = gather(tables.sin + sample * tables.length(), tables, t, h, to_sin);
-        cos = to_cos;
-        sin = to_sin;
-        other = 0;
+        turn = {to_cos, to_sin, 0};
     }
 
     // Returns the table of w.
@@ -164,47 +213,47 @@ struct Row {
 template <class T>
 void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tables, float eps, T* out,
                        float* rstd) {
-    const int64_t size = shape.token();
-#pragma omp parallel if (shape.tokens() * size >= kParallelElements)
-    {
-        Row row(shape);
-        RowReader<T> from(size);
-        RowWriter<T> to(out, shape.tokens() * size, size);
+    const int64_t size = shape.token(), elements = shape.tokens() * size;
+    with_flag(streams(out, elements, shape.head_dim / 2), [=](auto streamed) {
+#pragma omp parallel if (elements >= kParallelElements)
+        {
+            Turns turns(shape);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < shape.tokens(); t++) {
-            row.read(shape, tables, t);
-            token_forward(from.read(x + t * shape.stride), weight, row.cos, row.sin, row.other, shape.heads,
-                          shape.head_dim, eps, to.row(t * size), rstd + t * shape.heads);
-            to.done(t * size, size, x + (t + 1) * shape.stride);
+            for (int64_t t = 0; t < shape.tokens(); t++) {
+                token_forward<decltype(streamed)::value>(x + t * shape.stride, weight, turns.of(shape, tables, t),
+                                                         shape.heads, shape.head_dim, eps, out + t * size,
+                                                         rstd + t * shape.heads);
+            }
+            stream_end();
         }
-    }
+    });
 }
 
 template <class T>
 void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rstd, const float* weight,
                         Tables tables, T* dx, float* dweight) {
-    const int64_t size = shape.token(), dim = shape.head_dim;
+    const int64_t size = shape.token(), elements = shape.tokens() * size, dim = shape.head_dim;
     const int64_t chunks = (shape.tokens() + kRowsPerChunk - 1) / kRowsPerChunk;
     const auto partial = scratch<float>(chunks * dim);
-#pragma omp parallel if (shape.tokens() * size >= kParallelElements)
-    {
-        Row row(shape);
-        RowReader<T> from(size);
-        RowWriter<T> to(dx, shape.tokens() * size, size);
-        const auto space = scratch<float>(2 * dim);
+    with_flag(streams(dx, elements, dim / 2), [=, &partial](auto streamed) {
+#pragma omp parallel if (elements >= kParallelElements)
+        {
+            Turns turns(shape);
+            const auto space = scratch<float>(2 * dim);
 #pragma omp for schedule(static)
-        for (int64_t c = 0; c < chunks; c++) {
-            float* sum = partial.get() + c * dim;
-            std::fill(sum, sum + dim, 0.0f);
-            const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
-            for (int64_t t = c * kRowsPerChunk; t < last; t++) {
-                row.read(shape, tables, t);
-                token_backward(grad + t * size, from.read(x + t * shape.stride), rstd + t * shape.heads, weight, row.cos,
-                               row.sin, row.other, shape.heads, dim, space.get(), to.row(t * size), sum);
-                to.done(t * size, size, grad + (t + 1) * size, x + (t + 1) * shape.stride);
+            for (int64_t c = 0; c < chunks; c++) {
+                float* sum = partial.get() + c * dim;
+                std::fill(sum, sum + dim, 0.0f);
+                const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
+                for (int64_t t = c * kRowsPerChunk; t < last; t++) {
+                    token_backward<decltype(streamed)::value>(
+                        grad + t * size, x + t * shape.stride, rstd + t * shape.heads, weight,
+                        turns.of(shape, tables, t), shape.heads, dim, space.get(), dx + t * size, sum);
+                }
             }
+            stream_end();
         }
-    }
+    });
     reduce_chunks(partial.get(), 1, chunks, dim, dweight);
 }
 

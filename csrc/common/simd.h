@@ -1,6 +1,6 @@
-// How CPU kernels are vectorised and threaded: plain loops over a row, marked `omp simd`, in functions
-// compiled once per instruction set and picked when the module is loaded. The OpenMP loop over rows
-// stays outside such a function: the compiler does not clone the outlined body of a parallel region.
+// How CPU kernels are compiled and threaded: loops over a row in functions compiled once per instruction set and picked
+// when the module is loaded. The OpenMP loop over rows stays outside such a function: the compiler does not clone the
+// outlined body of a parallel region.
 #pragma once
 
 #include <algorithm>
@@ -27,55 +27,6 @@ constexpr int64_t kParallelElements = 16384;
 // Rows whose column sums one thread adds up alone. It depends on nothing but this number, so that sums
 // over rows are added in the same order whatever the number of threads.
 constexpr int64_t kRowsPerChunk = 32;
-
-// Partial sums of one row that are added up side by side: one alone would wait for each addition.
-constexpr int kLanes = 32;
-
-// term(0) + ... + term(n - 1).
-template <class Term>
-CD_INLINE float lane_sum(int64_t n, Term term) {
-    float lanes[kLanes];
-    int64_t i = 0;
-#pragma omp simd
-    for (int j = 0; j < kLanes; j++) lanes[j] = 0.0f;
-    for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-        for (int j = 0; j < kLanes; j++) lanes[j] += term(i + j);
-    }
-    for (int j = 0; i < n; i++, j++) lanes[j] += term(i);
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < kLanes; j++) sum += lanes[j];
-    return sum;
-}
-
-template <class T>
-CD_CLONES void widen_row(const T* CD_RESTRICT x, int64_t width, float* CD_RESTRICT wide) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) wide[i] = load(x[i]);
-}
-
-// Rows in fp32 for kernels that read them more than once: fp32 rows are used where they are.
-template <class T>
-class RowReader {
-  public:
-    explicit RowReader(int64_t width) : width_(width), wide_(new float[static_cast<size_t>(width)]) {}
-    const float* read(const T* row) {
-        widen_row(row, width_, wide_.get());
-        return wide_.get();
-    }
-
-  private:
-    int64_t width_;
-    std::unique_ptr<float[]> wide_;
-};
-
-template <>
-class RowReader<float> {
-  public:
-    explicit RowReader(int64_t) {}
-    const float* read(const float* row) { return row; }
-};
 
 // Rows of a modulated tensor: group g owns rows g * rows .. (g + 1) * rows - 1 and one row of modulation.
 struct Layout {

@@ -19,8 +19,10 @@
 
 #include "common/simd.h"
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to inlined functions only
+#if defined(__clang__)
+#define CD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ::cd::u8{__VA_ARGS__})
 #endif
 
 namespace cd {
@@ -43,6 +45,14 @@ CD_INLINE float sum_of(f8 v) {
     return total;
 }
 
+CD_INLINE f8 absolute(f8 v) {
+    u8 bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    bits &= 0x7FFFFFFFu;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
 template <class V>
 struct Two {
     V low, high;
@@ -58,13 +68,15 @@ struct Two {
     CD_INLINE friend Two operator-(const Two& a, const Two& b) { return {a.low - b.low, a.high - b.high}; }
     CD_INLINE friend Two operator*(const Two& a, const Two& b) { return {a.low * b.low, a.high * b.high}; }
     CD_INLINE friend float sum_of(const Two& a) { return sum_of(a.low + a.high); }
+    CD_INLINE friend Two absolute(const Two& a) { return {absolute(a.low), absolute(a.high)}; }
 };
 
 // A tile in fp32: whole cache lines in every element type. The order of its elements depends on the type: that of memory
 // but for bf16, where of every sixteen the even ones come first. A pair of bf16 is taken out of its 32 bits by a shift and
 // a mask and put back likewise, while the vectors of another width that the order of memory needs cost half of a pass.
-using Tile = Two<Two<f8>>;
-constexpr int kTile = 32;
+using Half = Two<f8>;
+using Tile = Two<Half>;
+constexpr int kTile = 32, kHalf = 16;
 
 namespace detail {
 
@@ -121,87 +133,98 @@ CD_INLINE void put(V value, T* to) {
 
 }  // namespace detail
 
-namespace detail {
+CD_INLINE Half read16(const float* from) { return {detail::at<f8>(from), detail::at<f8>(from + 8)}; }
+CD_INLINE Half read16(const bf16* from) {
+    const u8 pairs = detail::at<u8>(from);
+    return {detail::floats(pairs << 16), detail::floats(pairs & 0xFFFF0000u)};
+}
+CD_INLINE Half read16(const fp16* from) {
+    return {detail::widened_fp16(detail::at<h8>(from)), detail::widened_fp16(detail::at<h8>(from + 8))};
+}
 
-CD_INLINE Two<f8> read16(const float* from) { return {at<f8>(from), at<f8>(from + 8)}; }
-CD_INLINE Two<f8> read16(const bf16* from) {
-    const u8 pairs = at<u8>(from);
-    return {floats(pairs << 16), floats(pairs & 0xFFFF0000u)};
-}
-CD_INLINE Two<f8> read16(const fp16* from) { return {widened_fp16(at<h8>(from)), widened_fp16(at<h8>(from + 8))}; }
-
 template <bool Streamed>
-CD_INLINE void write16(const Two<f8>& v, float* to) {
-    put<Streamed>(v.low, to);
-    put<Streamed>(v.high, to + 8);
+CD_INLINE void write16(const Half& v, float* to) {
+    detail::put<Streamed>(v.low, to);
+    detail::put<Streamed>(v.high, to + 8);
 }
 template <bool Streamed>
-CD_INLINE void write16(const Two<f8>& v, bf16* to) {
-    put<Streamed>((rounded_bf16(v.low) >> 16) | (rounded_bf16(v.high) & 0xFFFF0000u), to);
+CD_INLINE void write16(const Half& v, bf16* to) {
+    detail::put<Streamed>((detail::rounded_bf16(v.low) >> 16) | (detail::rounded_bf16(v.high) & 0xFFFF0000u), to);
 }
 template <bool Streamed>
-CD_INLINE void write16(const Two<f8>& v, fp16* to) {
-    put<Streamed>(narrowed_fp16(v.low), to);
-    put<Streamed>(narrowed_fp16(v.high), to + 8);
+CD_INLINE void write16(const Half& v, fp16* to) {
+    detail::put<Streamed>(detail::narrowed_fp16(v.low), to);
+    detail::put<Streamed>(detail::narrowed_fp16(v.high), to + 8);
 }
 
 template <class T>
-CD_INLINE Two<f8> rounded16(const Two<f8>& v) {
+CD_INLINE Half rounded16(const Half& v) {
     if constexpr (std::is_same_v<T, bf16>) {
-        return {floats(rounded_bf16(v.low) & 0xFFFF0000u), floats(rounded_bf16(v.high) & 0xFFFF0000u)};
+        return {detail::floats(detail::rounded_bf16(v.low) & 0xFFFF0000u),
+                detail::floats(detail::rounded_bf16(v.high) & 0xFFFF0000u)};
     } else if constexpr (std::is_same_v<T, fp16>) {
-        return {widened_fp16(narrowed_fp16(v.low)), widened_fp16(narrowed_fp16(v.high))};
+        return {detail::widened_fp16(detail::narrowed_fp16(v.low)), detail::widened_fp16(detail::narrowed_fp16(v.high))};
     } else {
         return v;
     }
 }
 
 template <class T>
-CD_INLINE Two<f8> read16_as(const float* from) {
-    const Two<f8> v = read16(from);
+CD_INLINE Half read16_as(const float* from) {
+    const Half v = read16(from);
     if constexpr (std::is_same_v<T, bf16>) {
-        return {__builtin_shufflevector(v.low, v.high, 0, 2, 4, 6, 8, 10, 12, 14),
-                __builtin_shufflevector(v.low, v.high, 1, 3, 5, 7, 9, 11, 13, 15)};
+        return {CD_SHUFFLE(v.low, v.high, 0, 2, 4, 6, 8, 10, 12, 14),
+                CD_SHUFFLE(v.low, v.high, 1, 3, 5, 7, 9, 11, 13, 15)};
     }
     return v;
 }
-template <class T>
-CD_INLINE void write16_as(const Two<f8>& v, float* to) {
+template <class T, bool Streamed>
+CD_INLINE void write16_as(const Half& v, float* to) {
     if constexpr (std::is_same_v<T, bf16>) {
-        put<false>(__builtin_shufflevector(v.low, v.high, 0, 8, 1, 9, 2, 10, 3, 11), to);
-        put<false>(__builtin_shufflevector(v.low, v.high, 4, 12, 5, 13, 6, 14, 7, 15), to + 8);
+        detail::put<Streamed>(CD_SHUFFLE(v.low, v.high, 0, 8, 1, 9, 2, 10, 3, 11), to);
+        detail::put<Streamed>(CD_SHUFFLE(v.low, v.high, 4, 12, 5, 13, 6, 14, 7, 15), to + 8);
     } else {
-        write16<false>(v, to);
+        write16<Streamed>(v, to);
     }
 }
 
-}  // namespace detail
-
 template <class T>
 CD_INLINE Tile read(const T* from) {
-    return {detail::read16(from), detail::read16(from + 16)};
+    return {read16(from), read16(from + 16)};
 }
 template <bool Streamed, class T>
 CD_INLINE void write(const Tile& tile, T* to) {
-    detail::write16<Streamed>(tile.low, to);
-    detail::write16<Streamed>(tile.high, to + 16);
+    write16<Streamed>(tile.low, to);
+    write16<Streamed>(tile.high, to + 16);
 }
 
-// The tile as it reads once it is stored in type T.
+// The tile as it reads once it is stored in type T, and its writing, for which nothing is left to round.
 template <class T>
 CD_INLINE Tile rounded(const Tile& tile) {
-    return {detail::rounded16<T>(tile.low), detail::rounded16<T>(tile.high)};
+    return {rounded16<T>(tile.low), rounded16<T>(tile.high)};
+}
+template <bool Streamed, class T>
+CD_INLINE void write_rounded(const Tile& tile, T* to) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        const auto pairs = [](const Half& v) __attribute__((always_inline)) {
+            return detail::bits(v.low) >> 16 | detail::bits(v.high);
+        };
+        detail::put<Streamed>(pairs(tile.low), to);
+        detail::put<Streamed>(pairs(tile.high), to + 16);
+    } else {
+        write<Streamed>(tile, to);
+    }
 }
 
 // What goes with a tile of T in an fp32 row, and back.
 template <class T>
 CD_INLINE Tile read_as(const float* from) {
-    return {detail::read16_as<T>(from), detail::read16_as<T>(from + 16)};
+    return {read16_as<T>(from), read16_as<T>(from + 16)};
 }
-template <class T>
+template <class T, bool Streamed = false>
 CD_INLINE void write_as(const Tile& tile, float* to) {
-    detail::write16_as<T>(tile.low, to);
-    detail::write16_as<T>(tile.high, to + 16);
+    write16_as<T, Streamed>(tile.low, to);
+    write16_as<T, Streamed>(tile.high, to + 16);
 }
 
 // Asks for the tile at this address, which need not exist.
