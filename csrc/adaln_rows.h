@@ -48,7 +48,7 @@ CD_CLONES float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
 
 template <class T>
 CD_CLONES void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float* CD_RESTRICT stats) {
-    const float origin = width < kTile ? load(x[0]) : sum_of(read(x)) / kTile;
+    const float origin = width < kTile ? 0.0f : sum_of(read(x)) / kTile;
     Tile sums(0.0f), squares(0.0f);
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {
@@ -74,7 +74,7 @@ CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const fl
     const auto tile = [=](int64_t i) __attribute__((always_inline)) {
         return rounded<T>(read(x + i) + read_as<T>(gate + i) * read(y + i));
     };
-    const float origin = width < kTile ? load(element(0)) : sum_of(tile(0)) / kTile;
+    const float origin = width < kTile ? 0.0f : sum_of(tile(0)) / kTile;
     Tile sums(0.0f), squares(0.0f);
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {

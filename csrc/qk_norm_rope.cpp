@@ -67,18 +67,18 @@ CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT wei
     }
     const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(dim) + eps);
     *rstd = r;
+    const auto normed = [=](int64_t i) __attribute__((always_inline)) {
+        return channels<V>(x + i) * V(r) * channels_as<V, T>(weight + i);
+    };
+    if (turn.cos == nullptr) {  // of any length, odd ones too
+        for (int64_t i = 0; i < dim; i += kStep) put<Streamed>(normed(i), out + i);
+        return;
+    }
     for (int64_t i = 0; i < half; i += kStep) {
-        const V a = channels<V>(x + i) * V(r) * channels_as<V, T>(weight + i);
-        const V b = channels<V>(x + half + i) * V(r) * channels_as<V, T>(weight + half + i);
-        if (turn.cos == nullptr) {
-            put<Streamed>(a, out + i);
-            put<Streamed>(b, out + half + i);
-        } else {
-            const float *cos = turn.cos + i, *sin = turn.sin + i;
-            put<Streamed>(a * channels_as<V, T>(cos) - b * channels_as<V, T>(sin), out + i);
-            put<Streamed>(b * channels_as<V, T>(cos + turn.other) + a * channels_as<V, T>(sin + turn.other),
-                          out + half + i);
-        }
+        const float *cos = turn.cos + i, *sin = turn.sin + i;
+        const V a = normed(i), b = normed(half + i);
+        put<Streamed>(a * channels_as<V, T>(cos) - b * channels_as<V, T>(sin), out + i);
+        put<Streamed>(b * channels_as<V, T>(cos + turn.other) + a * channels_as<V, T>(sin + turn.other), out + half + i);
     }
 }
 
@@ -106,24 +106,23 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
                              T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     constexpr int kStep = sizeof(V) / sizeof(float);
     const int64_t half = dim / 2;
-    V dots(0.0f), more_dots(0.0f);
-    for (int64_t i = 0; i < half; i += kStep) {
-        const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
-        V dn = a, more_dn = b;
-        if (turn.cos != nullptr) {
-            const float *cos = turn.cos + i, *sin = turn.sin + i;
-            dn = a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other);
-            more_dn = b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin);
-        }
-        const V share = dn * channels<V>(x + i) * V(r), more_share = more_dn * channels<V>(x + half + i) * V(r);
+    V dots(0.0f);
+    const auto add = [=, &dots](int64_t i, V dn) __attribute__((always_inline)) {
+        const V share = dn * channels<V>(x + i) * V(r);
         put<false>(dn, space + i);
-        put<false>(more_dn, space + half + i);
         put<false>(channels<V>(dweight + i) + share, dweight + i);
-        put<false>(channels<V>(dweight + half + i) + more_share, dweight + half + i);
         dots += share * channels_as<V, T>(weight + i);
-        more_dots += more_share * channels_as<V, T>(weight + half + i);
+    };
+    if (turn.cos == nullptr) {
+        for (int64_t i = 0; i < dim; i += kStep) add(i, channels<V>(grad + i));
+    } else {
+        for (int64_t i = 0; i < half; i += kStep) {
+            const float *cos = turn.cos + i, *sin = turn.sin + i;
+            const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
+            add(i, a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other));
+            add(half + i, b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin));
+        }
     }
-    dots += more_dots;
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
         const V dn = channels<V>(space + i), w = channels_as<V, T>(weight + i);

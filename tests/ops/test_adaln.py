@@ -104,6 +104,13 @@ def test_cpu_one_channel_normalises_to_the_shift():
 
 
 @pytest.mark.compiled
+def test_cpu_without_a_channel():
+    x, y, modulation = tokens((2, 3, 0))
+    assert ops.adaln_modulate(x, *modulation[1:], backend="cpu").shape == x.shape
+    assert ops.gated_residual_adaln(x, y, *modulation, backend="cpu")[1].shape == x.shape
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize("output", [0, 1])
 def test_cpu_gated_with_one_output_unused(output: int):
     x, y, modulation = tokens((2, 5, 16))

@@ -26,6 +26,15 @@ def heads(batch: int, length: int, count: int, dim: int, tables: int, seed: int 
     return q, k, weights, tuple(torch.randn(shape, generator=draw) for _ in range(2))
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [3, 33])
+def test_cpu_normalises_heads_of_odd_size(dim: int, dtype: torch.dtype):
+    """Only the rotation needs pairs of channels."""
+    q, k, weights, _ = heads(2, 7, 3, dim, 0)
+    assert_as_good_as_torch(ops.qk_norm_rope, (q, k, *weights), (k, q), dtype=dtype)
+
+
 def test_reference_rotates_by_the_angle():
     angle = torch.rand(5, 3, dtype=torch.float64) * 2 * math.pi
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
