@@ -106,22 +106,30 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
                              T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     constexpr int kStep = sizeof(V) / sizeof(float);
     const int64_t half = dim / 2;
-    V dots(0.0f);
-    const auto add = [=, &dots](int64_t i, V dn) __attribute__((always_inline)) {
-        const V share = dn * channels<V>(x + i) * V(r);
-        put<false>(dn, space + i);
-        put<false>(channels<V>(dweight + i) + share, dweight + i);
-        dots += share * channels_as<V, T>(weight + i);
-    };
-    if (turn.cos == nullptr) {
-        for (int64_t i = 0; i < dim; i += kStep) add(i, channels<V>(grad + i));
-    } else {
-        for (int64_t i = 0; i < half; i += kStep) {
+    V dots(0.0f), more_dots(0.0f);
+    for (int64_t i = 0; i < half; i += kStep) {
+        const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
+        V dn = a, more_dn = b;
+        if (turn.cos != nullptr) {
             const float *cos = turn.cos + i, *sin = turn.sin + i;
-            const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
-            add(i, a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other));
-            add(half + i, b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin));
+            dn = a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other);
+            more_dn = b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin);
         }
+        const V share = dn * channels<V>(x + i) * V(r), more_share = more_dn * channels<V>(x + half + i) * V(r);
+        put<false>(dn, space + i);
+        put<false>(more_dn, space + half + i);
+        put<false>(channels<V>(dweight + i) + share, dweight + i);
+        put<false>(channels<V>(dweight + half + i) + more_share, dweight + half + i);
+        dots += share * channels_as<V, T>(weight + i);
+        more_dots += more_share * channels_as<V, T>(weight + half + i);
+    }
+    dots += more_dots;
+    if (std::is_same_v<V, float> && dim % 2 != 0) {  // which nothing rotates
+        const int64_t last = dim - 1;
+        const V dn = channels<V>(grad + last), share = dn * channels<V>(x + last) * V(r);
+        put<false>(dn, space + last);
+        put<false>(channels<V>(dweight + last) + share, dweight + last);
+        dots += share * channels_as<V, T>(weight + last);
     }
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
