@@ -65,7 +65,7 @@ void adaln_forward(Layout layout, const T* x, Modulation shift, Modulation scale
             const int64_t at = row * width;
             float* stat = stats + 2 * row;
             for (int r = 0; r < rows; r++) row_stats(x + at + r * width, width, eps, stat + 2 * r);
-            rows_modulate<rows, Streamed>(x + at, stat, shift.row(group), scale.row(group), width, out + at,
+            rows_modulate<rows, Streamed>(x + at, stat, shift.row(group), scale.row(group), width, out + at, nullptr,
                                           x + at + rows * width);
         };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
@@ -114,15 +114,19 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
     with_flag(streams(layout, x_new) && streams(layout, out), [=](auto streamed) {
         constexpr bool Streamed = decltype(streamed)::value;
         const auto rows_forward = [=](auto rows, int64_t group, int64_t row, T* buffer) {
-            const int64_t at = row * width;
+            const int64_t at = row * width, next = at + rows * width;
+            const float *shifts = shift.row(group), *scales = scale.row(group);
             float* stat = stats + 2 * row;
             T* kept = Streamed ? buffer : x_new + at;
             for (int r = 0; r < rows; r++) {
-                const int64_t from = at + r * width;
-                row_gate<Streamed>(x + from, y + from, gate.row(group), width, eps, x_new + from, kept + r * width,
-                                   stat + 2 * r);
+                row_gate(x + at + r * width, y + at + r * width, gate.row(group), width, eps, kept + r * width,
+                         stat + 2 * r);
             }
-            rows_modulate<rows, Streamed>(kept, stat, shift.row(group), scale.row(group), width, out + at);
+            if constexpr (Streamed) {
+                rows_modulate<rows, true>(kept, stat, shifts, scales, width, out + at, x_new + at, x + next, y + next);
+            } else {
+                rows_modulate<rows, false>(kept, stat, shifts, scales, width, out + at, nullptr);
+            }
         };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
         {

@@ -3,7 +3,7 @@
 // modulation has one row per group, `stride` floats apart, so that slices of a wider tensor need no copy.
 #pragma once
 
-#include "common/simd.h"
+#include "common/kernel.h"
 
 namespace cd {
 

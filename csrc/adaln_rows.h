@@ -31,7 +31,7 @@ CD_INLINE void finish_stats(float sum, float square, float origin, int64_t n, fl
 
 // The sum of (x - mean)^2 over a row.
 template <class T>
-CD_CLONES float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
+CD_KERNEL float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
     Tile squares(0.0f);
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {
@@ -47,7 +47,7 @@ CD_CLONES float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
 }
 
 template <class T>
-CD_CLONES void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float* CD_RESTRICT stats) {
+CD_KERNEL void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float* CD_RESTRICT stats) {
     const float origin = width < kTile ? 0.0f : sum_of(read(x)) / kTile;
     Tile sums(0.0f), squares(0.0f);
     int64_t i = 0;
@@ -66,10 +66,10 @@ CD_CLONES void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float
     finish_stats(sum, square, origin, width, eps, [=](float mean) { return row_squares(x, width, mean); }, stats);
 }
 
-// x_new = x + gate * y and its statistics. A streamed x_new is also kept, to be read again at once.
-template <bool Streamed, class T>
-CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const float* CD_RESTRICT gate, int64_t width,
-                        float eps, T* CD_RESTRICT x_new, T* CD_RESTRICT kept, float* CD_RESTRICT stats) {
+// x_new = x + gate * y and its statistics.
+template <class T>
+CD_KERNEL void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const float* CD_RESTRICT gate, int64_t width,
+                        float eps, T* CD_RESTRICT x_new, float* CD_RESTRICT stats) {
     const auto element = [=](int64_t i) { return narrow<T>(load(x[i]) + gate[i] * load(y[i])); };
     const auto tile = [=](int64_t i) __attribute__((always_inline)) {
         return rounded<T>(read(x + i) + read_as<T>(gate + i) * read(y + i));
@@ -81,20 +81,18 @@ CD_CLONES void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const fl
         fetch(x + i + kAhead<T>);
         fetch(y + i + kAhead<T>);
         const Tile v = tile(i), away = v - origin;
-        if (Streamed) write_rounded<true>(v, x_new + i);
-        write_rounded<false>(v, kept + i);
+        write_rounded<false>(v, x_new + i);
         sums += away;
         squares += away * away;
     }
     float sum = sum_of(sums), square = sum_of(squares);
     for (; i < width; i++) {
-        kept[i] = element(i);
-        if (Streamed) x_new[i] = kept[i];
-        const float away = load(kept[i]) - origin;
+        x_new[i] = element(i);
+        const float away = load(x_new[i]) - origin;
         sum += away;
         square += away * away;
     }
-    finish_stats(sum, square, origin, width, eps, [=](float mean) { return row_squares(kept, width, mean); }, stats);
+    finish_stats(sum, square, origin, width, eps, [=](float mean) { return row_squares(x_new, width, mean); }, stats);
 }
 
 // Of floats or vectors of them, like everything else that is written once for both.
@@ -103,9 +101,13 @@ CD_INLINE V modulated(V x, const float* stats, V factor, V shift) {
     return (x - V(stats[0])) * V(stats[1]) * factor + shift;
 }
 
-template <int Rows, bool Streamed, class T, class... Next>
-CD_CLONES void rows_modulate(const T* CD_RESTRICT x, const float* CD_RESTRICT stats, const float* CD_RESTRICT shift,
-                             const float* CD_RESTRICT scale, int64_t width, T* CD_RESTRICT out, const Next*... next) {
+// `copy`, unless null, gets the rows as they are: reading and writing at the same time suits the memory better than
+// writing them in a sweep that only reads otherwise. `next` is fetched.
+template <int Rows, bool Streamed, class T, class Copy, class... Next>
+CD_KERNEL void rows_modulate(const T* CD_RESTRICT x, const float* CD_RESTRICT stats, const float* CD_RESTRICT shift,
+                             const float* CD_RESTRICT scale, int64_t width, T* CD_RESTRICT out, Copy copy,
+                             const Next*... next) {
+    constexpr bool kCopied = !std::is_null_pointer_v<Copy>;
     int64_t i = 0;
     for (; i + kTile <= width; i += kTile) {
         const Tile factor = read_as<T>(scale + i) + Tile(1.0f), add = read_as<T>(shift + i);
@@ -113,13 +115,16 @@ CD_CLONES void rows_modulate(const T* CD_RESTRICT x, const float* CD_RESTRICT st
         for (int r = 0; r < Rows; r++) {
             const int64_t at = r * width + i;
             if (Streamed) (fetch(next + at), ...);
-            write<Streamed>(modulated(read(x + at), stats + 2 * r, factor, add), out + at);
+            const Tile v = read(x + at);
+            if constexpr (kCopied) write_rounded<Streamed>(v, copy + at);
+            write<Streamed>(modulated(v, stats + 2 * r, factor, add), out + at);
         }
     }
     for (; i < width; i++) {
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; r++) {
             const int64_t at = r * width + i;
+            if constexpr (kCopied) copy[at] = x[at];
             out[at] = narrow<T>(modulated(load(x[at]), stats + 2 * r, 1.0f + scale[i], shift[i]));
         }
     }
@@ -128,7 +133,7 @@ CD_CLONES void rows_modulate(const T* CD_RESTRICT x, const float* CD_RESTRICT st
 // With n = grad * (1 + scale) of each row: means[0] = mean(n), means[1] = mean(n * xhat). The column sums of the rows
 // are added to dshift and dscale on the way, and `next` is fetched: what the sweep after this one reads besides.
 template <int Rows, class T, class... Next>
-CD_CLONES void rows_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
+CD_KERNEL void rows_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
                          const float* CD_RESTRICT scale, int64_t width, float* CD_RESTRICT dshift,
                          float* CD_RESTRICT dscale, float* CD_RESTRICT means, const Next*... next) {
     Tile sums[Rows], dots[Rows];
@@ -172,7 +177,7 @@ CD_INLINE V normed_gradient(V grad, V x, V factor, const float* stats, const flo
 }
 
 template <int Rows, bool Streamed, class T>
-CD_CLONES void rows_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
+CD_KERNEL void rows_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT stats,
                              const float* CD_RESTRICT means, const float* CD_RESTRICT scale, int64_t width,
                              T* CD_RESTRICT dx, const T* next_grad, const T* next_x) {
     int64_t i = 0;
@@ -198,7 +203,7 @@ CD_CLONES void rows_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
 
 // The same for x_new = x + gate * y, which has a gradient of its own (More) or not.
 template <int Rows, bool Streamed, bool More, class T>
-CD_CLONES void rows_gated_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT grad_x_new,
+CD_KERNEL void rows_gated_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT grad_x_new,
                                    const T* CD_RESTRICT x_new, const T* CD_RESTRICT y, const float* CD_RESTRICT stats,
                                    const float* CD_RESTRICT means, const float* CD_RESTRICT gate,
                                    const float* CD_RESTRICT scale, int64_t width, T* CD_RESTRICT dx, T* CD_RESTRICT dy,

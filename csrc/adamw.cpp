@@ -8,7 +8,7 @@ namespace {
 // Elements that one thread takes at a time.
 constexpr int64_t kBlock = 4096;
 
-CD_CLONES void block_step(float* CD_RESTRICT value, const float* CD_RESTRICT grad, float* CD_RESTRICT exp_avg,
+CD_KERNEL void block_step(float* CD_RESTRICT value, const float* CD_RESTRICT grad, float* CD_RESTRICT exp_avg,
                           float* CD_RESTRICT exp_avg_sq, float* CD_RESTRICT ema, int64_t n, AdamW s) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
@@ -23,7 +23,7 @@ CD_CLONES void block_step(float* CD_RESTRICT value, const float* CD_RESTRICT gra
     }
 }
 
-CD_CLONES void block_copy(const float* CD_RESTRICT value, int64_t n, bf16* CD_RESTRICT copy) {
+CD_KERNEL void block_copy(const float* CD_RESTRICT value, int64_t n, bf16* CD_RESTRICT copy) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) copy[i] = narrow<bf16>(value[i]);
 }

@@ -1,7 +1,7 @@
 // A step of AdamW and of an exponential moving average of the parameters on CPU, in one pass over memory.
 #pragma once
 
-#include "common/simd.h"
+#include "common/kernel.h"
 
 namespace cd {
 

@@ -167,7 +167,7 @@ void adamw_ema(const std::array<std::vector<Address>, 6>& groups, const std::vec
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(CD_MODULE, m) {
     m.doc() = "Compiled operators of cosmos-distill (raw addresses; use cosmos_distill.ops instead).";
     const auto release = py::call_guard<py::gil_scoped_release>();
     m.def("adaln_forward", &adaln_forward, release);

@@ -66,7 +66,7 @@ bool streams(const Blocks& blocks, const T* result) {
 }
 
 template <bool Streamed, class T>
-CD_CLONES void block_renoise(const T* CD_RESTRICT x0, const T* CD_RESTRICT eps, float alpha, float sigma, int64_t n,
+CD_KERNEL void block_renoise(const T* CD_RESTRICT x0, const T* CD_RESTRICT eps, float alpha, float sigma, int64_t n,
                              float* CD_RESTRICT result) {
     int64_t i = 0;
     for (; i + kTile <= n; i += kTile) {
@@ -78,7 +78,7 @@ CD_CLONES void block_renoise(const T* CD_RESTRICT x0, const T* CD_RESTRICT eps, 
 // The direction, and sums[0] = sum |x - x0 of teacher| (not yet masked), sums[1] = sum direction^2. Of the
 // difference between two predictions x_t cancels: it is needed for the distance only.
 template <bool Guided, bool Raw, bool Streamed, class T>
-CD_CLONES void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, const T* CD_RESTRICT fake,
+CD_KERNEL void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, const T* CD_RESTRICT fake,
                          const T* CD_RESTRICT uncond, const T* CD_RESTRICT x_t, float weight, Coefficients c,
                          float mask, int64_t n, T* CD_RESTRICT direction, float* CD_RESTRICT sums) {
     const auto at = [=](auto from, auto& d, auto& away) __attribute__((always_inline)) {
@@ -114,7 +114,7 @@ CD_CLONES void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, c
 }
 
 template <bool Streamed, class T>
-CD_CLONES void block_scale(const T* CD_RESTRICT x, float factor, int64_t n, T* CD_RESTRICT result) {
+CD_KERNEL void block_scale(const T* CD_RESTRICT x, float factor, int64_t n, T* CD_RESTRICT result) {
     int64_t i = 0;
     for (; i + kTile <= n; i += kTile) write<Streamed>(Tile(factor) * read(x + i), result + i);
     for (; i < n; i++) result[i] = narrow<T>(factor * load(x[i]));
@@ -127,7 +127,7 @@ CD_INLINE V residual(V p, V target, V x_t, Coefficients c) {
 }
 
 template <bool Raw, class T>
-CD_CLONES float block_squares(const T* CD_RESTRICT p, const T* CD_RESTRICT target, const T* CD_RESTRICT x_t,
+CD_KERNEL float block_squares(const T* CD_RESTRICT p, const T* CD_RESTRICT target, const T* CD_RESTRICT x_t,
                               Coefficients c, int64_t n) {
     Tile squares(0.0f);
     int64_t i = 0;
@@ -144,7 +144,7 @@ CD_CLONES float block_squares(const T* CD_RESTRICT p, const T* CD_RESTRICT targe
 }
 
 template <bool Raw, bool Streamed, class T>
-CD_CLONES void block_squares_gradient(const T* CD_RESTRICT p, const T* CD_RESTRICT target,
+CD_KERNEL void block_squares_gradient(const T* CD_RESTRICT p, const T* CD_RESTRICT target,
                                       const T* CD_RESTRICT x_t, Coefficients c, float factor, int64_t n,
                                       T* CD_RESTRICT result) {
     int64_t i = 0;

@@ -3,7 +3,7 @@
 // an order that does not depend on the number of threads.
 #pragma once
 
-#include "common/simd.h"
+#include "common/kernel.h"
 
 namespace cd {
 

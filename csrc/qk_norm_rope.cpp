@@ -28,72 +28,55 @@ struct Turn {
     int64_t other;
 };
 
-// Channels by halves of tiles where the halves of a head consist of them, one by one where they do not: V is Half or float.
-template <class V, class T>
-CD_INLINE V channels(const T* from) {
-    if constexpr (std::is_same_v<V, Half>) {
-        return read16(from);
-    } else {
-        return load(*from);
-    }
-}
-template <class V, class T>
-CD_INLINE V channels_as(const float* from) {
-    if constexpr (std::is_same_v<V, Half>) {
-        return read16_as<T>(from);
-    } else {
-        return *from;
-    }
-}
-template <bool Streamed, class V, class T>
-CD_INLINE void put(const V& v, T* to) {
-    if constexpr (std::is_same_v<V, Half>) {
-        write16<Streamed>(v, to);
-    } else {
-        *to = narrow<T>(v);
-    }
-}
-CD_INLINE float sum_of(float v) { return v; }
-
 template <bool Streamed, class V, class T>
 CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t dim, float eps,
                             T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
-    constexpr int kStep = sizeof(V) / sizeof(float);
+    constexpr int kStep = kSize<V>;
     const int64_t half = dim / 2;
     V squares(0.0f);
     for (int64_t i = 0; i < dim; i += kStep) {
-        const V v = channels<V>(x + i);
+        const V v = read<V>(x + i);
         squares += v * v;
     }
     const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(dim) + eps);
     *rstd = r;
     const auto normed = [=](int64_t i) __attribute__((always_inline)) {
-        return channels<V>(x + i) * V(r) * channels_as<V, T>(weight + i);
+        return read<V>(x + i) * V(r) * read_as<T, V>(weight + i);
     };
     if (turn.cos == nullptr) {  // of any length, odd ones too
-        for (int64_t i = 0; i < dim; i += kStep) put<Streamed>(normed(i), out + i);
+        for (int64_t i = 0; i < dim; i += kStep) write<Streamed>(normed(i), out + i);
         return;
     }
     for (int64_t i = 0; i < half; i += kStep) {
         const float *cos = turn.cos + i, *sin = turn.sin + i;
         const V a = normed(i), b = normed(half + i);
-        put<Streamed>(a * channels_as<V, T>(cos) - b * channels_as<V, T>(sin), out + i);
-        put<Streamed>(b * channels_as<V, T>(cos + turn.other) + a * channels_as<V, T>(sin + turn.other), out + half + i);
+        write<Streamed>(a * read_as<T, V>(cos) - b * read_as<T, V>(sin), out + i);
+        write<Streamed>(b * read_as<T, V>(cos + turn.other) + a * read_as<T, V>(sin + turn.other), out + half + i);
+    }
+}
+
+// Calls run(v), v of what the halves of a head consist of: pairs of the widest vectors or of the narrowest, or channels.
+template <class Dim, class Run>
+CD_INLINE void with_channels(Dim dim, Run run) {
+    if (dim % (2 * kSize<Pair<kLanes>>) == 0) {
+        run(Pair<kLanes>(0.0f));
+    } else if (dim % (2 * kSize<Pair<4>>) == 0) {
+        run(Pair<4>(0.0f));
+    } else {
+        run(0.0f);
     }
 }
 
 template <bool Streamed, class T>
-CD_CLONES void token_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t heads,
+CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t heads,
                              int64_t head_dim, float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
-        for (int64_t h = 0; h < heads; h++) {
-            const int64_t at = h * dim;
-            if (dim % (2 * kHalf) == 0) {
-                head_forward<Streamed, Half>(x + at, weight, turn, dim, eps, out + at, rstd + h);
-            } else {
-                head_forward<Streamed, float>(x + at, weight, turn, dim, eps, out + at, rstd + h);
+        with_channels(dim, [=](auto v) __attribute__((always_inline)) {
+            for (int64_t h = 0; h < heads; h++) {
+                const int64_t at = h * dim;
+                head_forward<Streamed, decltype(v)>(x + at, weight, turn, dim, eps, out + at, rstd + h);
             }
-        }
+        });
     });
 }
 
@@ -104,64 +87,59 @@ template <bool Streamed, class V, class T>
 CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
                              const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
                              T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
-    constexpr int kStep = sizeof(V) / sizeof(float);
+    constexpr int kStep = kSize<V>;
     const int64_t half = dim / 2;
     V dots(0.0f), more_dots(0.0f);
     for (int64_t i = 0; i < half; i += kStep) {
-        const V a = channels<V>(grad + i), b = channels<V>(grad + half + i);
+        const V a = read<V>(grad + i), b = read<V>(grad + half + i);
         V dn = a, more_dn = b;
         if (turn.cos != nullptr) {
             const float *cos = turn.cos + i, *sin = turn.sin + i;
-            dn = a * channels_as<V, T>(cos) + b * channels_as<V, T>(sin + turn.other);
-            more_dn = b * channels_as<V, T>(cos + turn.other) - a * channels_as<V, T>(sin);
+            dn = a * read_as<T, V>(cos) + b * read_as<T, V>(sin + turn.other);
+            more_dn = b * read_as<T, V>(cos + turn.other) - a * read_as<T, V>(sin);
         }
-        const V share = dn * channels<V>(x + i) * V(r), more_share = more_dn * channels<V>(x + half + i) * V(r);
-        put<false>(dn, space + i);
-        put<false>(more_dn, space + half + i);
-        put<false>(channels<V>(dweight + i) + share, dweight + i);
-        put<false>(channels<V>(dweight + half + i) + more_share, dweight + half + i);
-        dots += share * channels_as<V, T>(weight + i);
-        more_dots += more_share * channels_as<V, T>(weight + half + i);
+        const V share = dn * read<V>(x + i) * V(r), more_share = more_dn * read<V>(x + half + i) * V(r);
+        write<false>(dn, space + i);
+        write<false>(more_dn, space + half + i);
+        write<false>(read<V>(dweight + i) + share, dweight + i);
+        write<false>(read<V>(dweight + half + i) + more_share, dweight + half + i);
+        dots += share * read_as<T, V>(weight + i);
+        more_dots += more_share * read_as<T, V>(weight + half + i);
     }
     dots += more_dots;
     if (std::is_same_v<V, float> && dim % 2 != 0) {  // which nothing rotates
         const int64_t last = dim - 1;
-        const V dn = channels<V>(grad + last), share = dn * channels<V>(x + last) * V(r);
-        put<false>(dn, space + last);
-        put<false>(channels<V>(dweight + last) + share, dweight + last);
-        dots += share * channels_as<V, T>(weight + last);
+        const V dn = read<V>(grad + last), share = dn * read<V>(x + last) * V(r);
+        write<false>(dn, space + last);
+        write<false>(read<V>(dweight + last) + share, dweight + last);
+        dots += share * read_as<T, V>(weight + last);
     }
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
-        const V dn = channels<V>(space + i), w = channels_as<V, T>(weight + i);
-        put<Streamed>(V(r) * (dn * w - channels<V>(x + i) * V(r) * mean), dx + i);
+        const V dn = read<V>(space + i), w = read_as<T, V>(weight + i);
+        write<Streamed>(V(r) * (dn * w - read<V>(x + i) * V(r) * mean), dx + i);
     }
 }
 
 // The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
 // for two heads.
 template <bool Streamed, class T>
-CD_CLONES void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
+CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
                               const float* CD_RESTRICT weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
         float* sum = space + dim;
-        for (int64_t i = 0; i < dim; i++) sum[i] = 0.0f;
-        if (dim % (2 * kHalf) == 0) {
+        std::fill(sum, sum + dim, 0.0f);
+        with_channels(dim, [=](auto v) __attribute__((always_inline)) {
+            using V = decltype(v);
             for (int64_t h = 0; h < heads; h++) {
                 const int64_t at = h * dim;
-                head_backward<Streamed, Half>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
+                head_backward<Streamed, V>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
             }
-            for (int64_t i = 0; i < dim; i += kHalf) {
-                write16_as<T, false>(read16_as<T>(dweight + i) + read16(sum + i), dweight + i);
+            for (int64_t i = 0; i < dim; i += kSize<V>) {
+                write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
             }
-        } else {
-            for (int64_t h = 0; h < heads; h++) {
-                const int64_t at = h * dim;
-                head_backward<Streamed, float>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
-            }
-            for (int64_t i = 0; i < dim; i++) dweight[i] += sum[i];
-        }
+        });
     });
 }
 

@@ -1,7 +1,7 @@
 // Per-head RMSNorm and rotate-half rotary embedding on CPU: heads of fp32, bf16 or fp16, everything else fp32.
 #pragma once
 
-#include "common/simd.h"
+#include "common/kernel.h"
 
 namespace cd {
 

@@ -1,8 +1,8 @@
-#include "common/simd.h"
+#include "common/kernel.h"
 
 namespace cd {
 
-CD_CLONES static void add_row(const float* CD_RESTRICT from, float* CD_RESTRICT to, int64_t width) {
+CD_KERNEL static void add_row(const float* CD_RESTRICT from, float* CD_RESTRICT to, int64_t width) {
 #pragma omp simd
     for (int64_t i = 0; i < width; i++) to[i] += from[i];
 }

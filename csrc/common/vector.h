@@ -1,8 +1,7 @@
-// Rows in tiles of 32 elements, in explicit vectors, and how results reach memory.
+// Rows in tiles of four vectors, in explicit vectors, and how results reach memory.
 //
 // Loops that the compiler vectorises keep sums and half-made results in memory as soon as several rows or several
-// results are in work together, and the first cache then takes longer than the memory. Vectors of eight fit every x86 with
-// AVX; the compiler splits them elsewhere.
+// results are in work together, and the first cache then takes longer than the memory.
 //
 // Results larger than the caches go around them. A plain store first reads the line it is about to overwrite, a third
 // of the traffic of an operator that reads one tensor and writes one, and evicts lines that somebody may still want.
@@ -12,54 +11,49 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
-#include "common/simd.h"
-
-#if defined(__clang__)
-#define CD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define CD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ::cd::u8{__VA_ARGS__})
-#endif
+#include "common/kernel.h"
 
 namespace cd {
 
-using f8 = float __attribute__((vector_size(32)));
-using u8 = uint32_t __attribute__((vector_size(32)));
-using h8 = uint16_t __attribute__((vector_size(16)));
+namespace detail {
+template <class T, int N>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+}  // namespace detail
+template <class T, int N>
+using Vector = typename detail::VectorOf<T, N>::type;
 
-template <class V>
-struct Two;
-CD_INLINE void splat(float value, f8& to) { to = f8{} + value; }
-template <class V>
-CD_INLINE void splat(float value, Two<V>& to) {
-    splat(value, to.low);
-    to.high = to.low;
-}
-CD_INLINE float sum_of(f8 v) {
-    float total = 0.0f;
-    for (int j = 0; j < 8; j++) total += v[j];
-    return total;
-}
+// Floats in a vector of the instruction set that is compiled for.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 
-CD_INLINE f8 absolute(f8 v) {
-    u8 bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    bits &= 0x7FFFFFFFu;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
+// Two vectors, or two pairs of them. A pair of vectors is the least that is read and written: as many elements as one
+// vector has places of 16 bits.
 template <class V>
 struct Two {
     V low, high;
 
     Two() = default;
     CD_INLINE Two(V a, V b) : low(a), high(b) {}
-    CD_INLINE Two(float value) { splat(value, *this); }
+    CD_INLINE Two(float value) {
+        if constexpr (std::is_class_v<V>) {
+            low = high = V(value);
+        } else {
+            low = high = V{} + value;
+        }
+    }
     CD_INLINE Two& operator+=(const Two& other) {
         low += other.low, high += other.high;
         return *this;
@@ -67,16 +61,18 @@ struct Two {
     CD_INLINE friend Two operator+(const Two& a, const Two& b) { return {a.low + b.low, a.high + b.high}; }
     CD_INLINE friend Two operator-(const Two& a, const Two& b) { return {a.low - b.low, a.high - b.high}; }
     CD_INLINE friend Two operator*(const Two& a, const Two& b) { return {a.low * b.low, a.high * b.high}; }
-    CD_INLINE friend float sum_of(const Two& a) { return sum_of(a.low + a.high); }
-    CD_INLINE friend Two absolute(const Two& a) { return {absolute(a.low), absolute(a.high)}; }
 };
 
-// A tile in fp32: whole cache lines in every element type. The order of its elements depends on the type: that of memory
-// but for bf16, where of every sixteen the even ones come first. A pair of bf16 is taken out of its 32 bits by a shift and
-// a mask and put back likewise, while the vectors of another width that the order of memory needs cost half of a pass.
-using Half = Two<f8>;
-using Tile = Two<Half>;
-constexpr int kTile = 32, kHalf = 16;
+// In fp32. The order of elements within a pair of vectors depends on the type that it was read from: that of memory but
+// for bf16, where the even ones come first. Two bf16 are taken out of their 32 bits by a shift and a mask and put back
+// likewise, while the vectors of another width that the order of memory needs cost half of a pass.
+template <int N>
+using Pair = Two<Vector<float, N>>;
+using Tile = Two<Pair<kLanes>>;
+
+template <class V>
+constexpr int kSize = sizeof(V) / sizeof(float);
+constexpr int kTile = kSize<Tile>;
 
 namespace detail {
 
@@ -87,45 +83,112 @@ CD_INLINE To at(const From* address) {
     return value;
 }
 
-template <class T>
-CD_INLINE u8 bits(T value) {
-    return at<u8>(&value);
+template <class V>
+using BitsOf = Vector<uint32_t, kSize<V>>;
+template <class V>
+CD_INLINE BitsOf<V> bits(V value) {
+    return at<BitsOf<V>>(&value);
 }
-CD_INLINE f8 floats(u8 value) { return at<f8>(&value); }
+template <class U>
+CD_INLINE auto floats(U value) {
+    return at<Vector<float, kSize<U>>>(&value);
+}
 
-// The scalar functions of element.h, eight at a time.
-CD_INLINE f8 widened_fp16(h8 value) {
-    const u8 all = __builtin_convertvector(value, u8), rest = all & 0x7FFFu;
-    const u8 normal = (rest << 13) + (rest >= 0x7C00u ? u8{} + (224u << 23) : u8{} + (112u << 23));
-    using i8 = int32_t __attribute__((vector_size(32)));
-    const u8 small = bits(__builtin_convertvector(at<i8>(&rest), f8) * 0x1p-24f);
+template <class V, int... I>
+CD_INLINE V shuffled(V a, V b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, BitsOf<V>{I...});
+#endif
+}
+// Of elements in the order of memory, the even ones (Odd = 0) or the odd ones; and back, the lower or the upper half.
+template <int Odd, class V, int... I>
+CD_INLINE V every_second(V a, V b, std::integer_sequence<int, I...>) {
+    return shuffled(a, b, std::integer_sequence<int, (2 * I + Odd)...>{});
+}
+template <int Upper, class V, int... I>
+CD_INLINE V in_turn(V a, V b, std::integer_sequence<int, I...>) {
+    constexpr int n = sizeof...(I);
+    return shuffled(a, b, std::integer_sequence<int, ((Upper * n + I) / 2 + I % 2 * n)...>{});
+}
+
+template <int Step, class V, int... I>
+CD_INLINE float sum(V v, std::integer_sequence<int, I...> lanes) {
+    if constexpr (Step == 0) {
+        return v[0];
+    } else {
+        return sum<Step / 2>(v + shuffled(v, v, std::integer_sequence<int, (I ^ Step)...>{}), lanes);
+    }
+}
+
+template <class V>
+using Lanes = std::make_integer_sequence<int, kSize<V>>;
+
+// The scalar functions of element.h by vectors, where the instruction set has none of its own.
+template <int N>
+CD_INLINE Vector<float, N> widened_fp16(const fp16* from) {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_maskz_cvtph_ps(0xFFFF, at<__m256i>(from));
+#endif
+#if defined(__F16C__)
+    if constexpr (N == 8) return _mm256_cvtph_ps(at<__m128i>(from));
+    if constexpr (N == 4) return _mm_cvtph_ps(_mm_cvtsi64_si128(at<int64_t>(from)));
+#endif
+    using U = Vector<uint32_t, N>;
+    const U all = __builtin_convertvector((at<Vector<uint16_t, N>>(from)), U), rest = all & 0x7FFFu;
+    const U normal = (rest << 13) + (rest >= 0x7C00u ? U{} + (224u << 23) : U{} + (112u << 23));
+    const auto counted = __builtin_convertvector((at<Vector<int32_t, N>>(&rest)), Vector<float, N>);
+    const U small = bits(counted * 0x1p-24f);
     return floats((rest < 0x0400u ? small : normal) | (all & 0x8000u) << 16);
 }
 
-CD_INLINE h8 narrowed_fp16(f8 value) {
-    const u8 all = bits(value), rest = all & 0x7FFFFFFFu;
-    const u8 normal = (rest + 0xFFFu + (rest >> 13 & 1u) - (112u << 23)) >> 13;
-    const u8 small = bits(floats(rest) + 0.5f) - bits_of(0.5f);
-    const u8 large = rest > 0x7F800000u ? u8{} + 0x7E00u : u8{} + 0x7C00u;
-    const u8 size = rest >= 0x477FF000u ? large : rest < 0x38800000u ? small : normal;
-    return __builtin_convertvector(size | (all >> 16 & 0x8000u), h8);
+template <class V>
+CD_INLINE Vector<uint16_t, kSize<V>> narrowed_fp16(V value) {
+    using H = Vector<uint16_t, kSize<V>>;
+#if defined(__F16C__)
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+#if defined(__AVX512F__)
+    if constexpr (kSize<V> == 16) {
+        const __m256i narrow = _mm512_maskz_cvtps_ph(0xFFFF, value, kNearest);
+        return at<H>(&narrow);
+    }
+#endif
+    if constexpr (kSize<V> == 8) {
+        const __m128i narrow = _mm256_cvtps_ph(value, kNearest);
+        return at<H>(&narrow);
+    }
+    if constexpr (kSize<V> == 4) {
+        const __m128i narrow = _mm_cvtps_ph(value, kNearest);
+        return at<H>(&narrow);
+    }
+#endif
+    using U = BitsOf<V>;
+    const U all = bits(value), rest = all & 0x7FFFFFFFu;
+    const U normal = (rest + 0xFFFu + (rest >> 13 & 1u) - (112u << 23)) >> 13;
+    const U small = bits(floats(rest) + 0.5f) - bits_of(0.5f);
+    const U large = rest > 0x7F800000u ? U{} + 0x7E00u : U{} + 0x7C00u;
+    const U size = rest >= 0x477FF000u ? large : rest < 0x38800000u ? small : normal;
+    return __builtin_convertvector((size | (all >> 16 & 0x8000u)), H);
 }
 
-CD_INLINE u8 rounded_bf16(f8 value) {
-    const u8 all = bits(value);
+template <class V>
+CD_INLINE BitsOf<V> rounded_bf16(V value) {
+    const BitsOf<V> all = bits(value);
     return value != value ? all | 0x400000u : all + 0x7FFFu + (all >> 16 & 1u);
 }
 
 template <bool Streamed, class V, class T>
 CD_INLINE void put(V value, T* to) {
 #if defined(__SSE2__)
-    if (Streamed) {
-        for (size_t k = 0; k < sizeof(V) / 16; k++) {
-            __m128i part;
-            std::memcpy(&part, reinterpret_cast<const char*>(&value) + 16 * k, 16);
-            _mm_stream_si128(reinterpret_cast<__m128i*>(to) + k, part);
-        }
-        return;
+    if constexpr (Streamed) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), at<__m512i>(&value));
+#endif
+#if defined(__AVX__)
+        if constexpr (sizeof(V) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), at<__m256i>(&value));
+#endif
+        if constexpr (sizeof(V) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), at<__m128i>(&value));
     }
 #endif
     std::memcpy(to, &value, sizeof value);
@@ -133,98 +196,128 @@ CD_INLINE void put(V value, T* to) {
 
 }  // namespace detail
 
-CD_INLINE Half read16(const float* from) { return {detail::at<f8>(from), detail::at<f8>(from + 8)}; }
-CD_INLINE Half read16(const bf16* from) {
-    const u8 pairs = detail::at<u8>(from);
-    return {detail::floats(pairs << 16), detail::floats(pairs & 0xFFFF0000u)};
-}
-CD_INLINE Half read16(const fp16* from) {
-    return {detail::widened_fp16(detail::at<h8>(from)), detail::widened_fp16(detail::at<h8>(from + 8))};
-}
-
-template <bool Streamed>
-CD_INLINE void write16(const Half& v, float* to) {
-    detail::put<Streamed>(v.low, to);
-    detail::put<Streamed>(v.high, to + 8);
-}
-template <bool Streamed>
-CD_INLINE void write16(const Half& v, bf16* to) {
-    detail::put<Streamed>((detail::rounded_bf16(v.low) >> 16) | (detail::rounded_bf16(v.high) & 0xFFFF0000u), to);
-}
-template <bool Streamed>
-CD_INLINE void write16(const Half& v, fp16* to) {
-    detail::put<Streamed>(detail::narrowed_fp16(v.low), to);
-    detail::put<Streamed>(detail::narrowed_fp16(v.high), to + 8);
+CD_INLINE float sum_of(float v) { return v; }
+template <class V>
+CD_INLINE float sum_of(const Two<V>& v) {
+    if constexpr (std::is_class_v<V>) {
+        return sum_of(v.low + v.high);
+    } else {
+        return detail::sum<kSize<V> / 2>(v.low + v.high, detail::Lanes<V>{});
+    }
 }
 
-template <class T>
-CD_INLINE Half rounded16(const Half& v) {
-    if constexpr (std::is_same_v<T, bf16>) {
+template <class V>
+CD_INLINE Two<V> absolute(const Two<V>& v) {
+    if constexpr (std::is_class_v<V>) {
+        return {absolute(v.low), absolute(v.high)};
+    } else {
+        return {detail::floats(detail::bits(v.low) & 0x7FFFFFFFu), detail::floats(detail::bits(v.high) & 0x7FFFFFFFu)};
+    }
+}
+
+// V is a Pair, a Tile, or a float for what is left of a row.
+template <class V = Tile, class T>
+CD_INLINE V read(const T* from) {
+    if constexpr (std::is_same_v<V, float>) {
+        return load(*from);
+    } else if constexpr (std::is_class_v<decltype(V::low)>) {
+        using Half = decltype(V::low);
+        return {read<Half>(from), read<Half>(from + kSize<Half>)};
+    } else {
+        constexpr int n = kSize<V> / 2;
+        if constexpr (std::is_same_v<T, bf16>) {
+            const auto pairs = detail::at<Vector<uint32_t, n>>(from);
+            return {detail::floats(pairs << 16), detail::floats(pairs & 0xFFFF0000u)};
+        } else if constexpr (std::is_same_v<T, fp16>) {
+            return {detail::widened_fp16<n>(from), detail::widened_fp16<n>(from + n)};
+        } else {
+            return {detail::at<Vector<float, n>>(from), detail::at<Vector<float, n>>(from + n)};
+        }
+    }
+}
+
+template <bool Streamed, class T>
+CD_INLINE void write(float v, T* to) {
+    *to = narrow<T>(v);
+}
+template <bool Streamed, class V, class T>
+CD_INLINE void write(const Two<V>& v, T* to) {
+    constexpr int n = kSize<V>;
+    if constexpr (std::is_class_v<V>) {
+        write<Streamed>(v.low, to);
+        write<Streamed>(v.high, to + n);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+        detail::put<Streamed>((detail::rounded_bf16(v.low) >> 16) | (detail::rounded_bf16(v.high) & 0xFFFF0000u), to);
+    } else if constexpr (std::is_same_v<T, fp16>) {
+        detail::put<Streamed>(detail::narrowed_fp16(v.low), to);
+        detail::put<Streamed>(detail::narrowed_fp16(v.high), to + n);
+    } else {
+        detail::put<Streamed>(v.low, to);
+        detail::put<Streamed>(v.high, to + n);
+    }
+}
+
+// What it reads as once it is stored in type T, and the writing of that, for which nothing is left to round.
+template <class T, class V>
+CD_INLINE Two<V> rounded(const Two<V>& v) {
+    if constexpr (std::is_class_v<V>) {
+        return {rounded<T>(v.low), rounded<T>(v.high)};
+    } else if constexpr (std::is_same_v<T, bf16>) {
         return {detail::floats(detail::rounded_bf16(v.low) & 0xFFFF0000u),
                 detail::floats(detail::rounded_bf16(v.high) & 0xFFFF0000u)};
     } else if constexpr (std::is_same_v<T, fp16>) {
-        return {detail::widened_fp16(detail::narrowed_fp16(v.low)), detail::widened_fp16(detail::narrowed_fp16(v.high))};
+        fp16 stored[kSize<Two<V>>];
+        write<false>(v, stored);
+        return read<Two<V>>(stored);
     } else {
         return v;
     }
 }
-
-template <class T>
-CD_INLINE Half read16_as(const float* from) {
-    const Half v = read16(from);
-    if constexpr (std::is_same_v<T, bf16>) {
-        return {CD_SHUFFLE(v.low, v.high, 0, 2, 4, 6, 8, 10, 12, 14),
-                CD_SHUFFLE(v.low, v.high, 1, 3, 5, 7, 9, 11, 13, 15)};
-    }
-    return v;
-}
-template <class T, bool Streamed>
-CD_INLINE void write16_as(const Half& v, float* to) {
-    if constexpr (std::is_same_v<T, bf16>) {
-        detail::put<Streamed>(CD_SHUFFLE(v.low, v.high, 0, 8, 1, 9, 2, 10, 3, 11), to);
-        detail::put<Streamed>(CD_SHUFFLE(v.low, v.high, 4, 12, 5, 13, 6, 14, 7, 15), to + 8);
+template <bool Streamed, class V, class T>
+CD_INLINE void write_rounded(const Two<V>& v, T* to) {
+    if constexpr (std::is_class_v<V>) {
+        write_rounded<Streamed>(v.low, to);
+        write_rounded<Streamed>(v.high, to + kSize<V>);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+        detail::put<Streamed>(detail::bits(v.low) >> 16 | detail::bits(v.high), to);
     } else {
-        write16<Streamed>(v, to);
+        write<Streamed>(v, to);
     }
 }
 
-template <class T>
-CD_INLINE Tile read(const T* from) {
-    return {read16(from), read16(from + 16)};
-}
-template <bool Streamed, class T>
-CD_INLINE void write(const Tile& tile, T* to) {
-    write16<Streamed>(tile.low, to);
-    write16<Streamed>(tile.high, to + 16);
-}
-
-// The tile as it reads once it is stored in type T, and its writing, for which nothing is left to round.
-template <class T>
-CD_INLINE Tile rounded(const Tile& tile) {
-    return {rounded16<T>(tile.low), rounded16<T>(tile.high)};
-}
-template <bool Streamed, class T>
-CD_INLINE void write_rounded(const Tile& tile, T* to) {
-    if constexpr (std::is_same_v<T, bf16>) {
-        const auto pairs = [](const Half& v) __attribute__((always_inline)) {
-            return detail::bits(v.low) >> 16 | detail::bits(v.high);
-        };
-        detail::put<Streamed>(pairs(tile.low), to);
-        detail::put<Streamed>(pairs(tile.high), to + 16);
+// What goes with elements of T in an fp32 row, and back.
+template <class T, class V = Tile>
+CD_INLINE V read_as(const float* from) {
+    if constexpr (std::is_same_v<V, float>) {
+        return *from;
+    } else if constexpr (std::is_class_v<decltype(V::low)>) {
+        using Half = decltype(V::low);
+        return {read_as<T, Half>(from), read_as<T, Half>(from + kSize<Half>)};
     } else {
-        write<Streamed>(tile, to);
+        const V v = read<V>(from);
+        if constexpr (std::is_same_v<T, bf16>) {
+            const detail::Lanes<decltype(V::low)> lanes;
+            return {detail::every_second<0>(v.low, v.high, lanes), detail::every_second<1>(v.low, v.high, lanes)};
+        }
+        return v;
     }
 }
-
-// What goes with a tile of T in an fp32 row, and back.
 template <class T>
-CD_INLINE Tile read_as(const float* from) {
-    return {read16_as<T>(from), read16_as<T>(from + 16)};
+CD_INLINE void write_as(float v, float* to) {
+    *to = v;
 }
-template <class T, bool Streamed = false>
-CD_INLINE void write_as(const Tile& tile, float* to) {
-    write16_as<T, Streamed>(tile.low, to);
-    write16_as<T, Streamed>(tile.high, to + 16);
+template <class T, bool Streamed = false, class V>
+CD_INLINE void write_as(const Two<V>& v, float* to) {
+    if constexpr (std::is_class_v<V>) {
+        write_as<T, Streamed>(v.low, to);
+        write_as<T, Streamed>(v.high, to + kSize<V>);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+        const detail::Lanes<V> lanes;
+        detail::put<Streamed>(detail::in_turn<0>(v.low, v.high, lanes), to);
+        detail::put<Streamed>(detail::in_turn<1>(v.low, v.high, lanes), to + kSize<V>);
+    } else {
+        write<Streamed>(v, to);
+    }
 }
 
 // Asks for the tile at this address, which need not exist.
@@ -240,14 +333,15 @@ CD_INLINE void fetch(const T* from) {
 // Results from this size on are streamed. A reader that comes at once still finds smaller ones in cache.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 
-// Whether a result of n elements is streamed; its rows, all equally long, must start at every 16th byte.
+// Whether a result of n elements is streamed: by whole cache lines, at which its rows, all equally long, must start.
 template <class T>
-bool streams(const T* result, int64_t n, int64_t row) {
+bool streams([[maybe_unused]] const T* result, [[maybe_unused]] int64_t n, [[maybe_unused]] int64_t row) {
 #if defined(__SSE2__)
-    const int64_t size = static_cast<int64_t>(sizeof(T));
-    return n * size >= kStreamBytes && row * size % 16 == 0 && reinterpret_cast<uintptr_t>(result) % 16 == 0;
+    constexpr int64_t size = sizeof(T);
+    return kTile * size % 64 == 0 && n * size >= kStreamBytes && row * size % 64 == 0 &&
+           reinterpret_cast<uintptr_t>(result) % 64 == 0;
 #else
-    return false && result != nullptr && n == row;
+    return false;
 #endif
 }
 

@@ -5,10 +5,10 @@ The results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import torch  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
+import torch
 from torch import Tensor
 
-from ... import _C
+from ..compiled import kernels
 from ..elements import ELEMENTS
 
 
@@ -26,7 +26,7 @@ def _rows(modulation: Tensor) -> tuple[int, int]:
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
     stats = torch.empty((*x.shape[:-1], 2))
-    _C.adaln_forward(
+    kernels.adaln_forward(
         *_layout(x), x.data_ptr(), *_rows(shift), *_rows(scale), eps, out.data_ptr(), stats.data_ptr()
     )
     return out, stats
@@ -37,7 +37,7 @@ def adaln_modulate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
     dshift, dscale = torch.empty(scale.shape), torch.empty(scale.shape)
-    _C.adaln_backward(
+    kernels.adaln_backward(
         *_layout(x),
         grad.data_ptr(),
         x.data_ptr(),
@@ -55,7 +55,7 @@ def gated_residual_adaln(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x_new, out = torch.empty_like(x), torch.empty_like(x)
     stats = torch.empty((*x.shape[:-1], 2))
-    _C.gated_adaln_forward(
+    kernels.gated_adaln_forward(
         *_layout(x),
         x.data_ptr(),
         y.data_ptr(),
@@ -81,7 +81,7 @@ def gated_residual_adaln_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
     dgate, dshift, dscale = (torch.empty(scale.shape) for _ in range(3))
-    _C.gated_adaln_backward(
+    kernels.gated_adaln_backward(
         *_layout(x_new),
         grad.data_ptr(),
         0 if grad_x_new is None else grad_x_new.data_ptr(),

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch  # noqa: F401  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
 from torch import Tensor
 
-from ... import _C
+from ..compiled import kernels
 
 if TYPE_CHECKING:
     from . import AdamWStep
@@ -27,7 +26,7 @@ def adamw_ema(
     """See :func:`cosmos_distill.ops.adamw_ema`."""
     beta1, beta2 = step.betas
     groups = (params, grads, exp_avgs, exp_avg_sqs, emas, copies or ())
-    _C.adamw_ema(
+    kernels.adamw_ema(
         [[tensor.data_ptr() for tensor in group] for group in groups],
         [param.numel() for param in params],
         1 - step.lr * step.weight_decay,

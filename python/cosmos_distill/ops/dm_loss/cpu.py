@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-import torch  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
+import torch
 from torch import Tensor
 
-from ... import _C
+from ..compiled import kernels
 from ..elements import ELEMENTS
 
 
@@ -33,7 +33,7 @@ def _fp32(x: Tensor | None) -> Tensor | None:
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
     out = torch.empty(x0.shape)
     alpha, sigma = _fp32(alpha), sigma.contiguous()
-    _C.renoise(
+    kernels.renoise(
         ELEMENTS[x0.dtype],
         _shape(x0),
         x0.data_ptr(),
@@ -57,7 +57,7 @@ def vsd(
 ) -> tuple[Tensor, Tensor]:
     direction, sums = torch.empty_like(x), torch.empty(x.shape[0], 3)
     coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
-    _C.vsd(
+    kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
         _address(frame_mask),
@@ -77,7 +77,7 @@ def vsd(
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
     out = torch.empty_like(direction)
     slope = slope.contiguous()
-    _C.vsd_gradient(
+    kernels.vsd_gradient(
         ELEMENTS[direction.dtype], _shape(direction), direction.data_ptr(), slope.data_ptr(), out.data_ptr()
     )
     return out
@@ -92,7 +92,7 @@ def squared_error(
 ) -> Tensor:
     sums = torch.empty(p.shape[:1])
     coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
-    _C.squared_error(
+    kernels.squared_error(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
         _address(frame_mask),
@@ -115,7 +115,7 @@ def squared_error_gradient(
 ) -> Tensor:
     out = torch.empty_like(p)
     grad, coefficients, frame_mask = grad.contiguous(), _fp32(coefficients), _fp32(frame_mask)
-    _C.squared_error_gradient(
+    kernels.squared_error_gradient(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
         _address(frame_mask),

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch  # before _C: the compiled module then shares torch's OpenMP runtime and thread count
+import torch
 from torch import Tensor
 
-from ... import _C
+from ..compiled import kernels
 from ..elements import ELEMENTS
 
 
@@ -29,7 +29,7 @@ def _forward(
     x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
     out, rstd = x.new_empty(x.shape), torch.empty(x.shape[:3])
-    _C.norm_rope_forward(
+    kernels.norm_rope_forward(
         *_layout(x),
         x.data_ptr(),
         weight.data_ptr(),
@@ -51,7 +51,7 @@ def _backward(
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     dx, dweight = x.new_empty(x.shape), torch.empty(weight.shape)
-    _C.norm_rope_backward(
+    kernels.norm_rope_backward(
         *_layout(x),
         grad.data_ptr(),
         x.data_ptr(),

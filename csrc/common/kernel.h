@@ -1,6 +1,4 @@
-// How CPU kernels are compiled and threaded: loops over a row in functions compiled once per instruction set and picked
-// when the module is loaded. The OpenMP loop over rows stays outside such a function: the compiler does not clone the
-// outlined body of a parallel region.
+// What CPU kernels share. Every source is compiled once per instruction set (CMakeLists.txt), into a module of its own.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +8,14 @@
 
 #include "common/element.h"
 
-#if defined(CD_CLONES)
-// The builder has chosen one instruction set for everything.
-#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define CD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// A loop over rows or a block, compiled by itself: the compiler then keeps its values in registers whatever is around it,
+// and what it costs (benchmarks/instructions.py) is a matter of its own text.
+#if defined(__clang__)
+#define CD_KERNEL __attribute__((noinline))
+#elif defined(__GNUC__)
+#define CD_KERNEL __attribute__((noipa))
 #else
-#define CD_CLONES
+#define CD_KERNEL
 #endif
 #define CD_RESTRICT __restrict__
 
