@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import typed
 from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
 from .inputs import (
@@ -87,7 +88,7 @@ def combine_guidance(
 
     Args:
         cond: prediction under the prompt.
-        uncond: prediction under the negative or empty prompt, same shape.
+        uncond: prediction under the negative or empty prompt, same shape and dtype.
         scale: strength.
         convention: what ``scale`` means.
 
@@ -95,6 +96,7 @@ def combine_guidance(
         ValueError: a shape, dtype, layout or device does not fit, or the convention is unknown.
     """
     check("cond", cond, uncond=uncond)
+    typed("uncond", uncond, cond.dtype)
     if convention not in ("added", "standard"):
         raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
@@ -162,7 +164,7 @@ def vsd_loss(
         form: which published variant; the default is Transfer1's.
         uncond: the teacher's prediction without the prompt; the teacher's is then
             x0_teacher + guidance * (x0_teacher - uncond).
-        guidance: strength in the ``added`` convention, used with ``uncond``.
+        guidance: strength in the ``added`` convention; anything but 0 needs ``uncond``.
         preconditioned: given, all predictions are raw network outputs.
         frame_mask: [B, T] for latents [B, C, T, H, W]: 1 where a frame counts, 0 where it is given (m above).
             Masked elements count in N.
@@ -176,9 +178,14 @@ def vsd_loss(
         each sample whose loss and gradient were set to zero, else 0.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit, ``guidance`` lacks ``uncond``, or a setting
+            is of another type; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
+    if not isinstance(form, VSDForm):
+        raise ValueError(f"form must be a VSDForm, not {type(form).__name__}")
+    if uncond is None and guidance != 0:
+        raise ValueError(f"guidance is {guidance} but uncond is missing: give both or neither")
     check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
     check_preconditioned("x0_student", x0_student, preconditioned)
     check_mask(x0_student, frame_mask)
