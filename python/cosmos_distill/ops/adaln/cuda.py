@@ -19,12 +19,12 @@ def _rows(modulation: Tensor) -> tuple[int, int]:
     return modulation.data_ptr(), modulation.stride(-2)
 
 
-def _fp32(x: Tensor, *shape: int) -> Tensor:
+def _new_fp32(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out, stats = torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    out, stats = torch.empty_like(x), _new_fp32(x, *x.shape[:-1], 2)
     launch(
         functions.adaln_forward,
         x,
@@ -46,7 +46,7 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
 def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), _new_fp32(x, *x.shape[:-1], 2)
     launch(
         functions.adaln_forward,
         x,
@@ -67,14 +67,14 @@ def gated_residual_adaln(
 def _partial(x: Tensor, sums: int) -> Tensor:
     """Scratch for the sums over chunks of rows."""
     _, groups, rows, width = _layout(x)
-    return _fp32(x, groups, functions.adaln_chunks(groups, rows), sums * width)
+    return _new_fp32(x, groups, functions.adaln_chunks(groups, rows), sums * width)
 
 
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
-    dshift, dscale = (_fp32(x, *scale.shape) for _ in range(2))
+    dshift, dscale = (_new_fp32(x, *scale.shape) for _ in range(2))
     partial = _partial(x, 2)
     launch(
         functions.adaln_backward,
@@ -108,7 +108,7 @@ def gated_residual_adaln_backward(
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
-    dgate, dshift, dscale = (_fp32(y, *scale.shape) for _ in range(3))
+    dgate, dshift, dscale = (_new_fp32(y, *scale.shape) for _ in range(3))
     partial = _partial(x_new, 3)
     launch(
         functions.adaln_backward,

@@ -192,14 +192,12 @@ def vsd_loss(
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
     chosen = registry.pick("vsd_loss", backend, *(t for t in latents if t is not None))
-    mask = None if frame_mask is None else frame_mask.float()
     with torch.no_grad():
         if chosen == "reference":
             x, teacher, fake, uncond, x_t = reference.wide(*latents)
-            direction, sums = reference.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, mask)
+            direction, sums = reference.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, frame_mask)
         else:
-            x, teacher, fake, uncond, x_t = fused.dense(*latents)
-            direction, sums = fused.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, mask, chosen)
+            direction, sums = fused.vsd(*latents, guidance, coefficients, frame_mask, chosen)
         sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), math.prod(x0_student.shape[1:]))], dim=1)
         if sum_over_shards is not None:
             sums = sum_over_shards(sums)
@@ -254,14 +252,11 @@ def fake_score_loss(
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
-    mask = None if frame_mask is None else frame_mask.float()
-    target = x0_student.detach()
     if chosen == "reference":
-        fake, target, x_t = reference.wide(x0_fake, target, x_t)
-        error = reference.squared_error(fake, target, x_t, coefficients, mask)
+        fake, target, x_t = reference.wide(x0_fake, x0_student.detach(), x_t)
+        error = reference.squared_error(fake, target, x_t, coefficients, frame_mask)
     else:
-        target, x_t = fused.dense(target, x_t)
-        error = fused.squared_error(x0_fake.contiguous(), target, x_t, coefficients, mask, chosen)
+        error = fused.squared_error(x0_fake, x0_student, x_t, coefficients, frame_mask, chosen)
     total, count = error.detach(), error.new_full(error.shape, math.prod(x0_fake.shape[1:]))
     if sum_over_shards is not None:
         total, count = sum_over_shards(torch.stack([total, count], dim=1)).unbind(1)
