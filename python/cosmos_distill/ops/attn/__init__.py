@@ -102,7 +102,7 @@ def _attention(
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     operator = "attention_lse" if return_lse else "attention"
-    chosen = registry.pick(operator, backend, q, k, v)
+    chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1])
     if chosen == "sdpa" and not return_lse:
         return sdpa.attention_only(q, k, v, scale)
     if chosen == "reference":
@@ -156,5 +156,5 @@ def attention_backward(
     typed("lse", lse, torch.promote_types(q.dtype, torch.float32))
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    chosen = registry.pick("attention_lse", backend, q, k, v)
+    chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1])
     return fused.gradient(grad, q, k, v, out, lse, scale, chosen)

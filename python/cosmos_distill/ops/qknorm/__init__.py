@@ -136,7 +136,7 @@ def qk_norm_rope(
         _check_tables(cos, sin, q)
     if angles is not None:
         grid = _check_angles(angles, q)
-    chosen = registry.pick("qk_norm_rope", backend, q, k)
+    chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1])
     # The fused operators give tables no gradient.
     learned = any(table is not None and table.requires_grad for table in (cos, sin, *(angles or ())))
     if chosen == "reference" or learned:

@@ -10,19 +10,12 @@ from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
 
-_WIDEST = 2048
-"""A block keeps eight rows of sums over a head in shared memory."""
-
 
 def _call(
     q: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]
 ) -> tuple[int, int, int, int, int, bool, list[int]]:
     """What both sides share: dtype, length, head size and tables."""
     _, length, _, dim = q.shape
-    if dim > _WIDEST:
-        raise ValueError(
-            f"q has head size {dim}, but the CUDA operator holds {_WIDEST}: use the reference backend"
-        )
     per_sample = cos is not None and cos.dim() == (2 if grid else 3)
     return dtype_of(q), length, dim, address(cos), address(sin), per_sample, list(grid)
 
