@@ -24,14 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
 from .reference import per_sample
 
 _WHERE = "Tensor? x_t, Tensor? coefficients, Tensor? frame_mask"
-
-
-def _new_fp32(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float32)
 
 
 def _as_fp32(small: Tensor | None) -> Tensor | None:
@@ -58,7 +55,7 @@ def _renoise_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _renoise = define_differentiable(
     "renoise(Tensor x0, Tensor eps, Tensor? alpha, Tensor sigma, str backend) -> Tensor",
     kernel("dm_loss", "renoise"),
-    lambda x0, *_: _new_fp32(x0, *x0.shape),
+    lambda x0, *_: new_fp32(x0, *x0.shape),
     _save_renoise,
     _renoise_gradient,
 )
@@ -74,7 +71,7 @@ _vsd = define(
     "vsd(Tensor x, Tensor teacher, Tensor fake, Tensor? uncond, Tensor? x_t, float guidance,"
     " Tensor? coefficients, Tensor? frame_mask, str backend) -> (Tensor, Tensor)",
     kernel("dm_loss", "vsd"),
-    lambda x, *_: (torch.empty_like(x), _new_fp32(x, x.shape[0], 3)),
+    lambda x, *_: (torch.empty_like(x), new_fp32(x, x.shape[0], 3)),
 )
 
 
@@ -144,7 +141,7 @@ def _squared_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _squared_error = define_differentiable(
     "squared_error(Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
     kernel("dm_loss", "squared_error"),
-    lambda p, *_: _new_fp32(p, p.shape[0]),
+    lambda p, *_: new_fp32(p, p.shape[0]),
     _save_squared,
     _squared_gradient,
 )

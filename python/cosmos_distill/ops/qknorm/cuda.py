@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
+from .fused import rstd_like
 
 
 def _call(
@@ -26,10 +27,6 @@ def _tokens(x: Tensor) -> tuple[int, int, int]:
     return batch * length, heads, x.stride(1)
 
 
-def _rstd(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:3], dtype=torch.float32)
-
-
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,
@@ -40,7 +37,7 @@ def qk_norm_rope(
     grid: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [_rstd(q), _rstd(k)]
+    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [rstd_like(q), rstd_like(k)]
     sides = [
         (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
         for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)
