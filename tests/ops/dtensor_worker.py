@@ -104,6 +104,36 @@ def attention_cases() -> dict[str, Case]:
     }  # fmt: skip
 
 
+def loss_cases(mesh: DeviceMesh) -> dict[str, Case]:
+    """Every sample is a loss of its own."""
+    latents = [draw(2, 3, 2, 4, 4) + i for i in range(5)]
+    whole = [*latents, draw(2).abs() + 1, torch.ones(2, 2)]
+    spread = [distribute_tensor(t, mesh, [Shard(0)]) for t in whole]
+
+    def given(x: Tensor) -> list[Any]:
+        return list(spread if isinstance(x, DTensor) else whole)
+
+    def vsd(x: Tensor) -> Any:
+        _, teacher, fake, uncond, x_t, factor, frame_mask = given(x)
+        where = ops.Preconditioned(x_t, factor, factor)
+        settings = {"guidance": 2.0, "preconditioned": where, "frame_mask": frame_mask}
+        return ops.vsd_loss(x, teacher, fake, uncond=uncond, **settings)
+
+    def critic(x: Tensor) -> Any:
+        _, target, x_t, *_, sigma, frame_mask = given(x)
+        where = ops.Preconditioned(x_t, sigma, sigma)
+        return ops.fake_score_loss(x, target, sigma, preconditioned=where, frame_mask=frame_mask)
+
+    def renoise(x: Tensor) -> Any:
+        _, noise, *_, sigma, _ = given(x)
+        return ops.renoise(x, noise, sigma, alpha=sigma)
+
+    return {
+        f"{name}, samples": (operator, latents[:1], [Shard(0)], [Shard(0)], [Shard(0)])
+        for name, operator in (("vsd_loss", vsd), ("fake_score_loss", critic), ("renoise", renoise))
+    }
+
+
 def tuple_of(result: Any) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
@@ -143,7 +173,7 @@ def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/store")
     mesh = dist.init_device_mesh("cpu", (2,))
-    cases = adaln_cases() | norm_rope_cases(mesh) | attention_cases()
+    cases = adaln_cases() | norm_rope_cases(mesh) | attention_cases() | loss_cases(mesh)
     for name, case in cases.items():
         hold(name, case, mesh)
     factored_tables_are_never_cut(mesh)

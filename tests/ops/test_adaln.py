@@ -41,6 +41,27 @@ def test_reference_is_the_formula():
     torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+def test_modulation_may_be_shaped_to_broadcast_over_frames(backend: str):
+    """x [B, T, H, W, D] with [B, T, 1, 1, D], as Cosmos has them: results and gradients in those shapes."""
+    x, y, _ = tokens((2, 3, 4, 5, 8))
+    modulation = [t[:, :, None] for t in tokens((2, 3, 1, 1, 8), 1)[2]]
+    leaves = [t.requires_grad_() for t in (x, y, *modulation)]
+    gate, shift, scale = leaves[2:]
+    x_new = x + gate * y
+    want = torch.nn.functional.layer_norm(x_new, (8,), eps=1e-6) * (1 + scale) + shift
+    alone = torch.nn.functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    got = ops.gated_residual_adaln(*leaves, backend=backend)
+    torch.testing.assert_close(got, (x_new, want), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ops.adaln_modulate(x, shift, scale, backend=backend), alone, rtol=1e-5, atol=1e-5
+    )
+    grads = [torch.autograd.grad([h.square().sum(), r.sum()], leaves) for r, h in (got, (x_new, want))]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="shift must be"):
+        ops.adaln_modulate(x, shift[:, :, 0, 0], scale, backend=backend)
+
+
 def test_half_precision_computes_in_fp32():
     x, y, modulation = tokens((2, 5, 64))
     half = [t.bfloat16() for t in (x, y, *modulation)]

@@ -67,7 +67,22 @@ def test_errors_name_the_argument():
         ({"exp_avgs": [t.double() for t in groups["exp_avgs"]]}, r"exp_avgs\[0\] must be .* torch.float32"),
         ({"exp_avg_sqs": [torch.zeros(7, 5).t(), *groups["exp_avg_sqs"][1:]]}, "must be contiguous"),
         ({"copies": groups["emas"]}, r"copies\[0\] must be .* torch.bfloat16"),
+        (
+            {"params": [*groups["params"][:4], torch.zeros(130, 127, device="meta")]},
+            r"params\[4\] is on meta",
+        ),
+        ({"emas": [t.to("meta") for t in groups["emas"]]}, r"emas\[0\] is on meta"),
+        ({"params": [t.numpy() for t in groups["params"]]}, r"params\[0\] must be a tensor, not ndarray"),
+        ({"grads": [*groups["grads"][:4], None]}, r"grads\[4\] must be a tensor, not NoneType"),
         ({"step": dataclasses.replace(STEP, step=0)}, "counted from 1"),
     ):
         with pytest.raises(ValueError, match=message):
             ops.adamw_ema(**{**groups, "step": STEP, **change})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_on_several_devices_are_refused(backend: str):
+    """Every list alike: each tensor fits its parameter, and no kernel could read all of them."""
+    groups = [[torch.zeros(3), torch.zeros(3, device="meta")] for _ in range(5)]
+    with pytest.raises(ValueError, match=r"params\[1\] is on meta but params\[0\] is on cpu"):
+        ops.adamw_ema(*groups, STEP, backend=backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,12 @@ def preconditioned(x_t: Tensor, c_skip: Tensor, c_out: Tensor) -> Any:
     return ops.vsd_loss(*[z(2, 3, 2, 4, 4)] * 3, preconditioned=Preconditioned(x_t, c_skip, c_out))
 
 
+def merged(**parts: Tensor) -> Any:
+    outs = [part for name, part in parts.items() if name.startswith("outs")]
+    return ops.merge_attention(outs, [part for name, part in parts.items() if name.startswith("lses")])
+
+
+LSES = {"lses[0]": z(2, 3, 6), "lses[1]": z(2, 3, 6)}
 LATENT = z(2, 3, 2, 4, 4)
 GOOD: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
     "adaln_modulate": (ops.adaln_modulate, {"x": z(2, 5, 8), "shift": z(2, 8), "scale": z(2, 8)}),
@@ -54,6 +61,18 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
     ),
     "qk_norm_rope angles": (with_angles, {"q": z(2, 6, 3, 12), **AXES}),
     "attention": (ops.attention, {"q": z(2, 6, 3, 8), "k": z(2, 5, 3, 8), "v": z(2, 5, 3, 8)}),
+    "attention_backward": (
+        ops.attention_backward,
+        {
+            "q": z(2, 6, 3, 8),
+            "k": z(2, 5, 3, 8),
+            "v": z(2, 5, 3, 8),
+            "grad": z(2, 6, 3, 8),
+            "out": z(2, 6, 3, 8),
+            "lse": z(2, 3, 6),
+        },
+    ),
+    "merge_attention": (merged, {"outs[0]": z(2, 6, 3, 8), "outs[1]": z(2, 6, 3, 8), **LSES}),
     "renoise": (ops.renoise, {"x0": LATENT, "eps": LATENT, "sigma": z(2), "alpha": z(2)}),
     "combine_guidance": (
         lambda **t: ops.combine_guidance(**t, scale=2.0),
@@ -86,7 +105,7 @@ WRONG: dict[str, Callable[[Tensor], Any]] = {
     "quantised": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
 }
 # What others are compared with: where it changes, they may be the ones that no longer fit.
-COMPARED_WITH = {"x", "q", "x0", "cond", "x0_student", "x0_fake", "fake"}
+COMPARED_WITH = {"x", "q", "outs[0]", "x0", "cond", "x0_student", "x0_fake", "fake"}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -101,13 +120,54 @@ def test_a_wrong_argument_is_named(name: str, wrong: str):
         if argument == first and argument in COMPARED_WITH:
             if name == "generator_loss" and wrong in ("an axis too few", "longer", "elsewhere"):
                 continue
-            named = "|".join(good)  # whichever no longer fits
+            named = "|".join(map(re.escape, good))  # whichever no longer fits
         else:
-            named = argument
+            named = re.escape(argument)
         if name == "qk_norm_rope angles" and wrong == "longer":
             named = "angles span|q_weight"
         with pytest.raises(ValueError, match=named):
             operator(**{**good, argument: WRONG[wrong](tensor)})
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_backward", "merge_attention", "combine_guidance"])
+def test_mixed_dtypes_are_named(name: str):
+    operator, good = GOOD[name]
+    for argument, tensor in good.items():
+        if argument not in ("q", "outs[0]", "lses[0]", "cond"):  # what others are compared with
+            with pytest.raises(ValueError, match=re.escape(argument)):
+                operator(**{**good, argument: tensor.double()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_log_sum_exp_is_at_least_fp32(dtype: torch.dtype):
+    operator, good = GOOD["attention_backward"]
+    given = {name: tensor.to(dtype) for name, tensor in good.items() if name != "lse"}
+    wide = torch.promote_types(dtype, torch.float32)
+    assert operator(**given, lse=good["lse"].to(wide), backend="reference")[0].dtype == dtype
+    with pytest.raises(ValueError, match=f"lse must be a tensor of {wide}"):
+        operator(**given, lse=good["lse"].to(torch.float16))
+
+
+def test_settings_of_another_kind_are_named():
+    latents, q = [z(2, 3, 2, 4, 4)] * 3, z(2, 6, 3, 12)
+    for message, call in (
+        ("form must be a VSDForm, not str", lambda: ops.vsd_loss(*latents, "dmd2")),  # type: ignore[arg-type]
+        (
+            "preconditioned must be a Preconditioned, not tuple",
+            lambda: ops.vsd_loss(*latents, preconditioned=(latents[0], z(2), z(2))),  # type: ignore[arg-type]
+        ),
+        (
+            "preconditioned must be a Preconditioned, not tuple",
+            lambda: ops.fake_score_loss(*latents[:2], z(2), preconditioned=(latents[0], z(2), z(2))),  # type: ignore[arg-type]
+        ),
+        ("guidance is 5 but uncond is missing", lambda: ops.vsd_loss(*latents, guidance=5)),
+        (
+            "angles must be the tables of t, h and w, not int",
+            lambda: ops.qk_norm_rope(q, q, z(12), z(12), angles=5),  # type: ignore[arg-type]
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

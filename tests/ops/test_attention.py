@@ -135,7 +135,7 @@ def test_errors_name_the_argument():
         ("q must be", (q[0], k, v)),
         ("k must be", (q, k[..., :4], v)),
         ("v must have", (q, k, v[:, :2])),
-        ("v is torch.float32", (q, k, v.float())),
+        ("v must be a tensor of torch.float64", (q, k, v.float())),
     ):
         with pytest.raises(ValueError, match=message):
             ops.attention(*arguments)

@@ -118,6 +118,17 @@ def test_one_graph_serves_all_sizes():
     assert counts == counts[:1] * 3
 
 
+def test_head_sizes_may_vary():
+    def rotated_and_mixed(q: Tensor, weight: Tensor) -> Tensor:
+        q, k = ops.qk_norm_rope(q, q, weight, weight)
+        return ops.attention(q, k, k, return_lse=True)[0]
+
+    compiled = torch.compile(rotated_and_mixed, fullgraph=True, dynamic=True, backend="eager")
+    for size in (8, 16, 24):
+        given = torch.ones(1, 3, 2, size), torch.ones(size)
+        torch.testing.assert_close(compiled(*given), rotated_and_mixed(*given))
+
+
 def test_wrong_arguments_are_named_while_tracing():
     x, m, angles = inputs()
     compiled = torch.compile(make_block(), backend="eager")

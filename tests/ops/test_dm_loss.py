@@ -180,6 +180,19 @@ def test_published_forms(case, form):
     )
 
 
+@pytest.mark.parametrize("broken", ["teacher", "fake"])
+def test_dmd2_zeroes_a_sample_where_the_published_code_zeroes_elements(case, broken):
+    """The same where the normaliser is NaN as well; else the published code keeps the rest of it."""
+    student, teacher, fake, _ = case
+    {"teacher": teacher, "fake": fake}[broken][1, 0, 0, 0, 0] = float("nan")
+    v = (fake - teacher) / mean((student.detach() - teacher).abs())[:, None, None, None, None]
+    published = torch.nan_to_num(v) / student[0].numel()
+    loss = ops.vsd_loss(student, teacher, fake, dm_loss.DMD2)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    torch.testing.assert_close(gradient[[0, 2]], published[[0, 2]])
+    assert not gradient[1].any() and published[1].any() == (broken == "fake")
+
+
 def test_masked_frames_count_neither_in_the_normaliser_nor_in_the_gradient(case):
     student, teacher, fake, _ = case
     mask = torch.tensor([[1, 1], [0, 1], [0, 0]])

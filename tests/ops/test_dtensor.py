@@ -29,6 +29,10 @@ def test_shards_give_what_whole_tensors_give(tmp_path: Path):
         "adaln_modulate",
         "gated_residual_adaln",
         "qk_norm_rope",
+        "attention",
+        "vsd_loss",
+        "fake_score_loss",
+        "renoise",
     }
 
 

@@ -137,6 +137,16 @@ def test_errors_name_the_argument():
             ops.qk_norm_rope(*arguments)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+def test_cos_and_sin_are_both_per_sample_or_both_shared(backend: str):
+    """Kernels learn from one of them how both lie in memory."""
+    q, k, weights, per_token = heads(2, 5, 3, 8, 2)
+    per_sample = heads(2, 5, 3, 8, 3)[3]
+    for cos, sin in ((per_token[0], per_sample[1]), (per_sample[0], per_token[1])):
+        with pytest.raises(ValueError, match="sin must be"):
+            ops.qk_norm_rope(q, k, *weights, cos, sin, backend=backend)
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
 def test_angles_of_the_axes_are_the_tables_of_every_token(backend: str, per_sample: bool):

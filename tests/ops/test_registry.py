@@ -91,6 +91,30 @@ def test_the_variable_may_hold_an_order_of_preference(monkeypatch: pytest.Monkey
     assert registry.pick("adaln_modulate", None, q) == "reference"
 
 
+@pytest.mark.parametrize(
+    ("operator", "passed_over", "largest"), [("attention_lse", "triton", 128), ("qk_norm_rope", "cuda", 2048)]
+)
+def test_heads_too_large_for_a_backend(
+    operator: str, passed_over: str, largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    """On a GPU that a machine without one can only be told about: every backend can be imported."""
+    monkeypatch.setattr(registry, "kernels", lambda folder, backend: None)
+
+    def choose(asked: str | None, head: int) -> str:
+        return registry._choose(operator, asked, "cuda", torch.bfloat16, head)
+
+    assert choose(None, largest) == passed_over
+    with pytest.warns(BackendFallback, match=f"{passed_over}: it serves heads of up to {largest} channels"):
+        taken = choose(None, largest + 8)
+    assert taken == {"attention_lse": "reference", "qk_norm_rope": "triton"}[operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(None, largest + 8)
+    with pytest.raises(ValueError, match=f"q has head size {largest + 8}"):
+        choose(passed_over, largest + 8)
+    assert choose(f"{passed_over}, reference", largest + 8) == "reference"
+
+
 def test_a_misspelt_backend_is_named():
     with pytest.raises(ValueError, match="'cup' is unknown: choose among"):
         call("cup")

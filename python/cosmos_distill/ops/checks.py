@@ -47,6 +47,16 @@ def beside(name: str, x: Tensor, of: str, origin: Tensor) -> None:
         raise ValueError(f"{name} is on {x.device} but {of} is on {origin.device}")
 
 
+def typed(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """x is of this dtype.
+
+    Raises:
+        ValueError: it is not; the message names the argument.
+    """
+    if x.dtype != dtype:
+        raise ValueError(f"{name} must be a tensor of {dtype}, not of {x.dtype}")
+
+
 def _wanted(x: Any) -> str:
     if not isinstance(x, Tensor):
         return f"a tensor, not {type(x).__name__}"

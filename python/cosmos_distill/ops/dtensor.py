@@ -1,6 +1,6 @@
 """How the fused operators may be sharded, for DTensor. Imported when the first DTensor reaches an operator.
 
-Every operator can be replicated, split over samples, and further over
+Every registered operator can be replicated, split over samples, and but for those of losses further over
 
 ===================  ==================================================================================
 adaptive LayerNorm   frames and tokens; the gradients of modulation shared by tokens are partial sums
@@ -21,7 +21,7 @@ import torch
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
-from . import adaln, attn, qknorm  # noqa: F401  # registers the operators
+from . import adaln, attn, dm_loss, qknorm  # noqa: F401  # registers the operators
 
 Way = dict[str, Placement]  # kind of tensor -> its placement on one axis of the device mesh
 Ways = Callable[..., list[Way]]
@@ -107,3 +107,13 @@ _rule(
 )
 _rule("attention", "q lse", "q kv kv - -", lambda q, *_: _attention(q))
 _rule("attention_backward", "q dkv dkv", "q lse q kv kv q lse - -", lambda grad, *_: _attention(grad))
+# The operators that losses are made of: every tensor begins with the axis of samples.
+for _name, _results, _arguments in (
+    ("renoise", "x", "x x x x -"),
+    ("vsd", "x x", "x x x x x - x x -"),
+    ("vsd_gradient", "x", "x x -"),
+    ("with_gradient", "x", "x x x x -"),
+    ("squared_error", "x", "x x x x x -"),
+    ("squared_error_gradient", "x", "x x x x x x -"),
+):
+    _rule(_name, _results, _arguments, lambda *_: [{"x": Shard(0)}])

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot serve the call."""
 
 
+class HeadTooLarge(BackendUnavailable, ValueError):
+    """It could, were the heads of the tensors smaller."""
+
+
 class BackendFallback(UserWarning):
     """A faster backend exists for this device but could not be used."""
 
@@ -40,6 +45,7 @@ class Backend:
     name: str
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    largest_head: int | None = None
     missing: str = "its compiled module is missing ({error}): install the package with a C++ compiler"
     """What an ImportError means and what to do about it."""
     emulated: tuple[str, ...] = ()
@@ -47,7 +53,7 @@ class Backend:
     hint: str = ""
     """Said where it was asked to serve the CPU."""
 
-    def refuses(self, device: str, dtype: torch.dtype | None, asked: bool) -> str | None:
+    def refuses(self, device: str, dtype: torch.dtype | None, head: int, asked: bool) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
         if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
             hint = self.hint if device == "cpu" else ""
@@ -55,7 +61,12 @@ class Backend:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
+        if self.too_small_for(head):
+            return f"it serves heads of up to {self.largest_head} channels, but q has head size {head}"
         return None
+
+    def too_small_for(self, head: int) -> bool:
+        return self.largest_head is not None and head > self.largest_head
 
 
 REFERENCE = Backend("reference")
@@ -71,17 +82,22 @@ TRITON = Backend(
     hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
 )
 FUSED = (CUDA, TRITON, CPU, REFERENCE)
-CUDA_ATTENTION = replace(
-    CUDA, dtypes=(torch.bfloat16, torch.float16)
-)  # tensor cores multiply narrow numbers only
+# Tensor cores multiply narrow numbers only. A head's rows stay in registers.
+CUDA_ATTENTION = replace(CUDA, dtypes=(torch.bfloat16, torch.float16), largest_head=128)
+TRITON_ATTENTION = replace(TRITON, largest_head=128)
+# A block keeps eight rows of sums over a head in shared memory.
+CUDA_NORM_ROPE = replace(CUDA, largest_head=2048)
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
     "adaln_modulate": ("adaln", FUSED),
     "gated_residual_adaln": ("adaln", FUSED),
-    "qk_norm_rope": ("qknorm", FUSED),
+    "qk_norm_rope": ("qknorm", (CUDA_NORM_ROPE, TRITON, CPU, REFERENCE)),
     # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
-    "attention": ("attn", (Backend("sdpa"), TRITON, CUDA_ATTENTION, REFERENCE)),
-    "attention_lse": ("attn", (TRITON, CUDA_ATTENTION, Backend("sdpa", ("cpu",), NARROW), REFERENCE)),
+    "attention": ("attn", (Backend("sdpa"), TRITON_ATTENTION, CUDA_ATTENTION, REFERENCE)),
+    "attention_lse": (
+        "attn",
+        (TRITON_ATTENTION, CUDA_ATTENTION, Backend("sdpa", ("cpu",), NARROW), REFERENCE),
+    ),
     "renoise": ("dm_loss", FUSED),
     "vsd_loss": ("dm_loss", FUSED),
     "fake_score_loss": ("dm_loss", FUSED),
@@ -92,15 +108,22 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
 """Operator -> its folder, and its backends, the preferred one first."""
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
-_picked: dict[tuple[str, str | None, str, torch.dtype | None], str] = {}
+_picked: dict[tuple[str, str | None, str, torch.dtype | None, int], str] = {}
 _said: set[str] = set()
 
 
-def pick(operator: str, asked: str | None, *tensors: Tensor) -> str:
+def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0) -> str:
     """The name of the backend to run ``operator`` on these tensors, all on the device of the first.
 
+    Args:
+        operator: a key of OPERATORS.
+        asked: names of backends, or None.
+        tensors: what the kernels read.
+        head: channels of a head, where there are heads.
+
     Raises:
-        BackendUnavailable: the backend named by the argument or by COSMOS_DISTILL_BACKEND cannot serve them.
+        BackendUnavailable: the backend named by the argument or by COSMOS_DISTILL_BACKEND cannot serve them;
+            HeadTooLarge, a ValueError as well, where that is for the head size.
         ValueError: there is no backend of that name.
     """
     first = tensors[0]
@@ -109,8 +132,9 @@ def pick(operator: str, asked: str | None, *tensors: Tensor) -> str:
         if tensor.dtype != dtype:
             dtype = None
     if torch.compiler.is_compiling():
-        return _pick_while_tracing(operator, asked, first.device.type, dtype)
-    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device.type, dtype)
+        # A head of symbolic size becomes the number it is: kernels, too, are compiled for one.
+        return _pick_while_tracing(operator, asked, first.device.type, dtype, index(head))
+    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device.type, dtype, head)
     found = _picked.get(key)
     if found is None:
         found = _picked[key] = _choose(*key)
@@ -132,9 +156,11 @@ def insisting(asked: str | None) -> Iterator[None]:
                 os.environ[VARIABLE] = before
 
 
-def _pick_while_tracing(operator: str, asked: str | None, device: str, dtype: torch.dtype | None) -> str:
+def _pick_while_tracing(
+    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int
+) -> str:
     introduce_to_dtensor()
-    return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype)
+    return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype, head)
 
 
 # Reads the environment and imports modules: not for a graph, in which the answer is a constant. This is
@@ -142,13 +168,13 @@ def _pick_while_tracing(operator: str, asked: str | None, device: str, dtype: to
 _pick_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None) -> str:
+def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int) -> str:
     folder, candidates = OPERATORS[operator]
     reasons: list[str] = []
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
-        reason = candidate.refuses(device, dtype, asked is not None)
+        reason = candidate.refuses(device, dtype, head, asked is not None)
         if reason is None:
             try:
                 kernels(folder, candidate.name)
@@ -161,7 +187,8 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
         # Only a backend meant for this device is worth mentioning.
         if asked is not None or candidate.devices is None or device in candidate.devices:
             reasons.append(f"{candidate.name}: {reason}")
-    raise BackendUnavailable(
+    small = any(candidate.too_small_for(head) for candidate in candidates)
+    raise (HeadTooLarge if small else BackendUnavailable)(
         f"{operator} has no backend {asked!r} for these tensors. " + ". ".join(reasons) + ". "
         f"Unset {VARIABLE} and pass no backend to let one be picked."
     )

@@ -72,3 +72,22 @@ def test_a_silenced_sample_with_a_nan_has_no_gradient():
     loss = ops.vsd_loss(x, teacher, fake, dm_loss.DMD2, backend="cuda")
     (grad,) = torch.autograd.grad(loss.sum(), x)
     assert loss[1] == 0 and not grad[1].any() and grad[0].all()
+
+
+def test_coefficients_and_sums_may_be_fp64():
+    """Kernels read fp32: wider numbers are rounded before, not taken apart."""
+    shape = SHAPES[0]
+    x, teacher, fake, x_t = (draw(shape, seed) for seed in range(4))
+    x.requires_grad_()
+    where = ops.Preconditioned(x_t, *(draw(shape[:1], seed).double() for seed in (10, 11)))
+    results = []
+    for backend in ("cuda", "reference"):
+        loss = ops.vsd_loss(
+            x, teacher, fake, preconditioned=where, sum_over_shards=Tensor.double, backend=backend
+        )
+        error = ops.fake_score_loss(
+            x, teacher, draw(shape[:1], 5).exp().double(), preconditioned=where, backend=backend
+        )
+        grads = [torch.autograd.grad(t.sum(), x)[0] for t in (loss, error)]
+        results.append([t.float() for t in (loss, error, *grads)])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

@@ -2,7 +2,7 @@
 with the gated residual before it.
 
 x is [B, N, D] with modulation [B, D] (one per sample), or [B, T, N, D] with modulation [B, T, D] (one
-per frame, as in Cosmos).
+per frame), or, as in Cosmos, [B, T, H, W, D] with modulation [B, T, 1, 1, D].
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ __all__ = ["adaln_modulate", "gated_residual_adaln"]
 def _check_tokens(x: Tensor) -> torch.Size:
     """The shape of x's modulation."""
     floating("x", x)
-    if x.dim() not in (3, 4):
-        raise ValueError(f"x must be [B, N, D] or [B, T, N, D], not {tuple(x.shape)}")
+    if x.dim() not in (3, 4, 5):
+        raise ValueError(f"x must be [B, N, D], [B, T, N, D] or [B, T, H, W, D], not {tuple(x.shape)}")
+    if x.dim() == 5:
+        return torch.Size((*x.shape[:2], 1, 1, x.shape[-1]))
     return x.shape[:-2] + x.shape[-1:]
 
 
@@ -31,8 +33,8 @@ def adaln_modulate(
     """``layer_norm(x) * (1 + scale) + shift`` over the last axis, without learned affine.
 
     Args:
-        x: [B, N, D] or [B, T, N, D].
-        shift: [B, D] or [B, T, D], like x without its token axis N.
+        x: [B, N, D], [B, T, N, D] or [B, T, H, W, D].
+        shift: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively.
         scale: like shift.
         eps: added to the variance.
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
@@ -47,6 +49,9 @@ def adaln_modulate(
     shape = _check_tokens(x)
     like("shift", shift, shape, "x", x)
     like("scale", scale, shape, "x", x)
+    if x.dim() == 5:  # views [B, T, N, D] and [B, T, D]
+        flat = x.flatten(2, 3), shift.flatten(1, 3), scale.flatten(1, 3)
+        return adaln_modulate(*flat, eps, backend=backend).unflatten(2, x.shape[2:4])
     chosen = registry.pick("adaln_modulate", backend, x)
     if chosen == "reference":
         return reference.adaln_modulate(x, shift, scale, eps)
@@ -69,9 +74,9 @@ def gated_residual_adaln(
     next.
 
     Args:
-        x: residual stream, [B, N, D] or [B, T, N, D].
+        x: residual stream, [B, N, D], [B, T, N, D] or [B, T, H, W, D].
         y: output of the sub-layer, same shape as x.
-        gate: [B, D] or [B, T, D], like x without its token axis N.
+        gate: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively.
         shift: like gate.
         scale: like gate.
         eps: added to the variance.
@@ -89,6 +94,10 @@ def gated_residual_adaln(
     like("gate", gate, shape, "x", x)
     like("shift", shift, shape, "x", x)
     like("scale", scale, shape, "x", x)
+    if x.dim() == 5:
+        rows = gate.flatten(1, 3), shift.flatten(1, 3), scale.flatten(1, 3)
+        x_new, h = gated_residual_adaln(x.flatten(2, 3), y.flatten(2, 3), *rows, eps, backend=backend)
+        return x_new.unflatten(2, x.shape[2:4]), h.unflatten(2, x.shape[2:4])
     chosen = registry.pick("gated_residual_adaln", backend, x, y)
     if chosen == "reference":
         return reference.gated_residual_adaln(x, y, gate, shift, scale, eps)

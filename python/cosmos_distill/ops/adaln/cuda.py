@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
-
-
-def _layout(x: Tensor) -> tuple[int, int, int, int]:
-    """Dtype and (groups, rows per group, width) of tokens [*G, N, D]."""
-    rows, width = x.shape[-2:]
-    return dtype_of(x), x.shape[:-2].numel(), rows, width
+from ..elements import new_fp32
+from .fused import layout
 
 
 def _rows(modulation: Tensor) -> tuple[int, int]:
@@ -19,16 +15,13 @@ def _rows(modulation: Tensor) -> tuple[int, int]:
     return modulation.data_ptr(), modulation.stride(-2)
 
 
-def _fp32(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float32)
-
-
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out, stats = torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    out, stats = torch.empty_like(x), new_fp32(x, *x.shape[:-1], 2)
     launch(
         functions.adaln_forward,
         x,
-        *_layout(x),
+        dtype_of(x),
+        *layout(x),
         x.data_ptr(),
         0,
         0,
@@ -46,11 +39,12 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
 def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), _fp32(x, *x.shape[:-1], 2)
+    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), new_fp32(x, *x.shape[:-1], 2)
     launch(
         functions.adaln_forward,
         x,
-        *_layout(x),
+        dtype_of(x),
+        *layout(x),
         x.data_ptr(),
         y.data_ptr(),
         *_rows(gate),
@@ -66,20 +60,21 @@ def gated_residual_adaln(
 
 def _partial(x: Tensor, sums: int) -> Tensor:
     """Scratch for the sums over chunks of rows."""
-    _, groups, rows, width = _layout(x)
-    return _fp32(x, groups, functions.adaln_chunks(groups, rows), sums * width)
+    groups, rows, width = layout(x)
+    return new_fp32(x, groups, functions.adaln_chunks(groups, rows), sums * width)
 
 
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
-    dshift, dscale = (_fp32(x, *scale.shape) for _ in range(2))
+    dshift, dscale = (new_fp32(x, *scale.shape) for _ in range(2))
     partial = _partial(x, 2)
     launch(
         functions.adaln_backward,
         x,
-        *_layout(x),
+        dtype_of(x),
+        *layout(x),
         grad.data_ptr(),
         0,
         x.data_ptr(),
@@ -108,12 +103,13 @@ def gated_residual_adaln_backward(
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
-    dgate, dshift, dscale = (_fp32(y, *scale.shape) for _ in range(3))
+    dgate, dshift, dscale = (new_fp32(y, *scale.shape) for _ in range(3))
     partial = _partial(x_new, 3)
     launch(
         functions.adaln_backward,
         x_new,
-        *_layout(x_new),
+        dtype_of(x_new),
+        *layout(x_new),
         grad.data_ptr(),
         address(grad_x_new),
         x_new.data_ptr(),

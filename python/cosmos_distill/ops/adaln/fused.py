@@ -25,6 +25,11 @@ from torch import Tensor
 from ..library import define, define_differentiable, kernel
 
 
+def layout(x: Tensor) -> tuple[int, int, int]:
+    """(groups, rows per group, width) of tokens [*G, N, D]."""
+    return x.shape[:-2].numel(), *x.shape[-2:]
+
+
 def rows(modulation: Tensor) -> Tensor:
     """Modulation as kernels read it: fp32 with evenly spaced dense rows. Slices are not copied."""
     modulation = modulation.float()

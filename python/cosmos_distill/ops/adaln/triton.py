@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import aot
 from ..launch import launch
 from ..partials import rows_per_program, total
+from .fused import layout
 
 
 @triton.jit
@@ -124,12 +125,6 @@ def adaln_backward(
         tl.store(dgate + here, gate_sum, mask=inside)
 
 
-def _layout(x: Tensor) -> tuple[int, int, int]:
-    """(groups, rows per group, width) of tokens [B, N, D] or [B, T, N, D]."""
-    shape = x.shape
-    return (shape[0] if len(shape) == 3 else shape[0] * shape[1]), shape[-2], shape[-1]
-
-
 def _warps(block: int, channels: int) -> int:
     """Enough that a thread has that many channels, so that its registers hold their modulation as well."""
     return min(16, max(1, block // (32 * channels)))
@@ -138,7 +133,7 @@ def _warps(block: int, channels: int) -> int:
 def _forward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    groups, rows, width = _layout(x)
+    groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
     x_new = None if y is None else torch.empty_like(x)
     out = torch.empty_like(x)
@@ -177,7 +172,7 @@ def _backward(
     gate: Tensor | None,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    groups, rows, width = _layout(x)
+    groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
     per_program = rows_per_program(groups * rows)
     chunks = triton.cdiv(rows, per_program)

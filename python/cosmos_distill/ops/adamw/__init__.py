@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import beside, floating, like, typed
 from ..library import kernels
 
 __all__ = ["AdamWStep", "adamw_ema"]
@@ -44,7 +45,7 @@ def adamw_ema(
     ``ema += ema_rate * (param - ema)`` would.
 
     Args:
-        params: master parameters, contiguous fp32, of any shapes.
+        params: master parameters, contiguous fp32, of any shapes, all on one device.
         grads: like params.
         exp_avgs: first moments, like params; zero before the first step.
         exp_avg_sqs: second moments, likewise.
@@ -54,14 +55,22 @@ def adamw_ema(
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Raises:
-        ValueError: a list has another length or a tensor another shape or dtype than it must, or is not
-            contiguous, or the step is below 1; the message names the argument.
+        ValueError: a list has another length or a tensor another shape, dtype or device than it must, or is
+            not contiguous, or the step is below 1; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     if step.step < 1:
         raise ValueError(f"step must be counted from 1, not {step.step}")
-    _check("params", params, params, torch.float32)
-    groups = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "emas": emas}
+    for i, param in enumerate(params):
+        floating(f"params[{i}]", param)
+        beside(f"params[{i}]", param, "params[0]", params[0])
+    groups = {
+        "params": params,
+        "grads": grads,
+        "exp_avgs": exp_avgs,
+        "exp_avg_sqs": exp_avg_sqs,
+        "emas": emas,
+    }
     for name, group in groups.items():
         _check(name, group, params, torch.float32)
     if copies is not None:
@@ -77,10 +86,7 @@ def _check(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype
     if len(tensors) != len(params):
         raise ValueError(f"{name} must be {len(params)} tensors, one per parameter, not {len(tensors)}")
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
-        if tensor.shape != param.shape or tensor.dtype != dtype or tensor.device != param.device:
-            raise ValueError(
-                f"{name}[{i}] must be {list(param.shape)}, {dtype}, on {param.device}, not "
-                f"{list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
-            )
+        like(f"{name}[{i}]", tensor, param.shape, f"params[{i}]", param)
+        typed(f"{name}[{i}]", tensor, dtype)
         if not tensor.is_contiguous():
             raise ValueError(f"{name}[{i}] must be contiguous: it is updated where it is")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating
+from ..checks import beside, floating, like, typed
 from . import fused, reference, sdpa
 from .merge import merge_attention
 
@@ -67,8 +67,7 @@ def attention(
         ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve this call.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        floating(name, x)
+    _check(q, k, v)
     device = q.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         q, k, v = (_autocast(x, torch.get_autocast_dtype(device)) for x in (q, k, v))
@@ -81,14 +80,11 @@ def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(dtype)
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, backend: str | None
-) -> Tensor | tuple[Tensor, Tensor]:
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
+        floating(name, x)
         if x.dim() != 4 or x.shape[-1] == 0:
             raise ValueError(f"{name} must be [B, S, H, D] with D > 0, not {tuple(x.shape)}")
-        if x.dtype != q.dtype:
-            raise ValueError(f"{name} is {x.dtype} but q is {q.dtype}")
         beside(name, x, "q", q)
     if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
         raise ValueError(
@@ -96,10 +92,17 @@ def _attention(
         )
     if v.shape != k.shape:
         raise ValueError(f"v must have k's shape {list(k.shape)}, not {list(v.shape)}")
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, backend: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    typed("k", k, q.dtype)
+    typed("v", v, q.dtype)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     operator = "attention_lse" if return_lse else "attention"
-    chosen = registry.pick(operator, backend, q, k, v)
+    chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1])
     if chosen == "sdpa" and not return_lse:
         return sdpa.attention_only(q, k, v, scale)
     if chosen == "reference":
@@ -132,7 +135,8 @@ def attention_backward(
         k: [B, Sk, H, D].
         v: [B, Sk, H, D].
         out: output over all keys, [B, Sq, H, D].
-        lse: log-sum-exp of the scaled scores over all keys, [B, H, Sq] in fp32, fp64 for fp64.
+        lse: log-sum-exp of the scaled scores over all keys, [B, H, Sq] in fp32, fp64 for fp64; the others are
+            in one dtype.
         scale: factor on the scores; None is 1 / sqrt(D).
         backend: as in :func:`attention` with ``return_lse``.
 
@@ -140,9 +144,17 @@ def attention_backward(
         (dq, dk, dv), shaped and typed as q, k and v.
 
     Raises:
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve this call.
     """
+    _check(q, k, v)
+    for name, x in (("grad", grad), ("out", out)):
+        like(name, x, q.shape, "q", q)
+    like("lse", lse, (q.shape[0], q.shape[2], q.shape[1]), "q", q)
+    for name, x in (("k", k), ("v", v), ("grad", grad), ("out", out)):
+        typed(name, x, q.dtype)
+    typed("lse", lse, torch.promote_types(q.dtype, torch.float32))
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    chosen = registry.pick("attention_lse", backend, q, k, v)
+    chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1])
     return fused.gradient(grad, q, k, v, out, lse, scale, chosen)

@@ -3,9 +3,6 @@ sizes up to 128. See fused.py for what the functions take and return.
 
 The kernels copy 16 bytes at a time. What does not start or stride by that much, such as heads of a size that
 is no multiple of 8, is copied first.
-
-Raises:
-    ValueError: the head size is above 128.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
 
-_WIDEST = 128
 _PIECE = 8
 """Elements of 16 bits in 16 bytes."""
 
@@ -52,16 +48,7 @@ def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
     return batch, heads, queries, k.shape[1], dim
 
 
-def _check(q: Tensor) -> None:
-    if q.shape[-1] > _WIDEST:
-        raise ValueError(
-            f"q has head size {q.shape[-1]}, and backend 'cuda' keeps at most {_WIDEST} in registers: pass"
-            " another backend= to attention"
-        )
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    _check(q)
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
     if not q.numel() or not k.numel():
         return q.new_zeros(q.shape), lse.fill_(-math.inf)

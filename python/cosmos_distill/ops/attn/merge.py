@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import floating, like, typed
+
 
 def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Partial results of :func:`attention` of the same queries over disjoint keys, merged into the whole.
@@ -15,28 +17,27 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Liu et al. 2023, arXiv 2310.01889). Differentiable in everything; in fp32, fp64 for fp64.
 
     Args:
-        outs: each [B, Sq, H, D].
-        lses: log-sum-exp of each, [B, H, Sq]; at least one of a query's is finite.
+        outs: each [B, Sq, H, D], in one dtype.
+        lses: log-sum-exp of each, [B, H, Sq], in one dtype; at least one of a query's is finite.
 
     Returns:
         (out [B, Sq, H, D] in the dtype of the first part, lse [B, H, Sq] in fp32, fp64 for fp64).
 
     Raises:
-        ValueError: there are no parts, as many outs as lses there are not, or a shape does not fit.
+        ValueError: there are no parts or not as many outs as lses, or a shape, dtype, layout or device does
+            not fit; the message names the argument.
     """
     if not outs or len(outs) != len(lses):
         raise ValueError(f"outs and lses must be as many, and at least one, not {len(outs)} and {len(lses)}")
     first = outs[0]
+    floating("outs[0]", first)
+    if first.dim() != 4:
+        raise ValueError(f"outs[0] must be [B, Sq, H, D], not {list(first.shape)}")
     for i, (out, lse) in enumerate(zip(outs, lses, strict=True)):
-        if out.dim() != 4 or out.shape != first.shape:
-            raise ValueError(
-                f"outs[{i}] must be [B, Sq, H, D] like outs[0] {list(first.shape)}, not {list(out.shape)}"
-            )
-        expected = [first.shape[0], first.shape[2], first.shape[1]]
-        if list(lse.shape) != expected:
-            raise ValueError(
-                f"lses[{i}] must be {expected} for outs of shape {list(first.shape)}, not {list(lse.shape)}"
-            )
+        like(f"outs[{i}]", out, first.shape, "outs[0]", first)
+        typed(f"outs[{i}]", out, first.dtype)
+        like(f"lses[{i}]", lse, (first.shape[0], first.shape[2], first.shape[1]), "outs[0]", first)
+        typed(f"lses[{i}]", lse, lses[0].dtype)
     wide = torch.promote_types(lses[0].dtype, torch.float32)
     parts = torch.stack([lse.to(wide) for lse in lses])
     whole = torch.logsumexp(parts, dim=0)

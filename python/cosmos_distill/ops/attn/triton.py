@@ -120,7 +120,6 @@ _AMPERE = {
 }
 # Exact fp32 products, which no tensor core makes, on every GPU.
 _FP32 = Configs(Config(64, 32, 8, 2), Config(32, 32, 8, 2), Config(32, 32, 8, 2))
-LARGEST_HEAD = 128
 
 
 def _configs(x: Tensor) -> Configs:
@@ -135,11 +134,6 @@ def _configs(x: Tensor) -> Configs:
 
 def _constants(q: Tensor, config: Config) -> dict[str, Any]:
     size = q.shape[-1]
-    if size > LARGEST_HEAD:
-        raise ValueError(
-            f"q has head size {size}, but the triton backend serves up to {LARGEST_HEAD}: "
-            "pass backend='reference' or, without log-sum-exp, 'sdpa'"
-        )
     return {
         "D": size,
         "BLOCK_D": max(16, triton.next_power_of_2(size)),

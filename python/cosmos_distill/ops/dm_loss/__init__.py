@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import typed
 from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
 from .inputs import (
@@ -87,7 +88,7 @@ def combine_guidance(
 
     Args:
         cond: prediction under the prompt.
-        uncond: prediction under the negative or empty prompt, same shape.
+        uncond: prediction under the negative or empty prompt, same shape and dtype.
         scale: strength.
         convention: what ``scale`` means.
 
@@ -95,6 +96,7 @@ def combine_guidance(
         ValueError: a shape, dtype, layout or device does not fit, or the convention is unknown.
     """
     check("cond", cond, uncond=uncond)
+    typed("uncond", uncond, cond.dtype)
     if convention not in ("added", "standard"):
         raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
@@ -162,7 +164,7 @@ def vsd_loss(
         form: which published variant; the default is Transfer1's.
         uncond: the teacher's prediction without the prompt; the teacher's is then
             x0_teacher + guidance * (x0_teacher - uncond).
-        guidance: strength in the ``added`` convention, used with ``uncond``.
+        guidance: strength in the ``added`` convention; anything but 0 needs ``uncond``.
         preconditioned: given, all predictions are raw network outputs.
         frame_mask: [B, T] for latents [B, C, T, H, W]: 1 where a frame counts, 0 where it is given (m above).
             Masked elements count in N.
@@ -176,23 +178,26 @@ def vsd_loss(
         each sample whose loss and gradient were set to zero, else 0.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit, ``guidance`` lacks ``uncond``, or a setting
+            is of another type; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
+    if not isinstance(form, VSDForm):
+        raise ValueError(f"form must be a VSDForm, not {type(form).__name__}")
+    if uncond is None and guidance != 0:
+        raise ValueError(f"guidance is {guidance} but uncond is missing: give both or neither")
     check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
     check_preconditioned("x0_student", x0_student, preconditioned)
     check_mask(x0_student, frame_mask)
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
     chosen = registry.pick("vsd_loss", backend, *(t for t in latents if t is not None))
-    mask = None if frame_mask is None else frame_mask.float()
     with torch.no_grad():
         if chosen == "reference":
             x, teacher, fake, uncond, x_t = reference.wide(*latents)
-            direction, sums = reference.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, mask)
+            direction, sums = reference.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, frame_mask)
         else:
-            x, teacher, fake, uncond, x_t = fused.dense(*latents)
-            direction, sums = fused.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, mask, chosen)
+            direction, sums = fused.vsd(*latents, guidance, coefficients, frame_mask, chosen)
         sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), math.prod(x0_student.shape[1:]))], dim=1)
         if sum_over_shards is not None:
             sums = sum_over_shards(sums)
@@ -247,14 +252,11 @@ def fake_score_loss(
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
-    mask = None if frame_mask is None else frame_mask.float()
-    target = x0_student.detach()
     if chosen == "reference":
-        fake, target, x_t = reference.wide(x0_fake, target, x_t)
-        error = reference.squared_error(fake, target, x_t, coefficients, mask)
+        fake, target, x_t = reference.wide(x0_fake, x0_student.detach(), x_t)
+        error = reference.squared_error(fake, target, x_t, coefficients, frame_mask)
     else:
-        target, x_t = fused.dense(target, x_t)
-        error = fused.squared_error(x0_fake.contiguous(), target, x_t, coefficients, mask, chosen)
+        error = fused.squared_error(x0_fake, x0_student, x_t, coefficients, frame_mask, chosen)
     total, count = error.detach(), error.new_full(error.shape, math.prod(x0_fake.shape[1:]))
     if sum_over_shards is not None:
         total, count = sum_over_shards(torch.stack([total, count], dim=1)).unbind(1)

@@ -26,13 +26,8 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _fp32(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float().contiguous()
-
-
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
     out = torch.empty(x0.shape)
-    alpha, sigma = _fp32(alpha), sigma.contiguous()
     kernels.renoise(
         ELEMENTS[x0.dtype],
         _shape(x0),
@@ -56,7 +51,6 @@ def vsd(
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     direction, sums = torch.empty_like(x), torch.empty(x.shape[0], 3)
-    coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
     kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
@@ -76,7 +70,6 @@ def vsd(
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
     out = torch.empty_like(direction)
-    slope = slope.contiguous()
     kernels.vsd_gradient(
         ELEMENTS[direction.dtype], _shape(direction), direction.data_ptr(), slope.data_ptr(), out.data_ptr()
     )
@@ -91,7 +84,6 @@ def squared_error(
     frame_mask: Tensor | None,
 ) -> Tensor:
     sums = torch.empty(p.shape[:1])
-    coefficients, frame_mask = _fp32(coefficients), _fp32(frame_mask)
     kernels.squared_error(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
@@ -114,7 +106,6 @@ def squared_error_gradient(
     frame_mask: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(p)
-    grad, coefficients, frame_mask = grad.contiguous(), _fp32(coefficients), _fp32(frame_mask)
     kernels.squared_error_gradient(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
+from ..elements import new_fp32
 
 
 def _layout(x: Tensor) -> tuple[int, int, int]:
@@ -19,18 +20,8 @@ def _mask(frame_mask: Tensor | None, x: Tensor) -> tuple[int, int, int]:
     return (0, 0, 0) if frame_mask is None else (frame_mask.data_ptr(), x.shape[2], x.shape[3] * x.shape[4])
 
 
-def _fp32(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float32)
-
-
-def _dense(*values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Per-sample values, which may be slices or broadcast."""
-    return tuple(None if value is None else value.contiguous() for value in values)
-
-
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
-    out = _fp32(x0, *x0.shape)
-    alpha, sigma = _dense(alpha, sigma)  # type: ignore[assignment]  # None only where it was
+    out = new_fp32(x0, *x0.shape)
     launch(
         functions.renoise,
         x0,
@@ -54,9 +45,8 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction, sums = torch.empty_like(x), _fp32(x, x.shape[0], 3)
-    coefficients, frame_mask = _dense(coefficients, frame_mask)
-    partial = _fp32(x, x.shape[0], functions.dm_loss_blocks(x.shape[1:].numel()), 3)
+    direction, sums = torch.empty_like(x), new_fp32(x, x.shape[0], 3)
+    partial = new_fp32(x, x.shape[0], functions.dm_loss_blocks(x.shape[1:].numel()), 3)
     launch(
         functions.vsd,
         x,
@@ -77,7 +67,7 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    out, slope = torch.empty_like(direction), slope.contiguous()
+    out = torch.empty_like(direction)
     launch(
         functions.vsd_gradient,
         direction,
@@ -92,9 +82,8 @@ def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
 def squared_error(
     p: Tensor, target: Tensor, x_t: Tensor | None, coefficients: Tensor | None, frame_mask: Tensor | None
 ) -> Tensor:
-    sums = _fp32(p, p.shape[0])
-    coefficients, frame_mask = _dense(coefficients, frame_mask)
-    partial = _fp32(p, p.shape[0], functions.dm_loss_blocks(p.shape[1:].numel()))
+    sums = new_fp32(p, p.shape[0])
+    partial = new_fp32(p, p.shape[0], functions.dm_loss_blocks(p.shape[1:].numel()))
     launch(
         functions.squared_error,
         p,
@@ -120,8 +109,7 @@ def squared_error_gradient(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    dp, grad = torch.empty_like(p), grad.contiguous()
-    coefficients, frame_mask = _dense(coefficients, frame_mask)
+    dp = torch.empty_like(p)
     launch(
         functions.squared_error,
         p,

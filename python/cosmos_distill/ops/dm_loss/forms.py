@@ -24,7 +24,12 @@ class VSDForm:
     reduction: Literal["mean", "sum"] = "mean"
     """Over the elements of a sample."""
     zero_nonfinite: bool = False
-    """A sample with a NaN or an infinity counts nothing instead of showing it (``return_zeroed`` tells)."""
+    """A sample with a NaN or an infinity counts nothing instead of showing it (``return_zeroed`` tells).
+
+    DMD2's published code zeroes single elements of the normalised direction (``nan_to_num``). Where the
+    normaliser is NaN that is the same; where only x0_fake has a NaN it goes on learning from the rest of the
+    sample, and it turns an infinity into the largest number there is. Here the whole sample is left out:
+    a prediction with an element that is no number vouches for none of its others."""
 
     def loss_and_slope(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per sample, [B] each: the loss, what the direction is multiplied by to give its gradient,
@@ -52,6 +57,7 @@ PREDICT25 = VSDForm(floor=1e-5, factor=1.0, zero_nonfinite=True)
 FASTGEN = VSDForm(offset=1e-6)
 """NVIDIA FastGen."""
 DMD2 = VSDForm(zero_nonfinite=True)
-"""Yin et al. 2024, arXiv 2405.14867; also FastVideo and Self-Forcing."""
+"""Yin et al. 2024, arXiv 2405.14867; also FastVideo and Self-Forcing. All of them silence elements where this
+silences samples: see :attr:`VSDForm.zero_nonfinite`."""
 RCM = VSDForm(floor=1e-5, factor=1.0, reduction="sum", zero_nonfinite=True)
 """rCM (arXiv 2510.08431)."""

@@ -1,10 +1,10 @@
 """Distribution matching in one sweep over memory, for every backend with kernels of its own.
 
 A backend's module offers five functions. Latents are contiguous [B, ...] in one dtype (fp32, bf16 or fp16);
-everything [B], [B, 2], [B, 3] and the frame mask [B, T] (for latents [B, C, T, H, W]) is fp32, and so is all
-arithmetic. Sums over a sample are added up in an order that depends neither on the number of threads nor on
-the run. ``coefficients`` [B, 2] are c_skip and c_out, given exactly when x_t is: predictions p then mean
-x0 = c_skip x_t + c_out p. m is the frame mask, 1 where there is none.
+everything [B], [B, 2], [B, 3] and the frame mask [B, T] (for latents [B, C, T, H, W]) is contiguous fp32, and
+so is all arithmetic. Sums over a sample are added up in an order that depends neither on the number of
+threads nor on the run. ``coefficients`` [B, 2] are c_skip and c_out, given exactly when x_t is: predictions p
+then mean x0 = c_skip x_t + c_out p. m is the frame mask, 1 where there is none.
 
     renoise(x0, eps, alpha or None, sigma) -> fp32 alpha x0 + sigma eps
     vsd(x, teacher, fake, uncond or None, x_t or None, guidance, coefficients or None, frame_mask or None)
@@ -24,14 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
 from .reference import per_sample
 
 _WHERE = "Tensor? x_t, Tensor? coefficients, Tensor? frame_mask"
 
 
-def _fp32(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float32)
+def _as_fp32(small: Tensor | None) -> Tensor | None:
+    """Per-sample values or a frame mask, of any dtype and strides, as kernels read them."""
+    return None if small is None else small.detach().float().contiguous()
+
+
+def _dense(latent: Tensor | None) -> Tensor | None:
+    return None if latent is None else latent.detach().contiguous()
 
 
 def _save_renoise(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
@@ -49,7 +55,7 @@ def _renoise_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _renoise = define_differentiable(
     "renoise(Tensor x0, Tensor eps, Tensor? alpha, Tensor sigma, str backend) -> Tensor",
     kernel("dm_loss", "renoise"),
-    lambda x0, *_: _fp32(x0, *x0.shape),
+    lambda x0, *_: new_fp32(x0, *x0.shape),
     _save_renoise,
     _renoise_gradient,
 )
@@ -57,17 +63,36 @@ _renoise = define_differentiable(
 
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor, backend: str) -> Tensor:
     """See :func:`cosmos_distill.ops.renoise`."""
-    alpha = None if alpha is None else alpha.detach().float()
-    out: Tensor = _renoise(x0.contiguous(), eps.contiguous(), alpha, sigma.detach().float(), backend)
+    out: Tensor = _renoise(x0.contiguous(), _dense(eps), _as_fp32(alpha), _as_fp32(sigma), backend)
     return out
 
 
-vsd = define(
+_vsd = define(
     "vsd(Tensor x, Tensor teacher, Tensor fake, Tensor? uncond, Tensor? x_t, float guidance,"
     " Tensor? coefficients, Tensor? frame_mask, str backend) -> (Tensor, Tensor)",
     kernel("dm_loss", "vsd"),
-    lambda x, *_: (torch.empty_like(x), _fp32(x, x.shape[0], 3)),
+    lambda x, *_: (torch.empty_like(x), new_fp32(x, x.shape[0], 3)),
 )
+
+
+def vsd(
+    x: Tensor,
+    teacher: Tensor,
+    fake: Tensor,
+    uncond: Tensor | None,
+    x_t: Tensor | None,
+    guidance: float,
+    coefficients: Tensor | None,
+    frame_mask: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Direction and [B, 3] sums, see above; nothing gets a gradient."""
+    latents = map(_dense, (x, teacher, fake, uncond, x_t))
+    both: tuple[Tensor, Tensor] = _vsd(
+        *latents, guidance, _as_fp32(coefficients), _as_fp32(frame_mask), backend
+    )
+    return both
+
 
 _vsd_gradient = define(
     "vsd_gradient(Tensor direction, Tensor slope, str backend) -> Tensor",
@@ -83,7 +108,8 @@ def _save_known(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
 
 def _known_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     slope, direction = ctx.saved_tensors
-    return _vsd_gradient(direction, grad * slope, ctx.backend), None, None, None, None
+    # Sums over shards, and with them the slope, may come back wider than they went.
+    return _vsd_gradient(direction, _as_fp32(grad * slope), ctx.backend), None, None, None, None
 
 
 with_gradient = define_differentiable(
@@ -109,18 +135,27 @@ def _save_squared(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
 
 
 def _squared_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _squared_error_gradient(grad, *ctx.saved_tensors, ctx.backend), *(None,) * 5
+    return _squared_error_gradient(grad.contiguous(), *ctx.saved_tensors, ctx.backend), *(None,) * 5
 
 
-squared_error = define_differentiable(
+_squared_error = define_differentiable(
     "squared_error(Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
     kernel("dm_loss", "squared_error"),
-    lambda p, *_: _fp32(p, p.shape[0]),
+    lambda p, *_: new_fp32(p, p.shape[0]),
     _save_squared,
     _squared_gradient,
 )
 
 
-def dense(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors without gradient, contiguous."""
-    return tuple(None if tensor is None else tensor.detach().contiguous() for tensor in tensors)
+def squared_error(
+    p: Tensor,
+    target: Tensor,
+    x_t: Tensor | None,
+    coefficients: Tensor | None,
+    frame_mask: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """[B] sums, see above; p alone gets a gradient."""
+    small = _as_fp32(coefficients), _as_fp32(frame_mask)
+    sums: Tensor = _squared_error(p.contiguous(), _dense(target), _dense(x_t), *small, backend)
+    return sums

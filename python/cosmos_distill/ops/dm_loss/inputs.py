@@ -52,6 +52,8 @@ def check_per_sample(x0: Tensor, **others: Tensor | None) -> None:
 def check_preconditioned(first: str, x0: Tensor, preconditioned: Preconditioned | None) -> None:
     """Its parts fit the latent."""
     if preconditioned is not None:
+        if not isinstance(preconditioned, Preconditioned):
+            raise ValueError(f"preconditioned must be a Preconditioned, not {type(preconditioned).__name__}")
         check(first, x0, x_t=preconditioned.x_t)
         check_per_sample(x0, c_skip=preconditioned.c_skip, c_out=preconditioned.c_out)
 

@@ -153,17 +153,12 @@ def _frames(x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor | None, int, i
     """(mask, frames, elements of a frame)"""
     if frame_mask is None:
         return None, 1, 1
-    return frame_mask.float().contiguous(), x.shape[2], x.shape[3] * x.shape[4]
-
-
-def _fp32(values: Tensor | None) -> Tensor | None:
-    """[B] or [B, 2] as the kernels read it: sums' gradients come expanded, coefficients may be fp64."""
-    return None if values is None else values.float().contiguous()
+    return frame_mask, x.shape[2], x.shape[3] * x.shape[4]
 
 
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
     out = x0.new_empty(x0.shape, dtype=torch.float32)
-    tensors = (x0, eps, _fp32(alpha), _fp32(sigma), out)
+    tensors = (x0, eps, alpha, sigma, out)
     launch(renoise_sweep, _grid(x0), *tensors, _count(x0), BLOCK=_BLOCK, num_warps=_WARPS)
     return out
 
@@ -190,7 +185,7 @@ def vsd(
         fake,
         uncond,
         x_t,
-        _fp32(coefficients),
+        coefficients,
         mask,
         direction,
         partials,
@@ -209,7 +204,7 @@ def vsd(
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
     out = torch.empty_like(direction)
-    tensors = (direction, _fp32(slope), out)
+    tensors = (direction, slope, out)
     launch(
         vsd_gradient_sweep,
         _grid(direction),
@@ -237,9 +232,9 @@ def _squared_error(
         p,
         target,
         x_t,
-        _fp32(coefficients),
+        coefficients,
         mask,
-        _fp32(grad),
+        grad,
         out,
         _count(p),
         frames,

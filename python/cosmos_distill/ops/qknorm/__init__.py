@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,22 +17,24 @@ __all__ = ["qk_norm_rope"]
 Angles = tuple[Tensor, Tensor, Tensor]
 
 
-def _check_table(name: str, table: Tensor, q: Tensor) -> None:
-    floating(name, table)
+def _check_tables(cos: Tensor, sin: Tensor, q: Tensor) -> None:
+    floating("cos", cos)
     batch, length, _, head_dim = q.shape
-    if table.shape not in ((length, head_dim), (batch, length, head_dim)):
+    if cos.shape not in ((length, head_dim), (batch, length, head_dim)):
         raise ValueError(
-            f"{name} must be [{length}, {head_dim}] or [{batch}, {length}, {head_dim}] for q of shape "
-            f"{list(q.shape)}, not {list(table.shape)}"
+            f"cos must be [{length}, {head_dim}] or [{batch}, {length}, {head_dim}] for q of shape "
+            f"{list(q.shape)}, not {list(cos.shape)}"
         )
-    beside(name, table, "q", q)
+    beside("cos", cos, "q", q)
+    like("sin", sin, cos.shape, "cos", cos)
 
 
 def _check_angles(angles: Angles, q: Tensor) -> tuple[int, ...]:
     """The grid (T, H, W, a, b, c) that the angles span."""
     batch, length, _, head_dim = q.shape
-    if len(angles) != 3:
-        raise ValueError(f"angles must be the tables of t, h and w, not {len(angles)} tables")
+    if not isinstance(angles, Sequence) or len(angles) != 3:
+        given = f"{len(angles)} tables" if isinstance(angles, Sequence) else type(angles).__name__
+        raise ValueError(f"angles must be the tables of t, h and w, not {given}")
     for name, axes, axis in zip("thw", angles, ((2, 3), (2,), (2,)), strict=True):
         floating(f"angles of {name}", axes)
         if axes.dim() not in axis:
@@ -90,7 +94,7 @@ def qk_norm_rope(
         q_weight: [Dh].
         k_weight: [Dh].
         cos: fp32 cosines of the angles, [S, Dh] or [B, S, Dh]; None only normalises.
-        sin: like cos, given exactly when cos is.
+        sin: like cos, of the same shape, given exactly when cos is.
         eps: added to the mean square.
         angles: instead of cos and sin, fp32 radians of the token grid's axes, t [T, a] or [B, T, a], h [H, b]
             and w [W, c]: token (t, h, w), the t * H * W + h * W + w-th, turns channel i (and i + Dh/2) by the
@@ -129,11 +133,10 @@ def qk_norm_rope(
         if k.shape[1] != q.shape[1]:
             raise ValueError(f"k has length {k.shape[1]} but q, whose tables it shares, has {q.shape[1]}")
     if cos is not None and sin is not None:
-        _check_table("cos", cos, q)
-        _check_table("sin", sin, q)
+        _check_tables(cos, sin, q)
     if angles is not None:
         grid = _check_angles(angles, q)
-    chosen = registry.pick("qk_norm_rope", backend, q, k)
+    chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1])
     # The fused operators give tables no gradient.
     learned = any(table is not None and table.requires_grad for table in (cos, sin, *(angles or ())))
     if chosen == "reference" or learned:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
-
-_WIDEST = 2048
-"""A block keeps eight rows of sums over a head in shared memory."""
+from .fused import rstd_like
 
 
 def _call(
@@ -19,10 +17,6 @@ def _call(
 ) -> tuple[int, int, int, int, int, bool, list[int]]:
     """What both sides share: dtype, length, head size and tables."""
     _, length, _, dim = q.shape
-    if dim > _WIDEST:
-        raise ValueError(
-            f"q has head size {dim}, but the CUDA operator holds {_WIDEST}: use the reference backend"
-        )
     per_sample = cos is not None and cos.dim() == (2 if grid else 3)
     return dtype_of(q), length, dim, address(cos), address(sin), per_sample, list(grid)
 
@@ -31,10 +25,6 @@ def _tokens(x: Tensor) -> tuple[int, int, int]:
     """Tokens, heads, and elements between tokens."""
     batch, length, heads, _ = x.shape
     return batch * length, heads, x.stride(1)
-
-
-def _rstd(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:3], dtype=torch.float32)
 
 
 def qk_norm_rope(
@@ -47,7 +37,7 @@ def qk_norm_rope(
     grid: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [_rstd(q), _rstd(k)]
+    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [rstd_like(q), rstd_like(k)]
     sides = [
         (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
         for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)

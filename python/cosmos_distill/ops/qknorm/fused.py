@@ -37,7 +37,7 @@ def _like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _rstd_like(x: Tensor) -> Tensor:
+def rstd_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:3], dtype=torch.float32)
 
 
@@ -71,7 +71,7 @@ _forward = define_differentiable(
     "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin,"
     " SymInt[] grid, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel("qknorm", "qk_norm_rope"),
-    lambda q, k, *_: (_like(q), _like(k), _rstd_like(q), _rstd_like(k)),
+    lambda q, k, *_: (_like(q), _like(k), rstd_like(q), rstd_like(k)),
     _save,
     _gradient,
 )

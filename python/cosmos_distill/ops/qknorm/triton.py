@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import aot
 from ..launch import launch
 from ..partials import rows_per_program, total
+from .fused import rstd_like
 from .triton_kernels import FACTORED, NOTHING, TOKENWISE, norm_rope_backward, norm_rope_forward
 
 
@@ -64,7 +65,7 @@ def qk_norm_rope(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    q_rstd, k_rstd = (x.new_empty(x.shape[:3], dtype=torch.float32) for x in (q, k))
+    q_rstd, k_rstd = rstd_like(q), rstd_like(k)
     place, tables = _tables(cos, grid)
     launch(
         norm_rope_forward,
