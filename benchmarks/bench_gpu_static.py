@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import cuda_kernels
-from benchmarks.gpu.devices import H100
+from benchmarks.gpu.devices import DEVICES, H100
 from benchmarks.gpu.nvcc import compiler
 from benchmarks.gpu.report import NOT_TIMED, Report
 from benchmarks.gpu.resources import Resources
@@ -40,7 +40,7 @@ class Printer:
 
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
-    found = [*compile_kernels(every_configuration=True), *cuda_kernels.compile_kernels()]
+    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels()]
     work = []
     for shape in SHAPES:
         moved = traffics(shape, H100.arch)
