@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
-from benchmarks.gpu.nvcc import CompileError, CudaKernel, compile_cuda, compiler
+from benchmarks.gpu.nvcc import SOURCES, CompileError, CudaKernel, compile_cuda, compiler
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.triton_aot import Failure
 from benchmarks.gpu.work import FP32, TRANSFER1_7B
@@ -66,12 +68,12 @@ def resources(kernel: CudaKernel) -> Resources:
     )
 
 
-def compile_kernels() -> list[Resources | Failure]:
-    """Every CUDA kernel on every architecture, vectorised bf16 first; empty without nvcc."""
+def compile_kernels(sources: Iterable[Path] = SOURCES) -> list[Resources | Failure]:
+    """Every CUDA kernel of ``sources`` on every architecture, vectorised bf16 first; empty without nvcc."""
     if compiler() is None:
         return []
     try:
-        kernels = compile_cuda()
+        kernels = compile_cuda(sources)
     except CompileError as error:
         return [Failure("CUDA", str(error)[:2000])]
     return sorted(
