@@ -32,7 +32,7 @@ extern "C" void adaln(int64_t rows, int64_t width, const float* x, const float* 
 extern "C" const char* diverge(bool block_barriers_only) {
     static std::string said;
     try {
-        cd::cuda::launch("diverging", &diverging_kernel, dim3(1), 32, 0, nullptr, block_barriers_only);
+        cd::cuda::launch<&diverging_kernel>("diverging", dim3(1), 32, 0, nullptr, block_barriers_only);
     } catch (const std::exception& error) {
         said = error.what();
     }

@@ -10,21 +10,30 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import cuda_kernels, gates, nvcc
+from benchmarks.gpu.cuda_launches import Launch, launches
 from benchmarks.gpu.nvcc import ARCHS
 from benchmarks.gpu.resources import Resources
+from tests.ops.cuda import emulated
+
+Launches = dict[str, dict[Launch, list[str]]]
 
 
-def kernels(sources: Iterable[Path] = nvcc.SOURCES) -> list[Resources]:
+def kernels(launched: Launches, sources: Iterable[Path] = nvcc.SOURCES) -> list[Resources]:
     if nvcc.compiler() is None:
         pytest.skip(nvcc.MISSING)
-    found = cuda_kernels.compile_kernels(sources)
+    found = cuda_kernels.compile_kernels(launched, sources)
     assert all(isinstance(one, Resources) for one in found), found
     return [one for one in found if isinstance(one, Resources)]
 
 
 @pytest.fixture(scope="module")
-def compiled() -> list[Resources]:
-    return kernels()
+def launched() -> Launches:
+    return launches(emulated.module())
+
+
+@pytest.fixture(scope="module")
+def compiled(launched: Launches) -> list[Resources]:
+    return kernels(launched)
 
 
 def test_every_kernel_compiles_within_the_limits(compiled: list[Resources]):
@@ -39,6 +48,23 @@ def test_every_kernel_compiles_within_the_limits(compiled: list[Resources]):
     assert not [text for one in compiled for text in gates.complaints(one)]
 
 
+def test_what_is_compiled_is_what_is_launched_and_within_its_bounds(
+    compiled: list[Resources], launched: Launches
+):
+    bounds = {one.kernel: one.threads for one in nvcc.compile_cuda()}
+    assert set(bounds) == set(launched)
+    assert all(way.threads <= bounds[kernel] for kernel, ways in launched.items() for way in ways)
+
+
+def test_launches_are_those_of_the_operators(launched: Launches):
+    # A row of 4096 bf16; three sums of them; an sm_80's shared memory holds this twice.
+    assert Launch(256, 4096 * 2) in launched["adaln_forward_kernel<bf16, 8, true>"]
+    assert Launch(256, 3 * 4096 * 4) in launched["adaln_backward_kernel<bf16, 8, true>"]
+    assert list(launched["attention_kernel<bf16, 128>"]) == [Launch(128, 80 * 1024)]
+    # Cosines and sines, and a sum for each team of 8 lanes.
+    assert Launch(256, (2 + 256 // 8) * 128 * 4) in launched["norm_rope_backward_kernel<bf16, 8>"]
+
+
 def test_attention_runs_on_tensor_cores_and_nothing_else_does(compiled: list[Resources]):
     for one in compiled:
         assert bool(one.matrix.get("HMMA")) == one.kernel.startswith("attention"), one
@@ -51,7 +77,7 @@ def test_a_fault_is_refused(compiled: list[Resources], fault: dict[str, int]):
 
 def test_planted_kernels_are_refused_for_their_one_fault():
     expected = {"clean_kernel": None, "converting_kernel": "64-bit floats", "spilling_kernel": "spills"}
-    found = kernels([Path(__file__).with_name("planted.cu")])
+    found = kernels({}, [Path(__file__).with_name("planted.cu")])
     assert {(one.kernel, one.arch) for one in found} == {(name, arch) for name in expected for arch in ARCHS}
     for one in found:
         said, fault = gates.complaints(one), expected[one.kernel]
