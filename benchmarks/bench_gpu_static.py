@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import cuda_kernels
-from benchmarks.gpu.devices import H100
+from benchmarks.gpu.cuda_launches import launches
+from benchmarks.gpu.devices import DEVICES, H100
 from benchmarks.gpu.nvcc import compiler
 from benchmarks.gpu.report import NOT_TIMED, Report
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import traffics
 from benchmarks.gpu.triton_aot import Failure, available, compile_kernels
 from benchmarks.gpu.work import SHAPES, works
+from tests.ops.cuda import emulated
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,7 +42,8 @@ class Printer:
 
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
-    found = [*compile_kernels(every_configuration=True), *cuda_kernels.compile_kernels()]
+    launched = launches(emulated.module())
+    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels(launched)]
     work = []
     for shape in SHAPES:
         moved = traffics(shape, H100.arch)

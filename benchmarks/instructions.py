@@ -37,7 +37,7 @@ def compiler() -> str:
     """Name and version of g++, without which (and valgrind) nothing is counted."""
     for tool in ("g++", "valgrind"):
         if shutil.which(tool) is None:
-            raise Unavailable(f"{tool} is not installed")
+            raise Unavailable(f"{tool} is not installed: apt install g++ valgrind, or the like")
     if platform.machine() != "x86_64":
         raise Unavailable(f"counts are recorded for x86-64, this is {platform.machine()}")
     return "g++ " + subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
@@ -59,7 +59,9 @@ def counts() -> dict[str, int]:
             _, message = build.communicate()
             if build.returncode:
                 if "valgrind/callgrind.h" in message:
-                    raise Unavailable("valgrind's headers are not installed")
+                    raise Unavailable(
+                        "valgrind's headers are not installed: apt install valgrind, or the like"
+                    )
                 raise RuntimeError(message)
         program = folder / "kernels"
         subprocess.run(["g++", *objects, "-o", program], check=True)
@@ -83,7 +85,9 @@ def regressions() -> list[str]:
     """
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))
     if compiler() != recorded["compiler"]:
-        raise Unavailable(f"recorded with {recorded['compiler']}, this is {compiler()}")
+        raise Unavailable(
+            f"recorded with {recorded['compiler']}, this is {compiler()}: install the former as g++"
+        )
     old, new = recorded["instructions"], counts()
     if set(old) != set(new):
         return [f"kernels recorded and counted differ by {sorted(set(old) ^ set(new))}"]

@@ -181,9 +181,9 @@ void adaln_forward(Dtype dtype, const AdalnForward& call, Stream stream) {
         const bool keep = width * sizeof(T) <= kMaxShared;
         const auto run = [&](auto gated, auto step) {
             constexpr int kStep = decltype(step)::kValue;
-            launch(gated.kValue ? "gated_residual_adaln" : "adaln_modulate",
-                   &adaln_forward_kernel<T, kStep, decltype(gated)::kValue != 0>, dim3(static_cast<unsigned>(rows)),
-                   threads_for(width / kStep), keep ? width * sizeof(T) : 0, stream, call, keep);
+            launch<&adaln_forward_kernel<T, kStep, decltype(gated)::kValue != 0>>(
+                gated.kValue ? "gated_residual_adaln" : "adaln_modulate", dim3(static_cast<unsigned>(rows)),
+                threads_for(width / kStep), keep ? width * sizeof(T) : 0, stream, call, keep);
         };
         if (call.gate.data != nullptr)
             with_width<T>(width,
@@ -214,11 +214,11 @@ void adaln_backward(Dtype dtype, const AdalnBackward& call, Stream stream) {
         using T = decltype(zero);
         const auto run = [&](auto gate, auto step) {
             constexpr int kStep = decltype(step)::kValue;
-            launch(gate.kValue ? "gated_residual_adaln_backward" : "adaln_modulate_backward",
-                   &adaln_backward_kernel<T, kStep, decltype(gate)::kValue != 0>,
-                   dim3(static_cast<unsigned>(call.shape.groups * chunks)), threads_for(call.shape.width / kStep),
-                   keep ? sums * call.shape.width * sizeof(float) : 0, stream, call,
-                   static_cast<unsigned>(chunks), chunk_rows, keep);
+            launch<&adaln_backward_kernel<T, kStep, decltype(gate)::kValue != 0>>(
+                gate.kValue ? "gated_residual_adaln_backward" : "adaln_modulate_backward",
+                dim3(static_cast<unsigned>(call.shape.groups * chunks)), threads_for(call.shape.width / kStep),
+                keep ? sums * call.shape.width * sizeof(float) : 0, stream, call, static_cast<unsigned>(chunks),
+                chunk_rows, keep);
         };
         if (gated)
             with_width<T>(call.shape.width,

@@ -112,7 +112,7 @@ void attention_forward(Dtype dtype, const Attention& call, Stream stream) {
     const uint32_t flip = call.scale < 0.0f ? 0x80008000u : 0u;
     with_head(dtype, call, [&](auto zero, auto width) {
         constexpr int kDim = decltype(width)::kValue;
-        launch("attention", &attention_kernel<decltype(zero), kDim>, attention_grid(call.queries, call),
+        launch<&attention_kernel<decltype(zero), kDim>>("attention", attention_grid(call.queries, call),
                kAttentionThreads, sizeof(zero) * kDim * (kAttentionRows + 4 * kKeys), stream, call, scale, flip);
     });
 }

@@ -176,9 +176,9 @@ void attention_backward(Dtype dtype, const Attention& call, Stream stream) {
         constexpr int kOthers = kDim == 64 ? 64 : 32;
         constexpr size_t kTiles = sizeof(T) * kDim * (2 * kAttentionRows + 4 * kOthers);
         const int padded = attention_padded(call.queries);
-        launch("attention_dq", &attention_dq_kernel<T, kDim, kOthers>, attention_grid(call.queries, call),
+        launch<&attention_dq_kernel<T, kDim, kOthers>>("attention_dq", attention_grid(call.queries, call),
                kAttentionThreads, kTiles, stream, call, padded);
-        launch("attention_dkv", &attention_dkv_kernel<T, kDim, kOthers>, attention_grid(call.keys, call),
+        launch<&attention_dkv_kernel<T, kDim, kOthers>>("attention_dkv", attention_grid(call.keys, call),
                kAttentionThreads, kTiles + 2 * kOthers * sizeof(RowStats), stream, call, padded);
     });
 }

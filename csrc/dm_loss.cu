@@ -168,7 +168,7 @@ void renoise(Dtype dtype, const Renoise& call, Stream stream) {
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
         with_width<T>(call.elements, {place(call.x0), place(call.eps), place(call.out)}, [&](auto step) {
-            launch("renoise", &renoise_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements), kThreads, 0,
+            launch<&renoise_kernel<T, decltype(step)::kValue>>("renoise", grid(call.batch, call.elements), kThreads, 0,
                    stream, call);
         });
     });
@@ -181,7 +181,7 @@ void vsd(Dtype dtype, const Vsd& call, Stream stream) {
                       {place(call.x), place(call.teacher), place(call.fake), place(call.uncond), place(call.x_t),
                        place(call.direction)},
                       [&](auto step) {
-                          launch("vsd", &vsd_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements),
+                          launch<&vsd_kernel<T, decltype(step)::kValue>>("vsd", grid(call.batch, call.elements),
                                  kThreads, 0, stream, call);
                       });
     });
@@ -193,7 +193,7 @@ void vsd_gradient(Dtype dtype, int64_t batch, int64_t elements, const void* dire
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
         with_width<T>(elements, {place(direction), place(out)}, [&](auto step) {
-            launch("vsd_gradient", &vsd_gradient_kernel<T, decltype(step)::kValue>, grid(batch, elements), kThreads, 0,
+            launch<&vsd_gradient_kernel<T, decltype(step)::kValue>>("vsd_gradient", grid(batch, elements), kThreads, 0,
                    stream, elements, static_cast<const T*>(direction), slope, static_cast<T*>(out));
         });
     });
@@ -204,9 +204,9 @@ void squared_error(Dtype dtype, const SquaredError& call, Stream stream) {
     with_type(dtype, [&](auto zero) {
         using T = decltype(zero);
         with_width<T>(call.elements, {place(call.p), place(call.target), place(call.x_t), place(call.dp)}, [&](auto step) {
-            launch(gradient ? "squared_error_gradient" : "squared_error",
-                   &squared_error_kernel<T, decltype(step)::kValue>, grid(call.batch, call.elements), kThreads, 0,
-                   stream, call);
+            launch<&squared_error_kernel<T, decltype(step)::kValue>>(
+                gradient ? "squared_error_gradient" : "squared_error", grid(call.batch, call.elements), kThreads, 0,
+                stream, call);
         });
     });
     if (!gradient)

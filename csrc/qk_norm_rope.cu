@@ -234,7 +234,7 @@ void norm_rope_forward(Dtype dtype, const NormRope& call, Stream stream) {
             aligned = aligned && (place(side.x) | place(side.out) | place(side.weight) | side.stride * sizeof(T)) % 16 == 0;
         with_team<T>(call, aligned, [&](auto step, unsigned lanes) {
             const int64_t heads = larger(call.forward[0].heads, call.forward[1].heads);
-            launch("norm_rope_forward", &norm_rope_forward_kernel<T, decltype(step)::kValue>,
+            launch<&norm_rope_forward_kernel<T, decltype(step)::kValue>>("norm_rope_forward",
                    dim3(static_cast<unsigned>(larger(call.forward[0].tokens, call.forward[1].tokens)), 2), threads_for(heads * lanes),
                    2 * call.head_dim * sizeof(float), stream, call, lanes);
         });
@@ -258,7 +258,7 @@ void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream) {
         with_team<T>(call, aligned, [&](auto step, unsigned lanes) {
             const int64_t heads = larger(call.backward[0].heads, call.backward[1].heads);
             const unsigned threads = threads_for(heads * lanes);
-            launch("norm_rope_backward", &norm_rope_backward_kernel<T, decltype(step)::kValue>,
+            launch<&norm_rope_backward_kernel<T, decltype(step)::kValue>>("norm_rope_backward",
                    dim3(static_cast<unsigned>(chunks), 2), threads,
                    (2 + threads / lanes) * call.head_dim * sizeof(float), stream, call, lanes, chunk);
         });

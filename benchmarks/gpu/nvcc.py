@@ -13,11 +13,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.gpu import resources
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -29,10 +31,13 @@ _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 _FUNCTION = re.compile(r"^\.text\.(\w+):", re.M)
-_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9]*)", re.M)
 _PTX_ENTRY = re.compile(r"\.entry (\w+)\(")
 _THREADS = re.compile(r"\.maxntid (\d+)")
-_FP64 = ("DADD", "DMUL", "DFMA", "DMMA", "DSETP", "DMNMX")
+PACKAGES = tuple(
+    f"nvidia-{part}==13.0.*" for part in ("cuda-nvcc", "cuda-runtime", "cuda-cccl", "cuda-crt", "nvvm")
+)
+"""On PyPI, nvcc and its parts. Unpinned, the last two come in a release whose PTX this ptxas cannot read."""
+MISSING = f"no nvcc: put it on PATH, set CUDACXX or pip install {' '.join(PACKAGES)}"
 
 
 class CompileError(RuntimeError):
@@ -71,9 +76,22 @@ class CudaKernel:
         return f"{self.source}: {self.kernel} sm_{self.arch}"
 
 
+class Instructions(NamedTuple):
+    """How many there are of what matters."""
+
+    matrix: int
+    fp64: int
+
+
 def compiler() -> str | None:
-    """nvcc, from CUDACXX or PATH."""
-    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+    """nvcc, from CUDACXX, PATH or the packages of PyPI beside this Python's others."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or _packaged()
+
+
+def _packaged() -> str | None:
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = (nvidia.submodule_search_locations or []) if nvidia else []
+    return next((str(found) for folder in folders for found in Path(folder).glob("cu*/bin/nvcc")), None)
 
 
 def disassembler() -> str | None:
@@ -99,7 +117,7 @@ def compile_cuda(
     """
     nvcc = compiler()
     if nvcc is None:
-        raise FileNotFoundError("no nvcc: put it on PATH or set CUDACXX")
+        raise FileNotFoundError(MISSING)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     tool = disassembler()
 
@@ -118,7 +136,7 @@ def compile_cuda(
 
 def _fingerprint(source: Path, archs: Sequence[int], *more: str | None) -> str:
     seen = hashlib.sha256(repr((tuple(archs), more)).encode())
-    for path in sorted([Path(__file__), source, *CSRC.rglob("*.h")]):
+    for path in sorted([Path(__file__), Path(resources.__file__), source, *CSRC.rglob("*.h")]):
         seen.update(path.read_bytes())
     return seen.hexdigest()[:16]
 
@@ -137,21 +155,20 @@ def _compile(nvcc: str, tool: str | None, source: Path, archs: Sequence[int]) ->
         for arch in archs:
             ptx = _kept(folder, arch, "ptx").read_text(encoding="utf-8")
             if tool is None:
-                opcodes = count_ptx(ptx)
+                counts = count_ptx(ptx)
             else:
                 text = [tool, "-c", str(_kept(folder, arch, "cubin"))]
-                opcodes = count_sass(subprocess.run(text, capture_output=True, text=True, check=True).stdout)
+                counts = count_sass(subprocess.run(text, capture_output=True, text=True, check=True).stdout)
             threads = dict(_per_entry(ptx))
             for kernel in kernels:
                 if kernel.arch == arch:
                     bounds = _THREADS.search(threads[kernel.kernel])
-                    count = opcodes[kernel.kernel]
                     counted.append(
                         replace(
                             kernel,
                             threads=int(bounds[1]) if bounds else 1024,
-                            matrix=count["HMMA"] + count["mma.sync"],
-                            fp64=sum(count[name] for name in (*_FP64, "f64")),
+                            matrix=counts[kernel.kernel].matrix,
+                            fp64=counts[kernel.kernel].fp64,
                         )
                     )
     names = demangle([kernel.kernel for kernel in counted])
@@ -186,16 +203,23 @@ def parse_usage(source: str, text: str) -> list[CudaKernel]:
     return kernels
 
 
-def count_sass(listing: str) -> dict[str, Counter[str]]:
+def count_sass(listing: str) -> dict[str, Instructions]:
     """Instructions of every function in the output of ``nvdisasm -c``."""
     parts = _FUNCTION.split(listing)
-    return {name: Counter(_OPCODE.findall(body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    found = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        opcodes = resources.instructions(body)
+        found[name] = Instructions(
+            matrix=sum(n for opcode, n in opcodes.items() if opcode.startswith("HMMA")),
+            fp64=sum(n for opcode, n in opcodes.items() if resources.is_fp64(opcode)),
+        )
+    return found
 
 
-def count_ptx(text: str) -> dict[str, Counter[str]]:
-    """mma.sync and f64 in every kernel of a PTX file."""
+def count_ptx(text: str) -> dict[str, Instructions]:
+    """Instructions of every kernel of a PTX file."""
     return {
-        name: Counter({"mma.sync": body.count("mma.sync"), "f64": len(re.findall(r"\.f64\b", body))})
+        name: Instructions(body.count("mma.sync"), len(re.findall(r"\.f64\b", body)))
         for name, body in _per_entry(text)
     }
 

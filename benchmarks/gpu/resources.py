@@ -94,6 +94,11 @@ def is_fp64(opcode: str) -> bool:
     return name in FP64_ARITHMETIC or any(m in ("F64", "RCP64H", "RSQ64H") for m in modifiers)
 
 
+def instructions(listing: str) -> Counter[str]:
+    """What the output of ``nvdisasm -c``, or a part of it, consists of, by mnemonic with its modifiers."""
+    return Counter(_INSTRUCTION.findall(listing))
+
+
 def parse(usage: str, listing: str) -> CubinReport:
     """Read the output of ``cuobjdump --dump-resource-usage`` and of ``nvdisasm -c``.
 
@@ -104,7 +109,7 @@ def parse(usage: str, listing: str) -> CubinReport:
     if len(figures) != 1:
         raise ValueError(f"expected the resources of one kernel, found {len(figures)} in: {usage[:500]!r}")
     registers, stack, shared, _ = map(int, figures[0])
-    opcodes = Counter(_INSTRUCTION.findall(listing))
+    opcodes = instructions(listing)
     if not opcodes["EXIT"]:
         raise ValueError(f"no instruction recognised in the disassembly: {listing[:500]!r}")
     return CubinReport(registers, stack, shared, opcodes)

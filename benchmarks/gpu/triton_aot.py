@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,13 +51,13 @@ def available() -> bool:
 
 
 def compile_kernels(
-    modules: Sequence[str] = MODULES, *, every_configuration: bool, workers: int | None = None
+    modules: Sequence[str] = MODULES, *, whole: Collection[int], workers: int | None = None
 ) -> list[Resources | Failure]:
     """Compile the cases of ``modules`` for every architecture they are launched on.
 
     Args:
         modules: dotted names; each has ``aot_cases() -> list[AotCase]``.
-        every_configuration: compile all; otherwise the first case of each operator's kernels.
+        whole: architectures for which all are compiled; for others the first case of each operator's kernels.
         workers: processes; None is one per core, two at most (importing triton costs each of them seconds).
 
     Raises:
@@ -70,7 +70,7 @@ def compile_kernels(
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
 
     def work(part: int) -> list[Resources | Failure]:
-        request = json.dumps([list(modules), every_configuration, part, workers])
+        request = json.dumps([list(modules), list(whole), part, workers])
         command = [sys.executable, "-m", "benchmarks.gpu.triton_aot", request]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -89,7 +89,7 @@ def _from_json(one: dict[str, Any]) -> Resources | Failure:
     return Resources(**{**one, "missing": tuple(one["missing"])})
 
 
-def to_compile(modules: Sequence[str], every_configuration: bool) -> Iterator[tuple[Any, int]]:
+def to_compile(modules: Sequence[str], whole: Collection[int]) -> Iterator[tuple[Any, int]]:
     """The cases to compile and for which architecture; those with the same machine code once."""
     seen: set[tuple[Any, ...]] = set()
     for module in modules:
@@ -97,7 +97,7 @@ def to_compile(modules: Sequence[str], every_configuration: bool) -> Iterator[tu
             for arch in case.archs:
                 name = case.kernel.__name__
                 key: tuple[Any, ...] = (case.operator, name, arch)
-                if every_configuration:
+                if arch in whole:
                     key = (name, arch, case.source().hash(), case.num_warps, case.num_stages)
                 if key not in seen:
                     seen.add(key)
@@ -163,8 +163,8 @@ def _compile(case: Any, arch: int) -> Resources:
 
 def main(request: str) -> None:
     """Compile a part of the cases and print one JSON object for each."""
-    modules, every_configuration, part, workers = json.loads(request)
-    for i, (case, arch) in enumerate(to_compile(modules, every_configuration)):
+    modules, whole, part, workers = json.loads(request)
+    for i, (case, arch) in enumerate(to_compile(modules, whole)):
         if i % workers != part:
             continue
         try:

@@ -33,38 +33,45 @@ namespace cd::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-// Runs `kernel` on `grid` blocks of `threads` threads, with `shared` bytes of dynamic shared memory each. An
-// empty grid runs nothing.
+#if defined(__CUDACC__)
+template <class... Parameters, class... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, Stream stream,
+                          Arguments... arguments) {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    // More than this must be asked for.
+    if (shared > 48 * 1024) {
+        const cudaError_t code =
+            cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+        if (code != cudaSuccess) return code;
+    }
+    const auto launch_with = [&](Parameters... values) {
+        void* pointers[] = {static_cast<void*>(&values)...};
+        return cudaLaunchKernel(function, grid, dim3(threads), pointers, shared, static_cast<cudaStream_t>(stream));
+    };
+    return launch_with(arguments...);
+}
+#endif
+
+// Runs a kernel, which is a template argument so that the emulator can tell its name, on `grid` blocks of `threads`
+// threads, with `shared` bytes of dynamic shared memory each. An empty grid runs nothing.
 //
 // Throws std::runtime_error, naming the kernel, when it cannot be launched.
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared, Stream stream,
-            Arguments... arguments) {
+template <auto kKernel, class... Arguments>
+void launch(const char* name, dim3 grid, unsigned threads, size_t shared, Stream stream, Arguments... arguments) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     const auto fail = [&](const std::string& why) {
         throw std::runtime_error("CUDA kernel " + std::string(name) + " could not be launched: " + why);
     };
 #if defined(__CUDACC__)
-    const auto launch_with = [&](Parameters... values) {
-        const void* function = reinterpret_cast<const void*>(kernel);
-        cudaError_t code = cudaSuccess;
-        // More than this must be asked for.
-        if (shared > 48 * 1024)
-            code = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-        if (code == cudaSuccess) {
-            void* pointers[] = {static_cast<void*>(&values)...};
-            code = cudaLaunchKernel(function, grid, dim3(threads), pointers, shared, static_cast<cudaStream_t>(stream));
-        }
-        if (code != cudaSuccess) {
-            cudaGetLastError();  // not to be reported a second time, by someone else
-            fail(cudaGetErrorString(code));
-        }
-    };
-    launch_with(arguments...);
+    const cudaError_t code = launch_kernel(kKernel, grid, threads, shared, stream, arguments...);
+    if (code != cudaSuccess) {
+        cudaGetLastError();  // not to be reported a second time, by someone else
+        fail(cudaGetErrorString(code));
+    }
 #else
     (void)stream;
     try {
-        emulator::launch(grid, threads, shared, [=] { kernel(arguments...); });
+        emulator::launch(emulator::kernel_name<kKernel>(), grid, threads, shared, [=] { kKernel(arguments...); });
     } catch (const std::exception& error) {
         fail(error.what());
     }

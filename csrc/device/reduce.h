@@ -57,7 +57,7 @@ inline void sum_chunks(const float* partial, int64_t groups, int64_t chunks, int
                        Stream stream) {
     const auto columns = static_cast<unsigned>(width * results);
     const dim3 grid(static_cast<unsigned>(groups), (columns + 31) / 32);
-    launch("sum_chunks", &sum_chunks_kernel, grid, 256, 0, stream, partial, chunks, static_cast<unsigned>(width),
+    launch<&sum_chunks_kernel>("sum_chunks", grid, 256, 0, stream, partial, chunks, static_cast<unsigned>(width),
            columns, sums);
 }
 

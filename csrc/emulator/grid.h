@@ -116,7 +116,25 @@ class Worker {
     std::unique_ptr<Pages> stacks_;
 };
 
-inline void launch(dim3 grid, unsigned threads, size_t shared, const std::function<void()>& body) {
+// With its template arguments.
+template <auto kKernel>
+std::string kernel_name() {
+    return __PRETTY_FUNCTION__;
+}
+
+struct Launch {
+    std::string kernel;
+    dim3 grid;
+    unsigned threads;
+    size_t shared;
+};
+
+// Where it is not null, launches are written down instead of made.
+inline std::vector<Launch>* recorded = nullptr;
+
+inline void launch(const std::string& kernel, dim3 grid, unsigned threads, size_t shared,
+                   const std::function<void()>& body) {
+    if (recorded != nullptr) return recorded->push_back({kernel, grid, threads, shared});
     if (threads == 0 || threads > 1024 || grid.y > 65535 || grid.z > 65535) throw std::runtime_error("invalid configuration");
     if (shared > kMaxShared) throw std::runtime_error("too much dynamic shared memory");
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;

@@ -48,15 +48,18 @@ bool adaln(Dtype dtype, int64_t missing) {
     return all_finite(out) && all_finite(dx) && all_finite(dy) && all_finite(dgate) && all_finite(dscale);
 }
 
+// With full tables, or with those of each sample factored over a grid of 1 x 2 x 3 tokens.
 template <class T>
-bool norm_rope(Dtype dtype) {
+bool norm_rope(Dtype dtype, bool factored) {
     const int64_t batch = 2, length = 6, heads = 3, dim = 16, tokens = batch * length, elements = tokens * heads * dim;
     auto x = filled<T>(elements), grad = filled<T>(elements);
-    auto weight = filled<float>(dim), cos = filled<float>(length * dim), sin = cos;
+    auto weight = filled<float>(dim), cos = filled<float>(factored ? batch * (1 * 3 + 2 * 2 + 3 * 3) : length * dim), sin = cos;
+    Tables tables{cos.data(), sin.data(), false, 0, 0, 0, 0, 0, 0};
+    if (factored) tables = {cos.data(), sin.data(), true, 1, 2, 3, 3, 2, 3};
     std::vector<T> out[2] = {std::vector<T>(elements), std::vector<T>(elements)};
     std::vector<T> dx[2] = {std::vector<T>(elements), std::vector<T>(elements)};
     std::vector<float> rstd[2], dweight[2], partial[2];
-    NormRope call{length, dim, {cos.data(), sin.data(), false, 0, 0, 0, 0, 0, 0}, 1e-6f, {}, {}};
+    NormRope call{length, dim, tables, 1e-6f, {}, {}};
     for (int side = 0; side < 2; side++) {
         rstd[side].resize(tokens * heads);
         dweight[side].resize(dim);
@@ -92,12 +95,11 @@ bool losses(Dtype dtype) {
     return all_finite(noisy) && all_finite(result) && all_finite(gradient) && all_finite(sums);
 }
 
-// Lengths that fill no tile, and a head narrower than its tile.
-bool attention() {
-    const int heads = 2, queries = 70, keys = 130, dim = 56;
-    const auto tensor = [&](int rows) { return filled<bf16>(static_cast<int64_t>(rows) * heads * dim); };
+template <class T>
+bool attention(Dtype dtype, int heads, int queries, int keys, int dim) {
+    const auto tensor = [&](int rows) { return filled<T>(static_cast<int64_t>(rows) * heads * dim); };
     auto q = tensor(queries), out = q, grad = q, dq = q, k = tensor(keys), v = k, dk = k, dv = k;
-    const auto of = [&](std::vector<bf16>& x) {
+    const auto of = [&](std::vector<T>& x) {
         return Strided{x.data(), static_cast<int64_t>(x.size()), heads * dim, dim};
     };
     std::vector<float> lse(heads * queries), grad_lse(lse.size(), 0.5f);
@@ -105,10 +107,10 @@ bool attention() {
     Attention call{};
     call.batch = 1, call.heads = heads, call.queries = queries, call.keys = keys, call.dim = dim, call.scale = 0.25f;
     call.q = of(q), call.k = of(k), call.v = of(v), call.out = of(out), call.lse = lse.data();
-    attention_forward(Dtype::bf16, call, nullptr);
+    attention_forward(dtype, call, nullptr);
     call.grad = of(grad), call.dq = of(dq), call.dk = of(dk), call.dv = of(dv);
     call.grad_lse = grad_lse.data(), call.scratch = scratch.data();
-    attention_backward(Dtype::bf16, call, nullptr);
+    attention_backward(dtype, call, nullptr);
     return all_finite(out) && all_finite(lse) && all_finite(dq) && all_finite(dk) && all_finite(dv);
 }
 
@@ -117,9 +119,12 @@ bool attention() {
 int main(int count, char** arguments) {
     const int64_t missing = count > 1 && std::strcmp(arguments[1], "short") == 0 ? 8 : 0;
     // All of them run, also after a planted bug has spoilt one.
-    const bool results[] = {adaln<float>(Dtype::fp32, missing), adaln<bf16>(Dtype::bf16, 0), norm_rope<float>(Dtype::fp32),
-                            norm_rope<fp16>(Dtype::fp16),       losses<float>(Dtype::fp32),  losses<bf16>(Dtype::bf16),
-                            attention()};
+    const bool results[] = {
+        adaln<float>(Dtype::fp32, missing), adaln<bf16>(Dtype::bf16, 0), adaln<fp16>(Dtype::fp16, 0),
+        norm_rope<float>(Dtype::fp32, true), norm_rope<fp16>(Dtype::fp16, false),
+        losses<float>(Dtype::fp32), losses<bf16>(Dtype::bf16),
+        // Lengths that fill no tile, and a head narrower than its tile; wide heads, whose tiles are others.
+        attention<bf16>(Dtype::bf16, 2, 70, 130, 56), attention<fp16>(Dtype::fp16, 1, 40, 70, 128)};
     bool good = true;
     for (const bool result : results) good = good && result;
     std::puts(good ? "finite" : "not finite");

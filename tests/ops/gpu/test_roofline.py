@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu import traffic as traffic_module
 from benchmarks.gpu.cuda_kernels import resources
+from benchmarks.gpu.cuda_launches import Launch
 from benchmarks.gpu.devices import B200, DEVICES, H100
 from benchmarks.gpu.nvcc import CudaKernel
 from benchmarks.gpu.report import Report
@@ -112,15 +113,13 @@ def test_memory_bound_kernels_move_little_more_than_they_must(shape: Shape, arch
 
 def test_cuda_kernels_are_counted_with_what_their_launch_adds() -> None:
     found = CudaKernel("adaln", "adaln_backward_kernel<bf16, 8, true>", 90, 256, 40, 0, 8, 4, shared=512)
-    row = resources(found)
-    # Three sums of 4096 channels in fp32.
-    assert (row.operator, row.kernel, row.config) == ("CUDA adaln", "adaln_backward_kernel", "bf16, 8, true")
-    assert row.shared == 512 + 3 * 4096 * 4
+    row, small = resources(found, {Launch(256, 49152): ["a", "b"], Launch(128, 24576): ["c"]})
+    assert (row.operator, row.kernel) == ("CUDA adaln", "adaln_backward_kernel")
+    assert (row.config, small.config) == ("bf16, 8, true: a, b", "bf16, 8, true: c")
+    assert (row.shared, small.shared, small.threads) == (512 + 49152, 512 + 24576, 128)
     assert (row.spill_stores, row.spill_loads) == (2, 1)
-    unknown = resources(replace(found, source="other", kernel="other_kernel<bf16>", matrix=3))
-    assert unknown.shared == 512 and "static shared memory only" in unknown.config
-    assert unknown.matrix == {"HMMA": 3}
-    assert resources(replace(found, kernel="sum_chunks_kernel")).config == "-"
+    (only,) = resources(replace(found, kernel="other_kernel", matrix=3), {})
+    assert (only.config, only.shared, only.threads, only.matrix) == ("-", 512, 256, {"HMMA": 3})
 
 
 def test_report_holds_figures_complaints_and_says_that_nothing_is_timed() -> None:

@@ -1,6 +1,8 @@
 """Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, without having one.
 
-Here each operator's kernels are compiled in their main configuration; `make bench` compiles all of them.
+Every configuration is compiled here for Hopper and Blackwell, whose kernels must also hold the instructions
+they were written for: odd lengths, heads of 64, 5120 channels and fp32 among them. For Ampere it is one
+configuration of each operator's kernels; `make bench` compiles the others too.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from benchmarks.gpu.gates import complaints
 from benchmarks.gpu.resources import Resources, is_fp64, parse
 from benchmarks.gpu.triton_aot import MODULES, Failure, available, compile_kernels, to_compile
 
+WHOLE = (90, 100)
+
 needs_triton = pytest.mark.skipif(not available(), reason="triton is not installed")
 
 
 @pytest.fixture(scope="module")
 def planted() -> list[Resources | Failure]:
-    return compile_kernels(["tests.ops.gpu.planted"], every_configuration=False)
+    return compile_kernels(["tests.ops.gpu.planted"], whole=())
 
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Resources | Failure]:
-    return compile_kernels(every_configuration=False)
+    return compile_kernels(whole=WHOLE)
 
 
 @needs_triton
@@ -46,6 +50,16 @@ def test_every_operator_has_kernels_for_every_architecture(kernels: list[Resourc
         archs.setdefault(one.operator, set()).add(one.arch)
     assert len(archs) >= len(MODULES)
     assert all(found == set(DEVICES) for found in archs.values()), archs
+
+
+@needs_triton
+@pytest.mark.parametrize("arch", WHOLE)
+def test_configurations_far_from_the_main_one_are_compiled(
+    kernels: list[Resources | Failure], arch: int
+) -> None:
+    found = " ".join(one.config for one in kernels if isinstance(one, Resources) and one.arch == arch)
+    wanted = {"D=5120", "fp32", "one token less", "head size 64"}
+    assert {text for text in wanted if text in found} == wanted
 
 
 @needs_triton
@@ -113,8 +127,10 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cases", SimpleNamespace(aot_cases=lambda: cases))  # type: ignore[arg-type]
     main = [(one, arch) for one in (first, same) for arch in (80, 90)]
     every = [(one, arch) for one in (first, wider, other) for arch in (80, 90)]
-    assert list(to_compile(["cases"], every_configuration=False)) == main
-    assert list(to_compile(["cases"], every_configuration=True)) == every
+    assert list(to_compile(["cases"], whole=())) == main
+    assert list(to_compile(["cases"], whole=(80, 90))) == every
+    mixed = [(first, 80), (first, 90), (wider, 90), (other, 90), (same, 80)]
+    assert list(to_compile(["cases"], whole=(90,))) == mixed
 
 
 @needs_triton
