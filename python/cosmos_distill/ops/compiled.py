@@ -1,7 +1,7 @@
 """The compiled CPU operators, in the build for the widest instruction set of this machine.
 
 torch decides which that is, for its own operators as for these: ``ATEN_CPU_CAPABILITY=avx2`` (or ``default``)
-narrows both. ``cosmos_distill._C`` runs everywhere; the other builds exist where the compiler was made for x86-64.
+narrows both. ``cosmos_distill._C`` runs everywhere; the other builds exist on x86-64 only.
 
 Raises:
     ImportError: nothing was compiled.

@@ -1,0 +1,100 @@
+"""Every build of the CPU operators (one per instruction set) that this machine can run, against fp64."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+from tests.ops.tolerance import assert_as_good_as_torch
+
+pytestmark = pytest.mark.compiled
+
+CAPABILITIES = {"DEFAULT": "_C", "AVX2": "_C_avx2", "AVX512": "_C_avx512"}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def runnable() -> list[str]:
+    here = torch.backends.cpu.get_cpu_capability()
+    known = list(CAPABILITIES)
+    return known[: known.index(here) + 1] if here in known else known[:1]
+
+
+@pytest.fixture(params=runnable())
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has all operators run by one build."""
+    name = CAPABILITIES[request.param]
+    kernels = importlib.import_module(f"cosmos_distill.{name}")
+    for operator in ("adaln", "adamw", "dm_loss", "qknorm"):
+        monkeypatch.setattr(importlib.import_module(f"cosmos_distill.ops.{operator}.cpu"), "kernels", kernels)
+    return name
+
+
+def numbers(*shapes: tuple[int, ...]) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=draw) for shape in shapes]
+
+
+# Below a tile, tiles with a rest, and results that are streamed.
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 37, 200), (1, 2100, 2048)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adaln(build: str, shape: tuple[int, int, int], dtype: torch.dtype):
+    row = (shape[0], shape[2])
+    x, y, a, b, gate, shift, scale = numbers(shape, shape, shape, shape, row, row, row)
+    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), (a,), dtype=dtype)
+    assert_as_good_as_torch(ops.gated_residual_adaln, (x, y, gate, shift, scale), (a, b), dtype=dtype)
+
+
+# Heads of whole vectors, of the narrowest ones only, and of neither.
+@pytest.mark.parametrize("dim", [128, 64, 48, 80, 6])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_qk_norm_rope(build: str, dim: int, dtype: torch.dtype):
+    shape, table = (2, 19, 3, dim), (19, dim)
+    q, k, a, b = numbers(*[shape] * 4)
+    q_weight, k_weight, cos, sin = numbers((dim,), (dim,), table, table)
+
+    def operator(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        tables = [t.double() if tensors[0].dtype == torch.float64 else t for t in (cos, sin)]
+        return ops.qk_norm_rope(*tensors, *tables, backend=backend)
+
+    assert_as_good_as_torch(operator, (q, k, q_weight, k_weight), (a, b), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 5, 7), (1, 16, 8, 88, 160)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_vsd_loss(build: str, shape: tuple[int, ...], dtype: torch.dtype):
+    student, teacher, fake, uncond, x_t = (t.to(dtype) for t in numbers(*[shape] * 5))
+    where = ops.Preconditioned(x_t, torch.full(shape[:1], 0.3), torch.full(shape[:1], -0.7))
+
+    def operator(x: Tensor, backend: str) -> Tensor:
+        options = {"uncond": uncond, "guidance": 3.0, "preconditioned": where, "backend": backend}
+        return ops.vsd_loss(x, teacher, fake, **options)
+
+    assert_as_good_as_torch(operator, (student,), (torch.ones(shape[0]),), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_narrow_number_is_read_and_rounded_as_torch_does(build: str, dtype: torch.dtype):
+    from cosmos_distill.ops.dm_loss import cpu
+
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).view(1, -1)
+    read = cpu.renoise(every, torch.zeros_like(every), None, torch.zeros(1))
+    torch.testing.assert_close(read, every.float(), rtol=0, atol=0, equal_nan=True)
+    for factor in (1.0, 1 / 3, 2.0**-9, 3.0 * 2**-12, 1.0005, 700.0):
+        got = cpu.vsd_gradient(every, torch.tensor([factor]))
+        want = (every.float() * factor).to(dtype)
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("capability", runnable())
+def test_the_build_is_the_one_for_what_torch_runs_on(capability: str):
+    code = "from cosmos_distill.ops.compiled import kernels; print(kernels.__name__)"
+    env = os.environ | {"ATEN_CPU_CAPABILITY": capability.lower()}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout.strip() == f"cosmos_distill.{CAPABILITIES[capability]}"
