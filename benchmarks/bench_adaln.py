@@ -8,24 +8,24 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.harness import measure
-from benchmarks.sizes import Size, over_cases
+from benchmarks.sizes import CASES, Size, over
 from cosmos_distill import ops
 
 
 def eager_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    shift, scale = (m.to(x.dtype).unsqueeze(1) for m in (shift, scale))
+    shift, scale = (m.to(x.dtype).unsqueeze(-2) for m in (shift, scale))
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 def eager_gated(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    x = x + gate.to(x.dtype).unsqueeze(1) * y
+    x = x + gate.to(x.dtype).unsqueeze(-2) * y
     return x, eager_modulate(x, shift, scale)
 
 
-@over_cases
+@over(CASES)
 def bench_adaln_modulate(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
-    x = torch.randn(size.batch, size.tokens, size.width, dtype=dtype)
-    modulation = [torch.randn(size.batch, size.width) for _ in range(2)]
+    x = torch.randn(size.shape, dtype=dtype)
+    modulation = [torch.randn(*size.groups, size.width) for _ in range(2)]
     measure(
         benchmark,
         "adaln_modulate",
@@ -39,10 +39,10 @@ def bench_adaln_modulate(benchmark: BenchmarkFixture, size: Size, dtype: torch.d
     )
 
 
-@over_cases
+@over(CASES)
 def bench_gated_residual(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
-    x, y = (torch.randn(size.batch, size.tokens, size.width, dtype=dtype) for _ in range(2))
-    modulation = [torch.randn(size.batch, size.width) for _ in range(3)]
+    x, y = (torch.randn(size.shape, dtype=dtype) for _ in range(2))
+    modulation = [torch.randn(*size.groups, size.width) for _ in range(3)]
     measure(
         benchmark,
         "gated_residual_adaln",

@@ -1,6 +1,8 @@
-"""An optimiser's step with the average of the parameters, against torch's fused AdamW and a foreach lerp."""
+"""An optimiser's step with the average of the parameters; plain torch is fused AdamW and a foreach lerp."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -16,25 +18,22 @@ def bench_adamw_ema(benchmark: BenchmarkFixture) -> None:
     params, grads, first, second, emas = (torch.rand(ELEMENTS) for _ in range(5))
     theirs = torch.nn.Parameter(params.clone())
     theirs.grad, average = grads, emas.clone()
-    fused, foreach = (torch.optim.AdamW([theirs], lr=1e-4, **{kind: True}) for kind in ("fused", "foreach"))
+    fused = torch.optim.AdamW([theirs], lr=1e-4, fused=True)
 
-    def ours() -> None:
-        ops.adamw_ema([params], [grads], [first], [second], [emas], STEP)
+    def operator(backend: str | None = None) -> None:
+        ops.adamw_ema([params], [grads], [first], [second], [emas], STEP, backend=backend)
 
-    def reference() -> None:
+    def eager() -> None:
         fused.step()
         torch._foreach_lerp_([average], [theirs.detach()], STEP.ema_rate)
 
-    def eager() -> None:
-        foreach.step()
-        torch._foreach_lerp_([average], [theirs.detach()], STEP.ema_rate)
-
-    compiled = torch.compile(eager)
-    runs = {"ours": ours, "eager": eager, "reference": reference, "compile": compiled, "copy": copy}
+    reference = functools.partial(operator, backend="reference")
+    compiled = torch.compile(reference)
+    runs = {"ours": operator, "eager": eager, "reference": reference, "compile": compiled, "copy": copy}
     medians = interleaved_medians(runs, seconds=4.0)
     bandwidth = 9 * params.nbytes / medians["ours"]  # five tensors in, four out
     row = Row(
-        name="adamw_ema (reference: fused)",
+        name="adamw_ema",
         size=f"{ELEMENTS >> 20}M",
         dtype="float32",
         mode="step",
@@ -43,9 +42,9 @@ def bench_adamw_ema(benchmark: BenchmarkFixture) -> None:
         gigabytes_per_second=bandwidth / 1e9,
         copy_share=bandwidth * medians["copy"] / COPY_BYTES,
         held=None,
-        peak=(peak_megabytes(ours), peak_megabytes(reference)),
+        peak=(peak_megabytes(operator), peak_megabytes(reference)),
     )
     ROWS.append(row)
     benchmark.extra_info.update(row.ratios)
-    benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
-    assert row.ratios["reference"] >= NOT_SLOWER, f"slower than torch: {row}"
+    benchmark.pedantic(operator, rounds=3, warmup_rounds=1)
+    assert min(row.ratios["eager"], row.ratios["reference"]) >= NOT_SLOWER, f"slower than torch: {row}"

@@ -1,6 +1,9 @@
-"""The student's phase of distribution matching: the loss from the networks' outputs, and its gradient."""
+"""Distribution matching: noise on the student's samples, the loss of the fake score network on them, and the
+student's loss from both networks' outputs."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -14,9 +17,16 @@ SHAPE = (1, 16, 24, 88, 160)  # latents of 704 x 1280 pixels
 GUIDANCE, SKIP, OUT = 5.0, 0.3, 0.7
 
 
-@pytest.mark.parametrize("backward", [False, True], ids=["fwd", "fwd+bwd"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("raw", [True, False], ids=["student", "x0"])
+CASES = [
+    *itertools.product([True, False], [torch.float32, torch.bfloat16], [False, True]),
+    (True, torch.float16, True),
+]
+
+
+IDS = [f"{'student' if r else 'x0'}-{str(dtype)[6:]}-{'fwd+bwd' if b else 'fwd'}" for r, dtype, b in CASES]
+
+
+@pytest.mark.parametrize(("raw", "dtype", "backward"), CASES, ids=IDS)
 def bench_vsd_loss(benchmark: BenchmarkFixture, raw: bool, dtype: torch.dtype, backward: bool) -> None:
     x, teacher, fake, uncond, x_t = (torch.randn(SHAPE, dtype=dtype) for _ in range(5))
     options = {}
@@ -49,3 +59,31 @@ def bench_vsd_loss(benchmark: BenchmarkFixture, raw: bool, dtype: torch.dtype, b
         # Forward: the inputs in, the direction out. Backward: the direction in, the gradient out.
         passes=(6 if raw else 4) + (2 if backward else 0),
     )
+
+
+def bench_renoise(benchmark: BenchmarkFixture) -> None:
+    x0, eps, sigma = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([0.7])
+
+    def operator(x0: Tensor, eps: Tensor, backend: str | None = None) -> Tensor:
+        return ops.renoise(x0, eps, sigma, backend=backend)
+
+    def eager(x0: Tensor, eps: Tensor) -> Tensor:
+        return x0 + sigma[:, None, None, None, None] * eps
+
+    size = "x".join(map(str, SHAPE))
+    measure(benchmark, "renoise", operator, (x0, eps), eager=eager, backward=False, size=size, passes=3)
+
+
+def bench_fake_score_loss(benchmark: BenchmarkFixture) -> None:
+    """Of the network's denoised samples, as both take them."""
+    x, student, sigma = torch.randn(SHAPE), torch.randn(SHAPE), torch.tensor([0.7])
+
+    def operator(x: Tensor, backend: str | None = None) -> Tensor:
+        return ops.fake_score_loss(x, student, sigma, backend=backend)
+
+    def eager(x: Tensor) -> Tensor:
+        return (student - x).square().mean(dim=(1, 2, 3, 4)) / sigma.square()
+
+    size = "x".join(map(str, SHAPE))
+    # Forward: both in. Backward: both in, the gradient out.
+    measure(benchmark, "fake_score_loss", operator, (x,), eager=eager, backward=True, size=size, passes=5)

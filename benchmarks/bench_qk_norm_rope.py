@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from benchmarks.harness import measure
-from benchmarks.sizes import Size, over_cases
+from benchmarks.sizes import CASES, FP32, TRANSFER1, Size, over
 from cosmos_distill import ops
+from cosmos_distill.models.position import rotary_tables
 
 
 def eager_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -19,23 +22,50 @@ def eager_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tens
     return (normed * cos[:, None] + rotated * sin[:, None]).to(x.dtype)
 
 
-@over_cases
+# Of Transfer1's 2,048 tokens: (t, h, w), and how many of a head's angles each axis has.
+GRID, COUNTS = (8, 16, 16), (22, 21, 21)
+HEADS_OF_64 = Size("heads of 64", 1, 2048, 32, 64)
+
+
+@over([*CASES, (HEADS_OF_64, FP32, True)])
 def bench_qk_norm_rope(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
+    angles = torch.randn(size.tokens, size.head_dim // 2).repeat(1, 2)
+    tables = {"cos": angles.cos(), "sin": angles.sin()}
+    compare(benchmark, "qk_norm_rope", size, dtype, backward, tables, tables)
+
+
+@over([(TRANSFER1, FP32, False), (TRANSFER1, FP32, True)])
+def bench_angles(benchmark: BenchmarkFixture, size: Size, dtype: torch.dtype, backward: bool) -> None:
+    """From the angles of the axes, as the networks call it; plain torch is given the tables."""
+    t, h, w = (torch.randn(length, count) for length, count in zip(GRID, COUNTS, strict=True))
+    angles = t, h, w
+    tables = dict(zip(("cos", "sin"), rotary_tables(angles), strict=True))
+    compare(benchmark, "qk_norm_rope, angles", size, dtype, backward, {"angles": angles}, tables)
+
+
+def compare(
+    benchmark: BenchmarkFixture,
+    name: str,
+    size: Size,
+    dtype: torch.dtype,
+    backward: bool,
+    rotation: dict[str, Any],
+    tables: dict[str, Tensor],
+) -> None:
+    """``rotation`` is what the operator is given, ``tables`` what plain torch is."""
     shape = size.batch, size.tokens, size.heads, size.head_dim
     q, k = (torch.randn(shape, dtype=dtype) for _ in range(2))
     weights = [torch.randn(size.head_dim) for _ in range(2)]
-    angles = torch.randn(size.tokens, size.head_dim // 2).repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
 
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str | None = None):
-        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, backend=backend, **rotation)
 
     def eager(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor):
-        return eager_norm_rope(q, q_weight, cos, sin), eager_norm_rope(k, k_weight, cos, sin)
+        return eager_norm_rope(q, q_weight, **tables), eager_norm_rope(k, k_weight, **tables)
 
     measure(
         benchmark,
-        "qk_norm_rope",
+        name,
         operator,
         (q, k, *weights),
         eager=eager,

@@ -31,8 +31,9 @@ class Row:
 
     ``ratios`` maps a rival to how many times longer it takes: ``eager``, torch calls as model code has them;
     ``reference``, the operator's own reference backend; ``compile``, torch.compile of that. ``copy_share`` is
-    of the bandwidth of a copy timed in the same turns. ``held`` and ``peak`` are megabytes that the operator
-    and the reference keep for the backward pass beside their inputs, and allocate at most on top of inputs.
+    of the bandwidth of a copy timed in the same turns; it and the bandwidth itself are None where arithmetic
+    is the bound. ``held`` and ``peak`` are megabytes that the operator and the reference keep for the
+    backward pass beside their inputs, and allocate at most on top of inputs.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Row:
     mode: str
     milliseconds: float
     ratios: dict[str, float]
-    gigabytes_per_second: float
+    gigabytes_per_second: float | None
     copy_share: float | None
     held: tuple[float, float] | None
     peak: tuple[float, float]
@@ -131,7 +132,7 @@ def measure(
     eager: Callable[..., Any],
     backward: bool,
     size: str,
-    passes: int,
+    passes: int | None,
     hold: bool = True,
 ) -> Row:
     """Time the default backend of ``operator(*tensors, backend=...)`` against plain torch.
@@ -144,7 +145,8 @@ def measure(
         eager: the same as a chain of torch calls, takes the tensors.
         backward: time forward and backward together instead of forward under no_grad.
         size: for the table.
-        passes: tensors of the first one's size that have to cross memory at least once.
+        passes: tensors of the first one's size that have to cross memory at least once; None where that says
+            nothing about the time.
         hold: fail where the default is slower than eager or the reference.
     """
     leaves = [t.detach().requires_grad_(backward) for t in tensors]
@@ -171,7 +173,7 @@ def measure(
     del example, outputs
     ours = run(operator)
     runs = {"ours": ours, "eager": run(eager), "reference": run(reference), "compile": run(compiled)}
-    useful_bytes = passes * tensors[0].nbytes
+    useful_bytes = (passes or 0) * tensors[0].nbytes
     if useful_bytes >= BEYOND_CACHE:
         runs["copy"] = copy
     medians = interleaved_medians(runs)
@@ -183,7 +185,7 @@ def measure(
         mode="fwd+bwd" if backward else "fwd",
         milliseconds=medians["ours"] * 1e3,
         ratios={rival: medians[rival] / medians["ours"] for rival in ("eager", "reference", "compile")},
-        gigabytes_per_second=bandwidth / 1e9,
+        gigabytes_per_second=bandwidth / 1e9 if passes else None,
         copy_share=bandwidth * medians["copy"] / COPY_BYTES if "copy" in medians else None,
         held=(held(operator), held(reference)) if backward else None,
         peak=(peak_megabytes(ours), peak_megabytes(run(reference))),

@@ -85,6 +85,7 @@ void all(const std::string& element) {
 int main() {
     all<float>("fp32");
     all<cd::bf16>("bf16");
+    all<cd::fp16>("fp16");
     auto p = numbers<float>(kSize, 1), m = numbers<float>(kSize, 2), v = numbers<float>(kSize, 3), e = p;
     const auto g = numbers<float>(kSize, 4);
     std::vector<cd::bf16> copy(kSize);

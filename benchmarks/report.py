@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import tables
 from benchmarks.harness import Row
+from benchmarks.tables import markdown
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = ["operator", "size", "dtype", "pass", "ms", "vs eager", "vs reference", "vs compile"]
@@ -34,13 +36,9 @@ def cells(row: Row) -> list[str]:
     share = "" if row.copy_share is None else f"{row.copy_share:.0%}"
     held = "" if row.held is None else f"{row.held[0]:.1f} / {row.held[1]:.1f}"
     peak = f"{row.peak[0]:.1f} / {row.peak[1]:.1f}"
-    speed = [f"{row.milliseconds:.3f}", *ratios, f"{row.gigabytes_per_second:.1f}", share]
-    return [row.name, row.size, row.dtype, row.mode, *speed, held, peak]
-
-
-def markdown(rows: list[Row]) -> str:
-    table = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+    speed = "" if row.gigabytes_per_second is None else f"{row.gigabytes_per_second:.1f}"
+    time = [f"{row.milliseconds:.3f}", *ratios, speed, share]
+    return [row.name, row.size, row.dtype, row.mode, *time, held, peak]
 
 
 def write(rows: list[Row]) -> str:
@@ -67,7 +65,9 @@ def write(rows: list[Row]) -> str:
         "torch calls that model code has, `reference` the operator's reference backend, `compile` "
         "torch.compile of that. `of copy` is useful bytes per second over those of a copy of 64 MiB timed in "
         "the same turns. Memory is the operator's / the reference's: `held` for the backward pass beside the "
-        "inputs, `peak` allocated at a time for results and temporaries.\n\n" + markdown(merged) + "\n"
+        "inputs, `peak` allocated at a time for results and temporaries.\n\n"
+        f"{markdown(HEAD, list(map(cells, merged)))}\n"
     )
     (RESULTS / "cpu.md").write_text(text, encoding="utf-8")
-    return markdown(rows)
+    tables.write()
+    return markdown(HEAD, list(map(cells, rows)))

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cosmos_distill import ops
 from cosmos_distill.models import build, names
+from cosmos_distill.models.position import rotary_tables
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 
 
@@ -130,6 +132,19 @@ def test_control_branch_equals_a_plain_reference(make_network, make_inputs):
         error = float(((a - b).abs().max() / b.abs().max()).detach())
         print(f"control residual: {error:.2e}")
         assert error < 2e-6  # the rotary tables are fp32 on purpose
+
+
+def test_a_rank_with_all_tokens_holds_no_rotary_table_of_theirs(make_network, make_inputs):
+    network, x = make_network(), make_inputs()["x"]
+    places = network.base.places(x, torch.tensor([12.0, 24.0]))
+    tokens = math.prod(places.grid)
+    (angles,) = places.rotary.values()
+    assert [a.shape[-2] for a in angles] == list(places.grid) and tokens not in places.grid
+    q = torch.randn(2, tokens, 2, 20)
+    weight = torch.ones(20)
+    found = ops.qk_norm_rope(q, q, weight, weight, **places.rotary, backend="reference")
+    want = ops.qk_norm_rope(q, q, weight, weight, *rotary_tables(angles), backend="reference")
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
 def test_an_untrained_control_branch_changes_nothing(make_inputs, make_network):

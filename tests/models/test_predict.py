@@ -1,7 +1,5 @@
 """The Predict2.5 network: sizes, a time for every frame, the frozen projection, official names."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -208,13 +206,11 @@ def test_what_does_not_fit_is_refused(make_predict, make_network, official, tmp_
 
 def test_rotary_frequencies_of_the_published_ratios():
     """Ratio 3 over 42 dimensions makes theta 31,696 for height and width; time keeps 10,000."""
-    from cosmos_distill.models.position import rotary_tables
+    from cosmos_distill.models.position import rotary_angles
 
     config = PRESETS["predict2.5-2b"]
-    cos, _ = rotary_tables(
-        (2, 2, 2), 128, config.rope_ratio_t, None, torch.device("cpu"), config.rope_ratio_hw
-    )
-    t, h, w = cos[4], cos[2], cos[1]  # tokens (1, 0, 0), (0, 1, 0), (0, 0, 1)
-    assert math.acos(float(t[1])) == pytest.approx(10_000 ** (-2 / 44), rel=1e-5)
-    assert math.acos(float(h[22 + 1])) == pytest.approx(31_696 ** (-2 / 42), rel=1e-5)
-    assert math.acos(float(w[43 + 1])) == pytest.approx(31_696 ** (-2 / 42), rel=1e-5)
+    ratios = config.rope_ratio_t, None, torch.device("cpu"), config.rope_ratio_hw
+    t, h, w = (axis[1] for axis in rotary_angles((2, 2, 2), 128, *ratios))
+    assert float(t[1]) == pytest.approx(10_000 ** (-2 / 44), rel=1e-5)
+    assert float(h[1]) == pytest.approx(31_696 ** (-2 / 42), rel=1e-5)
+    assert float(w[1]) == pytest.approx(31_696 ** (-2 / 42), rel=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,9 +29,9 @@ class Places(NamedTuple):
     grid: tuple[int, int, int]
     """Of the whole clip, (t, h, w)."""
     split: TokenSplit
-    cos: torch.Tensor
-    """Rotary table of the tokens inside the tensor-parallel linears, [N, head_dim] or [B, N, head_dim]."""
-    sin: torch.Tensor
+    rotary: dict[str, Any]
+    """How :func:`ops.qk_norm_rope` turns the tokens inside the tensor-parallel linears: by the ``angles`` of
+    the axes on a rank that has the whole grid, by ``cos`` and ``sin`` of its own tokens on another."""
     learned: torch.Tensor | None
     """Added to the tokens at every block, [1, N, D]."""
 
@@ -79,7 +79,7 @@ class Attention(nn.Module):
             q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, eps=EPS)
             out = ops.attention(q, k, v)
         else:
-            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, places.cos, places.sin, eps=EPS)
+            q, k = ops.qk_norm_rope(q, k, self.q_norm, self.k_norm, eps=EPS, **places.rotary)
             out = attention(q, k, v, places.split)
         return self.out(out.flatten(-2))
 

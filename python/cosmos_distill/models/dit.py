@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_distill import ops
 from cosmos_distill.models.blocks import EPS, Blocks, Modulation, Places, linear, split_frames
-from cosmos_distill.models.position import LearnablePositions, rotary_tables
+from cosmos_distill.models.position import LearnablePositions, rotary_angles, rotary_tables
 from cosmos_distill.models.presets import NetworkConfig
 from cosmos_distill.parallel.tokens import TokenSplit
 
@@ -168,7 +168,7 @@ class Trunk(nn.Module):
         """Where this rank's tokens of the latent ``x`` stand."""
         grid = self.grid(x)
         split = TokenSplit(grid)
-        cos, sin = rotary_tables(
+        angles = rotary_angles(
             grid,
             self.config.head_dim,
             self.rope_ratio_t,
@@ -176,8 +176,12 @@ class Trunk(nn.Module):
             x.device,
             self.config.rope_ratio_hw,
         )
+        rotary: dict[str, Any] = {"angles": angles}
+        if split.parts > 1:
+            cos, sin = (split.local_inside(table) for table in rotary_tables(angles))
+            rotary = {"cos": cos, "sin": sin}
         learned = None if self.positions is None else self.positions(grid, split)
-        return Places(grid, split, split.local_inside(cos), split.local_inside(sin), learned)
+        return Places(grid, split, rotary, learned)
 
 
 class VideoDiT(Trunk):

@@ -13,6 +13,8 @@ from cosmos_distill.parallel.tokens import TokenSplit
 BASE_FPS = 24.0
 THETA = 10000.0
 
+Angles = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def _angles(positions: torch.Tensor, dim: int, ratio: float) -> torch.Tensor:
     """positions [..., n] -> angles [..., n, dim/2]; ``ratio`` is the NTK extrapolation of the axis."""
@@ -21,29 +23,37 @@ def _angles(positions: torch.Tensor, dim: int, ratio: float) -> torch.Tensor:
     return positions[..., None] * theta**-exponent
 
 
-def rotary_tables(
+def rotary_angles(
     grid: tuple[int, int, int],
     head_dim: int,
     ratio_t: float,
     fps: torch.Tensor | None,
     device: torch.device,
     ratio_hw: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [N, head_dim], or [B, N, head_dim] when ``fps`` [B] stretches time by 24 / fps.
+) -> Angles:
+    """Radians of the axes, t [T, a], or [B, T, a] when ``fps`` [B] stretches time by 24 / fps, h [H, b] and
+    w [W, b], as :func:`cosmos_distill.ops.qk_norm_rope` takes them.
 
-    fp32. A head splits into t, h, w parts (44, 42, 42 of 128); the half vector (t, h, w) stands twice
-    for the rotate-half layout.
+    fp32. A head splits into t, h, w parts (2a, 2b, 2b = 44, 42, 42 of 128).
     """
-    t, h, w = grid
     dim_hw = head_dim // 6 * 2
-    frames = torch.arange(t, device=device, dtype=torch.float32)
+    t, h, w = (torch.arange(n, device=device, dtype=torch.float32) for n in grid)
     if fps is not None:
-        frames = frames * (BASE_FPS / fps.float())[:, None]
-    angle_t = _angles(frames, head_dim - 2 * dim_hw, ratio_t)[..., :, None, None, :]
-    angle_h = _angles(torch.arange(h, device=device, dtype=torch.float32), dim_hw, ratio_hw)[:, None, :]
-    angle_w = _angles(torch.arange(w, device=device, dtype=torch.float32), dim_hw, ratio_hw)[None, :, :]
-    shape = (*angle_t.shape[:-3], h, w)
-    half = torch.cat([a.expand(*shape, a.shape[-1]) for a in (angle_t, angle_h, angle_w)], dim=-1)
+        t = t * (BASE_FPS / fps.float())[:, None]
+    return (
+        _angles(t, head_dim - 2 * dim_hw, ratio_t),
+        _angles(h, dim_hw, ratio_hw),
+        _angles(w, dim_hw, ratio_hw),
+    )
+
+
+def rotary_tables(angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every token of the grid, [N, head_dim] or [B, N, head_dim]: the half vector (t, h, w)
+    stands twice for the rotate-half layout."""
+    t, h, w = angles
+    shape = (*t.shape[:-1], h.shape[0], w.shape[0])
+    axes = (t[..., :, None, None, :], h[:, None, :], w[None, :, :])
+    half = torch.cat([axis.expand(*shape, axis.shape[-1]) for axis in axes], dim=-1)
     angle = torch.cat([half, half], dim=-1).flatten(-4, -2)
     return angle.cos(), angle.sin()
 

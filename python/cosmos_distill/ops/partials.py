@@ -12,10 +12,10 @@ from .launch import launch
 @triton.jit
 def sum_partials(partials, out, chunks, width, BLOCK_CHUNKS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """out[g, i] = sum over c of partials[g, c, i], fp32."""
-    group = tl.program_id(1)
-    columns = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+    group = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     rows = tl.arange(0, BLOCK_CHUNKS)
-    base = partials + group.to(tl.int64) * chunks * width
+    base = partials + group * chunks * width
     total = tl.zeros([BLOCK_CHUNKS, BLOCK_WIDTH], tl.float32)
     for first in range(0, chunks, BLOCK_CHUNKS):
         row = first + rows
@@ -30,7 +30,7 @@ def total(partials: Tensor, out: Tensor) -> Tensor:
     block = min(32, triton.next_power_of_2(width))
     launch(
         sum_partials,
-        (triton.cdiv(width, block), groups),
+        (groups, triton.cdiv(width, block)),
         partials,
         out,
         chunks,

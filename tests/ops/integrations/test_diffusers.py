@@ -18,6 +18,7 @@ pytest.importorskip("diffusers.models.transformers.transformer_cosmos")
 from diffusers.models.controlnets import controlnet_cosmos
 from diffusers.models.transformers import transformer_cosmos
 
+from cosmos_distill import ops
 from cosmos_distill.ops.integrations.diffusers import Processor, fuse, unfuse
 from tests.models.test_diffusers import exact  # noqa: F401  # a fixture
 
@@ -168,6 +169,22 @@ def test_one_noise_level_may_serve_the_batch():
     given["timestep"] = given["timestep"][:1]
     (want,) = model(**given)
     torch.testing.assert_close(fuse(model)(**given)[0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_modulation_is_made_once_a_frame(monkeypatch: pytest.MonkeyPatch):
+    found = []
+
+    def watched(x: Tensor, shift: Tensor, *args: Any, **options: Any) -> Any:
+        found.append((tuple(x.shape), tuple(shift.shape)))
+        return adaln_modulate(x, shift, *args, **options)
+
+    adaln_modulate = ops.adaln_modulate
+    monkeypatch.setattr(ops, "adaln_modulate", watched)
+    model = fuse(network("predict2.5", torch.float32))
+    given, _ = arguments("predict2.5", torch.float32)
+    model(**given)
+    assert found == 3 * [((B, T, H * W // 4, 48), (B, T, 48))]  # two blocks, and the last norm
+    assert model.norm_out.frames is None  # nothing that a call of another length would find
 
 
 def test_a_block_alone_takes_a_noise_level_for_every_token():

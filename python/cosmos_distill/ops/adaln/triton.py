@@ -18,6 +18,14 @@ from .fused import layout
 
 
 @triton.jit
+def _place(rows, ROWS: tl.constexpr):
+    """This program's group and the first of its rows. All programs lie on the grid's first axis, a group's
+    next to each other: the others end at 65,535, fewer than a clip has tokens."""
+    programs = tl.cdiv(rows, ROWS)
+    return (tl.program_id(0) // programs).to(tl.int64), tl.program_id(0) % programs * ROWS
+
+
+@triton.jit
 def adaln_forward(
     x,
     y,
@@ -37,8 +45,7 @@ def adaln_forward(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    group = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * ROWS
+    group, first = _place(rows, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = columns < D
     factor = 1.0 + tl.load(scale + group * scale_stride + columns, mask=inside, other=0.0)
@@ -87,8 +94,7 @@ def adaln_backward(
     ROWS: tl.constexpr,
 ):
     """dgate, dshift and dscale get this program's rows' share: [groups, programs, D]."""
-    group = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * ROWS
+    group, first = _place(rows, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = columns < D
     factor = 1.0 + tl.load(scale + group * scale_stride + columns, mask=inside, other=0.0)
@@ -118,7 +124,7 @@ def adaln_backward(
             gates = tl.load(gate + group * gate_stride + columns, mask=inside, other=0.0)
             tl.store(dy + at, (gates * result).to(dy.dtype.element_ty), mask=inside)
             gate_sum += result * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    here = (group * tl.num_programs(0) + tl.program_id(0)) * D + columns
+    here = tl.program_id(0).to(tl.int64) * D + columns
     tl.store(dshift + here, shift_sum, mask=inside)
     tl.store(dscale + here, scale_sum, mask=inside)
     if GATED:
@@ -140,7 +146,7 @@ def _forward(
     stats = x.new_empty((*x.shape[:-1], 2), dtype=torch.float32)
     launch(
         adaln_forward,
-        (triton.cdiv(rows, 4), groups),
+        (groups * triton.cdiv(rows, 4),),
         x,
         y,
         gate,
@@ -184,7 +190,7 @@ def _backward(
     ]
     launch(
         adaln_backward,
-        (chunks, groups),
+        (groups * chunks,),
         grad_x_new,
         grad,
         x,

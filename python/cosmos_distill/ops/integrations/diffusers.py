@@ -65,8 +65,11 @@ def _grouped(x: Tensor, embedded: Tensor, temb: Tensor | None, frames: int | Non
 class CosmosAdaLayerNorm(stock.CosmosAdaLayerNorm):
     """The norm before the last projection."""
 
+    frames: int | None = None
+    """Of the token grid, of the network's call under way: diffusers hands this norm no positions."""
+
     def forward(self, hidden_states: Tensor, embedded_timestep: Tensor, temb: Tensor | None = None) -> Tensor:
-        x, embedded, temb = _grouped(hidden_states, embedded_timestep, temb, None)
+        x, embedded, temb = _grouped(hidden_states, embedded_timestep, temb, self.frames)
         shift, scale = _modulation(self, embedded, temb, 2)
         return ops.adaln_modulate(x, shift, scale, eps=self.norm.eps).reshape(hidden_states.shape)
 
@@ -115,6 +118,17 @@ class CosmosTransformerBlock(stock.CosmosTransformerBlock):
         if getattr(self, "after_proj", None) is not None:
             return x, self.after_proj(x)
         return x
+
+
+class CosmosTransformer3DModel(stock.CosmosTransformer3DModel):
+    """diffusers' own network, whose last norm learns how many frames there are."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.norm_out.frames = hidden_states.shape[2] // self.config.patch_size[0]
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            self.norm_out.frames = None
 
 
 class Processor:
@@ -167,6 +181,7 @@ _CLASSES: dict[type, type] = {
     stock.CosmosTransformerBlock: CosmosTransformerBlock,
     stock.CosmosAdaLayerNorm: CosmosAdaLayerNorm,
     stock.CosmosRotaryPosEmbed: CosmosRotaryPosEmbed,
+    stock.CosmosTransformer3DModel: CosmosTransformer3DModel,
 }
 _PROCESSORS = tuple(
     getattr(stock, name)

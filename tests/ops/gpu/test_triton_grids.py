@@ -1,0 +1,37 @@
+"""No launch has more programs than CUDA takes: 2^31 - 1 along the first axis, 65,535 along the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.triton_aot import available
+from cosmos_distill.ops.launch import record
+
+pytestmark = pytest.mark.skipif(not available(), reason="triton is not installed")
+
+WIDTH = 64
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+# Long clips under one noise level, and modulation by token: 24 latent frames of 720p have 84,480.
+@pytest.mark.parametrize(("groups", "rows"), [(1, 1 << 20), (16, 1 << 20), (84_480, 1), (1 << 20, 3)])
+def test_adaln(groups: int, rows: int) -> None:
+    kernels: Any = pytest.importorskip("cosmos_distill.ops.adaln.triton")
+    x, m = empty(1, groups, rows, WIDTH, dtype=torch.bfloat16), empty(1, groups, WIDTH)
+    stats = empty(1, groups, rows, 2)
+    with record(90) as launches:
+        kernels.adaln_modulate(x, m, m, 1e-6)
+        kernels.adaln_modulate_backward(x, x, stats, m)
+        kernels.gated_residual_adaln(x, x, m, m, m, 1e-6)
+        kernels.gated_residual_adaln_backward(x, x, x, x, stats, m, m)
+    assert len(launches) == 2 + 2 + 5  # with a sum of partial sums for each gradient of modulation
+    for one in launches:
+        first, *others = one.grid
+        assert first < 2**31 and all(count <= 65_535 for count in others), (one.kernel.__name__, one.grid)
