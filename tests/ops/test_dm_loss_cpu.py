@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import dm_loss
-from tests.ops.tolerance import assert_as_good_as_torch
+from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 pytestmark = pytest.mark.compiled
 
@@ -35,28 +35,35 @@ def settings_of(shape: tuple[int, ...], x_t: Tensor, raw: bool, masked: bool) ->
 @settings(max_examples=40, deadline=None)
 @given(SHAPES, *(st.booleans(),) * 3, st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_vsd(shape, guided, raw, masked, dtype, seed):
-    student, teacher, fake, uncond, x_t = latents(shape, seed, dtype)
-    options = settings_of(shape, x_t, raw, masked)
-    if guided:
-        options |= {"uncond": uncond, "guidance": 3.0}
+    def case(seed: int) -> Case:
+        student, teacher, fake, uncond, x_t = latents(shape, seed, dtype)
+        options = settings_of(shape, x_t, raw, masked)
+        if guided:
+            options |= {"uncond": uncond, "guidance": 3.0}
 
-    def operator(x: Tensor, backend: str) -> Tensor:
-        return ops.vsd_loss(x, teacher, fake, backend=backend, **options)
+        def operator(x: Tensor, backend: str) -> Tensor:
+            return ops.vsd_loss(x, teacher, fake, backend=backend, **options)
 
-    assert_as_good_as_torch(operator, [student], [torch.linspace(0.5, 2, shape[0])], ulps=8, dtype=dtype)
+        # Far from the teacher: the mean distance of a few numbers would come near zero, and divides the loss.
+        return operator, [student + 20 * student.sign()], [torch.linspace(0.5, 2, shape[0])]
+
+    assert_as_good_as_torch(draws(case, seed), dtype=dtype)
 
 
 @settings(max_examples=40, deadline=None)
 @given(SHAPES, *(st.booleans(),) * 2, st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_fake_score(shape, raw, masked, dtype, seed):
-    student, fake, x_t, *_ = latents(shape, seed, dtype)
-    options = settings_of(shape, x_t, raw, masked)
-    sigma = torch.linspace(0.3, 2, shape[0])
+    def case(seed: int) -> Case:
+        student, fake, x_t, *_ = latents(shape, seed, dtype)
+        options = settings_of(shape, x_t, raw, masked)
+        sigma = torch.linspace(0.3, 2, shape[0])
 
-    def operator(x: Tensor, backend: str) -> Tensor:
-        return ops.fake_score_loss(x, student, sigma, backend=backend, **options)
+        def operator(x: Tensor, backend: str) -> Tensor:
+            return ops.fake_score_loss(x, student, sigma, backend=backend, **options)
 
-    assert_as_good_as_torch(operator, [fake], [torch.linspace(0.5, 2, shape[0])], ulps=8, dtype=dtype)
+        return operator, [fake], [torch.linspace(0.5, 2, shape[0])]
+
+    assert_as_good_as_torch(draws(case, seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,7 +77,7 @@ def test_renoise(scaled: bool, dtype: torch.dtype):
         return ops.renoise(x0, eps, sigma, alpha=alpha, backend=backend)
 
     assert operator(x0, "cpu").dtype == torch.float32
-    assert_as_good_as_torch(operator, [x0], [grad], dtype=dtype)
+    assert_as_good_as_torch([(operator, [x0], [grad])], dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,8 +94,8 @@ def test_latents_that_exceed_the_caches(width: int, dtype: torch.dtype):
     def fake_score(x: Tensor, backend: str) -> Tensor:
         return ops.fake_score_loss(x, student, torch.ones(2), backend=backend, **options)
 
-    assert_as_good_as_torch(vsd, [student], [torch.ones(2)], dtype=dtype)
-    assert_as_good_as_torch(fake_score, [fake], [torch.ones(2)], dtype=dtype)
+    assert_as_good_as_torch([(vsd, [student], [torch.ones(2)])], dtype=dtype)
+    assert_as_good_as_torch([(fake_score, [fake], [torch.ones(2)])], dtype=dtype)
 
 
 def test_bit_equal_for_any_number_of_threads():

@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosmos_distill import ops
-from tests.ops.tolerance import assert_as_good_as_torch
+from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def heads(batch: int, length: int, count: int, dim: int, tables: int, seed: int = 0):
-    """q, k, their weights, and tables with that many axes (0: none)."""
+    """q, k, their weights, and tables with that many axes (0: none).
+
+    Channels keep away from zero: of few, the mean square would come near it, and divides the gradient.
+    """
     draw = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(batch, length, count, dim, generator=draw) for _ in range(2))
+    q, k = (x + x.sign() for x in (q, k))
     weights = [torch.randn(dim, generator=draw) for _ in range(2)]
     if tables == 0:
         return q, k, weights, (None, None)
@@ -32,7 +36,7 @@ def heads(batch: int, length: int, count: int, dim: int, tables: int, seed: int 
 def test_cpu_normalises_heads_of_odd_size(dim: int, dtype: torch.dtype):
     """Only the rotation needs pairs of channels."""
     q, k, weights, _ = heads(2, 7, 3, dim, 0)
-    assert_as_good_as_torch(ops.qk_norm_rope, (q, k, *weights), (k, q), dtype=dtype)
+    assert_as_good_as_torch([(ops.qk_norm_rope, (q, k, *weights), (k, q))], dtype=dtype)
 
 
 def test_reference_rotates_by_the_angle():
@@ -60,13 +64,15 @@ def test_reference_rotates_by_the_angle():
     seed=st.integers(0, 1000),
 )
 def test_cpu(batch: int, length: int, count: int, half: int, tables: int, dtype: torch.dtype, seed: int):
-    q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, seed)
+    def case(seed: int) -> Case:
+        q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, 2 * seed)
 
-    def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
-        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+        def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
+            return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
 
-    grads = heads(batch, length, count, 2 * half, 0, seed + 1)[:2]
-    assert_as_good_as_torch(operator, (q, k, *weights), grads, ulps=8, dtype=dtype)
+        return operator, (q, k, *weights), heads(batch, length, count, 2 * half, 0, 2 * seed + 1)[:2]
+
+    assert_as_good_as_torch(draws(case, seed), dtype=dtype)
 
 
 @pytest.mark.compiled
@@ -78,7 +84,8 @@ def test_cpu_at_the_sizes_of_networks(shape: tuple[int, int, int, int], dtype: t
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
         return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
 
-    assert_as_good_as_torch(operator, (q, k, *weights), heads(*shape, tables=0, seed=1)[:2], dtype=dtype)
+    grads = heads(*shape, tables=0, seed=1)[:2]
+    assert_as_good_as_torch([(operator, (q, k, *weights), grads)], dtype=dtype)
 
 
 @pytest.mark.compiled

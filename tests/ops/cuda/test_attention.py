@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.tolerance import assert_as_good_as_torch, poisoned
+from tests.ops.tolerance import (
+    assert_as_good_as_torch,
+    assert_within_the_rule,
+    outputs_and_gradients,
+    poisoned,
+)
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
 
@@ -25,17 +32,15 @@ def case(
     return inputs, [rows(batch, queries, heads, dim, 3), rows(batch, heads, queries, 1, 4)[..., 0]]
 
 
-def run(
-    inputs: list[Tensor], grads: list[Tensor], backend: str, scale: float | None = None
-) -> tuple[Tensor, ...]:
+def with_lse(
+    q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    return ops.attention(q, k, v, scale=scale, return_lse=True, backend=backend)
+
+
+def run(inputs: list[Tensor], grads: list[Tensor], backend: str) -> tuple[Tensor, ...]:
     """Output, log-sum-exp and the three gradients."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out, lse = ops.attention(*leaves, scale=scale, return_lse=True, backend=backend)
-    return (
-        out,
-        lse,
-        *torch.autograd.grad((out, lse), leaves, (grads[0].to(out.dtype), grads[1].to(lse.dtype))),
-    )
+    return tuple(outputs_and_gradients((with_lse, inputs, grads), backend, inputs[0].dtype).values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -51,64 +56,45 @@ def run(
     ],
 )
 def test_as_good_as_torch(queries: int, keys: int, dim: int, dtype: torch.dtype):
-    inputs, grads = case(queries, keys, dim)
-
-    def operator(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        return ops.attention(q, k, v, return_lse=True, backend=backend)
-
-    assert_as_good_as_torch(operator, inputs, grads, "cuda", 2, dtype)
-    # The log-sum-exp is fp32 whatever the inputs are.
-    inputs = [x.to(dtype) for x in inputs]
-    exact = ops.attention(*(x.double() for x in inputs), return_lse=True, backend="reference")[1]
-    lse = ops.attention(*inputs, return_lse=True, backend="cuda")[1]
-    assert lse.dtype == torch.float32
-    assert (lse - exact).abs().max() <= 8 * torch.finfo(torch.float32).eps * max(1, exact.abs().max())
+    assert_as_good_as_torch([(with_lse, *case(queries, keys, dim))], "cuda", dtype)
 
 
-def rounded(inputs: list[Tensor], grads: list[Tensor], scale: float) -> list[Tensor]:
+def rounded(inputs: list[Tensor], grads: list[Tensor], scale: float) -> dict[str, Tensor]:
     """What tensor cores can do at best: exact but for probabilities and score gradients, which are factors of
-    a product and so of the inputs' dtype, and for the results."""
+    a product and so of the inputs' dtype, and for the results. The log-sum-exp as torch has it."""
     dtype = inputs[0].dtype
+    plain = with_lse(*inputs, "reference", scale)[1]
 
     def narrow(x: Tensor) -> Tensor:
         return x.to(dtype).double()
 
-    q, k, v, grad = (x.double().transpose(1, 2) for x in (*inputs, grads[0].to(dtype)))
+    q, k, v, grad = (x.double().transpose(1, 2) for x in (*inputs, grads[0]))
     scores = scale * q @ k.mT
     lse = scores.logsumexp(-1, keepdim=True)
     p = (scores - lse).exp()
     out = narrow(narrow(p) @ v)
     delta = (grad * out).sum(-1, keepdim=True) - grads[1].unsqueeze(-1)
     ds = narrow(p * (grad @ v.mT - delta))
-    results = [scale * ds @ k, scale * ds.mT @ q, narrow(p).mT @ grad]
-    return [narrow(x).transpose(1, 2) for x in (out, *results)]
+    results = {"output 0": out, "gradient 0": scale * ds @ k, "gradient 1": scale * ds.mT @ q}
+    results["gradient 2"] = narrow(p).mT @ grad
+    return {name: x.to(dtype).transpose(1, 2) for name, x in results.items()} | {"output 1": plain}
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.0, 4.0])
 def test_any_scale_and_large_scores(scale: float):
-    inputs, grads = case(20, 70, 64, 1)
-    inputs = [x.bfloat16() * 4 for x in inputs]
-    exact = run([x.double() for x in inputs], [grads[0].bfloat16(), grads[1]], "reference", scale)
-    out, lse, *gradients = run(inputs, grads, "cuda", scale)
-    torch.testing.assert_close(lse.double(), exact[1], rtol=1e-6, atol=1e-5)
-    ulp = torch.finfo(torch.bfloat16).eps
-    for got, best, want in zip(
-        (out, *gradients), rounded(inputs, grads, scale), (exact[0], *exact[2:]), strict=True
-    ):
-        allowed = 2 * (best - want).abs().max() + 2 * ulp * want.abs().max()
-        assert (got - want).abs().max() <= allowed
+    inputs, grads = ([x.bfloat16() for x in group] for group in case(20, 70, 64, 1))
+    inputs = [4 * x for x in inputs]
+    given = partial(with_lse, scale=scale), inputs, grads
+    exact = outputs_and_gradients(given, "reference", torch.float64)
+    ours = outputs_and_gradients(given, "cuda", torch.bfloat16)
+    # Where softmax all but picks a key, a score's gradient is what remains of grad . v less grad . out. There
+    # torch's error is no measure, whose out is still fp32: the one that a fused backward reads was rounded.
+    assert_within_the_rule([(exact, rounded(inputs, grads, scale), ours)])
 
 
 def test_without_a_gradient_of_the_log_sum_exp():
     inputs, grads = case(40, 72, 64, 1)
-    inputs = [x.bfloat16() for x in inputs]
-    both = []
-    for backend in ("cuda", "reference"):
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        out = ops.attention(*leaves, backend=backend)
-        both.append(torch.autograd.grad(out, leaves, grads[0].bfloat16()))
-    for got, want in zip(*both, strict=True):
-        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+    assert_as_good_as_torch([(ops.attention, inputs, grads[:1])], "cuda", torch.bfloat16)
 
 
 def test_slices_of_one_tensor_are_read_where_they_are():

@@ -1,9 +1,8 @@
 """Attention in Triton (FlashAttention-2, arXiv 2307.08691). See fused.py for what the functions take and
 return.
 
-Scores exist tile by tile, in units of log2 so that exponentials are single instructions. Backward recomputes
-them once for dk and dv and once for dq: seven matrix products where five would do if dq were added up with
-atomics, but the same bits in every run.
+Scores exist tile by tile. Backward recomputes them once for dk and dv and once for dq: seven matrix products
+where five would do if dq were added up with atomics, but the same bits in every run.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from torch import Tensor
 from .. import aot
 from ..launch import architecture, launch
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
+from .triton_scores import exponential, scaled, to_lse
 from .triton_tiles import store_tile, tile
-
-LOG2E = 1.4426950408889634
-_LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -43,7 +40,7 @@ def attention_forward(
     v_batch,
     v_token,
     v_head,
-    scale_log2,
+    unit,
     EVEN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -51,6 +48,7 @@ def attention_forward(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -69,9 +67,9 @@ def attention_forward(
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if not EVEN:
             scores = tl.where((n < left)[None, :], scores, -float("inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
-        shares = tl.math.exp2(scores * scale_log2 - higher[:, None])
-        fade = tl.math.exp2(peak - higher)
+        higher = tl.maximum(peak, tl.max(scores, 1) * unit)
+        shares = exponential(scores * unit - higher[:, None], NATURAL)
+        fade = exponential(peak - higher, NATURAL)
         weight = weight * fade + tl.sum(shares, 1)
         value = tile(v_at, left, EVEN, D, BLOCK_N, BLOCK_D)
         total = tl.dot(shares.to(value.dtype), value, total * fade[:, None], input_precision=PRECISION)
@@ -84,7 +82,7 @@ def attention_forward(
         out + row * D + m[:, None] * heads * D + d[None, :], total / weight[:, None], queries - first, D
     )
     at = (batch * heads + head) * queries + first
-    tl.store(lse + at + m, (peak + tl.math.log2(weight)) * _LN2, mask=m < queries - first)
+    tl.store(lse + at + m, to_lse(peak, weight, NATURAL), mask=m < queries - first)
 
 
 @dataclass(frozen=True)
@@ -148,12 +146,14 @@ def _constants(q: Tensor, config: Config) -> dict[str, Any]:
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     batch, queries, heads, _ = q.shape
     config = _configs(q).forward
+    q, _, unit = scaled(q, scale)
+    if unit < 0:  # the largest product is the largest score only under a positive one
+        q, unit = -q, -unit
     out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
     launch(
         attention_forward,
         (triton.cdiv(queries, config.queries), heads, batch),
-        # The largest product is the largest score only under a positive scale.
-        -q if scale < 0 else q,
+        q,
         k,
         v,
         out,
@@ -163,7 +163,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        max(abs(scale) * LOG2E, 1e-30),
+        max(unit, 1e-30),
         EVEN=k.shape[1] % config.keys == 0,
         **_constants(q, config),
     )
@@ -199,9 +199,10 @@ def attention_backward(
         BLOCK_M=32,
         num_warps=4,
     )
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    q, left, unit = scaled(q, scale)
     shared = (grad, q, k, v, lse, delta, queries, keys)
     strides = [stride for x in (grad, q, k, v) for stride in x.stride()[:3]]
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     configs = _configs(q)
     launch(
         attention_dkdv,
@@ -210,7 +211,8 @@ def attention_backward(
         dv,
         *shared,
         *strides,
-        scale,
+        unit,
+        left,
         **_constants(q, configs.dkdv),
     )
     launch(
@@ -219,6 +221,7 @@ def attention_backward(
         dq,
         *shared,
         *strides,
+        unit,
         scale,
         EVEN=keys % configs.dq.keys == 0,
         **_constants(q, configs.dq),

@@ -9,9 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_scores import exponential, from_lse
 from .triton_tiles import store_tile, tile
-
-_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -71,6 +70,7 @@ def attention_dkdv(
     v_batch,
     v_token,
     v_head,
+    unit,
     scale,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -78,6 +78,7 @@ def attention_dkdv(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
     first = tl.program_id(0) * BLOCK_N
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -97,10 +98,10 @@ def attention_dkdv(
         # Rows that do not exist add nothing: their q and grad are zero.
         query = tile(q_at, left, False, D, BLOCK_M, BLOCK_D)
         slope = tile(g_at, left, False, D, BLOCK_M, BLOCK_D)
-        peak = tl.load(lse + rows, mask=m < left, other=0.0) * _LOG2E
+        peak = from_lse(tl.load(lse + rows, mask=m < left, other=0.0), NATURAL)
         offset = tl.load(delta + rows, mask=m < left, other=0.0)
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        shares = tl.math.exp2(scores * (scale * _LOG2E) - peak[None, :])
+        shares = exponential(scores * unit - peak[None, :], NATURAL)
         value_sum = tl.dot(shares.to(slope.dtype), slope, value_sum, input_precision=PRECISION)
         change = tl.dot(value, tl.trans(slope), input_precision=PRECISION)
         change = shares * (change - offset[None, :])
@@ -136,6 +137,7 @@ def attention_dq(
     v_batch,
     v_token,
     v_head,
+    unit,
     scale,
     EVEN: tl.constexpr,
     D: tl.constexpr,
@@ -144,6 +146,7 @@ def attention_dq(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -154,7 +157,7 @@ def attention_dq(
     query = tile(q_at + m[:, None] * q_token + d[None, :], queries - first, False, D, BLOCK_M, BLOCK_D)
     slope = tile(g_at + m[:, None] * grad_token + d[None, :], queries - first, False, D, BLOCK_M, BLOCK_D)
     rows = (batch * heads + head) * queries + first + m
-    peak = tl.load(lse + rows, mask=m < queries - first, other=0.0) * _LOG2E
+    peak = from_lse(tl.load(lse + rows, mask=m < queries - first, other=0.0), NATURAL)
     offset = tl.load(delta + rows, mask=m < queries - first, other=0.0)
     k_at = k + batch * k_batch + head * k_head + n[:, None] * k_token + d[None, :]
     v_at = v + batch * v_batch + head * v_head + n[:, None] * v_token + d[None, :]
@@ -163,7 +166,7 @@ def attention_dq(
         left = keys - start
         key = tile(k_at, left, EVEN, D, BLOCK_N, BLOCK_D)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        shares = tl.math.exp2(scores * (scale * _LOG2E) - peak[:, None])
+        shares = exponential(scores * unit - peak[:, None], NATURAL)
         if not EVEN:  # a key of zeros may well have an infinite share
             shares = tl.where((n < left)[None, :], shares, 0.0)
         value = tile(v_at, left, EVEN, D, BLOCK_N, BLOCK_D)

@@ -25,9 +25,9 @@ def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[
 def test_forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype):
     x, y, (gate, shift, scale) = tokens(shape)
     grads = tokens(shape, 1)[:2]
-    inputs = (x, y, gate, shift, scale)
-    assert_as_good_as_torch(ops.gated_residual_adaln, inputs, grads, "triton", dtype=dtype)
-    assert_as_good_as_torch(ops.adaln_modulate, (x, shift, scale), grads[:1], "triton", dtype=dtype)
+    gated = ops.gated_residual_adaln, (x, y, gate, shift, scale), grads
+    assert_as_good_as_torch([gated], "triton", dtype)
+    assert_as_good_as_torch([(ops.adaln_modulate, (x, shift, scale), grads[:1])], "triton", dtype)
 
 
 def test_one_channel_normalises_to_the_shift():

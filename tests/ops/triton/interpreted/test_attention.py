@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from cosmos_distill import ops
-from tests.ops.tolerance import assert_as_good_as_torch, poisoned
+from tests.ops.tolerance import Case, assert_as_good_as_torch, draws, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -17,8 +19,10 @@ def draw(batch: int, queries: int, keys: int, heads: int, size: int, seed: int =
     return [*tokens, torch.randn(batch, heads, queries, generator=generator)]
 
 
-def with_lse(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return ops.attention(q, k, v, return_lse=True, backend=backend)
+def with_lse(
+    q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    return ops.attention(q, k, v, scale=scale, return_lse=True, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -29,22 +33,22 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Ten
         (2, 33, 32, 1, 64),  # keys do
         (1, 32, 32, 1, 128),  # everything does
         (1, 0, 5, 1, 16),
-        (1, 5, 1, 3, 7),
+        (1, 5, 1, 3, 7),  # all that is left of the gradients of q and k is the log-sum-exp's
     ],
 )
 def test_forward_and_backward(sizes: tuple[int, int, int, int, int], dtype: torch.dtype):
-    q, k, v, grad, grad_lse = draw(*sizes)
-    assert_as_good_as_torch(with_lse, (q, k, v), (grad, grad_lse), "triton", dtype=dtype)
+    def case(seed: int) -> Case:
+        q, k, v, *grads = draw(*sizes, seed)
+        return with_lse, (q, k, v), grads
+
+    lucky = sizes[2] == 1 and dtype == torch.float32  # two units of 16-bit results are far above any luck
+    assert_as_good_as_torch(draws(case) if lucky else [case(0)], "triton", dtype)
 
 
-@pytest.mark.parametrize("scale", [0.3, 0.0, -0.3])
+@pytest.mark.parametrize("scale", [0.3, 0.7, 0.0, -0.7])
 def test_any_scale_without_log_sum_exp(scale: float):
     q, k, v, grad, _ = draw(1, 21, 19, 2, 16)
-
-    def operator(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
-        return ops.attention(q, k, v, scale=scale, backend=backend)
-
-    assert_as_good_as_torch(operator, (q, k, v), (grad,), "triton", ulps=4)
+    assert_as_good_as_torch([(partial(ops.attention, scale=scale), (q, k, v), (grad,))], "triton")
 
 
 def test_only_the_log_sum_exp_used():
@@ -70,21 +74,25 @@ def test_no_keys():
     assert not grads[0].any() and all(g.shape == k.shape for g in grads[1:])
 
 
-def test_keys_that_score_far_below_zero_beside_padding():
-    """Padded keys are zeros: their share, exp(0 - lse), is infinite for such queries and must not count."""
-    q, k, v, grad, grad_lse = draw(1, 4, 17, 1, 16)
-    k = k.abs() * 8
-    q = -q.abs() * 8
-    assert_as_good_as_torch(with_lse, (q, k, v), (grad, grad_lse), "triton")
+@pytest.mark.parametrize("scale", [0.25, 0.7])
+def test_keys_that_score_far_below_zero_beside_padding(scale: float):
+    """Padded keys are zeros: their share, exp(0 - lse), is infinite for such queries and must not count. And
+    scores of some hundreds are rounded more than shares may be: that has to cancel with the log-sum-exp's."""
+    q, k, v, *grads = draw(1, 4, 17, 1, 16)
+    operator = partial(with_lse, scale=scale)
+    assert_as_good_as_torch([(operator, (-8 * q.abs(), 8 * k.abs(), v), grads)], "triton")
 
 
-def test_slices_of_a_fused_projection():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.3, -0.3])
+def test_slices_of_a_fused_projection(scale: float, dtype: torch.dtype):
     fused = torch.randn(2, 23, 3, 2, 16, generator=torch.Generator().manual_seed(3))
-    q, k, v = fused.unbind(2)
-    got = with_lse(q, k, v, "triton")
-    want = with_lse(*(t.contiguous() for t in (q, k, v)), "reference")
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b)
+    *_, grad, grad_lse = draw(2, 23, 23, 2, 16)
+
+    def operator(fused: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        return with_lse(*fused.unbind(2), backend, scale)
+
+    assert_as_good_as_torch([(operator, (fused,), (grad, grad_lse))], "triton", dtype)
 
 
 def test_a_head_too_large_is_named():

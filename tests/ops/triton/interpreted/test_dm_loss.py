@@ -40,7 +40,7 @@ def test_vsd(guided: bool, preconditioned: bool, masked: bool, dtype: torch.dtyp
             options["preconditioned"] = ops.Preconditioned(x_t.to(wide), SKIP, OUT)
         return ops.vsd_loss(x, teacher.to(wide), fake.to(wide), backend=backend, **options)
 
-    assert_as_good_as_torch(operator, (student,), WEIGHT, "triton", dtype=dtype)
+    assert_as_good_as_torch([(operator, (student,), WEIGHT)], "triton", dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,7 +56,7 @@ def test_fake_score(preconditioned: bool, masked: bool, dtype: torch.dtype):
             options["preconditioned"] = ops.Preconditioned(x_t.to(wide), SKIP, OUT)
         return ops.fake_score_loss(x, student.to(wide), SIGMA, backend=backend, **options)
 
-    assert_as_good_as_torch(operator, (fake,), WEIGHT, "triton", dtype=dtype)
+    assert_as_good_as_torch([(operator, (fake,), WEIGHT)], "triton", dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,7 +67,7 @@ def test_renoise(alpha: Tensor | None, dtype: torch.dtype):
     def operator(x: Tensor, backend: str) -> Tensor:
         return ops.renoise(x, eps.to(x.dtype), SIGMA, alpha=alpha, backend=backend)
 
-    assert_as_good_as_torch(operator, (x0,), LATENTS[2:3], "triton", dtype=dtype)
+    assert_as_good_as_torch([(operator, (x0,), LATENTS[2:3])], "triton", dtype)
 
 
 def test_latents_of_any_shape_and_no_samples_at_all():
