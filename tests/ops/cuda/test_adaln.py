@@ -40,6 +40,15 @@ def test_as_good_as_torch(shape: tuple[int, ...], dtype: torch.dtype):
     assert_as_good_as_torch([gated], "cuda", dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_sums_are_rounded_to_nearest(dtype: torch.dtype):
+    """More than the rule asks: cutting off is at most twice as far off."""
+    x, y, modulation = tokens((2, 5, 64))
+    inputs = [t.to(dtype) for t in (x, y, *modulation)]
+    exact = ops.gated_residual_adaln(*(t.double() for t in inputs), backend="reference")[0]
+    assert torch.equal(ops.gated_residual_adaln(*inputs, backend="cuda")[0], exact.to(dtype))
+
+
 def test_rows_wider_than_shared_memory():
     x, y, modulation = tokens((1, 2, 25000))
     gated = ops.gated_residual_adaln, (x, y, *modulation), tokens((1, 2, 25000), 1)[:2]

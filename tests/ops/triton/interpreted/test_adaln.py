@@ -30,6 +30,15 @@ def test_forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype):
     assert_as_good_as_torch([(ops.adaln_modulate, (x, shift, scale), grads[:1])], "triton", dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_sums_are_rounded_to_nearest(dtype: torch.dtype):
+    """More than the rule asks: cutting off is at most twice as far off."""
+    x, y, modulation = tokens((2, 5, 64))
+    inputs = [t.to(dtype) for t in (x, y, *modulation)]
+    exact = ops.gated_residual_adaln(*(t.double() for t in inputs), backend="reference")[0]
+    assert torch.equal(ops.gated_residual_adaln(*inputs, backend="triton")[0], exact.to(dtype))
+
+
 def test_one_channel_normalises_to_the_shift():
     x, _, (_, shift, scale) = tokens((2, 3, 1))
     out = ops.adaln_modulate(x, shift, scale, backend="triton")
