@@ -18,14 +18,14 @@ struct Pieces {
     Pieces(const Layout& rows, int64_t n) : layout(rows), length(n), per_group((rows.rows + n - 1) / n) {}
     int64_t count() const { return layout.groups * per_group; }
 
-    // Calls run(rows, group, first row) for the piece, `Most` rows at a time and single ones; `rows` is a constant.
-    template <int Most, class Run>
-    void for_rows(int64_t piece, Run run) const {
+    // Calls run(rows, group, first row, more...) for the piece, `Most` rows at a time and single ones; `rows` is a constant.
+    template <int Most, class Run, class... More>
+    void for_rows(int64_t piece, Run run, More... more) const {
         const int64_t group = piece / per_group, begin = group * layout.rows;
         int64_t r = begin + piece % per_group * length;
         const int64_t end = std::min(begin + layout.rows, r + length);
-        for (; r + Most <= end; r += Most) run(std::integral_constant<int, Most>{}, group, r);
-        for (; r < end; r++) run(std::integral_constant<int, 1>{}, group, r);
+        for (; r + Most <= end; r += Most) run(std::integral_constant<int, Most>{}, group, r, more...);
+        for (; r < end; r++) run(std::integral_constant<int, 1>{}, group, r, more...);
     }
 };
 
@@ -85,19 +85,18 @@ void adaln_backward(Layout layout, const T* grad, const T* x, const float* stats
     ColumnSums sums(layout, 2);
     with_flag(streams(layout, dx), [=, &sums](auto streamed) {
         constexpr bool Streamed = decltype(streamed)::value;
+        const auto gradients = [=](auto rows, int64_t group, int64_t row, float* shift_sum, float* scale_sum) {
+            const int64_t at = row * width, next = at + rows * width;
+            const float *stat = stats + 2 * row, *scales = scale.row(group);
+            float means[2 * rows];
+            rows_sums<rows>(grad + at, x + at, stat, scales, width, shift_sum, scale_sum, means);
+            rows_backward<rows, Streamed>(grad + at, x + at, stat, means, scales, width, dx + at, grad + next, x + next);
+        };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
         {
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < chunks.count(); c++) {
-                float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c);
-                chunks.for_rows<kBackwardRows>(c, [=](auto rows, int64_t group, int64_t row) {
-                    const int64_t at = row * width, next = at + rows * width;
-                    const float *stat = stats + 2 * row, *scales = scale.row(group);
-                    float means[2 * rows];
-                    rows_sums<rows>(grad + at, x + at, stat, scales, width, shift_sum, scale_sum, means);
-                    rows_backward<rows, Streamed>(grad + at, x + at, stat, means, scales, width, dx + at, grad + next,
-                                                  x + next);
-                });
+                chunks.for_rows<kBackwardRows>(c, gradients, sums.open(0, c), sums.open(1, c));
             }
             stream_end();
         }
@@ -133,8 +132,7 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
             const auto buffer = scratch<T>(Streamed ? kForwardRows * width : 0);
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < pieces.count(); p++) {
-                pieces.for_rows<kForwardRows>(
-                    p, [&](auto rows, int64_t group, int64_t row) { rows_forward(rows, group, row, buffer.get()); });
+                pieces.for_rows<kForwardRows>(p, rows_forward, buffer.get());
             }
             stream_end();
         }
@@ -150,22 +148,22 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
     ColumnSums sums(layout, 3);
     const auto run = [=, &sums](auto streamed, auto more) {
         constexpr bool Streamed = decltype(streamed)::value, More = decltype(more)::value;
+        const auto gradients = [=](auto rows, int64_t group, int64_t row, float* shift_sum, float* scale_sum,
+                                   float* gate_sum) {
+            const int64_t at = row * width, next = at + rows * width;
+            const float *stat = stats + 2 * row, *scales = scale.row(group);
+            const T* own = More ? grad_x_new + at : y + at;
+            float means[2 * rows];
+            rows_sums<rows>(grad + at, x_new + at, stat, scales, width, shift_sum, scale_sum, means, y + at, own);
+            rows_gated_backward<rows, Streamed, More>(grad + at, own, x_new + at, y + at, stat, means, gate.row(group),
+                                                      scales, width, dx + at, dy + at, gate_sum, grad + next,
+                                                      x_new + next);
+        };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
         {
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < chunks.count(); c++) {
-                float *shift_sum = sums.open(0, c), *scale_sum = sums.open(1, c), *gate_sum = sums.open(2, c);
-                chunks.for_rows<kBackwardRows>(c, [=](auto rows, int64_t group, int64_t row) {
-                    const int64_t at = row * width, next = at + rows * width;
-                    const float *stat = stats + 2 * row, *scales = scale.row(group);
-                    const T* own = More ? grad_x_new + at : y + at;
-                    float means[2 * rows];
-                    rows_sums<rows>(grad + at, x_new + at, stat, scales, width, shift_sum, scale_sum, means, y + at,
-                                    own);
-                    rows_gated_backward<rows, Streamed, More>(grad + at, own, x_new + at, y + at, stat, means,
-                                                              gate.row(group), scales, width, dx + at, dy + at,
-                                                              gate_sum, grad + next, x_new + next);
-                });
+                chunks.for_rows<kBackwardRows>(c, gradients, sums.open(0, c), sums.open(1, c), sums.open(2, c));
             }
             stream_end();
         }

@@ -15,6 +15,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "common/kernel.h"
@@ -125,7 +127,33 @@ CD_INLINE float sum(V v, std::integer_sequence<int, I...> lanes) {
 template <class V>
 using Lanes = std::make_integer_sequence<int, kSize<V>>;
 
-// The scalar functions of element.h by vectors, where the instruction set has none of its own.
+// The bits of fp16 in 32 bits each, below zeros; and back from below copies of the sign. GCC makes seven or eight
+// instructions of either conversion for SSE2.
+template <int N>
+CD_INLINE Vector<int32_t, N> spread(const fp16* from) {
+#if defined(__SSE2__)
+    if constexpr (N == 4) {
+        const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+        const __m128i spread = _mm_unpacklo_epi16(halves, _mm_setzero_si128());
+        return at<Vector<int32_t, 4>>(&spread);
+    }
+#endif
+    return __builtin_convertvector((at<Vector<uint16_t, N>>(from)), Vector<int32_t, N>);
+}
+template <class I>
+CD_INLINE Vector<uint16_t, kSize<I>> packed(I value) {
+    using H = Vector<uint16_t, kSize<I>>;
+#if defined(__SSE2__)
+    if constexpr (kSize<I> == 4) {
+        const __m128i packed = _mm_packs_epi32(at<__m128i>(&value), _mm_setzero_si128());
+        return at<H>(&packed);
+    }
+#endif
+    return __builtin_convertvector(value, H);
+}
+
+// The scalar functions of element.h by vectors, where the instruction set has none of its own; in signed integers, which
+// SSE2 can compare.
 template <int N>
 CD_INLINE Vector<float, N> widened_fp16(const fp16* from) {
 #if defined(__AVX512F__)
@@ -134,19 +162,20 @@ CD_INLINE Vector<float, N> widened_fp16(const fp16* from) {
 #if defined(__F16C__)
     if constexpr (N == 8) return _mm256_cvtph_ps(at<__m128i>(from));
     if constexpr (N == 4) return _mm_cvtph_ps(_mm_cvtsi64_si128(at<int64_t>(from)));
+#elif defined(__aarch64__)
+    if constexpr (N == 4) return vcvt_f32_f16(at<float16x4_t>(from));
 #endif
-    using U = Vector<uint32_t, N>;
-    const U all = __builtin_convertvector((at<Vector<uint16_t, N>>(from)), U), rest = all & 0x7FFFu;
-    const U normal = (rest << 13) + (rest >= 0x7C00u ? U{} + (224u << 23) : U{} + (112u << 23));
-    const auto counted = __builtin_convertvector((at<Vector<int32_t, N>>(&rest)), Vector<float, N>);
-    const U small = bits(counted * 0x1p-24f);
-    return floats((rest < 0x0400u ? small : normal) | (all & 0x8000u) << 16);
+    using I = Vector<int32_t, N>;
+    const I all = spread<N>(from), rest = all & 0x7FFF;
+    const I normal = (rest << 13) + (112 << 23) + ((rest >= 0x7C00) & (112 << 23));
+    const auto small = __builtin_convertvector(rest, Vector<float, N>) * 0x1p-24f;
+    return floats((rest < 0x0400 ? at<I>(&small) : normal) | (all & 0x8000) << 16);
 }
 
 template <class V>
 CD_INLINE Vector<uint16_t, kSize<V>> narrowed_fp16(V value) {
-    using H = Vector<uint16_t, kSize<V>>;
 #if defined(__F16C__)
+    using H = Vector<uint16_t, kSize<V>>;
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 #if defined(__AVX512F__)
     if constexpr (kSize<V> == 16) {
@@ -162,14 +191,17 @@ CD_INLINE Vector<uint16_t, kSize<V>> narrowed_fp16(V value) {
         const __m128i narrow = _mm_cvtps_ph(value, kNearest);
         return at<H>(&narrow);
     }
+#elif defined(__aarch64__)
+    if constexpr (kSize<V> == 4) return vreinterpret_u16_f16(vcvt_f16_f32(value));
 #endif
-    using U = BitsOf<V>;
-    const U all = bits(value), rest = all & 0x7FFFFFFFu;
-    const U normal = (rest + 0xFFFu + (rest >> 13 & 1u) - (112u << 23)) >> 13;
-    const U small = bits(floats(rest) + 0.5f) - bits_of(0.5f);
-    const U large = rest > 0x7F800000u ? U{} + 0x7E00u : U{} + 0x7C00u;
-    const U size = rest >= 0x477FF000u ? large : rest < 0x38800000u ? small : normal;
-    return __builtin_convertvector((size | (all >> 16 & 0x8000u)), H);
+    using I = Vector<int32_t, kSize<V>>;
+    const I all = at<I>(&value), rest = all & 0x7FFFFFFF;
+    const I normal = (rest - (112 << 23) + 0xFFF + (rest >> 13 & 1)) >> 13;
+    const V beside_half = floats(rest) + 0.5f;
+    const I small = at<I>(&beside_half) - (126 << 23);
+    const I large = 0x7C00 + ((rest > 0x7F800000) & 0x0200);
+    const I size = rest >= 0x477FF000 ? large : rest < 0x38800000 ? small : normal;
+    return packed(size | (all >> 16 & -0x8000));
 }
 
 template <class V>
@@ -323,11 +355,7 @@ CD_INLINE void write_as(const Two<V>& v, float* to) {
 // Asks for the tile at this address, which need not exist.
 template <class T>
 CD_INLINE void fetch(const T* from) {
-#if defined(__SSE2__)
-    for (size_t k = 0; k < kTile * sizeof(T); k += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(from) + k, _MM_HINT_T0);
-    }
-#endif
+    for (size_t k = 0; k < kTile * sizeof(T); k += 64) __builtin_prefetch(reinterpret_cast<const char*>(from) + k);
 }
 
 // Results from this size on are streamed. A reader that comes at once still finds smaller ones in cache.
