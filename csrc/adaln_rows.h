@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "common/vector.h"
+#include "common/tile.h"
 
 namespace cd {
 
@@ -38,12 +38,12 @@ CD_KERNEL float row_squares(const T* CD_RESTRICT x, int64_t width, float mean) {
         const Tile away = read(x + i) - mean;
         squares += away * away;
     }
-    float square = sum_of(squares);
+    float square = 0.0f;  // of the rest alone: among small numbers less is rounded away
     for (; i < width; i++) {
         const float away = load(x[i]) - mean;
         square += away * away;
     }
-    return square;
+    return sum_of(squares) + square;
 }
 
 template <class T>
@@ -57,13 +57,14 @@ CD_KERNEL void row_stats(const T* CD_RESTRICT x, int64_t width, float eps, float
         sums += away;
         squares += away * away;
     }
-    float sum = sum_of(sums), square = sum_of(squares);
+    float sum = 0.0f, square = 0.0f;
     for (; i < width; i++) {
         const float away = load(x[i]) - origin;
         sum += away;
         square += away * away;
     }
-    finish_stats(sum, square, origin, width, eps, [=](float mean) { return row_squares(x, width, mean); }, stats);
+    finish_stats(sum_of(sums) + sum, sum_of(squares) + square, origin, width, eps,
+                 [=](float mean) { return row_squares(x, width, mean); }, stats);
 }
 
 // x_new = x + gate * y and its statistics.
@@ -85,14 +86,15 @@ CD_KERNEL void row_gate(const T* CD_RESTRICT x, const T* CD_RESTRICT y, const fl
         sums += away;
         squares += away * away;
     }
-    float sum = sum_of(sums), square = sum_of(squares);
+    float sum = 0.0f, square = 0.0f;
     for (; i < width; i++) {
         x_new[i] = element(i);
         const float away = load(x_new[i]) - origin;
         sum += away;
         square += away * away;
     }
-    finish_stats(sum, square, origin, width, eps, [=](float mean) { return row_squares(x_new, width, mean); }, stats);
+    finish_stats(sum_of(sums) + sum, sum_of(squares) + square, origin, width, eps,
+                 [=](float mean) { return row_squares(x_new, width, mean); }, stats);
 }
 
 // Of floats or vectors of them, like everything else that is written once for both.
@@ -156,7 +158,7 @@ CD_KERNEL void rows_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, cons
         write_as<T>(scale_sum, dscale + i);
     }
     for (int r = 0; r < Rows; r++) {
-        float sum = sum_of(sums[r]), dot = sum_of(dots[r]);
+        float sum = 0.0f, dot = 0.0f;
         for (int64_t k = i; k < width; k++) {
             const float g = load(grad[r * width + k]), n = g * (1.0f + scale[k]);
             const float hat = (load(x[r * width + k]) - stats[2 * r]) * stats[2 * r + 1];
@@ -165,8 +167,8 @@ CD_KERNEL void rows_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, cons
             dshift[k] += g;
             dscale[k] += g * hat;
         }
-        means[2 * r] = sum / static_cast<float>(width);
-        means[2 * r + 1] = dot / static_cast<float>(width);
+        means[2 * r] = (sum_of(sums[r]) + sum) / static_cast<float>(width);
+        means[2 * r + 1] = (sum_of(dots[r]) + dot) / static_cast<float>(width);
     }
 }
 

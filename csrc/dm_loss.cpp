@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "common/vector.h"
+#include "common/tile.h"
 
 namespace cd {
 namespace {
@@ -101,7 +101,7 @@ CD_KERNEL void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, c
         squares += d * d;
         write<Streamed>(d, direction + i);
     }
-    float distance = sum_of(distances), square = sum_of(squares);
+    float distance = 0.0f, square = 0.0f;  // of the rest alone: among small numbers less is rounded away
     for (; i < n; i++) {
         float d, away;
         at([=](const T* p) __attribute__((always_inline)) { return load(p[i]); }, d, away);
@@ -109,8 +109,8 @@ CD_KERNEL void block_vsd(const T* CD_RESTRICT x, const T* CD_RESTRICT teacher, c
         square += d * d;
         direction[i] = narrow<T>(d);
     }
-    sums[0] = distance;
-    sums[1] = square;
+    sums[0] = sum_of(distances) + distance;
+    sums[1] = sum_of(squares) + square;
 }
 
 template <bool Streamed, class T>
@@ -135,12 +135,12 @@ CD_KERNEL float block_squares(const T* CD_RESTRICT p, const T* CD_RESTRICT targe
         const Tile away = residual<Raw>(read(p + i), read(target + i), read(x_t + i), c);
         squares += away * away;
     }
-    float square = sum_of(squares);
+    float square = 0.0f;
     for (; i < n; i++) {
         const float away = residual<Raw>(load(p[i]), load(target[i]), load(x_t[i]), c);
         square += away * away;
     }
-    return square;
+    return sum_of(squares) + square;
 }
 
 template <bool Raw, bool Streamed, class T>

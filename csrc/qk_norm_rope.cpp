@@ -3,7 +3,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "common/vector.h"
+#include "common/tile.h"
 
 namespace cd {
 namespace {

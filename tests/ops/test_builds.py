@@ -16,20 +16,21 @@ from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 pytestmark = pytest.mark.compiled
 
-CAPABILITIES = {"DEFAULT": "_C", "AVX2": "_C_avx2", "AVX512": "_C_avx512"}
+# By torch's names of instruction sets, the narrowest first.
+BUILDS = {"DEFAULT": "_C", "AVX2": "_C_avx2", "AVX512": "_C_avx512"}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def runnable() -> list[str]:
     here = torch.backends.cpu.get_cpu_capability()
-    known = list(CAPABILITIES)
+    known = list(BUILDS)
     return known[: known.index(here) + 1] if here in known else known[:1]
 
 
 @pytest.fixture(params=runnable())
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Has all operators run by one build."""
-    name = CAPABILITIES[request.param]
+    name = BUILDS[request.param]
     kernels = importlib.import_module(f"cosmos_distill.{name}")
     for operator in ("adaln", "adamw", "dm_loss", "qknorm"):
         monkeypatch.setattr(importlib.import_module(f"cosmos_distill.ops.{operator}.cpu"), "kernels", kernels)
@@ -112,4 +113,4 @@ def test_the_build_is_the_one_for_what_torch_runs_on(capability: str):
     code = "from cosmos_distill.ops.compiled import kernels; print(kernels.__name__)"
     env = os.environ | {"ATEN_CPU_CAPABILITY": capability.lower()}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
-    assert run.stdout.strip() == f"cosmos_distill.{CAPABILITIES[capability]}"
+    assert run.stdout.strip() == f"cosmos_distill.{BUILDS[capability]}"

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS
+from .fused import layout
 
 
 def _layout(x: Tensor) -> tuple[int, int, int, int]:
-    """(element, groups, rows per group, width) of tokens [B, N, D] or [B, T, N, D]."""
-    shape = x.shape
-    return ELEMENTS[x.dtype], (shape[0] if len(shape) == 3 else shape[0] * shape[1]), shape[-2], shape[-1]
+    return ELEMENTS[x.dtype], *layout(x)
 
 
 def _rows(modulation: Tensor) -> tuple[int, int]:

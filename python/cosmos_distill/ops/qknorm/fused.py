@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
 
 
@@ -38,7 +39,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def rstd_like(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:3], dtype=torch.float32)
+    return new_fp32(x, *x.shape[:3])
 
 
 def _backward_shapes(
