@@ -36,16 +36,17 @@ def launches(functions: ModuleType) -> dict[str, dict[Launch, list[str]]]:
     for shape in (*SHAPES, NARROW_HEADS):
         for dtype in (0, 1, 2):
             for address in (ALIGNED, ODD):
-                for kernel, threads, shared in functions.record(
+                for launch in functions.record(
                     lambda shape=shape, dtype=dtype, address=address: _call(functions, shape, dtype, address)
                 ):
-                    names = found.setdefault(_plain(kernel), {}).setdefault(Launch(threads, shared), [])
+                    ways = found.setdefault(plain_name(launch.kernel), {})
+                    names = ways.setdefault(Launch(launch.threads, launch.shared), [])
                     if shape.name not in names:
                         names.append(shape.name)
     return found
 
 
-def _plain(kernel: str) -> str:
+def plain_name(kernel: str) -> str:
     """As :func:`benchmarks.gpu.nvcc.demangle` writes it."""
     name = kernel.partition("kKernel = ")[2].partition(";")[0].removesuffix("]")
     return re.sub(r"cd::(?:cuda::)?|\{anonymous\}::", "", name).lstrip("& ")

@@ -71,7 +71,8 @@ void launch(const char* name, dim3 grid, unsigned threads, size_t shared, Stream
 #else
     (void)stream;
     try {
-        emulator::launch(emulator::kernel_name<kKernel>(), grid, threads, shared, [=] { kKernel(arguments...); });
+        emulator::launch({emulator::kernel_name<kKernel>(), grid, threads, shared, emulator::words_of(arguments...),
+                          [=] { kKernel(arguments...); }});
     } catch (const std::exception& error) {
         fail(error.what());
     }

@@ -122,21 +122,36 @@ std::string kernel_name() {
     return __PRETTY_FUNCTION__;
 }
 
+// The bytes of a kernel's arguments, eight at a time: every address among them is one of these.
+template <class... Arguments>
+std::vector<uint64_t> words_of(const Arguments&... arguments) {
+    std::vector<uint64_t> words;
+    const auto add = [&](const void* from, size_t size) {
+        const size_t at = words.size();
+        words.resize(at + (size + 7) / 8);
+        memcpy(words.data() + at, from, size);
+    };
+    (add(&arguments, sizeof arguments), ...);
+    return words;
+}
+
 struct Launch {
     std::string kernel;
     dim3 grid;
     unsigned threads;
     size_t shared;
+    std::vector<uint64_t> words;
+    std::function<void()> body;
 };
 
 // Where it is not null, launches are written down instead of made.
 inline std::vector<Launch>* recorded = nullptr;
 
-inline void launch(const std::string& kernel, dim3 grid, unsigned threads, size_t shared,
-                   const std::function<void()>& body) {
-    if (recorded != nullptr) return recorded->push_back({kernel, grid, threads, shared});
+inline void run(const Launch& launch) {
+    const dim3 grid = launch.grid;
+    const unsigned threads = launch.threads;
     if (threads == 0 || threads > 1024 || grid.y > 65535 || grid.z > 65535) throw std::runtime_error("invalid configuration");
-    if (shared > kMaxShared) throw std::runtime_error("too much dynamic shared memory");
+    if (launch.shared > kMaxShared) throw std::runtime_error("too much dynamic shared memory");
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     char ended = 0;
     std::atomic<uint64_t> next{0};
@@ -144,7 +159,7 @@ inline void launch(const std::string& kernel, dim3 grid, unsigned threads, size_
     std::mutex lock;
     auto work = [&] {
         try {
-            Worker worker(grid, threads, shared, body, &ended);
+            Worker worker(grid, threads, launch.shared, launch.body, &ended);
             for (uint64_t number; (number = next++) < blocks;) worker.run(number);
         } catch (...) {
             const std::lock_guard<std::mutex> hold(lock);
@@ -163,6 +178,13 @@ inline void launch(const std::string& kernel, dim3 grid, unsigned threads, size_
     for (std::thread& helper : helpers) helper.join();
 #endif
     if (error) std::rethrow_exception(error);
+}
+
+inline void launch(Launch one) {
+    if (recorded != nullptr)
+        recorded->push_back(std::move(one));
+    else
+        run(one);
 }
 
 }  // namespace cd::emulator

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch  # noqa: F401  # compiled modules are always loaded after torch
 
-ROOT = Path(__file__).resolve().parents[3]
+import cosmos_distill
+from cosmos_distill.ops import library
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 OPERATORS = sorted(CSRC.glob("*.cu"))
 CACHE = ROOT / "build" / "emulated"
@@ -64,20 +73,67 @@ def build(name: str, sources: list[Path], compile_with: list[str], link_with: li
     return target
 
 
-def module() -> ModuleType:
-    """The bindings of csrc/bindings_cuda.cpp over emulated operators."""
+def _loaded(package: str, sources: list[Path], compile_with: list[str]) -> tuple[ModuleType, Path]:
+    """The bindings of csrc/bindings_cuda.cpp over emulated operators, and where they are.
+
+    Args:
+        package: part of the module's name, for pybind11 initialises no second module of the same name.
+        sources: further ones.
+        compile_with: further options.
+    """
     pybind11 = pytest.importorskip("pybind11")
-    source = Path(__file__).with_name("module.cpp")
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     path = build(
         f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}",
-        [*OPERATORS, source],
-        ["-O1", "-fvisibility=hidden", *includes],
+        [*OPERATORS, HERE / "module.cpp", *sources],
+        ["-O1", "-fvisibility=hidden", *compile_with, *includes],
         ["-shared"],
     )
-    spec = importlib.util.spec_from_file_location(MODULE, path)
+    spec = importlib.util.spec_from_file_location(f"{package}.{MODULE}", path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     functions: ModuleType = loaded.cuda
-    return functions
+    return functions, path
+
+
+def module() -> ModuleType:
+    """The bindings over emulated operators."""
+    return _loaded("plain", [], [])[0]
+
+
+def counted_module() -> tuple[ModuleType, ctypes.CDLL]:
+    """Bindings over emulated operators that count what they ask of memory, and functions of counted.cpp."""
+    functions, path = _loaded("counted", [HERE / "counted.cpp"], ["-fsanitize=thread"])
+    return functions, ctypes.CDLL(str(path))
+
+
+def _forget_kernels() -> None:
+    """Modules that were, or could not be, imported with another function table."""
+    library.kernels.cache_clear()
+    ours = [name for name in sys.modules if name.startswith("cosmos_distill.ops.")]
+    for name in ours:
+        parent, _, child = name.rpartition(".")
+        if child in ("cuda", "cuda_launch"):
+            del sys.modules[name]
+            vars(sys.modules[parent]).pop(child, None)
+
+
+@contextmanager
+def installed(functions: ModuleType) -> Iterator[pytest.MonkeyPatch]:
+    """Within, ops/*/cuda.py call these functions; what else is patched ends with it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        compiled = sys.modules.get("cosmos_distill._C")
+        if compiled is None:
+            try:
+                from cosmos_distill import _C as compiled
+            except ImportError:  # the package need not be built for this
+                compiled = ModuleType("cosmos_distill._C")
+                monkeypatch.setitem(sys.modules, "cosmos_distill._C", compiled)
+                monkeypatch.setattr(cosmos_distill, "_C", compiled, raising=False)
+        monkeypatch.setattr(compiled, "cuda", functions, raising=False)
+        _forget_kernels()
+        try:
+            yield monkeypatch
+        finally:
+            _forget_kernels()

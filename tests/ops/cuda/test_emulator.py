@@ -4,6 +4,7 @@ not reach together it stops with a message."""
 from __future__ import annotations
 
 import ctypes
+import importlib
 import re
 import subprocess
 import sys
@@ -66,3 +67,13 @@ def test_threads_that_part_at_a_barrier_are_told_of(block_barriers_only: int, sa
         [sys.executable, "-c", script, library()], capture_output=True, text=True, timeout=60, check=True
     )
     assert re.search(r"CUDA kernel diverging could not be launched: block \(0, 0, 0\): " + said, done.stdout)
+
+
+def test_emulated_functions_are_gone_when_they_are_no_longer_installed():
+    name = "cosmos_distill.ops.adaln.cuda"
+    functions = emulated.module()
+    with pytest.raises(KeyError), emulated.installed(functions):
+        assert importlib.import_module(name).functions is functions
+        raise KeyError
+    assert name not in sys.modules and "cosmos_distill.ops.cuda_launch" not in sys.modules
+    assert not hasattr(sys.modules["cosmos_distill.ops.adaln"], "cuda")
