@@ -11,18 +11,19 @@ import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.gpu import cuda_kernels
+from benchmarks.gpu import cuda_kernels, cuda_traffic, traffic
 from benchmarks.gpu.cuda_launches import launches
 from benchmarks.gpu.devices import DEVICES, H100
 from benchmarks.gpu.nvcc import compiler
 from benchmarks.gpu.report import NOT_TIMED, Report
 from benchmarks.gpu.resources import Resources
-from benchmarks.gpu.traffic import traffics
+from benchmarks.gpu.traffic import Traffic
 from benchmarks.gpu.triton_aot import Failure, available, compile_kernels
-from benchmarks.gpu.work import SHAPES, works
+from benchmarks.gpu.work import SHAPES, Shape, Work, works
 from tests.ops.cuda import emulated
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,18 +43,31 @@ class Printer:
 
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
-    launched = launches(emulated.module())
-    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels(launched)]
-    work = []
-    for shape in SHAPES:
-        moved = traffics(shape, H100.arch)
-        work += [(one, moved.get((one.operator, one.mode))) for one in works(shape)]
+    functions = emulated.module()
+    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels(launches(functions))]
     return Report(
         compilers={"Triton": version("triton"), **_nvcc()},
         kernels=[one for one in found if isinstance(one, Resources)],
         failures=[one for one in found if isinstance(one, Failure)],
-        work=work,
+        work=[pair for shape in SHAPES for pair in moved(shape, functions)],
     )
+
+
+def moved(shape: Shape, functions: ModuleType) -> list[tuple[Work, dict[str, Traffic]]]:
+    """Every operator's work, and what each backend moves for it.
+
+    Args:
+        functions: the emulated operators (tests/ops/cuda/emulated.py).
+    """
+    with emulated.installed(functions):
+        found = {
+            "CUDA": cuda_traffic.traffics(shape, functions),
+            "Triton": traffic.traffics(shape, H100.arch),
+        }
+    return [
+        (one, {backend: of[key] for backend, of in found.items() if (key := (one.operator, one.mode)) in of})
+        for one in works(shape)
+    ]
 
 
 def _nvcc() -> dict[str, str]:

@@ -7,7 +7,7 @@ so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,22 @@ from benchmarks.gpu.work import Work
 
 NOT_TIMED = "compiled, emulated, not timed"
 
+TRAFFIC = ("Triton", "CUDA")
+
 ROOFLINE_NOTES = """\
-*minimum*: every input and output once. *moved*: what the Triton kernels ask memory for, from their launches:
+*minimum*: every input and output once. *moved*: what a backend's kernels ask memory for, from their launches:
 beside the minimum, statistics kept for backward and partial sums of the gradients of modulation and weights;
-for attention also the keys and values that every block of queries walks over (and the other way round in
-backward), which the caches serve for the most part. The roof is the minimum over the peak bandwidth or the
-operations over the peak rate, whichever takes longer: no kernel can be faster, and none has been timed.
-Attention's backward is counted as the five matrix products it needs; the kernels compute seven, scores and
-their gradient once for dk and dv and once more for dq, which repeats bit by bit without atomic additions."""
+what a second kernel reads again; in CUDA a second sweep over each row or head, of which registers keep
+nothing (adaptive LayerNorm's backward, qk_norm_rope); for attention also the keys and values that every block
+of queries walks over (and the other way round in backward), in blocks of 128 by Triton on an H100 and of 64
+by CUDA. *ratio*: that over the minimum, and in brackets, where it differs, what would be left of it if caches
+served all that a launch reads again. Modulation, weights and tables count once a launch, although CUDA's
+adaptive LayerNorm reads modulation from the caches for every row. CUDA's accesses have been counted in the
+emulator, on small tensors; how often Triton's kernels read a tensor is taken from their text. The roof is the
+minimum over the peak bandwidth or the operations over the peak rate, whichever takes longer: no kernel can be
+faster, and none has been timed. Attention's backward is counted as the five matrix products it needs; the
+kernels compute seven, scores and their gradient once for dk and dv and once more for dq, which repeats bit by
+bit without atomic additions."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class Report:
     """Name -> version."""
     kernels: Sequence[Resources]
     failures: Sequence[Failure]
-    work: Sequence[tuple[Work, Traffic | None]]
+    work: Sequence[tuple[Work, Mapping[str, Traffic]]]
+    """With what each of TRAFFIC moves, where it has the operator."""
 
     def complaints(self) -> list[str]:
         """Every gate that fails, with the kernel and the figures."""
@@ -99,8 +108,7 @@ _ROOFLINE_HEAD = (
     "mode",
     "shape",
     "minimum MB",
-    "moved MB",
-    "ratio",
+    *(f"{backend} {figure}" for backend in TRAFFIC for figure in ("moved MB", "ratio")),
     "TFLOP",
     *(f"roof {device.name} ms" for device in DEVICES.values()),
     "bound by",
@@ -121,8 +129,16 @@ _KERNEL_HEAD = (
 )
 
 
-def _roofline_row(pair: tuple[Work, Traffic | None]) -> list[str]:
-    work, traffic = pair
+def _moved(work: Work, traffic: Traffic | None) -> tuple[str, str]:
+    """Megabytes and ratio."""
+    if traffic is None:
+        return "-", "-"
+    ratio, once = (f"{count / work.minimum:.3g}" for count in (traffic.moved, traffic.once))
+    return f"{traffic.moved / 1e6:.1f}", ratio if ratio == once else f"{ratio} ({once})"
+
+
+def _roofline_row(pair: tuple[Work, Mapping[str, Traffic]]) -> list[str]:
+    work, moved = pair
     roofs = [work.roof(device) for device in DEVICES.values()]
     bounds = dict.fromkeys(bound for _, bound in roofs)
     return [
@@ -130,8 +146,7 @@ def _roofline_row(pair: tuple[Work, Traffic | None]) -> list[str]:
         work.mode,
         work.shape.name,
         f"{work.minimum / 1e6:.1f}",
-        f"{traffic.moved / 1e6:.1f}" if traffic else "-",
-        f"{traffic.moved / work.minimum:.3g}" if traffic else "-",
+        *(cell for backend in TRAFFIC for cell in _moved(work, moved.get(backend))),
         f"{(work.matrix_flops or work.vector_flops) / 1e12:.3g}",
         *(f"{seconds * 1e3:.3g}" for seconds, _ in roofs),
         ", ".join(bounds),
@@ -171,13 +186,14 @@ def _kernel_json(one: Resources) -> dict[str, Any]:
     return {**asdict(one), "occupancy": asdict(_occupancy(one)), "complaints": complaints(one)}
 
 
-def _work_json(work: Work, traffic: Traffic | None) -> dict[str, Any]:
+def _work_json(work: Work, moved: Mapping[str, Traffic]) -> dict[str, Any]:
     roofs = {device.name: work.roof(device) for device in DEVICES.values()}
     return {
         **asdict(work),
-        "moved": traffic and traffic.moved,
-        "moved_over_minimum": traffic and traffic.moved / work.minimum,
-        "launches": traffic and traffic.launches,
+        "traffic": {
+            backend: {**asdict(one), "moved_over_minimum": one.moved / work.minimum}
+            for backend, one in moved.items()
+        },
         "roof": {name: {"seconds": s, "bound": b, "status": NOT_TIMED} for name, (s, b) in roofs.items()},
     }
 

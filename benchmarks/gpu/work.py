@@ -3,7 +3,7 @@ memory and floating-point operations. No kernel can go below the time these take
 
 The minimum counts every input once and every output once, nothing else: no statistics kept for backward
 (which could be recomputed from x), no partial sums, no second reading of keys and values. What our kernels
-move besides is in :mod:`benchmarks.gpu.traffic`.
+move besides is in :mod:`benchmarks.gpu.traffic` (Triton) and :mod:`benchmarks.gpu.cuda_traffic`.
 
 Widths: bf16 activations, fp32 modulation, weights and log-sum-exp, fp32 losses. Batch 1.
 """

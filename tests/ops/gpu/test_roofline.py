@@ -16,7 +16,7 @@ from benchmarks.gpu.devices import B200, DEVICES, H100
 from benchmarks.gpu.nvcc import CudaKernel
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.resources import Resources
-from benchmarks.gpu.traffic import traffic, traffics
+from benchmarks.gpu.traffic import Traffic, traffic, traffics
 from benchmarks.gpu.triton_aot import Failure, available
 from benchmarks.gpu.work import PREDICT25_2B, SHAPES, TRANSFER1_7B, Shape, Work, works
 from cosmos_distill import ops
@@ -92,9 +92,9 @@ def test_traffic_counts_every_tensor_of_every_launch(monkeypatch: pytest.MonkeyP
         for _ in range(2):
             launch(kernel, (5,), x, wide[:, :10], None, 7, num_warps=4, BLOCK=16)
 
-    assert traffic(call, 90) == traffic_module.Traffic(moved=2 * (40 + 80), launches=2)
+    assert traffic(call, 90) == Traffic(moved=2 * (40 + 80), once=2 * (40 + 80), launches=2)
     monkeypatch.setitem(traffic_module.PASSES, ("walk", "keys"), lambda launch: launch.grid[0])
-    assert traffic(call, 90).moved == 2 * (40 + 5 * 80)
+    assert traffic(call, 90) == Traffic(moved=2 * (40 + 5 * 80), once=2 * (40 + 80), launches=2)
 
 
 @pytest.mark.skipif(not available(), reason="triton is not installed")
@@ -126,12 +126,18 @@ def test_report_holds_figures_complaints_and_says_that_nothing_is_timed() -> Non
     kernel = Resources("op", "good", "c", 90, threads=128, registers=172, stack=0, shared=80 * 1024)
     bad = replace(kernel, kernel="bad", stack=64)
     work = Work("op", "fwd", TINY, minimum=1000)
-    report = Report({"Triton": "3"}, [kernel, bad], [Failure("broken [c] sm_80", "no")], [(work, None)])
+    moved = {"CUDA": Traffic(moved=2_500, once=1_250, launches=3)}
+    report = Report({"Triton": "3"}, [kernel, bad], [Failure("broken [c] sm_80", "no")], [(work, moved)])
     assert len(report.complaints()) == 2
     assert "good" not in "".join(report.complaints())
     for text in (report.as_markdown(), report.as_text()):
         assert "2 (12%)" in text and "spills: 64 bytes" in text and "broken [c] sm_80: no" in text
+    assert "| Triton moved MB | Triton ratio | CUDA moved MB | CUDA ratio |" in report.as_markdown()
+    assert "| 0.0 | - | - | 0.0 | 2.5 (1.25) |" in report.as_markdown()
     assert report.as_markdown().count("not timed") == 3
     written = report.as_json()
+    assert written["roofline"][0]["traffic"] == {
+        "CUDA": {"moved": 2_500, "once": 1_250, "launches": 3, "moved_over_minimum": 2.5}
+    }
     assert written["kernels"][0]["occupancy"]["blocks"] == 2
     assert all(roof["status"].endswith("not timed") for roof in written["roofline"][0]["roof"].values())
