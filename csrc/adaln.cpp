@@ -32,11 +32,11 @@ struct Pieces {
 // Partial column sums of every chunk of rows, `kinds` of them, each [groups, chunks, width].
 struct ColumnSums {
     Layout layout;
-    std::unique_ptr<float[]> data;
+    Scratch<float> data;
 
     ColumnSums(Layout where, int64_t kinds)
         : layout(where),
-          data(scratch<float>(kinds * where.groups * where.chunks_per_group() * where.width)) {}
+          data(kinds * where.groups * where.chunks_per_group() * where.width) {}
 
     float* kind(int64_t k) { return data.get() + k * layout.groups * layout.chunks_per_group() * layout.width; }
 
@@ -129,7 +129,7 @@ void gated_adaln_forward(Layout layout, const T* x, const T* y, Modulation gate,
         };
 #pragma omp parallel if (layout.elements() >= kParallelElements)
         {
-            const auto buffer = scratch<T>(Streamed ? kForwardRows * width : 0);
+            const Scratch<T> buffer(Streamed ? kForwardRows * width : 0);
 #pragma omp for schedule(static)
             for (int64_t p = 0; p < pieces.count(); p++) {
                 pieces.for_rows<kForwardRows>(p, rows_forward, buffer.get());

@@ -1,6 +1,8 @@
 // A step of AdamW and of an exponential moving average of the parameters on CPU, in one pass over memory.
 #pragma once
 
+#include <vector>
+
 #include "common/kernel.h"
 
 namespace cd {

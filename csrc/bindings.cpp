@@ -165,6 +165,15 @@ void adamw_ema(const std::array<std::vector<Address>, 6>& groups, const std::vec
     cd::adamw_ema(parameters, {keep, grad_rate, beta2, square_rate, step_size, inverse_root, eps, ema_rate});
 }
 
+// Whether this CPU has AVX-512's conversion to bf16.
+bool has_avx512_bf16() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(CD_MODULE, m) {
@@ -182,6 +191,7 @@ PYBIND11_MODULE(CD_MODULE, m) {
     m.def("squared_error", &squared_error, release);
     m.def("squared_error_gradient", &squared_error_gradient, release);
     m.def("adamw_ema", &adamw_ema, release);
+    m.def("has_avx512_bf16", &has_avx512_bf16);
 #if defined(COSMOS_DISTILL_CUDA)
     bind_cuda(m);
 #endif

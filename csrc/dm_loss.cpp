@@ -170,7 +170,7 @@ void for_blocks(const Blocks& blocks, Run run) {
 template <bool Guided, bool Raw, bool Streamed, class T>
 void vsd_as(const Blocks& blocks, const T* x, const T* teacher, const T* fake, const T* uncond,
             const Denoised<T>& where, float guidance, T* direction, float* sums) {
-    const auto partial = scratch<float>(3 * blocks.count());
+    const Scratch<float> partial(3 * blocks.count());
     for_blocks(blocks, [&](const Block& block, int64_t k) {
         const int64_t at = block.at;
         const T *u = Guided ? uncond : teacher, *x_t = Raw ? where.x_t : x;
@@ -233,13 +233,13 @@ void vsd_gradient(Samples samples, const T* direction, const float* slope, T* re
 template <class T>
 void squared_error(Samples samples, const T* p, const T* target, Denoised<T> where, float* sums) {
     const Blocks blocks(samples);
-    const auto partial = scratch<float>(blocks.count());
+    const Scratch<float> partial(blocks.count());
     with_flag(where.x_t != nullptr, [&](auto raw) {
         constexpr bool Raw = decltype(raw)::value;
         const T* x_t = Raw ? where.x_t : p;
         for_blocks(blocks, [&](const Block& block, int64_t k) {
             const int64_t at = block.at;
-            partial[k] = block.mask * block_squares<Raw>(p + at, target + at, x_t + at, of_sample(where, block.sample),
+            partial.get()[k] = block.mask * block_squares<Raw>(p + at, target + at, x_t + at, of_sample(where, block.sample),
                                                          block.count);
         });
     });

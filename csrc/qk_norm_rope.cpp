@@ -20,13 +20,38 @@ CD_INLINE void with_head_dim(int64_t dim, Run run) {
     }
 }
 
-// What all heads of a token share. The angle of channel i stands at i, that of channel i + dim / 2 `other` further; null
-// tables only normalise.
+// The angle of channel i stands at i, that of channel i + dim / 2 `other` further; null tables only normalise.
 struct Turn {
     const float* cos;
     const float* sin;
     int64_t other;
 };
+
+// What all heads of a token share.
+struct Shared {
+    const float* weight;
+    Turn turn;
+};
+
+// The same in the order in which channels of T are read, once for all heads: done anew for each of them, this takes longer
+// than all the rest. `space` is for three heads.
+template <class T, class V>
+CD_INLINE Shared in_order(Shared shared, int64_t dim, [[maybe_unused]] float* space) {
+    if constexpr (kInOrder<T, V>) {
+        return shared;
+    } else {
+        const auto ordered = [](const float* from, int64_t n, float* to) __attribute__((always_inline)) {
+            for (int64_t i = 0; i < n; i += kSize<V>) write<false>(read_as<T, V>(from + i), to + i);
+            return to;
+        };
+        Turn turn = shared.turn;
+        if (turn.cos != nullptr) {
+            turn.cos = ordered(turn.cos, dim / 2 + turn.other, space + dim);
+            turn.sin = ordered(turn.sin, dim / 2 + turn.other, space + 2 * dim);
+        }
+        return {ordered(shared.weight, dim, space), turn};
+    }
+}
 
 template <bool Streamed, class V, class T>
 CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t dim, float eps,
@@ -41,7 +66,7 @@ CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT wei
     const float r = 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(dim) + eps);
     *rstd = r;
     const auto normed = [=](int64_t i) __attribute__((always_inline)) {
-        return read<V>(x + i) * V(r) * read_as<T, V>(weight + i);
+        return read<V>(x + i) * V(r) * read<V>(weight + i);
     };
     if (turn.cos == nullptr) {  // of any length, odd ones too
         for (int64_t i = 0; i < dim; i += kStep) write<Streamed>(normed(i), out + i);
@@ -50,8 +75,8 @@ CD_INLINE void head_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT wei
     for (int64_t i = 0; i < half; i += kStep) {
         const float *cos = turn.cos + i, *sin = turn.sin + i;
         const V a = normed(i), b = normed(half + i);
-        write<Streamed>(a * read_as<T, V>(cos) - b * read_as<T, V>(sin), out + i);
-        write<Streamed>(b * read_as<T, V>(cos + turn.other) + a * read_as<T, V>(sin + turn.other), out + half + i);
+        write<Streamed>(a * read<V>(cos) - b * read<V>(sin), out + i);
+        write<Streamed>(b * read<V>(cos + turn.other) + a * read<V>(sin + turn.other), out + half + i);
     }
 }
 
@@ -67,14 +92,17 @@ CD_INLINE void with_channels(Dim dim, Run run) {
     }
 }
 
+// `space` is for three heads.
 template <bool Streamed, class T>
-CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t heads,
-                             int64_t head_dim, float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
+CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* weight, Turn turn, int64_t heads, int64_t head_dim,
+                             float eps, float* space, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
+            using V = decltype(v);
+            const Shared shared = in_order<T, V>({weight, turn}, dim, space);
             for (int64_t h = 0; h < heads; h++) {
                 const int64_t at = h * dim;
-                head_forward<Streamed, decltype(v)>(x + at, weight, turn, dim, eps, out + at, rstd + h);
+                head_forward<Streamed, V>(x + at, shared.weight, shared.turn, dim, eps, out + at, rstd + h);
             }
         });
     });
@@ -95,16 +123,16 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         V dn = a, more_dn = b;
         if (turn.cos != nullptr) {
             const float *cos = turn.cos + i, *sin = turn.sin + i;
-            dn = a * read_as<T, V>(cos) + b * read_as<T, V>(sin + turn.other);
-            more_dn = b * read_as<T, V>(cos + turn.other) - a * read_as<T, V>(sin);
+            dn = a * read<V>(cos) + b * read<V>(sin + turn.other);
+            more_dn = b * read<V>(cos + turn.other) - a * read<V>(sin);
         }
         const V share = dn * read<V>(x + i) * V(r), more_share = more_dn * read<V>(x + half + i) * V(r);
         write<false>(dn, space + i);
         write<false>(more_dn, space + half + i);
         write<false>(read<V>(dweight + i) + share, dweight + i);
         write<false>(read<V>(dweight + half + i) + more_share, dweight + half + i);
-        dots += share * read_as<T, V>(weight + i);
-        more_dots += more_share * read_as<T, V>(weight + half + i);
+        dots += share * read<V>(weight + i);
+        more_dots += more_share * read<V>(weight + half + i);
     }
     dots += more_dots;
     if (std::is_same_v<V, float> && dim % 2 != 0) {  // which nothing rotates
@@ -112,29 +140,30 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         const V dn = read<V>(grad + last), share = dn * read<V>(x + last) * V(r);
         write<false>(dn, space + last);
         write<false>(read<V>(dweight + last) + share, dweight + last);
-        dots += share * read_as<T, V>(weight + last);
+        dots += share * read<V>(weight + last);
     }
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
-        const V dn = read<V>(space + i), w = read_as<T, V>(weight + i);
+        const V dn = read<V>(space + i), w = read<V>(weight + i);
         write<Streamed>(V(r) * (dn * w - read<V>(x + i) * V(r) * mean), dx + i);
     }
 }
 
 // The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
-// for two heads.
+// for five heads.
 template <bool Streamed, class T>
 CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
-                              const float* CD_RESTRICT weight, Turn turn, int64_t heads, int64_t head_dim,
+                              const float* weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
         float* sum = space + dim;
         std::fill(sum, sum + dim, 0.0f);
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
+            const Shared shared = in_order<T, V>({weight, turn}, dim, sum + dim);
             for (int64_t h = 0; h < heads; h++) {
                 const int64_t at = h * dim;
-                head_backward<Streamed, V>(grad + at, x + at, rstd[h], weight, turn, dim, space, dx + at, sum);
+                head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space, dx + at, sum);
             }
             for (int64_t i = 0; i < dim; i += kSize<V>) {
                 write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
@@ -148,7 +177,7 @@ CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x,
 class Turns {
   public:
     explicit Turns(const Heads& shape)
-        : turn{nullptr, nullptr, shape.head_dim / 2}, space(static_cast<size_t>(shape.head_dim)) {}
+        : turn{nullptr, nullptr, shape.head_dim / 2}, space(shape.head_dim) {}
 
     Turn of(const Heads& shape, const Tables& tables, int64_t token) {
         if (tables.cos == nullptr) return turn;
@@ -163,14 +192,14 @@ class Turns {
         }
         last = token;
         const int64_t th = tables.t + tables.h;
-        std::copy_n(cos_w + w * tables.w, tables.w, space.data() + th);
-        std::copy_n(sin_w + w * tables.w, tables.w, space.data() + shape.head_dim / 2 + th);
+        std::copy_n(cos_w + w * tables.w, tables.w, space.get() + th);
+        std::copy_n(sin_w + w * tables.w, tables.w, space.get() + shape.head_dim / 2 + th);
         return turn;
     }
 
   private:
     Turn turn;
-    std::vector<float> space;  // half of a head each: both halves turn by the same angles
+    Scratch<float> space;  // half of a head each: both halves turn by the same angles
     int64_t last = -2, w = 0;
     const float *cos_w = nullptr, *sin_w = nullptr;
 
@@ -178,7 +207,7 @@ class Turns {
         const int64_t sample = tables.per_sample ? token / shape.length : 0, line = token % shape.length / tables.width;
         const int64_t t = line / tables.height, h = line % tables.height;
         w = token % shape.length % tables.width;
-        float *to_cos = space.data(), *to_sin = to_cos + shape.head_dim / 2;
+        float *to_cos = space.get(), *to_sin = to_cos + shape.head_dim / 2;
         cos_w = gather(tables.cos + sample * tables.length(), tables, t, h, to_cos);
         sin_w = gather(tables.sin + sample * tables.length(), tables, t, h, to_sin);
         turn = {to_cos, to_sin, 0};
@@ -203,10 +232,11 @@ void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tabl
 #pragma omp parallel if (elements >= kParallelElements)
         {
             Turns turns(shape);
+            const Scratch<float> space(3 * shape.head_dim);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < shape.tokens(); t++) {
                 token_forward<decltype(streamed)::value>(x + t * shape.stride, weight, turns.of(shape, tables, t),
-                                                         shape.heads, shape.head_dim, eps, out + t * size,
+                                                         shape.heads, shape.head_dim, eps, space.get(), out + t * size,
                                                          rstd + t * shape.heads);
             }
             stream_end();
@@ -219,12 +249,12 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
                         Tables tables, T* dx, float* dweight) {
     const int64_t size = shape.token(), elements = shape.tokens() * size, dim = shape.head_dim;
     const int64_t chunks = (shape.tokens() + kRowsPerChunk - 1) / kRowsPerChunk;
-    const auto partial = scratch<float>(chunks * dim);
+    const Scratch<float> partial(chunks * dim);
     with_flag(streams(dx, elements, dim / 2), [=, &partial](auto streamed) {
 #pragma omp parallel if (elements >= kParallelElements)
         {
             Turns turns(shape);
-            const auto space = scratch<float>(2 * dim);
+            const Scratch<float> space(5 * dim);
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < chunks; c++) {
                 float* sum = partial.get() + c * dim;

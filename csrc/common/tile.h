@@ -95,7 +95,7 @@ CD_INLINE void write(const Two<V>& v, T* to) {
         write<Streamed>(v.low, to);
         write<Streamed>(v.high, to + n);
     } else if constexpr (std::is_same_v<T, bf16>) {
-        detail::put<Streamed>((detail::rounded_bf16(v.low) >> 16) | (detail::rounded_bf16(v.high) & 0xFFFF0000u), to);
+        detail::put<Streamed>(detail::pairs_bf16(v.low, v.high), to);
     } else if constexpr (std::is_same_v<T, fp16>) {
         detail::put<Streamed>(detail::narrowed_fp16(v.low), to);
         detail::put<Streamed>(detail::narrowed_fp16(v.high), to + n);
@@ -111,8 +111,7 @@ CD_INLINE Two<V> rounded(const Two<V>& v) {
     if constexpr (std::is_class_v<V>) {
         return {rounded<T>(v.low), rounded<T>(v.high)};
     } else if constexpr (std::is_same_v<T, bf16>) {
-        return {detail::floats(detail::rounded_bf16(v.low) & 0xFFFF0000u),
-                detail::floats(detail::rounded_bf16(v.high) & 0xFFFF0000u)};
+        return {detail::nearest_bf16(v.low), detail::nearest_bf16(v.high)};
     } else if constexpr (std::is_same_v<T, fp16>) {
         fp16 stored[kSize<Two<V>>];
         write<false>(v, stored);
@@ -133,6 +132,10 @@ CD_INLINE void write_rounded(const Two<V>& v, T* to) {
     }
 }
 
+// Whether elements of T come in the order of memory.
+template <class T, class V>
+constexpr bool kInOrder = !std::is_same_v<T, bf16> || std::is_same_v<V, float>;
+
 // What goes with elements of T in an fp32 row, and back.
 template <class T, class V = Tile>
 CD_INLINE V read_as(const float* from) {
@@ -143,7 +146,7 @@ CD_INLINE V read_as(const float* from) {
         return {read_as<T, Half>(from), read_as<T, Half>(from + kSize<Half>)};
     } else {
         const V v = read<V>(from);
-        if constexpr (std::is_same_v<T, bf16>) {
+        if constexpr (!kInOrder<T, V>) {
             const detail::Lanes<decltype(V::low)> lanes;
             return {detail::every_second<0>(v.low, v.high, lanes), detail::every_second<1>(v.low, v.high, lanes)};
         }

@@ -63,7 +63,7 @@ CD_INLINE V shuffled(V a, V b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
     return __builtin_shufflevector(a, b, I...);
 #else
-    return __builtin_shuffle(a, b, BitsOf<V>{I...});
+    return __builtin_shuffle(a, b, decltype(a == b){I...});
 #endif
 }
 // Of elements in the order of memory, the even ones (Odd = 0) or the odd ones; and back, the lower or the upper half.
@@ -75,6 +75,11 @@ template <int Upper, class V, int... I>
 CD_INLINE V in_turn(V a, V b, std::integer_sequence<int, I...>) {
     constexpr int n = sizeof...(I);
     return shuffled(a, b, std::integer_sequence<int, ((Upper * n + I) / 2 + I % 2 * n)...>{});
+}
+// Each of the lower half beside the one of the upper half.
+template <class V, int... I>
+CD_INLINE V beside_upper_half(V v, std::integer_sequence<int, I...>) {
+    return shuffled(v, v, std::integer_sequence<int, (I / 2 + I % 2 * static_cast<int>(sizeof...(I)) / 2)...>{});
 }
 
 template <int Step, class V, int... I>
@@ -170,6 +175,31 @@ template <class V>
 CD_INLINE BitsOf<V> rounded_bf16(V value) {
     const BitsOf<V> all = bits(value);
     return value != value ? all | 0x400000u : all + 0x7FFFu + (all >> 16 & 1u);
+}
+
+// What it reads as once it is stored as bf16. The instructions for that take numbers below the least normal one for zeros.
+template <class V>
+CD_INLINE V nearest_bf16(V value) {
+#if defined(__AVX512BF16__)
+    if constexpr (kSize<V> == 16) {
+        const __m256bh narrow = _mm512_cvtneps_pbh(value);
+        return floats(__builtin_convertvector((at<Vector<uint16_t, 16>>(&narrow)), BitsOf<V>) << 16);
+    }
+#endif
+    return floats(rounded_bf16(value) & 0xFFFF0000u);
+}
+
+// Pairs of bf16 from what becomes the first and the second one of each.
+template <class V>
+CD_INLINE BitsOf<V> pairs_bf16(V first, V second) {
+#if defined(__AVX512BF16__)
+    if constexpr (kSize<V> == 16) {
+        const __m512bh all = _mm512_cvtne2ps_pbh(second, first);
+        const auto apart = at<Vector<uint16_t, 32>>(&all), pairs = beside_upper_half(apart, std::make_integer_sequence<int, 32>{});
+        return at<BitsOf<V>>(&pairs);
+    }
+#endif
+    return rounded_bf16(first) >> 16 | (rounded_bf16(second) & 0xFFFF0000u);
 }
 
 template <bool Streamed, class V, class T>

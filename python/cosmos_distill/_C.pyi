@@ -177,6 +177,7 @@ def adamw_ema(
     ema_rate: float,
     /,
 ) -> None: ...
+def has_avx512_bf16() -> bool: ...
 
 class cuda:
     """csrc/bindings_cuda.cpp, there only when built with CUDA. ``dtype``: 0 fp32, 1 bf16, 2 fp16;

@@ -16,11 +16,13 @@ import torch  # before the compiled module, which then shares torch's OpenMP run
 
 from .. import _C
 
-BUILDS = {"AVX512": "_C_avx512", "AVX2": "_C_avx2"}
-
 if TYPE_CHECKING:
     kernels = _C
 else:
+    BUILDS = {
+        "AVX512": "_C_avx512_bf16" if _C.has_avx512_bf16() else "_C_avx512",
+        "AVX2": "_C_avx2",
+    }
     try:
         build = BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_C")
         kernels = importlib.import_module(f"cosmos_distill.{build}")
