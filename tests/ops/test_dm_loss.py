@@ -47,6 +47,59 @@ def test_vsd_gradient_is_v_over_n_in_eps_space(case):
     torch.testing.assert_close(gradient, v / student[0].numel())
 
 
+FORMS = ["TRANSFER1", "PREDICT25", "FASTGEN", "DMD2", "RCM"]
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+@pytest.mark.parametrize("name", FORMS)
+def test_direction_and_weight_are_the_score_difference_and_the_gradient(case, name, backend):
+    form: dm_loss.VSDForm = getattr(dm_loss, name)
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    student, teacher, fake, uncond = (t.detach().to(dtype) for t in case)
+    mask = torch.tensor([[1, 0], [1, 1], [0, 1]])
+    options = {"uncond": uncond, "guidance": 0.5, "frame_mask": mask, "backend": backend}
+    direction, weight = ops.vsd_direction(student.requires_grad_(), teacher, fake, form, **options)
+    assert direction.dtype == weight.dtype == dtype and not direction.requires_grad
+
+    guided, m = teacher + 0.5 * (teacher - uncond), mask[:, None, :, None, None]
+    away = (m * (student - guided).abs()).flatten(1).sum(1) / m.expand(SHAPE).flatten(1).sum(1)
+    torch.testing.assert_close(direction, m * (fake - guided))
+    torch.testing.assert_close(weight, 1 / (away + form.offset))
+
+    loss = ops.vsd_loss(student, teacher, fake, form, **options)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    count = student[0].numel() if form.reduction == "mean" else 1
+    v = weight[:, None, None, None, None] * direction
+    torch.testing.assert_close(gradient, 2 * form.factor / count * v)
+
+
+def test_direction_and_weight_of_shards_are_those_of_the_whole(case):
+    student, teacher, fake, _ = (t.detach() for t in case)
+    whole, weight = ops.vsd_direction(student, teacher, fake)
+    rows = [slice(0, 2), slice(2, 5)]
+    shards = [[t[..., part, :] for t in (student, teacher, fake)] for part in rows]
+    seen: list[torch.Tensor] = []
+
+    def take(sums):
+        seen.append(sums)
+        return sums
+
+    for shard in shards:
+        ops.vsd_direction(*shard, sum_over_shards=take)
+    for part, shard in zip(rows, shards, strict=True):
+        direction, shared = ops.vsd_direction(*shard, sum_over_shards=lambda _: sum(seen[:2]))
+        assert torch.equal(direction, whole[..., part, :])
+        torch.testing.assert_close(shared, weight)
+
+
+def test_a_sample_that_is_left_out_weighs_nothing(case):
+    student, teacher, fake, _ = (t.detach() for t in case)
+    fake[1, 0, 0, 0, 0] = float("nan")
+    assert ops.vsd_direction(student, teacher, fake, dm_loss.DMD2)[1].eq(0).tolist() == [False, True, False]
+    shown, weight = ops.vsd_direction(student, teacher, fake)
+    assert shown[1].isnan().any() and weight.isfinite().all()
+
+
 def test_vsd_normaliser_is_per_sample(case):
     student, teacher, fake, _ = case
     whole = ops.vsd_loss(student, teacher, fake)

@@ -10,7 +10,8 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``merge_attention``,                  partial results over disjoint keys, merged by it, and their
 ``attention_backward``                gradients
 ``renoise``, ``combine_guidance``,    distribution matching in x0 space
-``vsd_loss``, ``fake_score_loss``
+``vsd_direction``, ``vsd_loss``,
+``fake_score_loss``
 ``generator_loss``,                   adversarial losses on logits
 ``discriminator_loss``
 ``keep_attention``                    for torch.utils.checkpoint: recompute all of a block but attention
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .dm_loss import combine_guidance as combine_guidance
     from .dm_loss import fake_score_loss as fake_score_loss
     from .dm_loss import renoise as renoise
+    from .dm_loss import vsd_direction as vsd_direction
     from .dm_loss import vsd_loss as vsd_loss
     from .gan_loss import discriminator_loss as discriminator_loss
     from .gan_loss import generator_loss as generator_loss
@@ -57,6 +59,7 @@ _HOME = {
     "keep_attention": "checkpoint",
     "combine_guidance": "dm_loss",
     "renoise": "dm_loss",
+    "vsd_direction": "dm_loss",
     "vsd_loss": "dm_loss",
     "fake_score_loss": "dm_loss",
     "Preconditioned": "dm_loss",

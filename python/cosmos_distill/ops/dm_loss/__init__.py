@@ -10,8 +10,7 @@ and predictions are either x0 or, with :class:`Preconditioned`, the raw outputs 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +21,14 @@ from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
 from .inputs import (
     Preconditioned,
+    SumOverShards,
     check,
     check_mask,
     check_per_sample,
     check_preconditioned,
     x_t_and_coefficients,
 )
+from .vsd import vsd_direction, vsd_loss
 
 __all__ = [
     "DMD2",
@@ -41,11 +42,11 @@ __all__ = [
     "combine_guidance",
     "fake_score_loss",
     "renoise",
+    "vsd_direction",
     "vsd_loss",
 ]
 
 CriticWeighting = Literal["eps", "x0", "trigflow"]
-SumOverShards = Callable[[Tensor], Tensor]
 
 
 def renoise(
@@ -100,114 +101,6 @@ def combine_guidance(
     if convention not in ("added", "standard"):
         raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
-
-
-@overload
-def vsd_loss(
-    x0_student: Tensor,
-    x0_teacher: Tensor,
-    x0_fake: Tensor,
-    form: VSDForm = ...,
-    *,
-    uncond: Tensor | None = ...,
-    guidance: float = ...,
-    preconditioned: Preconditioned | None = ...,
-    frame_mask: Tensor | None = ...,
-    sum_over_shards: SumOverShards | None = ...,
-    return_zeroed: Literal[False] = ...,
-    backend: str | None = ...,
-) -> Tensor: ...
-
-
-@overload
-def vsd_loss(
-    x0_student: Tensor,
-    x0_teacher: Tensor,
-    x0_fake: Tensor,
-    form: VSDForm = ...,
-    *,
-    uncond: Tensor | None = ...,
-    guidance: float = ...,
-    preconditioned: Preconditioned | None = ...,
-    frame_mask: Tensor | None = ...,
-    sum_over_shards: SumOverShards | None = ...,
-    return_zeroed: Literal[True],
-    backend: str | None = ...,
-) -> tuple[Tensor, Tensor]: ...
-
-
-def vsd_loss(
-    x0_student: Tensor,
-    x0_teacher: Tensor,
-    x0_fake: Tensor,
-    form: VSDForm = TRANSFER1,
-    *,
-    uncond: Tensor | None = None,
-    guidance: float = 0.0,
-    preconditioned: Preconditioned | None = None,
-    frame_mask: Tensor | None = None,
-    sum_over_shards: SumOverShards | None = None,
-    return_zeroed: bool = False,
-    backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Variational score distillation: a loss whose gradient is the normalised score difference.
-
-    ``v = m (x0_fake - x0_teacher) / normaliser`` with the normaliser of :class:`VSDForm`, and, with sg for
-    stop-gradient and N elements in a sample, ``factor / N * sum (x0_student - sg(x0_student - v))^2``: the
-    gradient w.r.t. x0_student is 2 factor v / N. Equal to Transfer1's
-    ``v = (eps_T - eps_S) / mean |eps - eps_T|``.
-
-    Args:
-        x0_student: the student's sample, [B, ...]; the only input that gets a gradient.
-        x0_teacher: the teacher's prediction on the renoised sample, same shape.
-        x0_fake: the fake score network's prediction there, same shape.
-        form: which published variant; the default is Transfer1's.
-        uncond: the teacher's prediction without the prompt; the teacher's is then
-            x0_teacher + guidance * (x0_teacher - uncond).
-        guidance: strength in the ``added`` convention; anything but 0 needs ``uncond``.
-        preconditioned: given, all predictions are raw network outputs.
-        frame_mask: [B, T] for latents [B, C, T, H, W]: 1 where a frame counts, 0 where it is given (m above).
-            Masked elements count in N.
-        sum_over_shards: adds a tensor up over the ranks that hold slices of the same samples (an all-reduce);
-            loss and gradient are then those of whole samples, whatever the slicing. Called once, on [B, 4].
-        return_zeroed: also tell which samples were silenced for not being finite (by a form that does that).
-        backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
-
-    Returns:
-        The loss of each sample, [B], at least fp32; with ``return_zeroed`` the pair of it and, alike, 1 for
-        each sample whose loss and gradient were set to zero, else 0.
-
-    Raises:
-        ValueError: a shape, dtype, layout or device does not fit, ``guidance`` lacks ``uncond``, or a setting
-            is of another type; the message names the argument.
-        BackendUnavailable: the backend asked for cannot serve these tensors.
-    """
-    if not isinstance(form, VSDForm):
-        raise ValueError(f"form must be a VSDForm, not {type(form).__name__}")
-    if uncond is None and guidance != 0:
-        raise ValueError(f"guidance is {guidance} but uncond is missing: give both or neither")
-    check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
-    check_preconditioned("x0_student", x0_student, preconditioned)
-    check_mask(x0_student, frame_mask)
-    x_t, coefficients = x_t_and_coefficients(preconditioned)
-    latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
-    chosen = registry.pick("vsd_loss", backend, *(t for t in latents if t is not None))
-    with torch.no_grad():
-        if chosen == "reference":
-            x, teacher, fake, uncond, x_t = reference.wide(*latents)
-            direction, sums = reference.vsd(x, teacher, fake, uncond, x_t, guidance, coefficients, frame_mask)
-        else:
-            direction, sums = fused.vsd(*latents, guidance, coefficients, frame_mask, chosen)
-        sums = torch.cat([sums, sums.new_full((sums.shape[0], 1), math.prod(x0_student.shape[1:]))], dim=1)
-        if sum_over_shards is not None:
-            sums = sum_over_shards(sums)
-        loss, slope, zeroed = form.loss_and_slope(sums)
-    known: Tensor
-    if chosen == "reference":
-        known = reference.with_gradient(x0_student, loss, slope, direction)
-    else:
-        known = fused.with_gradient(x0_student, loss, slope, direction, chosen)
-    return (known, zeroed) if return_zeroed else known
 
 
 def fake_score_loss(

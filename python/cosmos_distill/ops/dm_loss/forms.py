@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +31,8 @@ class VSDForm:
     sample, and it turns an infinity into the largest number there is. Here the whole sample is left out:
     a prediction with an element that is no number vouches for none of its others."""
 
-    def loss_and_slope(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per sample, [B] each: the loss, what the direction is multiplied by to give its gradient,
-        and 1 where both were set to zero, else 0.
+    def weigh(self, sums: Tensor) -> Weighed:
+        """What whole samples come to.
 
         Args:
             sums: [B, 4], over whole samples, of m |x - x0_teacher|, direction^2, m, and 1.
@@ -45,9 +44,21 @@ class VSDForm:
         zeroed = torch.zeros_like(loss)
         if self.zero_nonfinite:
             finite = loss.isfinite()
-            loss, slope = torch.where(finite, loss, 0), torch.where(finite, slope, 0)
+            weight, loss, slope = (torch.where(finite, value, 0) for value in (weight, loss, slope))
             zeroed = (~finite).to(loss)
-        return loss, slope, zeroed
+        return Weighed(weight, loss, slope, zeroed)
+
+
+class Weighed(NamedTuple):
+    """Of each sample, [B] each."""
+
+    weight: Tensor
+    """1 / normaliser, or 0 where the sample is left out."""
+    loss: Tensor
+    slope: Tensor
+    """What the direction is multiplied by to give the gradient of the loss."""
+    zeroed: Tensor
+    """1 where a form has left the sample out, else 0."""
 
 
 TRANSFER1 = VSDForm(floor=1e-5)

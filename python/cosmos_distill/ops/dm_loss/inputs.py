@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import beside, floating, like
+
+SumOverShards = Callable[[Tensor], Tensor]
 
 
 class Preconditioned(NamedTuple):
