@@ -9,14 +9,14 @@ namespace {
 
 constexpr int kKeys = 64;
 
-// Block (64 queries, head, sample), over tiles of keys; the next one is on its way while this one is worked on.
+// A block has 64 queries of a head, and goes over tiles of keys; the next one is on its way while this one is worked on.
 // `scale` > 0 is for exponentials of two; `flip` changes the sign of two queries' elements, or does nothing.
 template <class T, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_kernel(Attention call, float scale, uint32_t flip) {
     CD_DYNAMIC_SHARED(T, q_tile);
     T* const k_tiles = q_tile + kAttentionRows * kDim;
     T* const v_tiles = k_tiles + 2 * kKeys * kDim;
-    const Place place;
+    const Place place(call);
     const int lane = place.lane, row = place.warp * 16;
     const T *k = place.of<T>(call.k), *v = place.of<T>(call.v);
     load_tile<kDim, kAttentionRows, kAttentionThreads>(q_tile, place.of<T>(call.q), call.q.row, place.first,

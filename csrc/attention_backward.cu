@@ -26,14 +26,14 @@ CD_DEVICE float dot(const T* a, const T* b, int dim, int lane) {
     return sum;
 }
 
-// Block (64 queries, head, sample), over tiles of keys.
+// A block has 64 queries of a head, and goes over tiles of keys.
 template <class T, int kDim, int kKeys>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Attention call, int padded) {
     CD_DYNAMIC_SHARED(T, q_tile);
     T* const grad_tile = q_tile + kAttentionRows * kDim;
     T* const k_tiles = grad_tile + kAttentionRows * kDim;
     T* const v_tiles = k_tiles + 2 * kKeys * kDim;
-    const Place place;
+    const Place place(call);
     const int lane = place.lane, row = place.warp * 16;
     const T *grad = place.of<T>(call.grad), *out = place.of<T>(call.out);
     const T *k = place.of<T>(call.k), *v = place.of<T>(call.v);
@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Atte
                lane);
 }
 
-// Block (64 keys, head, sample), over tiles of queries, on transposed scores: keys that are not there are rows whose
-// results nobody stores.
+// A block has 64 keys of a head, and goes over tiles of queries, on transposed scores: keys that are not there are rows
+// whose results nobody stores.
 template <class T, int kDim, int kQueries>
 __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dkv_kernel(Attention call, int padded) {
     CD_DYNAMIC_SHARED(T, k_tile);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dkv_kernel(Att
     T* const q_tiles = v_tile + kAttentionRows * kDim;
     T* const grad_tiles = q_tiles + 2 * kQueries * kDim;
     RowStats* const stats = reinterpret_cast<RowStats*>(grad_tiles + 2 * kQueries * kDim);
-    const Place place;
+    const Place place(call);
     const int lane = place.lane, row = place.warp * 16;
     const T *q = place.of<T>(call.q), *grad = place.of<T>(call.grad);
     const RowStats* const all_stats = reinterpret_cast<const RowStats*>(call.scratch) + place.of(call, padded);

@@ -10,15 +10,19 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int64_t kElementsPerBlock = 16 * 1024;
 
-// Part `blockIdx.x` of sample `blockIdx.y`: the elements from `at` up to `end` that this thread comes to, with
-// `at` counted within the sample.
+// A block's part of a sample: the elements from `at` up to `end` that this thread comes to, with `at` counted within
+// the sample. All blocks lie on the grid's first axis, those of a sample next to each other: the others end at
+// 65,535, fewer than a batch may have samples.
 template <int kStep>
 struct Part {
     int64_t at, end, sample, base;
-    CD_DEVICE explicit Part(int64_t elements)
-        : at(blockIdx.x * kElementsPerBlock + threadIdx.x * kStep), end((blockIdx.x + 1) * kElementsPerBlock),
-          sample(blockIdx.y), base(blockIdx.y * elements) {
-        if (end > elements) end = elements;
+    CD_DEVICE explicit Part(int64_t elements) {
+        const auto parts = static_cast<unsigned>((elements + kElementsPerBlock - 1) / kElementsPerBlock);
+        const int64_t begin = blockIdx.x % parts * kElementsPerBlock;
+        sample = blockIdx.x / parts;
+        base = sample * elements;
+        at = begin + threadIdx.x * kStep;
+        end = begin + kElementsPerBlock < elements ? begin + kElementsPerBlock : elements;
     }
     CD_DEVICE bool more() const { return at < end; }
     CD_DEVICE void next() { at += kThreads * kStep; }
@@ -110,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) vsd_kernel(Vsd call) {
     block_sum(sums, scratch);
     if (threadIdx.x < 3) {
         const float sum = threadIdx.x == 0 ? sums[0] : threadIdx.x == 1 ? sums[1] : sums[2];
-        call.partial[(part.sample * gridDim.x + blockIdx.x) * 3 + threadIdx.x] = sum;
+        call.partial[int64_t{blockIdx.x} * 3 + threadIdx.x] = sum;
     }
 }
 
@@ -153,11 +157,11 @@ __global__ void __launch_bounds__(kThreads) squared_error_kernel(SquaredError ca
     }
     if (gradient) return;
     block_sum(sum, scratch);
-    if (threadIdx.x == 0) call.partial[part.sample * gridDim.x + blockIdx.x] = sum[0];
+    if (threadIdx.x == 0) call.partial[blockIdx.x] = sum[0];
 }
 
 dim3 grid(int64_t batch, int64_t elements) {
-    return dim3(static_cast<unsigned>(dm_loss_blocks(elements)), static_cast<unsigned>(batch));
+    return dim3(static_cast<unsigned>(batch * dm_loss_blocks(elements)));
 }
 
 }  // namespace

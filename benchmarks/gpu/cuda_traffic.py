@@ -44,7 +44,7 @@ def _twice(_: Any) -> int:
 
 
 def _blocks(launch: Any) -> int:
-    """Blocks along the first axis: of queries or of keys."""
+    """Blocks along the first axis, where all have one sample: of queries or of keys."""
     return int(launch.grid[0])
 
 

@@ -12,13 +12,17 @@ namespace cd::cuda {
 constexpr int kAttentionThreads = 128, kAttentionRows = 64;
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// Where a thread is.
+// Where a thread is. Samples follow each other along the grid's first axis, each with the blocks of one head next to
+// each other: the other axes end at 65,535, fewer than a batch may have samples.
 struct Place {
     int first, head, sample, warp, lane;
-    CD_DEVICE Place()
-        : first(static_cast<int>(blockIdx.x) * kAttentionRows), head(static_cast<int>(blockIdx.y)),
-          sample(static_cast<int>(blockIdx.z)), warp(static_cast<int>(threadIdx.x) / 32),
-          lane(static_cast<int>(threadIdx.x) % 32) {}
+    CD_DEVICE explicit Place(const Attention& call)
+        : head(static_cast<int>(blockIdx.y)), warp(static_cast<int>(threadIdx.x) / 32),
+          lane(static_cast<int>(threadIdx.x) % 32) {
+        const unsigned blocks = gridDim.x / static_cast<unsigned>(call.batch);
+        first = static_cast<int>(blockIdx.x % blocks) * kAttentionRows;
+        sample = static_cast<int>(blockIdx.x / blocks);
+    }
     // The head's rows.
     template <class T>
     CD_DEVICE T* of(const Strided& x) const {
@@ -42,8 +46,8 @@ CD_DEVICE float row_max(float x) {
 }
 
 inline dim3 attention_grid(int rows, const Attention& call) {
-    return dim3(static_cast<unsigned>((rows + kAttentionRows - 1) / kAttentionRows), static_cast<unsigned>(call.heads),
-                static_cast<unsigned>(call.batch));
+    const int64_t blocks = (rows + kAttentionRows - 1) / kAttentionRows;
+    return dim3(static_cast<unsigned>(blocks * call.batch), static_cast<unsigned>(call.heads));
 }
 
 // Calls `run` with a zero of the dtype's type and the width of the tiles that hold a head: missing elements are zero.

@@ -150,8 +150,6 @@ inline std::vector<Launch>* recorded = nullptr;
 inline void run(const Launch& launch) {
     const dim3 grid = launch.grid;
     const unsigned threads = launch.threads;
-    if (threads == 0 || threads > 1024 || grid.y > 65535 || grid.z > 65535) throw std::runtime_error("invalid configuration");
-    if (launch.shared > kMaxShared) throw std::runtime_error("too much dynamic shared memory");
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     char ended = 0;
     std::atomic<uint64_t> next{0};
@@ -181,6 +179,10 @@ inline void run(const Launch& launch) {
 }
 
 inline void launch(Launch one) {
+    const dim3 grid = one.grid;
+    if (one.threads == 0 || one.threads > 1024 || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535)
+        throw std::runtime_error("invalid configuration");
+    if (one.shared > kMaxShared) throw std::runtime_error("too much dynamic shared memory");
     if (recorded != nullptr)
         recorded->push_back(std::move(one));
     else

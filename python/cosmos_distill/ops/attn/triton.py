@@ -19,7 +19,7 @@ from .. import aot
 from ..launch import architecture, launch
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
 from .triton_scores import exponential, scaled, to_lse
-from .triton_tiles import store_tile, tile
+from .triton_tiles import batch_axis, grid, place, store_tile, tile
 
 
 @triton.jit
@@ -47,11 +47,10 @@ def attention_forward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    BATCH_AXIS: tl.constexpr,
 ):
     NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
-    first = tl.program_id(0) * BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    first, head, batch = place(BLOCK_M, BATCH_AXIS)
     heads = tl.num_programs(1)
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     q_at = q + batch * q_batch + head * q_head + first.to(tl.int64) * q_token
@@ -138,6 +137,7 @@ def _constants(q: Tensor, config: Config) -> dict[str, Any]:
         "BLOCK_M": config.queries,
         "BLOCK_N": config.keys,
         "PRECISION": "ieee",
+        "BATCH_AXIS": batch_axis(q),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
@@ -152,7 +152,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
     launch(
         attention_forward,
-        (triton.cdiv(queries, config.queries), heads, batch),
+        grid(q, config.queries),
         q,
         k,
         v,
@@ -180,13 +180,12 @@ def attention_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, queries, heads, size = q.shape
-    keys = k.shape[1]
+    queries, keys, size = q.shape[1], k.shape[1], q.shape[-1]
     delta = torch.empty_like(lse)
     block = max(16, triton.next_power_of_2(size))
     launch(
         attention_delta,
-        (triton.cdiv(queries, 32), heads, batch),
+        grid(q, 32),
         grad,
         grad_lse,
         out,
@@ -197,6 +196,7 @@ def attention_backward(
         D=size,
         BLOCK_D=block,
         BLOCK_M=32,
+        BATCH_AXIS=batch_axis(q),
         num_warps=4,
     )
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -206,7 +206,7 @@ def attention_backward(
     configs = _configs(q)
     launch(
         attention_dkdv,
-        (triton.cdiv(keys, configs.dkdv.keys), heads, batch),
+        grid(k, configs.dkdv.keys),
         dk,
         dv,
         *shared,
@@ -217,7 +217,7 @@ def attention_backward(
     )
     launch(
         attention_dq,
-        (triton.cdiv(queries, configs.dq.queries), heads, batch),
+        grid(q, configs.dq.queries),
         dq,
         *shared,
         *strides,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_scores import exponential, from_lse
-from .triton_tiles import store_tile, tile
+from .triton_tiles import place, store_tile, tile
 
 
 @triton.jit
@@ -29,10 +29,9 @@ def attention_delta(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BATCH_AXIS: tl.constexpr,
 ):
-    first = tl.program_id(0) * BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    first, head, batch = place(BLOCK_M, BATCH_AXIS)
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     left = queries - first
     g_at = grad + batch * grad_batch + head * grad_head + first.to(tl.int64) * grad_token
@@ -77,11 +76,10 @@ def attention_dkdv(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    BATCH_AXIS: tl.constexpr,
 ):
     NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
-    first = tl.program_id(0) * BLOCK_N
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    first, head, batch = place(BLOCK_N, BATCH_AXIS)
     heads = tl.num_programs(1)
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     k_at = k + batch * k_batch + head * k_head + first.to(tl.int64) * k_token
@@ -145,11 +143,10 @@ def attention_dq(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    BATCH_AXIS: tl.constexpr,
 ):
     NATURAL: tl.constexpr = q.dtype.element_ty == tl.float32
-    first = tl.program_id(0) * BLOCK_M
-    head = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
+    first, head, batch = place(BLOCK_M, BATCH_AXIS)
     heads = tl.num_programs(1)
     m, n, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     q_at = q + batch * q_batch + head * q_head + first.to(tl.int64) * q_token

@@ -1,9 +1,34 @@
-"""Tiles of tokens in Triton: [rows, head size], of which some rows and columns may not exist."""
+"""Tiles of tokens in Triton: [rows, head size], of which some rows and columns may not exist. And which of
+them is a program's own."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+_MOST = 65_535
+"""Programs that a grid takes along its second and third axis."""
+
+
+def batch_axis(x: Tensor) -> int:
+    """The axis of the grid for x [B, S, H, D] that samples lie on: the last, so that a head's programs come
+    one after the other and find its keys in the cache; the first if they are many, and therefore short."""
+    return 2 if x.shape[0] <= _MOST else 0
+
+
+def grid(x: Tensor, block: int) -> tuple[int, ...]:
+    """A program for every ``block`` rows of every head of x [B, S, H, D]."""
+    batch, rows, heads, _ = x.shape
+    sizes = triton.cdiv(rows, block), heads, batch
+    return sizes if batch_axis(x) == 2 else sizes[::-1]
+
+
+@triton.jit
+def place(BLOCK_ROWS: tl.constexpr, BATCH_AXIS: tl.constexpr):
+    """This program's first row, head and sample."""
+    first = tl.program_id(2 - BATCH_AXIS) * BLOCK_ROWS
+    return first, tl.program_id(1).to(tl.int64), tl.program_id(BATCH_AXIS).to(tl.int64)
 
 
 @triton.jit

@@ -19,6 +19,14 @@ _WARPS = 8
 
 
 @triton.jit
+def _place(count, BLOCK: tl.constexpr):
+    """This program's sample, and its elements within. All programs lie on the grid's first axis, a sample's
+    next to each other: the others end at 65,535, fewer than a batch may have samples."""
+    chunks = tl.cdiv(count, BLOCK)
+    return (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _weight(frame_mask, sample, at, inside, frames, area, MASKED: tl.constexpr):
     """The frame mask of elements of latents [C, T, H, W]; ones, without a mask, for elements that exist."""
     if MASKED:
@@ -31,8 +39,7 @@ def _weight(frame_mask, sample, at, inside, frames, area, MASKED: tl.constexpr):
 
 @triton.jit
 def renoise_sweep(x0, eps, alpha, sigma, out, count, BLOCK: tl.constexpr):
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample, at = _place(count, BLOCK)
     inside = at < count
     start = sample * count
     signal = tl.load(x0 + start + at, mask=inside, other=0.0).to(tl.float32)
@@ -62,8 +69,7 @@ def vsd_sweep(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample, at = _place(count, BLOCK)
     inside = at < count
     start = sample * count
     real = tl.load(teacher + start + at, mask=inside, other=0.0).to(tl.float32)
@@ -82,7 +88,7 @@ def vsd_sweep(
     weight = _weight(frame_mask, sample, at, inside, frames, area, MASKED)
     difference *= weight
     tl.store(direction + start + at, difference.to(direction.dtype.element_ty), mask=inside)
-    sums = partials + 3 * (sample * tl.num_programs(0) + tl.program_id(0))
+    sums = partials + 3 * tl.program_id(0).to(tl.int64)
     tl.store(sums, tl.sum(weight * tl.abs(student - real), 0))
     tl.store(sums + 1, tl.sum(difference * difference, 0))
     tl.store(sums + 2, tl.sum(weight, 0))
@@ -90,8 +96,7 @@ def vsd_sweep(
 
 @triton.jit
 def vsd_gradient_sweep(direction, slope, out, count, BLOCK: tl.constexpr):
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample, at = _place(count, BLOCK)
     inside = at < count
     factor = tl.load(slope + sample)
     value = tl.load(direction + sample * count + at, mask=inside, other=0.0).to(tl.float32)
@@ -117,8 +122,7 @@ def squared_error_sweep(
     BLOCK: tl.constexpr,
 ):
     """This stretch's sum, or, given grad, the gradient w.r.t. p."""
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample, at = _place(count, BLOCK)
     inside = at < count
     start = sample * count
     value = tl.load(p + start + at, mask=inside, other=0.0).to(tl.float32)
@@ -137,11 +141,16 @@ def squared_error_sweep(
         tl.store(out + start + at, (slope * weight * error).to(out.dtype.element_ty), mask=inside)
     else:
         share = tl.sum(weight * error * error, 0)
-        tl.store(out + sample * tl.num_programs(0) + tl.program_id(0), share)
+        tl.store(out + tl.program_id(0), share)
 
 
-def _grid(x: Tensor) -> tuple[int, int]:
-    return triton.cdiv(_count(x), _BLOCK), x.shape[0]
+def _chunks(x: Tensor) -> int:
+    """Stretches of a sample."""
+    return triton.cdiv(_count(x), _BLOCK)
+
+
+def _grid(x: Tensor) -> tuple[int]:
+    return (x.shape[0] * _chunks(x),)
 
 
 def _count(x: Tensor) -> int:
@@ -174,12 +183,11 @@ def vsd(
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     direction = torch.empty_like(x)
-    chunks, samples = _grid(x)
-    partials = x.new_empty((samples, chunks, 3), dtype=torch.float32)
+    partials = x.new_empty((x.shape[0], _chunks(x), 3), dtype=torch.float32)
     mask, frames, area = _frames(x, frame_mask)
     launch(
         vsd_sweep,
-        (chunks, samples),
+        _grid(x),
         x,
         teacher,
         fake,
@@ -199,20 +207,13 @@ def vsd(
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
-    return direction, total(partials, x.new_empty((samples, 3), dtype=torch.float32))
+    return direction, total(partials, x.new_empty((x.shape[0], 3), dtype=torch.float32))
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
     out = torch.empty_like(direction)
     tensors = (direction, slope, out)
-    launch(
-        vsd_gradient_sweep,
-        _grid(direction),
-        *tensors,
-        _count(direction),
-        BLOCK=_BLOCK,
-        num_warps=_WARPS,
-    )
+    launch(vsd_gradient_sweep, _grid(out), *tensors, _count(out), BLOCK=_BLOCK, num_warps=_WARPS)
     return out
 
 
@@ -254,10 +255,9 @@ def squared_error(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    chunks, samples = _grid(p)
-    partials = p.new_empty((samples, chunks, 1), dtype=torch.float32)
+    partials = p.new_empty((p.shape[0], _chunks(p), 1), dtype=torch.float32)
     _squared_error(None, p, target, x_t, coefficients, frame_mask, partials)
-    return total(partials, p.new_empty((samples,), dtype=torch.float32))
+    return total(partials, p.new_empty(p.shape[:1], dtype=torch.float32))
 
 
 def squared_error_gradient(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill import ops
+from cosmos_distill.ops.attn import triton_tiles
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,7 +30,7 @@ def with_lse(
 @pytest.mark.parametrize(
     "sizes",
     [
-        (1, 70, 41, 2, 24),  # neither lengths nor head size fill their tiles of 32 and 16
+        (2, 70, 41, 3, 24),  # neither lengths nor head size fill their tiles of 32 and 16
         (2, 33, 32, 1, 64),  # keys do
         (1, 32, 32, 1, 128),  # everything does
         (1, 0, 5, 1, 16),
@@ -43,6 +44,18 @@ def test_forward_and_backward(sizes: tuple[int, int, int, int, int], dtype: torc
 
     lucky = sizes[2] == 1 and dtype == torch.float32  # two units of 16-bit results are far above any luck
     assert_as_good_as_torch(draws(case) if lucky else [case(0)], "triton", dtype)
+
+
+def test_more_samples_than_an_axis_takes(monkeypatch: pytest.MonkeyPatch):
+    *inputs, grad, grad_lse = draw(2, 70, 41, 3, 24)
+    leaves = [t.requires_grad_() for t in inputs]
+    results = []
+    for most in (65_535, 1):
+        monkeypatch.setattr(triton_tiles, "_MOST", most)
+        with poisoned():
+            both = with_lse(*leaves, "triton")
+            results.append([*both, *torch.autograd.grad(both, leaves, [grad, grad_lse])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 0.0, -0.7])
