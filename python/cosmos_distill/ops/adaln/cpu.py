@@ -10,23 +10,18 @@ from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS
-from .fused import layout
+from .fused import addressed, layout
 
 
 def _layout(x: Tensor) -> tuple[int, int, int, int]:
     return ELEMENTS[x.dtype], *layout(x)
 
 
-def _rows(modulation: Tensor) -> tuple[int, int]:
-    """Address and distance between rows."""
-    return modulation.data_ptr(), modulation.stride(-2)
-
-
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
     stats = torch.empty((*x.shape[:-1], 2))
     kernels.adaln_forward(
-        *_layout(x), x.data_ptr(), *_rows(shift), *_rows(scale), eps, out.data_ptr(), stats.data_ptr()
+        *_layout(x), x.data_ptr(), *addressed(shift), *addressed(scale), eps, out.data_ptr(), stats.data_ptr()
     )
     return out, stats
 
@@ -41,7 +36,7 @@ def adaln_modulate_backward(
         grad.data_ptr(),
         x.data_ptr(),
         stats.data_ptr(),
-        *_rows(scale),
+        *addressed(scale),
         dx.data_ptr(),
         dshift.data_ptr(),
         dscale.data_ptr(),
@@ -58,9 +53,9 @@ def gated_residual_adaln(
         *_layout(x),
         x.data_ptr(),
         y.data_ptr(),
-        *_rows(gate),
-        *_rows(shift),
-        *_rows(scale),
+        *addressed(gate),
+        *addressed(shift),
+        *addressed(scale),
         eps,
         x_new.data_ptr(),
         out.data_ptr(),
@@ -87,8 +82,8 @@ def gated_residual_adaln_backward(
         x_new.data_ptr(),
         y.data_ptr(),
         stats.data_ptr(),
-        *_rows(gate),
-        *_rows(scale),
+        *addressed(gate),
+        *addressed(scale),
         dx.data_ptr(),
         dy.data_ptr(),
         dgate.data_ptr(),

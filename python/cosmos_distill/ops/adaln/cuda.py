@@ -7,12 +7,7 @@ from torch import Tensor
 
 from ..cuda_launch import address, dtype_of, functions, launch
 from ..elements import new_fp32
-from .fused import layout
-
-
-def _rows(modulation: Tensor) -> tuple[int, int]:
-    """Address and distance between rows."""
-    return modulation.data_ptr(), modulation.stride(-2)
+from .fused import addressed, layout
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -26,8 +21,8 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
         0,
         0,
         0,
-        *_rows(shift),
-        *_rows(scale),
+        *addressed(shift),
+        *addressed(scale),
         eps,
         0,
         out.data_ptr(),
@@ -47,9 +42,9 @@ def gated_residual_adaln(
         *layout(x),
         x.data_ptr(),
         y.data_ptr(),
-        *_rows(gate),
-        *_rows(shift),
-        *_rows(scale),
+        *addressed(gate),
+        *addressed(shift),
+        *addressed(scale),
         eps,
         x_new.data_ptr(),
         out.data_ptr(),
@@ -82,7 +77,7 @@ def adaln_modulate_backward(
         stats.data_ptr(),
         0,
         0,
-        *_rows(scale),
+        *addressed(scale),
         dx.data_ptr(),
         0,
         0,
@@ -115,8 +110,8 @@ def gated_residual_adaln_backward(
         x_new.data_ptr(),
         y.data_ptr(),
         stats.data_ptr(),
-        *_rows(gate),
-        *_rows(scale),
+        *addressed(gate),
+        *addressed(scale),
         dx.data_ptr(),
         dy.data_ptr(),
         dgate.data_ptr(),

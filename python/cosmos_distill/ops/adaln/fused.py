@@ -39,6 +39,11 @@ def rows(modulation: Tensor) -> Tensor:
     return modulation.contiguous()
 
 
+def addressed(modulation: Tensor) -> tuple[int, int]:
+    """What compiled kernels are told of such rows: the address, and the distance between them."""
+    return modulation.data_ptr(), modulation.stride(-2)
+
+
 def _stats_like(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], 2), dtype=torch.float32)
 
