@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill import ops
-from cosmos_distill.ops import registry
+from cosmos_distill.ops import attn, qknorm, registry  # noqa: F401  # registers their operators
 from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable
 
 
@@ -159,3 +159,24 @@ def test_a_choice_holds_within_its_block_only(monkeypatch: pytest.MonkeyPatch):
     with registry.insisting("sdpa"):
         assert picked() == "sdpa"
     assert picked() == "reference"
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "largest"),
+    [("attention", "triton", 128), ("attention", "cuda", 128), ("qk_norm_rope", "cuda", 2048)],
+)
+def test_heads_too_large_are_refused_where_no_public_function_did(name: str, backend: str, largest: int):
+    """Of those who call the registered operator, as a compiled graph does."""
+    x, weight, row = torch.zeros(1, 2, 1, largest + 8), torch.zeros(largest + 8), torch.zeros(1, 2, 1)
+    lse = row.transpose(1, 2)
+    calls = {
+        "attention": ((x, x, x, 1.0), (x, None, x, x, x, x, lse, 1.0)),
+        "qk_norm_rope": (
+            (x, x, weight, weight, None, None, [], 1e-6),
+            (x, x, x, x, weight, weight, row, row, None, None, []),
+        ),
+    }[name]
+    for suffix, arguments in zip(("", "_backward"), calls, strict=True):
+        operator = getattr(torch.ops.cosmos_distill, name + suffix)
+        with pytest.raises(ValueError, match=f"{backend}: .*up to {largest} channels, but q has head size"):
+            operator(*arguments, backend)

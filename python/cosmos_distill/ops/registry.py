@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import introduce_to_dtensor, kernels
+from .library import Operator, introduce_to_dtensor, kernel, kernels
 
 VARIABLE = "COSMOS_DISTILL_BACKEND"
 
@@ -61,12 +62,13 @@ class Backend:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
-        if self.too_small_for(head):
-            return f"it serves heads of up to {self.largest_head} channels, but q has head size {head}"
-        return None
+        return self.too_small_for(head)
 
-    def too_small_for(self, head: int) -> bool:
-        return self.largest_head is not None and head > self.largest_head
+    def too_small_for(self, head: int) -> str | None:
+        """Why such heads cannot be served, or None."""
+        if self.largest_head is None or head <= self.largest_head:
+            return None
+        return f"it serves heads of up to {self.largest_head} channels, but q has head size {head}"
 
 
 REFERENCE = Backend("reference")
@@ -166,6 +168,26 @@ def _pick_while_tracing(
 # Reads the environment and imports modules: not for a graph, in which the answer is a constant. This is
 # torch.compiler.assume_constant_result without the second and a half that importing the compiler takes.
 _pick_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
+    """A :func:`.library.kernel` that refuses heads larger than its backend serves, with HeadTooLarge: what is
+    registered may be called where no :func:`pick` has been.
+
+    Args:
+        operator: a key of OPERATORS.
+        function: see :func:`.library.kernel`.
+        q: the position of the argument with the heads.
+    """
+    run = kernel(OPERATORS[operator][0], function)
+
+    def refuse_or_run(*args: Any) -> Any:
+        for backend in OPERATORS[operator][1]:
+            if backend.name == args[-1] and (reason := backend.too_small_for(args[q].shape[-1])):
+                raise HeadTooLarge(f"{backend.name}: {reason}")
+        return run(*args)
+
+    return refuse_or_run
 
 
 def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..library import define, define_differentiable, kernel
+from ..library import define, define_differentiable
+from ..registry import kernel_for_heads
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def _like(x: Tensor) -> Tensor:
 attention_backward = define(
     "attention_backward(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " float scale, str backend) -> (Tensor, Tensor, Tensor)",
-    kernel("attn", "attention_backward"),
+    kernel_for_heads("attention_lse", "attention_backward", q=2),
     lambda grad, grad_lse, q, k, v, *_: (_like(q), _like(k), _like(v)),
 )
 
@@ -55,7 +56,7 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
 
 _forward = define_differentiable(
     "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
-    kernel("attn", "attention"),
+    kernel_for_heads("attention_lse", "attention", q=0),
     lambda q, *_: (_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)),
     _save,
     _gradient,

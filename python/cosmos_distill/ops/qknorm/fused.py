@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ..elements import new_fp32
-from ..library import define, define_differentiable, kernel
+from ..library import define, define_differentiable
+from ..registry import kernel_for_heads
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ _backward = define(
     "qk_norm_rope_backward(Tensor q_grad, Tensor k_grad, Tensor q, Tensor k, Tensor q_weight,"
     " Tensor k_weight, Tensor q_rstd, Tensor k_rstd, Tensor? cos, Tensor? sin, SymInt[] grid, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    kernel("qknorm", "qk_norm_rope_backward"),
+    kernel_for_heads("qk_norm_rope", "qk_norm_rope_backward", q=2),
     _backward_shapes,
 )
 
@@ -71,7 +72,7 @@ def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, .
 _forward = define_differentiable(
     "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin,"
     " SymInt[] grid, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    kernel("qknorm", "qk_norm_rope"),
+    kernel_for_heads("qk_norm_rope", "qk_norm_rope", q=0),
     lambda q, k, *_: (_like(q), _like(k), rstd_like(q), rstd_like(k)),
     _save,
     _gradient,
