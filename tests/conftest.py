@@ -1,8 +1,9 @@
-"""One smoke run of the real command, shared by all who look at it."""
+"""What several parts share: one smoke run of the real command, and fp64 where networks insist on fp32."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.stages.conftest import smoke
 
@@ -14,3 +15,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = smoke(out, "--traceback")
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Lift the fp32 islands of both sides to fp64, to compare formulas rather than their rounding."""
+    arange, norm = torch.arange, torch.linalg.vector_norm
+    to_float, to = torch.Tensor.float, torch.Tensor.to
+
+    def wide_arange(*args, dtype=None, **kwargs):
+        return arange(*args, dtype=torch.float64 if dtype == torch.float32 else dtype, **kwargs)
+
+    def wide_norm(x, *args, dtype=None, **kwargs):
+        return norm(x, *args, **kwargs)
+
+    def wide_to(x, *args, **kwargs):
+        return x if x.dtype == torch.float64 and args == (torch.float32,) else to(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", wide_to)
+    monkeypatch.setattr(torch, "arange", wide_arange)
+    monkeypatch.setattr(torch.linalg, "vector_norm", wide_norm)
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else to_float(x))

@@ -264,6 +264,17 @@ def test_vocabularies_know_no_other_part(leaf: str):
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_test_imports_from_a_test():
+    """What several share is in a conftest or a module of helpers, which nothing collects a second time."""
+    wrong = {
+        where(path, one)
+        for path in (ROOT / "tests").rglob("*.py")
+        for one in imports(path)
+        if re.search(r"(^|\.)test_\w+$", one.module)
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
 def test_files_stay_short():
     files = [
         path

@@ -7,7 +7,7 @@ import torch
 
 from cosmos_distill.config import EDM, TrigFlow
 from cosmos_distill.diffusion import EDMSchedule, TrigFlowSchedule, euler_rf, few_step, teacher_sample
-from tests.diffusion.test_samplers import MEAN, STD
+from tests.diffusion.gaussian import MEAN, STD
 
 SCHEDULES = [TrigFlowSchedule(), TrigFlowSchedule(TrigFlow(sigma_data=0.5))]
 SCHEDULE = SCHEDULES[0]

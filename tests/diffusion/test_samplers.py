@@ -7,9 +7,9 @@ import torch
 
 from cosmos_distill.config import EDM
 from cosmos_distill.diffusion import EDMSchedule, res_2ab
+from tests.diffusion.gaussian import MEAN, STD
 
 SCHEDULE = EDMSchedule(EDM())
-MEAN, STD = 1.5, 0.5
 
 
 def gaussian(x, sigma):

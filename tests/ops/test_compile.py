@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.test_library import bit_equal, draw, public, run, tuple_of
+from tests.ops.calls import bit_equal, draw, public, run, tuple_of
 
 
 @pytest.fixture(autouse=True)

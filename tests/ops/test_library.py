@@ -1,196 +1,31 @@
-"""The registration of every operator, and the two ways to call it."""
+"""The two ways to call every operator."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cosmos_distill import ops
-from cosmos_distill.ops import adaln, attn, dm_loss, qknorm  # noqa: F401  # registers their operators
 from cosmos_distill.ops.library import NAMESPACE, kernels
-
-FOLDERS = {"adaln": "cpu", "qknorm": "cpu", "attn": "sdpa", "dm_loss": "cpu"}
-"""Folder -> the backend that serves its operators on a CPU."""
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def modulated(*shape: int) -> tuple[Tensor, Tensor]:
-    """Tokens and a row of modulation."""
-    return draw(*shape), draw(*shape[:-2], shape[-1])
-
-
-X, M = modulated(2, 5, 8)
-FRAMES, FRAME_M = modulated(2, 3, 4, 6)
-STATS = torch.stack([X.mean(-1), X.var(-1, correction=0).add(1e-6).rsqrt()], dim=-1)
-Q, W, TABLE, RSTD = draw(2, 6, 3, 12), draw(12), draw(6, 12), draw(2, 6, 3).abs()
-GRID, PACKED = [1, 2, 3, 3, 1, 2], draw(1 * 3 + 2 * 1 + 3 * 2)
-K, LSE = draw(2, 4, 3, 12), draw(2, 3, 6)
-LATENT, PER_SAMPLE, COEFFICIENTS, MASK = draw(2, 3, 2, 4, 4), draw(2).abs(), draw(2, 2), torch.ones(2, 2)
-
-SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
-    "adaln_modulate": ("adaln", [(X, M, M, 1e-6), (FRAMES, FRAME_M, FRAME_M, 1e-6)]),
-    "adaln_modulate_backward": ("adaln", [(X, X, STATS, M)]),
-    "gated_residual_adaln": ("adaln", [(X, X, M, M, M, 1e-6), (FRAMES, FRAMES, *[FRAME_M] * 3, 1e-6)]),
-    "gated_residual_adaln_backward": ("adaln", [(g, X, X, X, STATS, M, M) for g in (None, X)]),
-    "qk_norm_rope": (
-        "qknorm",
-        [
-            (Q, Q, W, W, None, None, [], 1e-6),
-            (Q, K, W, W, None, None, [], 1e-6),
-            (Q, Q, W, W, TABLE, TABLE, [], 1e-6),
-            (Q, Q, W, W, PACKED, PACKED, GRID, 1e-6),
-        ],
-    ),
-    "qk_norm_rope_backward": ("qknorm", [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID)]),
-    "attention": ("attn", [(Q, K, K, 0.3)]),
-    "attention_backward": ("attn", [(Q, g, Q, K, K, Q, LSE, 0.3) for g in (None, LSE)]),
-    "renoise": ("dm_loss", [(LATENT, LATENT, a, PER_SAMPLE) for a in (None, PER_SAMPLE)]),
-    "vsd": (
-        "dm_loss",
-        [
-            (LATENT, LATENT, LATENT, None, None, 0.0, None, None),
-            (LATENT, LATENT, LATENT, LATENT, LATENT, 2.0, COEFFICIENTS, MASK),
-        ],
-    ),
-    "vsd_gradient": ("dm_loss", [(LATENT, PER_SAMPLE)]),
-    "with_gradient": ("dm_loss", [(LATENT, PER_SAMPLE, PER_SAMPLE, LATENT)]),
-    "squared_error": (
-        "dm_loss",
-        [(LATENT, LATENT, None, None, None), (LATENT, LATENT, LATENT, COEFFICIENTS, MASK)],
-    ),
-    "squared_error_gradient": ("dm_loss", [(PER_SAMPLE, LATENT, LATENT, LATENT, COEFFICIENTS, MASK)]),
-}
-"""Operator -> its folder and arguments to call it with, the backend left out."""
-
-NOT_DIFFERENTIABLE = {
-    "adaln_modulate_backward",
-    "gated_residual_adaln_backward",
-    "qk_norm_rope_backward",
-    "attention_backward",
-    "vsd",
-    "vsd_gradient",
-    "squared_error_gradient",
-}
-# Arguments that no gradient is defined for: tables, noise, targets.
-CONSTANTS = {
-    "qk_norm_rope": {4, 5},
-    "renoise": {1, 2, 3},
-    "with_gradient": {1, 2, 3},
-    "squared_error": {1, 2, 3, 4},
-}
-
-
-def registered(name: str) -> Callable[..., Any]:
-    return getattr(torch.ops.cosmos_distill, name).default
-
-
-def backend_of(folder: str, function: str) -> str:
-    """The backend that has this operator on a CPU, or the test is skipped."""
-    backend = FOLDERS[folder]
-    # Of an operator whose kernel is not the backend's own, the backend has its gradient.
-    function = {"attention": "attention_backward", "with_gradient": "vsd_gradient"}.get(function, function)
-    try:
-        found = hasattr(kernels(folder, backend), function)
-    except ImportError:
-        found = False
-    if not found:
-        pytest.skip(f"{folder} has no {function} in its backend {backend!r}")
-    return backend
-
-
-def cases() -> list[Any]:
-    return [
-        pytest.param(name, i, id=f"{name}-{i}")
-        for name, (_, samples) in SAMPLES.items()
-        for i in range(len(samples))
-    ]
-
-
-def arguments(name: str, index: int, learn: bool) -> tuple[Any, ...]:
-    folder, samples = SAMPLES[name]
-    learn = learn and name not in NOT_DIFFERENTIABLE
-    given = [
-        a.clone().requires_grad_(learn and i not in CONSTANTS.get(name, ())) if isinstance(a, Tensor) else a
-        for i, a in enumerate(samples[index])
-    ]
-    return *given, backend_of(folder, name)
-
-
-def test_every_registered_operator_is_tested():
-    known = {
-        name.removeprefix(f"{NAMESPACE}::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith(f"{NAMESPACE}::")
-    }
-    assert known == SAMPLES.keys()
-
-
-@pytest.mark.compiled
-@pytest.mark.parametrize(("name", "index"), cases())
-def test_registration_is_complete(name: str, index: int):
-    """Schema, gradient, fake shapes and tracing with dynamic shapes, by torch's own check."""
-    torch.library.opcheck(registered(name), arguments(name, index, learn=True))
-
-
-@pytest.mark.compiled
-@pytest.mark.parametrize("name", sorted(NOT_DIFFERENTIABLE))
-def test_what_has_no_gradient_says_so(name: str):
-    args = [
-        a.requires_grad_() if isinstance(a, Tensor) and i == 0 else a
-        for i, a in enumerate(arguments(name, len(SAMPLES[name][1]) - 1, learn=False))
-    ]
-    result = registered(name)(*args)
-    with pytest.raises(RuntimeError, match=f"{name} is not differentiable"):
-        (result[0] if isinstance(result, tuple) else result).sum().backward()
-
-
-Public = tuple[Callable[..., Any], list[Tensor]]
-
-
-def public() -> dict[str, Public]:
-    """Every public operator with kernels of its own: a function of differentiable tensors, and those."""
-    angles = (draw(1, 3), draw(2, 1), draw(3, 2))
-    operators: dict[str, Public] = {
-        "adaln_modulate": (ops.adaln_modulate, [X, M, M + 1]),
-        "adaln_modulate per frame": (ops.adaln_modulate, [FRAMES, FRAME_M, FRAME_M + 1]),
-        "gated_residual_adaln": (ops.gated_residual_adaln, [X, X + 1, M, M + 1, M + 2]),
-        "qk_norm": (ops.qk_norm_rope, [Q, K, W, W + 1]),
-        "qk_norm_rope": (
-            lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), **b),
-            [Q, Q + 1, W, W],
-        ),
-        "qk_norm_rope angles": (lambda *a, **b: ops.qk_norm_rope(*a, angles=angles, **b), [Q, Q + 1, W, W]),
-        "attention": (ops.attention, [Q, K, K + 1]),
-        "attention lse": (lambda *a, **b: ops.attention(*a, return_lse=True, **b), [Q, K, K + 1]),
-        "renoise": (lambda x, **b: ops.renoise(x, LATENT, PER_SAMPLE, **b), [LATENT]),
-        "vsd_loss": (lambda x, **b: ops.vsd_loss(x, LATENT + 1, LATENT + 3, **b), [LATENT]),
-        "fake_score_loss": (lambda x, **b: ops.fake_score_loss(x, LATENT + 1, PER_SAMPLE, **b), [LATENT]),
-    }
-    return {k: (f, [t.clone().requires_grad_() for t in ts]) for k, (f, ts) in operators.items()}
-
-
-def tuple_of(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
-
-
-def run(operator: Callable[..., Any], tensors: list[Tensor], **options: Any) -> list[Tensor]:
-    """Results and gradients."""
-    results = tuple_of(operator(*tensors, **options))
-    grads = [draw(*r.shape).to(r.dtype) for r in results]
-    return [*results, *torch.autograd.grad(results, tensors, grads)]
-
-
-def bit_equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+from tests.ops.calls import (
+    FOLDERS,
+    LATENT,
+    PER_SAMPLE,
+    K,
+    M,
+    Q,
+    X,
+    bit_equal,
+    draw,
+    modulated,
+    public,
+    run,
+    tuple_of,
+)
 
 
 @pytest.mark.parametrize("name", public())

@@ -32,8 +32,8 @@ from cosmos_distill.train.checkpoint import CheckpointError, Store, index, shard
 from cosmos_distill.train.loop import fit
 from cosmos_distill.train.state import TrainState
 from tests.parallel.checkpoint_pieces import averages, equal, pieces, tensors
+from tests.train.clips import Clips
 from tests.train.fakes import trainer
-from tests.train.test_network import Clips
 
 
 def save(rank: int, ranks: int, folder: Path) -> Any:

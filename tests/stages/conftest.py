@@ -1,5 +1,6 @@
-"""The real command in a process of its own."""
+"""The real command in a process of its own, alone or under the killer."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,9 @@ ENV = os.environ | {
     "COLUMNS": "120",
 }
 
+MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2")
+KILLER = str(Path(__file__).with_name("killer.py"))
+
 
 def smoke(
     out: Path, *args: str, program: Sequence[str] = ("-m", "cosmos_distill"), recipe: Path = RECIPE
@@ -25,3 +29,14 @@ def smoke(
     """Run the smoke recipe in a process of its own."""
     command = [sys.executable, *program, str(recipe), "--scale", "smoke", "--out", str(out), *args]
     return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
+
+
+def ended(killer: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """Exit status of every run of the killer, by moment."""
+    lines = [line.split() for line in killer.stderr.splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[0] in MOMENTS}
+
+
+def losses(path: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "wall"} for line in lines]

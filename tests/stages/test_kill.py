@@ -2,27 +2,12 @@
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from .conftest import smoke  # type: ignore[import-not-found,unused-ignore]
-
-MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2")
-KILLER = str(Path(__file__).with_name("killer.py"))
-
-
-def ended(killer: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """Exit status of every run of the killer, by moment."""
-    lines = [line.split() for line in killer.stderr.splitlines()]
-    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[0] in MOMENTS}
-
-
-def losses(path: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "wall"} for line in lines]
+from .conftest import KILLER, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
 
 
 def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from cosmos_distill.stages.manifest import Manifest
 from cosmos_distill.stages.sample import read, write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
 
-from .conftest import RECIPE, smoke  # type: ignore[import-not-found,unused-ignore]
-from .test_kill import KILLER, ended, losses  # type: ignore[import-not-found,unused-ignore]
+from .conftest import KILLER, RECIPE, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
 
 PREDICT25 = RECIPE.with_name("predict25_dmd2_4step.py")
 WHO = {"teacher", "teacher_4step", "untrained_student", "student"}

@@ -20,7 +20,6 @@ from diffusers.models.transformers import transformer_cosmos
 
 from cosmos_distill import ops
 from cosmos_distill.ops.integrations.diffusers import Processor, fuse, unfuse
-from tests.models.test_diffusers import exact  # noqa: F401  # a fixture
 from tests.ops.tolerance import DRAWS, assert_within_the_rule
 
 SMALL: dict[str, Any] = {
@@ -125,7 +124,7 @@ def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_formulas_are_the_same(kind: str, exact: None):  # noqa: F811
+def test_the_formulas_are_the_same(kind: str, exact: None):
     model = network(kind)
     want = results(model, kind, torch.float64)
     assert furthest(results(fuse(model), kind, torch.float64), want) < 1e-11

@@ -1,0 +1,68 @@
+"""Every public operator called with small tensors, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmos_distill import ops
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def modulated(*shape: int) -> tuple[Tensor, Tensor]:
+    """Tokens and a row of modulation."""
+    return draw(*shape), draw(*shape[:-2], shape[-1])
+
+
+X, M = modulated(2, 5, 8)
+FRAMES, FRAME_M = modulated(2, 3, 4, 6)
+Q, K, W, TABLE = draw(2, 6, 3, 12), draw(2, 4, 3, 12), draw(12), draw(6, 12)
+LATENT, PER_SAMPLE = draw(2, 3, 2, 4, 4), draw(2).abs()
+
+FOLDERS = {"adaln": "cpu", "qknorm": "cpu", "attn": "sdpa", "dm_loss": "cpu"}
+"""Folder -> the backend that serves its operators on a CPU."""
+
+Public = tuple[Callable[..., Any], list[Tensor]]
+
+
+def public() -> dict[str, Public]:
+    """Every public operator with kernels of its own: a function of differentiable tensors, and those."""
+    angles = (draw(1, 3), draw(2, 1), draw(3, 2))
+    operators: dict[str, Public] = {
+        "adaln_modulate": (ops.adaln_modulate, [X, M, M + 1]),
+        "adaln_modulate per frame": (ops.adaln_modulate, [FRAMES, FRAME_M, FRAME_M + 1]),
+        "gated_residual_adaln": (ops.gated_residual_adaln, [X, X + 1, M, M + 1, M + 2]),
+        "qk_norm": (ops.qk_norm_rope, [Q, K, W, W + 1]),
+        "qk_norm_rope": (
+            lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), **b),
+            [Q, Q + 1, W, W],
+        ),
+        "qk_norm_rope angles": (lambda *a, **b: ops.qk_norm_rope(*a, angles=angles, **b), [Q, Q + 1, W, W]),
+        "attention": (ops.attention, [Q, K, K + 1]),
+        "attention lse": (lambda *a, **b: ops.attention(*a, return_lse=True, **b), [Q, K, K + 1]),
+        "renoise": (lambda x, **b: ops.renoise(x, LATENT, PER_SAMPLE, **b), [LATENT]),
+        "vsd_loss": (lambda x, **b: ops.vsd_loss(x, LATENT + 1, LATENT + 3, **b), [LATENT]),
+        "fake_score_loss": (lambda x, **b: ops.fake_score_loss(x, LATENT + 1, PER_SAMPLE, **b), [LATENT]),
+    }
+    return {k: (f, [t.clone().requires_grad_() for t in ts]) for k, (f, ts) in operators.items()}
+
+
+def tuple_of(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def run(operator: Callable[..., Any], tensors: list[Tensor], **options: Any) -> list[Tensor]:
+    """Results and gradients."""
+    results = tuple_of(operator(*tensors, **options))
+    grads = [draw(*r.shape).to(r.dtype) for r in results]
+    return [*results, *torch.autograd.grad(results, tensors, grads)]
+
+
+def bit_equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
