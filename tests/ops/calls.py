@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from cosmos_distill import ops
 
@@ -66,3 +68,28 @@ def run(operator: Callable[..., Any], tensors: list[Tensor], **options: Any) -> 
 
 def bit_equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _given(name: str, backend: str | None, dtype: torch.dtype) -> Public:
+    operator, tensors = public()[name]
+    return partial(operator, backend=backend), [t.detach().to(dtype).requires_grad_() for t in tensors]
+
+
+def assert_compiles_whole(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """One graph of an operator has its results and gradients."""
+    operator, tensors = _given(name, backend, dtype)
+    torch._dynamo.reset()
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, tensors), run(operator, tensors))
+    with torch.no_grad():
+        torch.testing.assert_close(tuple_of(compiled(*tensors)), tuple_of(operator(*tensors)))
+
+
+def assert_traced_as_it_is(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """Fake results and gradients have the shapes, dtypes, devices and strides of real ones."""
+    operator, tensors = _given(name, backend, dtype)
+    real = run(operator, tensors)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = run(operator, [mode.from_tensor(t.detach()).requires_grad_() for t in tensors])
+    described = [[(t.shape, t.dtype, t.device, t.stride()) for t in results] for results in (fake, real)]
+    assert described[0] == described[1]

@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.calls import bit_equal, draw, public, run, tuple_of
+from tests.ops.calls import assert_compiles_whole, assert_traced_as_it_is, bit_equal, draw, public
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +98,7 @@ def test_a_compiled_block_holds_the_operators_of_the_backend_chosen(
 
 @pytest.mark.parametrize("name", public())
 def test_every_operator_compiles_whole(name: str):
-    operator, tensors = public()[name]
-    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, tensors), run(operator, tensors))
-    with torch.no_grad():
-        torch.testing.assert_close(tuple_of(compiled(*tensors)), tuple_of(operator(*tensors)))
+    assert_compiles_whole(name)
 
 
 def test_one_graph_serves_all_sizes():
@@ -164,12 +159,7 @@ def test_an_exported_block_keeps_the_operators(strict: bool):
 
 @pytest.mark.parametrize("name", public())
 def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
-    operator, tensors = public()[name]
-    real = run(operator, tensors)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = run(operator, [mode.from_tensor(t.detach()).requires_grad_() for t in tensors])
-    described = [[(t.shape, t.dtype, t.device, t.stride()) for t in results] for results in (fake, real)]
-    assert described[0] == described[1]
+    assert_traced_as_it_is(name)
 
 
 class Executed(TorchDispatchMode):
