@@ -44,25 +44,13 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_kernel(Attenti
     clear(out);
     const int tiles = (call.keys + kKeys - 1) / kKeys;
     for (int tile = 0; tile < tiles; tile++) {
-        if (tile + 1 < tiles) {
-            load_keys(tile + 1);
-            wait_copies<1>();
-        } else {
-            wait_copies<0>();
-        }
-        __syncthreads();
+        await_tile(tile, tiles, load_keys);
         const int at = tile % 2 * kKeys * kDim;
         Product<kKeys> s;
         clear(s);
 #pragma unroll
         for (int i = 0; i < kDim / 16; i++) multiply_step<T, kDim>(s, q[i], k_tiles + at, i, lane);
-        if ((tile + 1) * kKeys > call.keys) {
-#pragma unroll
-            for (int n = 0; n < kKeys / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (tile * kKeys + n * 8 + lane % 4 * 2 + j % 2 >= call.keys) s[n][j] = -INFINITY;
-        }
+        fill_missing(s, tile * kKeys, call.keys, -INFINITY, lane);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float most = greatest[h];

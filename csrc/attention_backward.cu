@@ -67,13 +67,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Atte
     const float scale = call.scale * kLog2E;
     const int tiles = (call.keys + kKeys - 1) / kKeys;
     for (int tile = 0; tile < tiles; tile++) {
-        if (tile + 1 < tiles) {
-            load_keys(tile + 1);
-            wait_copies<1>();
-        } else {
-            wait_copies<0>();
-        }
-        __syncthreads();
+        await_tile(tile, tiles, load_keys);
         const int at = tile % 2 * kKeys * kDim;
         Product<kKeys> s, dp;
         clear(s);
@@ -85,13 +79,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Atte
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 s[n][j] = exp2_fast(s[n][j] * scale - lse[j / 2]) * (dp[n][j] - delta[j / 2]);
-        if ((tile + 1) * kKeys > call.keys) {
-#pragma unroll
-            for (int n = 0; n < kKeys / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    if (tile * kKeys + n * 8 + lane % 4 * 2 + j % 2 >= call.keys) s[n][j] = 0.0f;
-        }
+        fill_missing(s, tile * kKeys, call.keys, 0.0f, lane);
         multiply_product<T, kDim>(dq, s, k_tiles + at, lane);
         __syncthreads();  // the tile is overwritten next
     }
@@ -133,13 +121,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dkv_kernel(Att
     const float scale = call.scale * kLog2E;
     const int tiles = (call.queries + kQueries - 1) / kQueries;
     for (int tile = 0; tile < tiles; tile++) {
-        if (tile + 1 < tiles) {
-            load_queries(tile + 1);
-            wait_copies<1>();
-        } else {
-            wait_copies<0>();
-        }
-        __syncthreads();
+        await_tile(tile, tiles, load_queries);
         const int at = tile % 2 * kQueries, column = at + lane % 4 * 2;
         Product<kQueries> s, dp;
         clear(s);

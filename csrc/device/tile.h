@@ -27,6 +27,19 @@ CD_DEVICE void load_tile(T* tile, const T* matrix, int64_t stride, int first, in
     }
 }
 
+// One of `tiles` tiles is there for the whole block, and the next one, if there is one, on its way: `load` starts the
+// copies of one tile and commits them.
+template <class Load>
+CD_DEVICE void await_tile(int tile, int tiles, const Load& load) {
+    if (tile + 1 < tiles) {
+        load(tile + 1);
+        wait_copies<1>();
+    } else {
+        wait_copies<0>();
+    }
+    __syncthreads();
+}
+
 // The fragment of a for rows `row` .. row + 16 and elements 16 k .. 16 k + 16 of a tile.
 template <int kDim, class T>
 CD_DEVICE void load_a(uint32_t (&a)[4], const T* tile, int row, int k, int lane) {
@@ -56,6 +69,17 @@ CD_DEVICE void clear(float (&x)[kCount][4]) {
     for (int n = 0; n < kCount; n++)
 #pragma unroll
         for (int j = 0; j < 4; j++) x[n][j] = 0.0f;
+}
+
+// Columns are numbered from `first`: those from `end` on get `value`.
+template <int kCount>
+CD_DEVICE void fill_missing(float (&x)[kCount][4], int first, int end, float value, int lane) {
+    if (first + 8 * kCount <= end) return;
+#pragma unroll
+    for (int n = 0; n < kCount; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (first + n * 8 + lane % 4 * 2 + j % 2 >= end) x[n][j] = value;
 }
 
 // out += left (elements 16 k .. 16 k + 16) times the same elements of the first 8 kCount rows of tile `right`,

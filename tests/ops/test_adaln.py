@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cosmos_distill import ops
+from tests.ops.modulation import assert_a_nan_stays_in_its_row, tokens
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -15,15 +16,6 @@ SHAPES = st.tuples(
     st.integers(0, 70),  # chunks of rows are 32: none, one and several
     st.integers(8, 37),  # fewer channels can all lie close together, which no fp32 survives
 ).map(lambda s: (*s[0], s[1], s[2]))
-
-
-def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x, y and (gate, shift, scale), with a mean that a careless variance would lose."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=draw) * 3 + 5
-    y = torch.randn(shape, generator=draw)
-    modulation = [torch.randn(shape[:-2] + shape[-1:], generator=draw) for _ in range(3)]
-    return x, y, modulation
 
 
 def test_reference_is_the_formula():
@@ -184,10 +176,7 @@ def test_cpu_is_bit_equal_for_any_number_of_threads():
 
 @pytest.mark.compiled
 def test_cpu_shows_a_nan_instead_of_hiding_it():
-    x, _, (_, shift, scale) = tokens((1, 4, 8))
-    x[0, 2, 3] = float("nan")
-    out = ops.adaln_modulate(x, shift, scale, backend="cpu")
-    assert out[0, 2].isnan().all() and out[0, [0, 1, 3]].isfinite().all()
+    assert_a_nan_stays_in_its_row("cpu")
 
 
 @pytest.mark.compiled

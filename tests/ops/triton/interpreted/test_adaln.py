@@ -2,21 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
+from tests.ops.modulation import assert_a_nan_stays_in_its_row, assert_sums_are_rounded_to_nearest, tokens
 from tests.ops.tolerance import assert_as_good_as_torch, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def tokens(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x, y and (gate, shift, scale), with a mean that a careless variance would lose."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=draw) * 3 + 5
-    y = torch.randn(shape, generator=draw)
-    return x, y, [torch.randn(shape[:-2] + shape[-1:], generator=draw) for _ in range(3)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,11 +24,7 @@ def test_forward_and_backward(shape: tuple[int, ...], dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_sums_are_rounded_to_nearest(dtype: torch.dtype):
-    """More than the rule asks: cutting off is at most twice as far off."""
-    x, y, modulation = tokens((2, 5, 64))
-    inputs = [t.to(dtype) for t in (x, y, *modulation)]
-    exact = ops.gated_residual_adaln(*(t.double() for t in inputs), backend="reference")[0]
-    assert torch.equal(ops.gated_residual_adaln(*inputs, backend="triton")[0], exact.to(dtype))
+    assert_sums_are_rounded_to_nearest("triton", dtype)
 
 
 def test_one_channel_normalises_to_the_shift():
@@ -67,10 +55,7 @@ def test_modulation_may_be_a_slice():
 
 
 def test_rows_of_nan_stay_alone():
-    x, _, (_, shift, scale) = tokens((1, 4, 8))
-    x[0, 2, 3] = float("nan")
-    out = ops.adaln_modulate(x, shift, scale, backend="triton")
-    assert out[0, 2].isnan().all() and out[0, [0, 1, 3]].isfinite().all()
+    assert_a_nan_stays_in_its_row("triton")
 
 
 def test_the_interpreter_is_never_picked_for_a_cpu():
