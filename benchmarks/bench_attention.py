@@ -1,7 +1,6 @@
 """Attention with its log-sum-exp, as context parallelism and selective checkpointing use it.
 
-Bound by arithmetic, which torch's flash attention does well; benchmarks/README.md says what the log-sum-exp
-costs beside that.
+Bound by arithmetic, which torch's flash attention does well.
 """
 
 from __future__ import annotations
@@ -38,6 +37,26 @@ def bench_attention_lse(benchmark: BenchmarkFixture, backward: bool) -> None:
         operator,
         (q, k, v),
         eager=eager,
+        backward=backward,
+        size="x".join(map(str, SHAPE)),
+        passes=None,
+    )
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["fwd", "fwd+bwd"])
+def bench_unused_lse(benchmark: BenchmarkFixture, backward: bool) -> None:
+    """What the log-sum-exp costs while nothing uses it: plain torch is its attention without one."""
+
+    def without(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    q, k, v = (torch.randn(SHAPE) for _ in range(3))
+    measure(
+        benchmark,
+        "attention with lse against SDPA without",
+        lambda q, k, v, backend=None: operator(q, k, v, backend)[0],
+        (q, k, v),
+        eager=without,
         backward=backward,
         size="x".join(map(str, SHAPE)),
         passes=None,

@@ -19,12 +19,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks import native
+
 HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
 RECORD = HERE / "instructions.json"
 LEVEL = "x86-64-v3"
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
-FLAGS += [f"-march={LEVEL}", "-Wno-psabi", f"-I{CSRC}"]
+FLAGS = ["-fopenmp-simd", f"-march={LEVEL}"]
 SLACK = 1.02
 
 
@@ -47,23 +47,14 @@ def counts() -> dict[str, int]:
     compiler()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources = [HERE / "instructions.cpp", *sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("common/*.cpp"))]
-        sources = [s for s in sources if "binding" not in s.name]
-        objects = [folder / f"{source.stem}.o" for source in sources]
-        builds = [
-            subprocess.Popen(["g++", *FLAGS, "-c", source, "-o", target], stderr=subprocess.PIPE, text=True)
-            for source, target in zip(sources, objects, strict=True)
-        ]
-        for build in builds:
-            _, message = build.communicate()
-            if build.returncode:
-                if "valgrind/callgrind.h" in message:
-                    raise Unavailable(
-                        "valgrind's headers are not installed: apt install valgrind, or the like"
-                    )
-                raise RuntimeError(message)
-        program = folder / "kernels"
-        subprocess.run(["g++", *objects, "-o", program], check=True)
+        try:
+            program = native.build(HERE / "instructions.cpp", FLAGS, folder)
+        except native.BuildFailed as failure:
+            if "valgrind/callgrind.h" in str(failure):
+                raise Unavailable(
+                    "valgrind's headers are not installed: apt install valgrind, or the like"
+                ) from failure
+            raise
         run = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", program]
         subprocess.run(run, check=True, capture_output=True)
         found = {}

@@ -17,7 +17,10 @@ from benchmarks.harness import Row
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "results" / "cpu.json"
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-SIZES = ("Transfer1-7B 1x2048x4096", "1x16x24x88x160")
+LATENTS = "1x16x24x88x160"
+SHOWN = ("Transfer1-7B 1x2048x4096", LATENTS)
+"""What the overview shows of operators that are measured at several sizes."""
+WITH_GOALS = (*SHOWN, "Predict2.5-2B 1x16x256x2048", "Predict2.5-14B 1x16x100x5120")
 
 
 class Goal(NamedTuple):
@@ -53,8 +56,7 @@ def percent(share: float | None) -> str:
 
 
 def goals(rows: list[Row]) -> str:
-    """What is reached of every goal, at the sizes for which goals were set."""
-    found = {(row.name, row.dtype, row.mode): row for row in rows if row.size in SIZES}
+    """What is reached of every goal, at every size of the published networks."""
 
     def reached(value: float | None, goal: float | None, write: Callable[[float], str]) -> str:
         if value is None or goal is None:
@@ -62,12 +64,19 @@ def goals(rows: list[Row]) -> str:
         return f"{write(value)} of {write(goal)}" + (" (missed)" if value < goal else "")
 
     lines = []
-    for key, goal in GOALS.items():
-        row, (name, dtype, mode) = found[key], key
+    for row in _with_goals(rows):
+        goal = GOALS[row.name, row.dtype, row.mode]
         ratios = [(row.ratios["compile"], goal.compiled), (row.ratios["eager"], goal.eager)]
         texts = [reached(value, wanted, "{:.2f}".format) for value, wanted in ratios]
-        lines.append([name, SHORT[dtype], mode, *texts, reached(row.copy_share, goal.share, percent)])
-    return markdown(["operator", "dtype", "pass", "vs compile", "vs eager", "share of copy"], lines)
+        share = reached(row.copy_share, goal.share, percent)
+        lines.append([row.name, row.size, SHORT[row.dtype], row.mode, *texts, share])
+    return markdown(["operator", "shape", "dtype", "pass", "vs compile", "vs eager", "share of copy"], lines)
+
+
+def _with_goals(rows: list[Row]) -> list[Row]:
+    found = {(row.name, row.dtype, row.mode, row.size): row for row in rows}
+    keys = [(*goal, size) for size in WITH_GOALS for goal in GOALS]
+    return [found[key] for key in keys if key in found]
 
 
 def overview(rows: list[Row]) -> str:
@@ -78,7 +87,7 @@ def overview(rows: list[Row]) -> str:
             [row.name, row.size.split()[-1], SHORT[row.dtype], row.mode]
             + [f"{row.ratios['eager']:.2f}", f"{row.ratios['compile']:.2f}", percent(row.copy_share)]
             for row in rows
-            if row.size in SIZES or " " not in row.size
+            if row.size in SHOWN or " " not in row.size
         ],
     )
 
@@ -109,6 +118,6 @@ def renewed(name: str, text: str) -> str:
 def write() -> None:
     """Renew all tables, unless the record lacks some of what they need."""
     _, rows = recorded()
-    if GOALS.keys() <= {(row.name, row.dtype, row.mode) for row in rows if row.size in SIZES}:
+    if GOALS.keys() <= {(row.name, row.dtype, row.mode) for row in rows if row.size in SHOWN}:
         for name, (path, _) in TABLES.items():
             path.write_text(renewed(name, path.read_text(encoding="utf-8")), encoding="utf-8")

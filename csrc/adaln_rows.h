@@ -17,6 +17,10 @@ constexpr int kBackwardRows = 2;
 template <class T>
 constexpr int64_t kAhead = 4096 / sizeof(T);
 
+// The same for rows that the sweep before has fetched: what it asked for while the queue to memory was full was dropped.
+template <class T>
+constexpr int64_t kAgain = 2048 / sizeof(T);
+
 // Mean and 1/std from the sums of what n elements are away from `origin`, and of its squares: those of the elements
 // themselves would cancel when |mean| is large. Where they cancel even so, squares(mean) sums them again.
 template <class Squares>
@@ -148,6 +152,7 @@ CD_KERNEL void rows_sums(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, cons
         for (int r = 0; r < Rows; r++) {
             const int64_t at = r * width + i;
             (fetch(next + at), ...);
+            if (sizeof...(next) == 0) fetch(grad + at + kAgain<T>), fetch(x + at + kAgain<T>);
             const Tile g = read(grad + at), hat = (read(x + at) - stats[2 * r]) * stats[2 * r + 1], n = g * factor;
             sums[r] += n;
             dots[r] += n * hat;
