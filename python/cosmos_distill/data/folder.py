@@ -31,7 +31,8 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
-from cosmos_distill.data.sources import generator, to_video
+from cosmos_distill.data.frames import to_video
+from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import PICKLES, T5_TOKENS, load_array, load_embedding, refuse_pickle
 from cosmos_distill.files import sha256
 from cosmos_distill.tokenizers import Tokenizer

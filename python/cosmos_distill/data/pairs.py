@@ -26,7 +26,7 @@ from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
-from cosmos_distill.data.sources import generator
+from cosmos_distill.data.randomness import generator
 
 log = logging.getLogger(__name__)
 TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from cosmos_distill.config import EDM, Data, TrigFlow
@@ -78,19 +77,3 @@ def open_source(
         data, control, seed, split=split, tokenizer=tokenizer, text_tokens=text_tokens,
         text_channels=text_channels, sigma_data=sigma_data,
     )  # fmt: skip
-
-
-def to_video(frames: np.ndarray) -> torch.Tensor:
-    """uint8 [B, F, H, W, 3] -> [B, 3, F, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 4, 1, 2, 3)))
-
-
-def to_frames(video: torch.Tensor) -> np.ndarray:
-    """uint8 [B, 3, F, H, W] -> [B, F, H, W, 3]."""
-    return np.ascontiguousarray(video.cpu().numpy().transpose(0, 2, 3, 4, 1))
-
-
-def generator(seed: int, stream: str, index: int) -> np.random.Generator:
-    """Counter-based randomness of sample ``index`` of a named stream (Philox: no state to carry along)."""
-    key = [seed & (2**64 - 1), int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little")]
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))

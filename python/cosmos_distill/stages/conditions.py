@@ -14,7 +14,8 @@ from cosmos_distill.data import clips as files
 from cosmos_distill.data import controls
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.fit import Fit
-from cosmos_distill.data.sources import open_source, to_video
+from cosmos_distill.data.frames import to_video
+from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
 from cosmos_distill.stages.checks import STRIDES
 from cosmos_distill.stages.manifest import Refusal

@@ -11,7 +11,7 @@ import torch
 
 from cosmos_distill import models
 from cosmos_distill.config import Control, Data, FewStep, Guidance
-from cosmos_distill.data.sources import to_frames
+from cosmos_distill.data.frames import to_frames
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
