@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,9 @@ from cosmos_distill import ops
 
 
 def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    """fp32 on the CPU, whatever torch's defaults."""
+    generator = torch.Generator("cpu").manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def modulated(*shape: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +86,33 @@ def assert_compiles_whole(name: str, backend: str | None = None, dtype: torch.dt
     torch.testing.assert_close(run(compiled, tensors), run(operator, tensors))
     with torch.no_grad():
         torch.testing.assert_close(tuple_of(compiled(*tensors)), tuple_of(operator(*tensors)))
+
+
+@contextmanager
+def defaults(setting: torch.dtype | str) -> Iterator[None]:
+    """Within, torch's default dtype, or its default device."""
+    if isinstance(setting, str):
+        with torch.device(setting):
+            yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(setting)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_whatever_the_default(
+    setting: torch.dtype | str, name: str, backend: str | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Results and gradients are the same bits: kernels write fp32 where others think of the default dtype."""
+    operator, tensors = _given(name, backend, dtype)
+    want = run(operator, tensors)
+    with defaults(setting):
+        got = run(operator, tensors)
+    assert [(g.dtype, g.device) for g in got] == [(w.dtype, w.device) for w in want]
+    assert bit_equal(got, want)
 
 
 def assert_traced_as_it_is(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
 from .fused import layout
@@ -259,8 +260,8 @@ def aot_cases() -> list[aot.AotCase]:
         for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
             shape = (1, frames, aot.TOKENS // frames, width)
             x = torch.empty(shape, dtype=dtype, device="meta")
-            m = torch.empty((1, frames, 3 * width), device="meta")[..., :width]  # a chunk of a projection
-            stats = torch.empty((*shape[:-1], 2), device="meta")
+            m = new_fp32(x, 1, frames, 3 * width)[..., :width]  # a chunk of a projection
+            stats = new_fp32(x, *shape[:-1], 2)
             label = f"{network} 720p D={width} {'per frame ' if frames > 1 else ''}{short}"
             found += aot.cases("adaln_modulate", label, adaln_modulate, x, m, m, 1e-6)
             found += aot.cases("adaln_modulate_backward", label, adaln_modulate_backward, x, x, stats, m)

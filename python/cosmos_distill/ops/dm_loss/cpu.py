@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import kernels
-from ..elements import ELEMENTS
+from ..elements import ELEMENTS, new_fp32
 
 
 def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, int]:
@@ -27,7 +27,7 @@ def _address(x: Tensor | None) -> int:
 
 
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
-    out = torch.empty(x0.shape)
+    out = new_fp32(x0, *x0.shape)
     kernels.renoise(
         ELEMENTS[x0.dtype],
         _shape(x0),
@@ -50,7 +50,7 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction, sums = torch.empty_like(x), torch.empty(x.shape[0], 3)
+    direction, sums = torch.empty_like(x), new_fp32(x, x.shape[0], 3)
     kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
@@ -83,7 +83,7 @@ def squared_error(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    sums = torch.empty(p.shape[:1])
+    sums = new_fp32(p, p.shape[0])
     kernels.squared_error(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),

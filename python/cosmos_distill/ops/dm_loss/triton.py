@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import total
 
@@ -278,7 +279,7 @@ def aot_cases() -> list[aot.AotCase]:
     found = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x = torch.empty((1, 16, 16, 88, 160), dtype=dtype, device="meta")
-        one, two, mask = (torch.empty(shape, device="meta") for shape in ((1,), (1, 2), (1, 16)))
+        one, two, mask = (new_fp32(x, *shape) for shape in ((1,), (1, 2), (1, 16)))
         found += aot.cases("renoise", f"720p {short}", renoise, x, x, one, one)
         found += aot.cases("renoise", f"720p, signal of 1 {short}", renoise, x, x, None, one)
         found += aot.cases("vsd_loss_backward", f"720p {short}", vsd_gradient, x, one)

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
 from .fused import rstd_like
@@ -160,11 +161,11 @@ def aot_cases() -> list[aot.AotCase]:
             q = fused[:, :, :heads]  # a slice of a projection
             k = q if rotated else torch.empty((1, 512, heads, 128), dtype=dtype, device="meta")
             dense = torch.empty_like(q, memory_format=torch.contiguous_format)
-            weight, rstd = torch.empty(128, device="meta"), torch.empty(q.shape[:3], device="meta")
+            weight, rstd = new_fp32(q, 128), rstd_like(q)
             t, h, w, a, b, c = grid
-            table = torch.empty(t * a + h * b + w * c, device="meta")
+            table = new_fp32(q, t * a + h * b + w * c)
             label = f"{network} 720p {heads}x128 {short}"
-            every = torch.empty((aot.TOKENS, 128), device="meta")
+            every = new_fp32(q, aot.TOKENS, 128)
             rotations: list[tuple[Any, ...]] = [(table, table, grid), (every, every, ())]
             for tables in rotations if rotated else [(None, None, ())]:
                 inputs = (q, k, weight, weight)
