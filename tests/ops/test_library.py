@@ -80,7 +80,14 @@ def test_only_some_inputs_learn(name: str):
 @pytest.mark.parametrize("watched", [False, True], ids=["shortcut", "registered"])
 @pytest.mark.parametrize(
     "name",
-    ["adaln_modulate", "gated_residual_adaln", "qk_norm_rope", "attention lse", "vsd_loss", "fake_score_loss"],
+    [
+        "adaln_modulate",
+        "gated_residual_adaln",
+        "qk_norm_rope",
+        "attention lse",
+        "vsd_loss",
+        "fake_score_loss",
+    ],
 )
 def test_a_second_derivative_is_refused(name: str, watched: bool):
     operator, tensors = public()[name]

@@ -23,7 +23,8 @@ from torch.autograd import forward_ad
 
 NAMESPACE = "cosmos_distill"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+"""Types of tensors with memory of their own; subclasses may stand for tensors elsewhere."""
 
 Operator = Callable[..., Any]
 
@@ -60,7 +61,7 @@ def _watched(args: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling():
         return True
     for arg in args:
-        if type(arg) in _TENSORS:
+        if type(arg) in PLAIN:
             if arg.is_neg():  # holds its values with the sign flipped, which a kernel would not know
                 return True
         elif isinstance(arg, Tensor):
