@@ -115,6 +115,30 @@ def assert_whatever_the_default(
     assert bit_equal(got, want)
 
 
+def assert_samples_may_be_empty(backend: str) -> None:
+    """Several samples without an element: nothing is read, and what comes out is what torch has."""
+    factor = draw(2).abs() + 1
+
+    def results(shape: tuple[int, ...], backend: str, **where: Any) -> list[Tensor]:
+        x, other = draw(*shape).requires_grad_(), draw(*shape)
+        losses = [
+            ops.renoise(x, other, factor, alpha=factor, backend=backend),
+            ops.vsd_loss(x, other, other, uncond=other, guidance=2.0, backend=backend, **where),
+            ops.fake_score_loss(x, other, factor, backend=backend, **where),
+        ]
+        grads = [torch.autograd.grad(loss.sum(), x)[0] for loss in losses]
+        return [*losses, *grads, ops.vsd_direction(x, other, other, backend=backend, **where)[0]]
+
+    for shape in ((2, 0, 3), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4)):
+        raw = ops.Preconditioned(draw(*shape), factor, factor)
+        where: list[dict[str, Any]] = [{}, {"preconditioned": raw}]
+        if len(shape) == 5:
+            where.append({"frame_mask": torch.ones(2, shape[2])})
+        for extra in where:
+            got, want = (results(shape, b, **extra) for b in (backend, "reference"))
+            torch.testing.assert_close(got, want, equal_nan=True)  # a mean over nothing is NaN
+
+
 def assert_traced_as_it_is(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Fake results and gradients have the shapes, dtypes, devices and strides of real ones."""
     operator, tensors = _given(name, backend, dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import dm_loss
+from tests.ops.calls import assert_samples_may_be_empty
 from tests.ops.tolerance import assert_as_good_as_torch
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
@@ -91,3 +92,7 @@ def test_coefficients_and_sums_may_be_fp64():
         grads = [torch.autograd.grad(t.sum(), x)[0] for t in (loss, error)]
         results.append([t.float() for t in (loss, error, *grads)])
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_may_be_empty():
+    assert_samples_may_be_empty("cuda")

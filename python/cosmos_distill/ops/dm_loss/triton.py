@@ -156,7 +156,7 @@ def _grid(x: Tensor) -> tuple[int]:
 
 def _count(x: Tensor) -> int:
     """Elements of a sample."""
-    return x.stride(0) if x.shape[0] > 1 else x.numel()
+    return x.shape[1:].numel()
 
 
 def _frames(x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor | None, int, int]:
