@@ -116,6 +116,38 @@ def test_forward_mode_is_refused_not_ignored():
         ops.adaln_modulate(x, m, m, backend="cpu")  # no tangent, no objection
 
 
+@pytest.mark.parametrize("watched", [False, True], ids=["shortcut", "registered"])
+@pytest.mark.parametrize("argument", ["grad", "q", "v"])
+def test_forward_mode_through_a_gradient_is_refused_too(argument: str, watched: bool):
+    given = {
+        "grad": Q,
+        "q": Q,
+        "k": K.clone().requires_grad_(watched),
+        "v": K,
+        "out": Q,
+        "lse": draw(2, 3, 6),
+    }
+    with torch.autograd.forward_ad.dual_level():
+        ops.attention_backward(**given, backend="sdpa")  # no tangent, no objection
+        given[argument] = torch.autograd.forward_ad.make_dual(
+            given[argument], torch.ones_like(given[argument])
+        )
+        with pytest.raises(NotImplementedError, match="attention_backward has no forward-mode derivative"):
+            ops.attention_backward(**given, backend="sdpa")
+
+
+@pytest.mark.compiled
+def test_forward_mode_through_a_backward_pass_is_refused_too():
+    x, m = X.clone().requires_grad_(), M.clone()
+    out = ops.adaln_modulate(x, m, m, backend="cpu")
+    with torch.autograd.forward_ad.dual_level():
+        slope = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(
+            NotImplementedError, match="adaln_modulate_backward has no forward-mode derivative"
+        ):
+            torch.autograd.grad(out, x, slope)
+
+
 @pytest.mark.compiled
 def test_a_view_with_its_sign_flipped_is_read_with_its_sign():
     flipped = torch._neg_view(X)

@@ -101,6 +101,8 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
     registered = _register(name, schema, run, shapes, no_gradient, None)
 
     def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if _watched(args) or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return registered(*args)
         return run(*args)
