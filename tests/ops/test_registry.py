@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import attn, qknorm, registry  # noqa: F401  # registers their operators
-from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable
+from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable, HeadTooLarge
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,20 @@ def test_heads_too_large_for_a_backend(
     with pytest.raises(ValueError, match=f"q has head size {largest + 8}"):
         choose(passed_over, largest + 8)
     assert choose(f"{passed_over}, reference", largest + 8) == "reference"
+
+
+def test_a_large_head_is_blamed_only_for_what_it_does():
+    q = torch.zeros(1, 2, 1, 256)
+    with pytest.raises(BackendUnavailable, match="it serves cuda tensors, not cpu") as raised:
+        ops.attention(q, q, q, backend="cuda")
+    assert type(raised.value) is BackendUnavailable
+    with pytest.raises(BackendUnavailable, match=r"it serves .*, not torch\.float64") as raised:
+        registry._choose("attention", "cuda", "cuda", torch.float64, 256)
+    assert type(raised.value) is BackendUnavailable
+    with pytest.raises(
+        HeadTooLarge, match="not torch.float32.* but q has head size 256"
+    ):  # smaller, it could
+        registry._choose("attention", "cuda, triton", "cuda", torch.float32, 256)
 
 
 def test_a_misspelt_backend_is_named():

@@ -193,6 +193,7 @@ def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
 def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int) -> str:
     folder, candidates = OPERATORS[operator]
     reasons: list[str] = []
+    large = False
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
@@ -206,11 +207,12 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
                 if asked is None:
                     _say(operator, candidate.name, device, reasons)
                 return candidate.name
+        elif reason == candidate.too_small_for(head):
+            large = True
         # Only a backend meant for this device is worth mentioning.
         if asked is not None or candidate.devices is None or device in candidate.devices:
             reasons.append(f"{candidate.name}: {reason}")
-    small = any(candidate.too_small_for(head) for candidate in candidates)
-    raise (HeadTooLarge if small else BackendUnavailable)(
+    raise (HeadTooLarge if large else BackendUnavailable)(
         f"{operator} has no backend {asked!r} for these tensors. " + ". ".join(reasons) + ". "
         f"Unset {VARIABLE} and pass no backend to let one be picked."
     )
