@@ -123,9 +123,8 @@ def test_a_large_head_is_blamed_only_for_what_it_does():
     with pytest.raises(BackendUnavailable, match=r"it serves .*, not torch\.float64") as raised:
         registry._choose("attention", "cuda", "cuda", torch.float64, 256)
     assert type(raised.value) is BackendUnavailable
-    with pytest.raises(
-        HeadTooLarge, match="not torch.float32.* but q has head size 256"
-    ):  # smaller, it could
+    # Of two reasons one is the head's: were it smaller, that backend could.
+    with pytest.raises(HeadTooLarge, match=r"not torch\.float32.* but q has head size 256"):
         registry._choose("attention", "cuda, triton", "cuda", torch.float32, 256)
 
 

@@ -82,6 +82,27 @@ def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
         )
 
 
+def _refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
+    # torch's own wrappers of registered operators fail in those transforms of torch.func that differentiate,
+    # and say nothing of what would not.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    differentiated = any(level.key() != functorch.TransformType.Vmap for level in levels)
+    if differentiated and any(isinstance(a, Tensor) and _learns_inside(a) for a in args):
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name} has no derivative under torch.func: pass backend='reference' for one"
+        )
+
+
+def _learns_inside(x: Tensor) -> bool:
+    """x, or a tensor that it wraps for a transform of torch.func, requires a gradient."""
+    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
 def define(schema: str, run: Operator, shapes: Operator) -> Operator:
     """Register an operator without gradient: asking for one raises.
 
@@ -103,7 +124,10 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
     def call(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
-        if _watched(args) or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        if _watched(args):
+            _refuse_transforms(name, args)
+            return registered(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return registered(*args)
         return run(*args)
 
@@ -141,6 +165,7 @@ def define_differentiable(
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
         if _watched(args):
+            _refuse_transforms(name, args)
             return registered(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Direct.apply(*args)
