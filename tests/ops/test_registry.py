@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -147,6 +149,14 @@ def test_importing_the_operators_imports_neither_torch_nor_the_trainer():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_takes_a_backend_is_what_is_said_to():
+    """Of the operators in the package's table: all but those named below it."""
+    table, rest = (ops.__doc__ or "").rsplit("====\n", 1)
+    named = [set(re.findall(r"``(\w+)``", text)) for text in (table, rest)]
+    taking = {name for name in named[0] if "backend" in inspect.signature(getattr(ops, name)).parameters}
+    assert taking == named[0] - named[1]
 
 
 def test_every_public_operator_is_reachable():

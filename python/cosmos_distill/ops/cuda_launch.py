@@ -35,6 +35,7 @@ def launch(function: Callable[..., None], on: Tensor, *arguments: object) -> Non
 
     Raises:
         RuntimeError: a kernel could not be launched; the message names it.
+        ValueError: it does not serve this dtype or these sizes.
     """
     if not on.is_cuda:  # without a device there is no stream
         function(*arguments, 0)
