@@ -94,5 +94,15 @@ def test_coefficients_and_sums_may_be_fp64():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
+def test_what_both_predictions_share_is_not_rounded_into_their_difference():
+    """c_skip x_t cancels: at high noise it is thousands of times as large as what is left."""
+    shape = SHAPES[0]
+    x, teacher, fake, x_t = (draw(shape, seed) for seed in range(4))
+    skip, out = draw(shape[:1], 10), draw(shape[:1], 11)
+    where = ops.Preconditioned(4096 * x_t, skip, out)
+    direction, _ = ops.vsd_direction(x, teacher, fake, preconditioned=where, backend="cuda")
+    assert torch.equal(direction, out[:, None, None, None, None] * (fake - teacher))
+
+
 def test_samples_may_be_empty():
     assert_samples_may_be_empty("cuda")
