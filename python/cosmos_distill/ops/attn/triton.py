@@ -150,7 +150,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     q, _, unit = scaled(q, scale)
     if unit < 0:  # the largest product is the largest score only under a positive one
         q, unit = -q, -unit
-    out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
+    out, lse = q.new_empty(q.shape), new_fp32(q, batch, heads, queries)
     launch(
         attention_forward,
         grid(q, config.queries),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import kernels
-from ..elements import ELEMENTS, new_fp32
+from ..elements import ELEMENTS, address, new_fp32
 
 
 def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, int]:
@@ -22,10 +22,6 @@ def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, 
     return batch, channels * frames, height * width, frames
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
     out = new_fp32(x0, *x0.shape)
     kernels.renoise(
@@ -33,7 +29,7 @@ def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Ten
         _shape(x0),
         x0.data_ptr(),
         eps.data_ptr(),
-        _address(alpha),
+        address(alpha),
         sigma.data_ptr(),
         out.data_ptr(),
     )
@@ -54,13 +50,13 @@ def vsd(
     kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         x.data_ptr(),
         teacher.data_ptr(),
         fake.data_ptr(),
-        _address(uncond),
-        _address(x_t),
-        _address(coefficients),
+        address(uncond),
+        address(x_t),
+        address(coefficients),
         guidance,
         direction.data_ptr(),
         sums.data_ptr(),
@@ -87,11 +83,11 @@ def squared_error(
     kernels.squared_error(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         p.data_ptr(),
         target.data_ptr(),
-        _address(x_t),
-        _address(coefficients),
+        address(x_t),
+        address(coefficients),
         sums.data_ptr(),
     )
     return sums
@@ -109,12 +105,12 @@ def squared_error_gradient(
     kernels.squared_error_gradient(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         grad.data_ptr(),
         p.data_ptr(),
         target.data_ptr(),
-        _address(x_t),
-        _address(coefficients),
+        address(x_t),
+        address(coefficients),
         out.data_ptr(),
     )
     return out

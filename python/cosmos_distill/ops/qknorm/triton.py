@@ -110,7 +110,7 @@ def qk_norm_rope_backward(
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
     per_program = rows_per_program(max(_tokens(q), _tokens(k)))
     q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
-    partials = q.new_empty((q_chunks + k_chunks, q.shape[-1]), dtype=torch.float32)
+    partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1])
     place, tables = _tables(cos, grid)
     launch(
         norm_rope_backward,
