@@ -1,6 +1,7 @@
 // The operators on CUDA devices. Addresses are of device memory on the current device; work is queued on
 // `stream` and not waited for. Latents, tokens and heads are of the dtype given; everything typed float is fp32.
-// All functions throw std::runtime_error when a kernel cannot be launched.
+// All functions throw std::runtime_error when a kernel cannot be launched, and std::invalid_argument for a dtype or
+// sizes that they do not serve.
 #pragma once
 
 #include <cstdint>

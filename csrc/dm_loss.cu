@@ -102,9 +102,9 @@ __global__ void __launch_bounds__(kThreads) vsd_kernel(Vsd call) {
         load_mask(call.mask, part.sample, part.at, mask);
 #pragma unroll
         for (int j = 0; j < kStep; j++) {
-            const float x0 = denoised(teacher[j], noisy[j]);
-            const float direction = mask[j] * (denoised(fake[j], noisy[j]) - x0);
-            sums[0] += mask[j] * fabsf(x[j] - x0);
+            // Of the difference between two predictions x_t cancels: it is needed for the distance only.
+            const float direction = mask[j] * denoised.out * (fake[j] - teacher[j]);
+            sums[0] += mask[j] * fabsf(x[j] - denoised(teacher[j], noisy[j]));
             sums[1] += direction * direction;
             sums[2] += mask[j];
             fake[j] = direction;

@@ -6,7 +6,7 @@
 
 namespace cd::cuda {
 
-// Calls `run` with a zero of the dtype's type.
+// Calls `run` with a zero of the dtype's type. Throws std::invalid_argument if there is none.
 template <class Run>
 void with_type(Dtype dtype, Run run) {
     switch (dtype) {

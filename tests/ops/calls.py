@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,9 @@ from cosmos_distill import ops
 
 
 def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    """fp32 on the CPU, whatever torch's defaults."""
+    generator = torch.Generator("cpu").manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def modulated(*shape: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +86,57 @@ def assert_compiles_whole(name: str, backend: str | None = None, dtype: torch.dt
     torch.testing.assert_close(run(compiled, tensors), run(operator, tensors))
     with torch.no_grad():
         torch.testing.assert_close(tuple_of(compiled(*tensors)), tuple_of(operator(*tensors)))
+
+
+@contextmanager
+def defaults(setting: torch.dtype | str) -> Iterator[None]:
+    """Within, torch's default dtype, or its default device."""
+    if isinstance(setting, str):
+        with torch.device(setting):
+            yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(setting)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def assert_whatever_the_default(
+    setting: torch.dtype | str, name: str, backend: str | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Results and gradients are the same bits: kernels write fp32 where others think of the default dtype."""
+    operator, tensors = _given(name, backend, dtype)
+    want = run(operator, tensors)
+    with defaults(setting):
+        got = run(operator, tensors)
+    assert [(g.dtype, g.device) for g in got] == [(w.dtype, w.device) for w in want]
+    assert bit_equal(got, want)
+
+
+def assert_samples_may_be_empty(backend: str) -> None:
+    """Several samples without an element: nothing is read, and what comes out is what torch has."""
+    factor = draw(2).abs() + 1
+
+    def results(shape: tuple[int, ...], backend: str, **where: Any) -> list[Tensor]:
+        x, other = draw(*shape).requires_grad_(), draw(*shape)
+        losses = [
+            ops.renoise(x, other, factor, alpha=factor, backend=backend),
+            ops.vsd_loss(x, other, other, uncond=other, guidance=2.0, backend=backend, **where),
+            ops.fake_score_loss(x, other, factor, backend=backend, **where),
+        ]
+        grads = [torch.autograd.grad(loss.sum(), x)[0] for loss in losses]
+        return [*losses, *grads, ops.vsd_direction(x, other, other, backend=backend, **where)[0]]
+
+    for shape in ((2, 0, 3), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4)):
+        raw = ops.Preconditioned(draw(*shape), factor, factor)
+        where: list[dict[str, Any]] = [{}, {"preconditioned": raw}]
+        if len(shape) == 5:
+            where.append({"frame_mask": torch.ones(2, shape[2])})
+        for extra in where:
+            got, want = (results(shape, b, **extra) for b in (backend, "reference"))
+            torch.testing.assert_close(got, want, equal_nan=True)  # a mean over nothing is NaN
 
 
 def assert_traced_as_it_is(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:

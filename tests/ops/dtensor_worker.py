@@ -169,6 +169,21 @@ def factored_tables_are_never_cut(mesh: DeviceMesh) -> None:
     torch.testing.assert_close(tuple(r.full_tensor() for r in got), want)
 
 
+def the_optimiser_takes_local_shards_only(mesh: DeviceMesh) -> None:
+    """It works in place, in memory that a DTensor has none of."""
+    shards = [distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]) for _ in range(5)]
+    shards[0] = torch.nn.Parameter(shards[0])
+    step = ops.AdamWStep(step=1, lr=0.1, ema_rate=0.2)
+    try:
+        ops.adamw_ema(*([t] for t in shards), step)
+    except ValueError as error:
+        assert "not DTensor" in str(error) and ".to_local()" in str(error)
+    else:
+        raise AssertionError("DTensors were taken")
+    ops.adamw_ema(*([t.to_local().detach()] for t in shards), step)
+    assert not (shards[0].to_local() == 1).any()
+
+
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder}/store")
@@ -177,6 +192,7 @@ def rank_main(rank: int, folder: str) -> None:
     for name, case in cases.items():
         hold(name, case, mesh)
     factored_tables_are_never_cut(mesh)
+    the_optimiser_takes_local_shards_only(mesh)
     if rank == 0:
         (Path(folder) / "held").write_text("\n".join(cases))
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 from cosmos_distill import ops
 
@@ -78,6 +79,19 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             ops.adamw_ema(**{**groups, "step": STEP, **change})
+
+
+@pytest.mark.parametrize("argument", ["params", "grads", "exp_avgs", "exp_avg_sqs", "emas", "copies"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shards_are_refused_until_unwrapped(backend: str, argument: str):
+    """What stands for a tensor elsewhere, as a DTensor does, has no memory of its own to write into."""
+    names = ("params", "grads", "exp_avgs", "exp_avg_sqs", "emas", "copies")
+    groups: dict[str, list[Tensor]] = {name: [torch.ones(3)] for name in names}
+    groups["params"], groups["copies"] = [torch.nn.Parameter(torch.ones(3))], [torch.ones(3).bfloat16()]
+    ops.adamw_ema(**groups, step=STEP, backend=backend)
+    groups[argument] = [TwoTensor(t.detach(), t.detach()) for t in groups[argument]]
+    with pytest.raises(ValueError, match=rf"{argument}\[0\] must be .*, not TwoTensor: .*\.to_local\(\)"):
+        ops.adamw_ema(**groups, step=STEP, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

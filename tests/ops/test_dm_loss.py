@@ -5,6 +5,7 @@ import torch
 
 from cosmos_distill import ops
 from cosmos_distill.ops import dm_loss, registry
+from tests.ops.calls import assert_samples_may_be_empty
 
 SHAPE = (3, 4, 2, 5, 6)
 SIGMA = torch.tensor([0.0126, 1.3, 280.0], dtype=torch.float64)
@@ -304,3 +305,8 @@ def test_trigflow_weight_is_the_velocity_error(case):
     velocity, predicted = ((t.cos() * x_t - x0) / t.sin() for x0 in (student.detach(), fake))
     loss = ops.fake_score_loss(fake, student, SIGMA, "trigflow")
     torch.testing.assert_close(loss, mean((velocity - predicted).square()))
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+def test_samples_may_be_empty(backend):
+    assert_samples_may_be_empty(backend)

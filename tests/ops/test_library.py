@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +80,17 @@ def test_only_some_inputs_learn(name: str):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("watched", [False, True], ids=["shortcut", "registered"])
-@pytest.mark.parametrize("name", ["adaln_modulate", "gated_residual_adaln", "qk_norm_rope", "attention lse"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adaln_modulate",
+        "gated_residual_adaln",
+        "qk_norm_rope",
+        "attention lse",
+        "vsd_loss",
+        "fake_score_loss",
+    ],
+)
 def test_a_second_derivative_is_refused(name: str, watched: bool):
     operator, tensors = public()[name]
     if not ops_has_kernels(name):
@@ -106,6 +118,38 @@ def test_forward_mode_is_refused_not_ignored():
         ops.adaln_modulate(x, m, m, backend="cpu")  # no tangent, no objection
 
 
+@pytest.mark.parametrize("watched", [False, True], ids=["shortcut", "registered"])
+@pytest.mark.parametrize("argument", ["grad", "q", "v"])
+def test_forward_mode_through_a_gradient_is_refused_too(argument: str, watched: bool):
+    given = {
+        "grad": Q,
+        "q": Q,
+        "k": K.clone().requires_grad_(watched),
+        "v": K,
+        "out": Q,
+        "lse": draw(2, 3, 6),
+    }
+    with torch.autograd.forward_ad.dual_level():
+        ops.attention_backward(**given, backend="sdpa")  # no tangent, no objection
+        given[argument] = torch.autograd.forward_ad.make_dual(
+            given[argument], torch.ones_like(given[argument])
+        )
+        with pytest.raises(NotImplementedError, match="attention_backward has no forward-mode derivative"):
+            ops.attention_backward(**given, backend="sdpa")
+
+
+@pytest.mark.compiled
+def test_forward_mode_through_a_backward_pass_is_refused_too():
+    x, m = X.clone().requires_grad_(), M.clone()
+    out = ops.adaln_modulate(x, m, m, backend="cpu")
+    with torch.autograd.forward_ad.dual_level():
+        slope = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(
+            NotImplementedError, match="adaln_modulate_backward has no forward-mode derivative"
+        ):
+            torch.autograd.grad(out, x, slope)
+
+
 @pytest.mark.compiled
 def test_a_view_with_its_sign_flipped_is_read_with_its_sign():
     flipped = torch._neg_view(X)
@@ -116,8 +160,52 @@ def test_a_view_with_its_sign_flipped_is_read_with_its_sign():
 def test_transforms_of_torch_func_never_read_a_wrapper_as_memory():
     mapped = torch.func.vmap(lambda x: ops.adaln_modulate(x, M, M, backend="cpu"))(torch.stack([X, X + 1]))
     assert torch.equal(mapped[1], ops.adaln_modulate(X + 1, M, M, backend="cpu"))
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(lambda x: ops.adaln_modulate(x, M, M, backend="cpu").sum())(X)
+
+
+def transformed(name: str, backend: str | None) -> dict[str, Callable[[], Any]]:
+    """Derivatives by torch.func: alone, of samples one by one, and of a function mapped over samples."""
+    operator, tensors = public()[name]
+    x, *others = (t.detach() for t in tensors)
+    many = torch.stack([x, x + 1])
+
+    def loss(x: Tensor) -> Tensor:
+        return torch.stack([r.square().sum() for r in tuple_of(operator(x, *others, backend=backend))]).sum()
+
+    return {
+        "grad": lambda: torch.func.grad(loss)(x),
+        "jacrev": lambda: torch.func.jacrev(loss)(x),
+        "vmap of grad": lambda: torch.func.vmap(torch.func.grad(loss))(many)[0],
+        "grad of vmap": lambda: torch.func.grad(lambda many: torch.func.vmap(loss)(many).sum())(many)[0],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", public())
+def test_derivatives_of_torch_func(name: str):
+    operator, tensors = public()[name]
+    want = torch.autograd.grad(
+        sum(r.square().sum() for r in tuple_of(operator(*tensors, backend="reference"))), tensors[0]
+    )[0]
+    for how, derivative in transformed(name, "reference").items():
+        torch.testing.assert_close(derivative(), want, msg=lambda m, how=how: f"{how}: {m}")
+    if not ops_has_kernels(name):
+        return
+    for derivative in transformed(name, None).values():
+        with pytest.raises(NotImplementedError, match=r"no derivative under torch\.func: pass backend='ref"):
+            derivative()
+
+
+@pytest.mark.compiled
+def test_torch_func_may_use_what_it_does_not_differentiate():
+    want = ops.adaln_modulate(X, M, M, backend="cpu")
+    loss = torch.func.grad(lambda y: (y * ops.adaln_modulate(X, M, M, backend="cpu")).sum())
+    torch.testing.assert_close(loss(torch.ones(())), want.sum())
+    # What torch.func maps over samples, torch.autograd may differentiate.
+    x, learned = X.clone().requires_grad_(), M.clone().requires_grad_()
+    mapped = torch.func.vmap(lambda x: ops.adaln_modulate(x, learned, learned, backend="cpu"))
+    got = torch.autograd.grad(mapped(torch.stack([x, x])).sum(), (x, learned))
+    exact = 2 * ops.adaln_modulate(x, learned, learned, backend="cpu").sum()
+    torch.testing.assert_close(got, torch.autograd.grad(exact, (x, learned)))
 
 
 @pytest.mark.parametrize("name", public())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import attn, qknorm, registry  # noqa: F401  # registers their operators
-from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable
+from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable, HeadTooLarge
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,19 @@ def test_heads_too_large_for_a_backend(
     assert choose(f"{passed_over}, reference", largest + 8) == "reference"
 
 
+def test_a_large_head_is_blamed_only_for_what_it_does():
+    q = torch.zeros(1, 2, 1, 256)
+    with pytest.raises(BackendUnavailable, match="it serves cuda tensors, not cpu") as raised:
+        ops.attention(q, q, q, backend="cuda")
+    assert type(raised.value) is BackendUnavailable
+    with pytest.raises(BackendUnavailable, match=r"it serves .*, not torch\.float64") as raised:
+        registry._choose("attention", "cuda", "cuda", torch.float64, 256)
+    assert type(raised.value) is BackendUnavailable
+    # Of two reasons one is the head's: were it smaller, that backend could.
+    with pytest.raises(HeadTooLarge, match=r"not torch\.float32.* but q has head size 256"):
+        registry._choose("attention", "cuda, triton", "cuda", torch.float32, 256)
+
+
 def test_a_misspelt_backend_is_named():
     with pytest.raises(ValueError, match="'cup' is unknown: choose among"):
         call("cup")
@@ -134,6 +149,14 @@ def test_importing_the_operators_imports_neither_torch_nor_the_trainer():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_takes_a_backend_is_what_is_said_to():
+    """Of the operators in the package's table: all but those named below it."""
+    table, rest = (ops.__doc__ or "").rsplit("====\n", 1)
+    named = [set(re.findall(r"``(\w+)``", text)) for text in (table, rest)]
+    taking = {name for name in named[0] if "backend" in inspect.signature(getattr(ops, name)).parameters}
+    assert taking == named[0] - named[1]
 
 
 def test_every_public_operator_is_reachable():

@@ -136,6 +136,23 @@ def test_state_comes_back_bit_for_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(tensors(second)[name], value) for name, value in tensors(first).items())
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_allocated_state_is_of_the_dtypes_of_torchs_own(default: torch.dtype) -> None:
+    """A count of steps in the default dtype could not be loaded into."""
+    network, before = Network(0), torch.get_default_dtype()
+    stepped, fresh = (RoleOptimizer(network, Optim(lr=1.0), 1) for _ in range(2))
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    torch.set_default_dtype(default)
+    try:
+        stepped.step(0)
+        fresh.pieces(allocate=True)
+    finally:
+        torch.set_default_dtype(before)
+    dtypes = [{name: value.dtype for name, value in tensors(one).items()} for one in (stepped, fresh)]
+    assert dtypes[0] == dtypes[1]
+
+
 def test_foreign_state_and_frozen_networks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown parameter 'third\.weight'"):
         load(RoleOptimizer(Network(0), Optim(lr=1.0), 1), {"exp_avg/third.weight": torch.zeros(1)})

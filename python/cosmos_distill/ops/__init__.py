@@ -18,8 +18,8 @@ Importing this package is cheap: torch is imported when the first operator is us
 ``adamw_ema``                         AdamW and the average of its parameters, in one pass
 ====================================  =========================================================
 
-All but ``merge_attention`` and ``combine_guidance``, which are plain torch, take
-``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
+All but ``merge_attention`` and ``combine_guidance``, which are plain torch, and ``keep_attention``, which
+computes nothing, take ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
 """
 
 from __future__ import annotations

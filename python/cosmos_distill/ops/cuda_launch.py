@@ -25,16 +25,12 @@ def dtype_of(x: Tensor) -> int:
     return ELEMENTS[x.dtype]
 
 
-def address(x: Tensor | None) -> int:
-    """0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
 def launch(function: Callable[..., None], on: Tensor, *arguments: object) -> None:
     """Queue work on the current stream of the device that ``on`` is on.
 
     Raises:
         RuntimeError: a kernel could not be launched; the message names it.
+        ValueError: it does not serve this dtype or these sizes.
     """
     if not on.is_cuda:  # without a device there is no stream
         function(*arguments, 0)

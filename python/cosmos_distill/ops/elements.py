@@ -1,4 +1,4 @@
-"""The element types of the compiled kernels, by the numbers that csrc/ knows them by."""
+"""Elements and addresses of tensors as compiled kernels know them, and memory for the fp32 beside them."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def new_fp32(x: Tensor, *shape: int) -> Tensor:
     """Memory for statistics and sums beside x."""
     return x.new_empty(shape, dtype=torch.float32)
+
+
+def address(x: Tensor | None) -> int:
+    """0 for None."""
+    return 0 if x is None else x.data_ptr()

@@ -23,7 +23,8 @@ from torch.autograd import forward_ad
 
 NAMESPACE = "cosmos_distill"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+"""Types of tensors with memory of their own; subclasses may stand for tensors elsewhere."""
 
 Operator = Callable[..., Any]
 
@@ -60,7 +61,7 @@ def _watched(args: tuple[Any, ...]) -> bool:
     if torch.compiler.is_compiling():
         return True
     for arg in args:
-        if type(arg) in _TENSORS:
+        if type(arg) in PLAIN:
             if arg.is_neg():  # holds its values with the sign flipped, which a kernel would not know
                 return True
         elif isinstance(arg, Tensor):
@@ -79,6 +80,27 @@ def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
         raise NotImplementedError(
             f"{NAMESPACE}::{name} has no forward-mode derivative: pass backend='reference' for one"
         )
+
+
+def _refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
+    # torch's own wrappers of registered operators fail in those transforms of torch.func that differentiate,
+    # and say nothing of what would not.
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    differentiated = any(level.key() != functorch.TransformType.Vmap for level in levels)
+    if differentiated and any(isinstance(a, Tensor) and _learns_inside(a) for a in args):
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name} has no derivative under torch.func: pass backend='reference' for one"
+        )
+
+
+def _learns_inside(x: Tensor) -> bool:
+    """x, or a tensor that it wraps for a transform of torch.func, requires a gradient."""
+    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def define(schema: str, run: Operator, shapes: Operator) -> Operator:
@@ -100,7 +122,12 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
     registered = _register(name, schema, run, shapes, no_gradient, None)
 
     def call(*args: Any) -> Any:
-        if _watched(args) or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
+        if _watched(args):
+            _refuse_transforms(name, args)
+            return registered(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return registered(*args)
         return run(*args)
 
@@ -138,6 +165,7 @@ def define_differentiable(
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
         if _watched(args):
+            _refuse_transforms(name, args)
             return registered(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Direct.apply(*args)

@@ -1,7 +1,8 @@
 """Which backend's kernels an operator runs.
 
-Left alone, the first backend in the operator's list that can serve the tensors does; when a faster one
+Left alone, the first backend in the operator's list that can serve the tensors does; when one before it
 had to be passed over for a reason worth knowing (the compiled module is missing, say), that is said once.
+The order is that of speed as measured on the CPU, and as expected on GPUs, where nothing was timed.
 A choice made explicitly, by an operator's ``backend=`` argument or by the environment variable
 ``COSMOS_DISTILL_BACKEND``, is kept or refused with :class:`BackendUnavailable`, never replaced. The
 variable holds one name, or several in order of preference: ``COSMOS_DISTILL_BACKEND=cpu,sdpa``.
@@ -36,7 +37,7 @@ class HeadTooLarge(BackendUnavailable, ValueError):
 
 
 class BackendFallback(UserWarning):
-    """A faster backend exists for this device but could not be used."""
+    """A backend preferred on this device could not be used."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
 def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int) -> str:
     folder, candidates = OPERATORS[operator]
     reasons: list[str] = []
+    large = False
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
@@ -206,11 +208,12 @@ def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | 
                 if asked is None:
                     _say(operator, candidate.name, device, reasons)
                 return candidate.name
+        elif reason == candidate.too_small_for(head):
+            large = True
         # Only a backend meant for this device is worth mentioning.
         if asked is not None or candidate.devices is None or device in candidate.devices:
             reasons.append(f"{candidate.name}: {reason}")
-    small = any(candidate.too_small_for(head) for candidate in candidates)
-    raise (HeadTooLarge if small else BackendUnavailable)(
+    raise (HeadTooLarge if large else BackendUnavailable)(
         f"{operator} has no backend {asked!r} for these tensors. " + ". ".join(reasons) + ". "
         f"Unset {VARIABLE} and pass no backend to let one be picked."
     )

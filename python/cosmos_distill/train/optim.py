@@ -145,7 +145,7 @@ class RoleOptimizer:
             state = self._adamw.state.get(master, {})
             if allocate and not state:
                 state = self._adamw.state[master] = {
-                    "step": torch.zeros((), device=master.device),
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
                     "exp_avg": torch.zeros_like(master, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
                 }

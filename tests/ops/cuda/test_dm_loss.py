@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import dm_loss
+from tests.ops.calls import assert_samples_may_be_empty
 from tests.ops.tolerance import assert_as_good_as_torch
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
@@ -91,3 +92,17 @@ def test_coefficients_and_sums_may_be_fp64():
         grads = [torch.autograd.grad(t.sum(), x)[0] for t in (loss, error)]
         results.append([t.float() for t in (loss, error, *grads)])
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_what_both_predictions_share_is_not_rounded_into_their_difference():
+    """c_skip x_t cancels: at high noise it is thousands of times as large as what is left."""
+    shape = SHAPES[0]
+    x, teacher, fake, x_t = (draw(shape, seed) for seed in range(4))
+    skip, out = draw(shape[:1], 10), draw(shape[:1], 11)
+    where = ops.Preconditioned(4096 * x_t, skip, out)
+    direction, _ = ops.vsd_direction(x, teacher, fake, preconditioned=where, backend="cuda")
+    assert torch.equal(direction, out[:, None, None, None, None] * (fake - teacher))
+
+
+def test_samples_may_be_empty():
+    assert_samples_may_be_empty("cuda")

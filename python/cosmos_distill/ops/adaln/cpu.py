@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..compiled import kernels
-from ..elements import ELEMENTS
-from .fused import addressed, layout
+from ..elements import ELEMENTS, address, new_fp32
+from .fused import addressed, layout, stats_like
 
 
 def _layout(x: Tensor) -> tuple[int, int, int, int]:
@@ -19,7 +19,7 @@ def _layout(x: Tensor) -> tuple[int, int, int, int]:
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
-    stats = torch.empty((*x.shape[:-1], 2))
+    stats = stats_like(x)
     kernels.adaln_forward(
         *_layout(x), x.data_ptr(), *addressed(shift), *addressed(scale), eps, out.data_ptr(), stats.data_ptr()
     )
@@ -30,7 +30,7 @@ def adaln_modulate_backward(
     grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x)
-    dshift, dscale = torch.empty(scale.shape), torch.empty(scale.shape)
+    dshift, dscale = (new_fp32(x, *scale.shape) for _ in range(2))
     kernels.adaln_backward(
         *_layout(x),
         grad.data_ptr(),
@@ -48,7 +48,7 @@ def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     x_new, out = torch.empty_like(x), torch.empty_like(x)
-    stats = torch.empty((*x.shape[:-1], 2))
+    stats = stats_like(x)
     kernels.gated_adaln_forward(
         *_layout(x),
         x.data_ptr(),
@@ -74,11 +74,11 @@ def gated_residual_adaln_backward(
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
-    dgate, dshift, dscale = (torch.empty(scale.shape) for _ in range(3))
+    dgate, dshift, dscale = (new_fp32(x_new, *scale.shape) for _ in range(3))
     kernels.gated_adaln_backward(
         *_layout(x_new),
         grad.data_ptr(),
-        0 if grad_x_new is None else grad_x_new.data_ptr(),
+        address(grad_x_new),
         x_new.data_ptr(),
         y.data_ptr(),
         stats.data_ptr(),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cuda_launch import address, dtype_of, functions, launch
-from ..elements import new_fp32
-from .fused import addressed, layout
+from ..cuda_launch import dtype_of, functions, launch
+from ..elements import address, new_fp32
+from .fused import addressed, layout, stats_like
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out, stats = torch.empty_like(x), new_fp32(x, *x.shape[:-1], 2)
+    out, stats = torch.empty_like(x), stats_like(x)
     launch(
         functions.adaln_forward,
         x,
@@ -34,7 +34,7 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
 def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), new_fp32(x, *x.shape[:-1], 2)
+    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), stats_like(x)
     launch(
         functions.adaln_forward,
         x,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
 
 
@@ -44,12 +45,12 @@ def addressed(modulation: Tensor) -> tuple[int, int]:
     return modulation.data_ptr(), modulation.stride(-2)
 
 
-def _stats_like(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], 2), dtype=torch.float32)
+def stats_like(x: Tensor) -> Tensor:
+    return new_fp32(x, *x.shape[:-1], 2)
 
 
 def _like_modulation(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-2], x.shape[-1]), dtype=torch.float32)
+    return new_fp32(x, *x.shape[:-2], x.shape[-1])
 
 
 _modulate_backward = define(
@@ -73,7 +74,7 @@ def _modulate_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, .
 _modulate = define_differentiable(
     "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str backend) -> (Tensor, Tensor)",
     kernel("adaln", "adaln_modulate"),
-    lambda x, shift, scale, eps, backend: (torch.empty_like(x), _stats_like(x)),
+    lambda x, shift, scale, eps, backend: (torch.empty_like(x), stats_like(x)),
     _save_modulate,
     _modulate_gradient,
 )
@@ -121,7 +122,7 @@ _gated = define_differentiable(
     lambda x, y, gate, shift, scale, eps, backend: (
         torch.empty_like(x),
         torch.empty_like(x),
-        _stats_like(x),
+        stats_like(x),
     ),
     _save_gated,
     _gated_gradient,

@@ -12,9 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
-from .fused import layout
+from .fused import layout, stats_like
 
 
 @triton.jit
@@ -143,7 +144,7 @@ def _forward(
     block = triton.next_power_of_2(width)
     x_new = None if y is None else torch.empty_like(x)
     out = torch.empty_like(x)
-    stats = x.new_empty((*x.shape[:-1], 2), dtype=torch.float32)
+    stats = stats_like(x)
     launch(
         adaln_forward,
         (groups * triton.cdiv(rows, 4),),
@@ -184,10 +185,7 @@ def _backward(
     chunks = triton.cdiv(rows, per_program)
     dx = torch.empty_like(x)
     dy = None if y is None else torch.empty_like(x)
-    sums = [
-        None if absent else x.new_empty((groups, chunks, width), dtype=torch.float32)
-        for absent in (y is None, False, False)
-    ]
+    sums = [None if absent else new_fp32(x, groups, chunks, width) for absent in (y is None, False, False)]
     launch(
         adaln_backward,
         (groups * chunks,),
@@ -212,7 +210,7 @@ def _backward(
         num_warps=_warps(block, 8),
     )
     dgate, dshift, dscale = (
-        None if part is None else total(part, x.new_empty(scale.shape, dtype=torch.float32)) for part in sums
+        None if part is None else total(part, new_fp32(x, *scale.shape)) for part in sums
     )
     assert dshift is not None and dscale is not None
     return dx, dy, dgate, dshift, dscale
@@ -259,8 +257,8 @@ def aot_cases() -> list[aot.AotCase]:
         for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
             shape = (1, frames, aot.TOKENS // frames, width)
             x = torch.empty(shape, dtype=dtype, device="meta")
-            m = torch.empty((1, frames, 3 * width), device="meta")[..., :width]  # a chunk of a projection
-            stats = torch.empty((*shape[:-1], 2), device="meta")
+            m = new_fp32(x, 1, frames, 3 * width)[..., :width]  # a chunk of a projection
+            stats = stats_like(x)
             label = f"{network} 720p D={width} {'per frame ' if frames > 1 else ''}{short}"
             found += aot.cases("adaln_modulate", label, adaln_modulate, x, m, m, 1e-6)
             found += aot.cases("adaln_modulate_backward", label, adaln_modulate_backward, x, x, stats, m)

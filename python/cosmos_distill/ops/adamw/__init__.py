@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import registry
 from ..checks import beside, floating, like, typed
-from ..library import kernels
+from ..library import PLAIN, kernels
 
 __all__ = ["AdamWStep", "adamw_ema"]
 
@@ -55,8 +55,9 @@ def adamw_ema(
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Raises:
-        ValueError: a list has another length or a tensor another shape, dtype or device than it must, or is
-            not contiguous, or the step is below 1; the message names the argument.
+        ValueError: a list has another length or a tensor another shape, dtype or device than it must, is
+            not contiguous or of a subclass (of a DTensor pass ``.to_local()``), or the step is below 1; the
+            message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     if step.step < 1:
@@ -87,6 +88,11 @@ def _check(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype
         raise ValueError(f"{name} must be {len(params)} tensors, one per parameter, not {len(tensors)}")
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
         like(f"{name}[{i}]", tensor, param.shape, f"params[{i}]", param)
+        if type(tensor) not in PLAIN:
+            raise ValueError(
+                f"{name}[{i}] must be a plain tensor, for it is updated where it is, not "
+                f"{type(tensor).__name__}: pass .to_local() of a DTensor"
+            )
         typed(f"{name}[{i}]", tensor, dtype)
         if not tensor.is_contiguous():
             raise ValueError(f"{name}[{i}] must be contiguous: it is updated where it is")

@@ -69,11 +69,15 @@ def attention(
     """
     _check(q, k, v)
     device = q.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
+    if _autocasts(device):
         q, k, v = (_autocast(x, torch.get_autocast_dtype(device)) for x in (q, k, v))
         with torch.autocast(device, enabled=False):
             return _attention(q, k, v, scale, return_lse, backend)
     return _attention(q, k, v, scale, return_lse, backend)
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,7 +128,7 @@ def attention_backward(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`attention` with respect to q, k and v: what autograd calls, for those who pass keys
-    around. Not differentiable itself.
+    around. Differentiable itself under ``reference`` only; torch.autocast changes nothing.
 
     Where k and v are some of the keys and ``out`` and ``lse`` belong to all (:func:`merge_attention`), the
     results are the gradients of these keys and values, and their share of q's, to be summed over the parts.
@@ -157,4 +161,15 @@ def attention_backward(
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
     chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1])
+    if _autocasts(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return _gradient(grad, q, k, v, out, lse, scale, chosen)
+    return _gradient(grad, q, k, v, out, lse, scale, chosen)
+
+
+def _gradient(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, chosen: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if chosen == "reference":
+        return reference.attention_backward(grad, None, q, k, v, out, lse, scale)
     return fused.gradient(grad, q, k, v, out, lse, scale, chosen)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cuda_launch import address, dtype_of, functions, launch
+from ..cuda_launch import dtype_of, functions, launch
+from ..elements import address, new_fp32
 
 _PIECE = 8
 """Elements of 16 bits in 16 bytes."""
@@ -49,7 +50,7 @@ def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+    lse = new_fp32(q, q.shape[0], q.shape[2], q.shape[1])
     if not q.numel() or not k.numel():
         return q.new_zeros(q.shape), lse.fill_(-math.inf)
     out, dim = _result(q), q.shape[-1]
@@ -74,7 +75,7 @@ def attention_backward(
     results = [_result(x) for x in (q, k, v)]
     dim = q.shape[-1]
     grad, q, k, v, out = (_aligned(x) for x in (grad, q, k, v, out))
-    scratch = lse.new_empty((*lse.shape[:-1], functions.attention_padded(q.shape[1]), 2))
+    scratch = new_fp32(lse, *lse.shape[:-1], functions.attention_padded(q.shape[1]), 2)
     launch(
         functions.attention_backward,
         q,

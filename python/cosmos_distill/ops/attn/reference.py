@@ -33,6 +33,9 @@ def attention_backward(
     if grad_lse is not None:
         rest = rest - grad_lse
     scores = scale * weights * (torch.einsum("bqhd,bkhd->bhqk", g, wv) - rest.unsqueeze(-1))
-    dq = torch.einsum("bhqk,bkhd->bqhd", scores, wk).to(q.dtype)
-    dk = torch.einsum("bhqk,bqhd->bkhd", scores, wq).to(k.dtype)
-    return dq, dk, torch.einsum("bhqk,bqhd->bkhd", weights, g).to(v.dtype)
+    dq = torch.einsum("bhqk,bkhd->bqhd", scores, wk)
+    dk = torch.einsum("bhqk,bqhd->bkhd", scores, wq)
+    dv = torch.einsum("bhqk,bqhd->bkhd", weights, g)
+    # einsum leaves axes in an order of its own; the operator's results are dense.
+    dq, dk, dv = (x.to(q.dtype).contiguous() for x in (dq, dk, dv))
+    return dq, dk, dv

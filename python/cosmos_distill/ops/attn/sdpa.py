@@ -40,7 +40,7 @@ def attention_backward(
     if grad_lse is not None:
         # The gradient of a score is p (grad . v - grad . out + grad_lse). One more channel, 1 in grad, 0 in
         # q, k and v and -grad_lse in out, adds the last term to the second and nothing to anything else.
-        one, zero = torch.ones_like(grad_lse), torch.zeros(())
+        one, zero = torch.ones_like(grad_lse), grad_lse.new_zeros(())
         for i, channel in enumerate((one, zero, zero, zero, -grad_lse)):
             column = channel.expand(tensors[i].shape[:3]).unsqueeze(-1)
             tensors[i] = torch.cat([tensors[i], column], dim=-1)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import architecture, launch
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
 from .triton_scores import exponential, scaled, to_lse
@@ -149,7 +150,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     q, _, unit = scaled(q, scale)
     if unit < 0:  # the largest product is the largest score only under a positive one
         q, unit = -q, -unit
-    out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, queries), dtype=torch.float32)
+    out, lse = q.new_empty(q.shape), new_fp32(q, batch, heads, queries)
     launch(
         attention_forward,
         grid(q, config.queries),
@@ -246,7 +247,7 @@ def aot_cases() -> list[aot.AotCase]:
         for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
             q = torch.empty((1, aot.TOKENS, heads, size), dtype=dtype, device="meta")
             k = torch.empty((1, keys, heads, size), dtype=dtype, device="meta")
-            lse = torch.empty((1, heads, aot.TOKENS), device="meta")
+            lse = new_fp32(q, 1, heads, aot.TOKENS)
             label = f"{network} 720p {heads}x{size} {short}"
             launched = aot.cases("attention", label, attention, q, k, k, 0.1)
             saved = (q, lse, q, k, k, q, lse, 0.1)

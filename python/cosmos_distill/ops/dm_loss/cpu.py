@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import kernels
-from ..elements import ELEMENTS
+from ..elements import ELEMENTS, address, new_fp32
 
 
 def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, int]:
@@ -22,18 +22,14 @@ def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, 
     return batch, channels * frames, height * width, frames
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
-    out = torch.empty(x0.shape)
+    out = new_fp32(x0, *x0.shape)
     kernels.renoise(
         ELEMENTS[x0.dtype],
         _shape(x0),
         x0.data_ptr(),
         eps.data_ptr(),
-        _address(alpha),
+        address(alpha),
         sigma.data_ptr(),
         out.data_ptr(),
     )
@@ -50,17 +46,17 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction, sums = torch.empty_like(x), torch.empty(x.shape[0], 3)
+    direction, sums = torch.empty_like(x), new_fp32(x, x.shape[0], 3)
     kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         x.data_ptr(),
         teacher.data_ptr(),
         fake.data_ptr(),
-        _address(uncond),
-        _address(x_t),
-        _address(coefficients),
+        address(uncond),
+        address(x_t),
+        address(coefficients),
         guidance,
         direction.data_ptr(),
         sums.data_ptr(),
@@ -83,15 +79,15 @@ def squared_error(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    sums = torch.empty(p.shape[:1])
+    sums = new_fp32(p, p.shape[0])
     kernels.squared_error(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         p.data_ptr(),
         target.data_ptr(),
-        _address(x_t),
-        _address(coefficients),
+        address(x_t),
+        address(coefficients),
         sums.data_ptr(),
     )
     return sums
@@ -109,12 +105,12 @@ def squared_error_gradient(
     kernels.squared_error_gradient(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),
-        _address(frame_mask),
+        address(frame_mask),
         grad.data_ptr(),
         p.data_ptr(),
         target.data_ptr(),
-        _address(x_t),
-        _address(coefficients),
+        address(x_t),
+        address(coefficients),
         out.data_ptr(),
     )
     return out

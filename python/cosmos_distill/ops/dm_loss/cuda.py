@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cuda_launch import address, dtype_of, functions, launch
-from ..elements import new_fp32
+from ..cuda_launch import dtype_of, functions, launch
+from ..elements import address, new_fp32
 
 
 def _layout(x: Tensor) -> tuple[int, int, int]:

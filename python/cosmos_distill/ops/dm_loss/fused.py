@@ -108,8 +108,10 @@ def _save_known(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
 
 def _known_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     slope, direction = ctx.saved_tensors
-    # Sums over shards, and with them the slope, may come back wider than they went.
-    return _vsd_gradient(direction, _as_fp32(grad * slope), ctx.backend), None, None, None, None
+    # Sums over shards, and with them the slope, may come back wider than they went. Not detached: a second
+    # derivative is refused where something still requires a gradient.
+    slope = (grad * slope).float().contiguous()
+    return _vsd_gradient(direction, slope, ctx.backend), None, None, None, None
 
 
 with_gradient = define_differentiable(

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import total
 
@@ -155,7 +156,7 @@ def _grid(x: Tensor) -> tuple[int]:
 
 def _count(x: Tensor) -> int:
     """Elements of a sample."""
-    return x.stride(0) if x.shape[0] > 1 else x.numel()
+    return x.shape[1:].numel()
 
 
 def _frames(x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor | None, int, int]:
@@ -166,7 +167,7 @@ def _frames(x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor | None, int, i
 
 
 def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor) -> Tensor:
-    out = x0.new_empty(x0.shape, dtype=torch.float32)
+    out = new_fp32(x0, *x0.shape)
     tensors = (x0, eps, alpha, sigma, out)
     launch(renoise_sweep, _grid(x0), *tensors, _count(x0), BLOCK=_BLOCK, num_warps=_WARPS)
     return out
@@ -183,7 +184,7 @@ def vsd(
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     direction = torch.empty_like(x)
-    partials = x.new_empty((x.shape[0], _chunks(x), 3), dtype=torch.float32)
+    partials = new_fp32(x, x.shape[0], _chunks(x), 3)
     mask, frames, area = _frames(x, frame_mask)
     launch(
         vsd_sweep,
@@ -207,7 +208,7 @@ def vsd(
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
-    return direction, total(partials, x.new_empty((x.shape[0], 3), dtype=torch.float32))
+    return direction, total(partials, new_fp32(x, x.shape[0], 3))
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
@@ -255,9 +256,9 @@ def squared_error(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    partials = p.new_empty((p.shape[0], _chunks(p), 1), dtype=torch.float32)
+    partials = new_fp32(p, p.shape[0], _chunks(p), 1)
     _squared_error(None, p, target, x_t, coefficients, frame_mask, partials)
-    return total(partials, p.new_empty(p.shape[:1], dtype=torch.float32))
+    return total(partials, new_fp32(p, p.shape[0]))
 
 
 def squared_error_gradient(
@@ -278,7 +279,7 @@ def aot_cases() -> list[aot.AotCase]:
     found = []
     for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         x = torch.empty((1, 16, 16, 88, 160), dtype=dtype, device="meta")
-        one, two, mask = (torch.empty(shape, device="meta") for shape in ((1,), (1, 2), (1, 16)))
+        one, two, mask = (new_fp32(x, *shape) for shape in ((1,), (1, 2), (1, 16)))
         found += aot.cases("renoise", f"720p {short}", renoise, x, x, one, one)
         found += aot.cases("renoise", f"720p, signal of 1 {short}", renoise, x, x, None, one)
         found += aot.cases("vsd_loss_backward", f"720p {short}", vsd_gradient, x, one)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..compiled import kernels
-from ..elements import ELEMENTS
+from ..elements import ELEMENTS, new_fp32
+from .fused import rstd_like
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
@@ -28,7 +28,7 @@ def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
 def _forward(
     x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
-    out, rstd = x.new_empty(x.shape), torch.empty(x.shape[:3])
+    out, rstd = x.new_empty(x.shape), rstd_like(x)
     kernels.norm_rope_forward(
         *_layout(x),
         x.data_ptr(),
@@ -50,7 +50,7 @@ def _backward(
     sin: Tensor | None,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    dx, dweight = x.new_empty(x.shape), torch.empty(weight.shape)
+    dx, dweight = x.new_empty(x.shape), new_fp32(x, *weight.shape)
     kernels.norm_rope_backward(
         *_layout(x),
         grad.data_ptr(),

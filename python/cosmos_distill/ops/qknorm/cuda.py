@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cuda_launch import address, dtype_of, functions, launch
+from ..cuda_launch import dtype_of, functions, launch
+from ..elements import address, new_fp32
 from .fused import rstd_like
 
 
@@ -62,7 +63,7 @@ def qk_norm_rope_backward(
     chunks = functions.norm_rope_chunks(max(_tokens(q)[0], _tokens(k)[0]))
     kept, sides = [], []
     for grad, x, weight, rstd in ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd)):
-        partial = weight.new_empty((chunks, *weight.shape))
+        partial = new_fp32(weight, chunks, *weight.shape)
         dx, dweight = x.new_empty(x.shape), torch.empty_like(weight)
         kept.append((dx, dweight, partial))
         tensors = (grad, x, weight, rstd, dx, dweight, partial)

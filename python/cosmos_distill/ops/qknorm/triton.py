@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from .. import aot
+from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
 from .fused import rstd_like
@@ -109,7 +110,7 @@ def qk_norm_rope_backward(
     dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
     per_program = rows_per_program(max(_tokens(q), _tokens(k)))
     q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
-    partials = q.new_empty((q_chunks + k_chunks, q.shape[-1]), dtype=torch.float32)
+    partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1])
     place, tables = _tables(cos, grid)
     launch(
         norm_rope_backward,
@@ -160,11 +161,11 @@ def aot_cases() -> list[aot.AotCase]:
             q = fused[:, :, :heads]  # a slice of a projection
             k = q if rotated else torch.empty((1, 512, heads, 128), dtype=dtype, device="meta")
             dense = torch.empty_like(q, memory_format=torch.contiguous_format)
-            weight, rstd = torch.empty(128, device="meta"), torch.empty(q.shape[:3], device="meta")
+            weight, rstd = new_fp32(q, 128), rstd_like(q)
             t, h, w, a, b, c = grid
-            table = torch.empty(t * a + h * b + w * c, device="meta")
+            table = new_fp32(q, t * a + h * b + w * c)
             label = f"{network} 720p {heads}x128 {short}"
-            every = torch.empty((aot.TOKENS, 128), device="meta")
+            every = new_fp32(q, aot.TOKENS, 128)
             rotations: list[tuple[Any, ...]] = [(table, table, grid), (every, every, ())]
             for tables in rotations if rotated else [(None, None, ())]:
                 inputs = (q, k, weight, weight)

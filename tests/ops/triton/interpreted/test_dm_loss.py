@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import dm_loss
+from tests.ops.calls import assert_samples_may_be_empty
 from tests.ops.tolerance import assert_as_good_as_torch, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -101,3 +102,7 @@ def test_coefficients_may_be_fp64():
         for backend in ("triton", "reference")
     ]
     torch.testing.assert_close(*results)
+
+
+def test_samples_may_be_empty():
+    assert_samples_may_be_empty("triton")
