@@ -16,7 +16,15 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.calls import assert_compiles_whole, assert_traced_as_it_is, bit_equal, draw, public
+from tests.ops.calls import (
+    assert_compiles_whole,
+    assert_fakes_are_like_it,
+    assert_traced_as_it_is,
+    bit_equal,
+    draw,
+    public,
+)
+from tests.ops.layouts import LAYOUTS, with_axes_of_one_element
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +168,15 @@ def test_an_exported_block_keeps_the_operators(strict: bool):
 @pytest.mark.parametrize("name", public())
 def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
     assert_traced_as_it_is(name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", with_axes_of_one_element())
+def test_fake_tensors_have_the_strides_of_real_ones(name: str, layout: str):
+    if name.startswith("attention ("):
+        pytest.skip("without log-sum-exp it is torch's own operator")
+    operator, tensors = with_axes_of_one_element()[name]
+    assert_fakes_are_like_it(operator, [LAYOUTS[layout](t.detach()).requires_grad_() for t in tensors])
 
 
 class Executed(TorchDispatchMode):

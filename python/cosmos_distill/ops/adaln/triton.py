@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import aot
 from ..launch import launch
 from ..partials import rows_per_program, total
-from .fused import layout
+from ..strides import new_like
+from .fused import distance, layout
 
 
 @triton.jit
@@ -141,8 +142,8 @@ def _forward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
-    x_new = None if y is None else torch.empty_like(x)
-    out = torch.empty_like(x)
+    x_new = None if y is None else new_like(x)
+    out = new_like(x)
     stats = x.new_empty((*x.shape[:-1], 2), dtype=torch.float32)
     launch(
         adaln_forward,
@@ -156,9 +157,9 @@ def _forward(
         out,
         stats,
         rows,
-        0 if gate is None else gate.stride(-2),
-        shift.stride(-2),
-        scale.stride(-2),
+        0 if gate is None else distance(gate),
+        distance(shift),
+        distance(scale),
         eps,
         GATED=y is not None,
         D=width,
@@ -182,8 +183,8 @@ def _backward(
     block = triton.next_power_of_2(width)
     per_program = rows_per_program(groups * rows)
     chunks = triton.cdiv(rows, per_program)
-    dx = torch.empty_like(x)
-    dy = None if y is None else torch.empty_like(x)
+    dx = new_like(x)
+    dy = None if y is None else new_like(x)
     sums = [
         None if absent else x.new_empty((groups, chunks, width), dtype=torch.float32)
         for absent in (y is None, False, False)
@@ -202,8 +203,8 @@ def _backward(
         dy,
         *sums,
         rows,
-        0 if gate is None else gate.stride(-2),
-        scale.stride(-2),
+        0 if gate is None else distance(gate),
+        distance(scale),
         GATED=y is not None,
         RESIDUAL=grad_x_new is not None,
         D=width,

@@ -20,21 +20,18 @@ from torch import Tensor
 
 from ..library import define, define_differentiable
 from ..registry import kernel_for_heads
+from ..strides import new_like
 
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _like(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 attention_backward = define(
     "attention_backward(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " float scale, str backend) -> (Tensor, Tensor, Tensor)",
     kernel_for_heads("attention_lse", "attention_backward", q=2),
-    lambda grad, grad_lse, q, k, v, *_: (_like(q), _like(k), _like(v)),
+    lambda grad, grad_lse, q, k, v, *_: (new_like(q), new_like(k), new_like(v)),
 )
 
 
@@ -57,7 +54,7 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
 _forward = define_differentiable(
     "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
     kernel_for_heads("attention_lse", "attention", q=0),
-    lambda q, *_: (_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)),
+    lambda q, *_: (new_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)),
     _save,
     _gradient,
 )

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..strides import dense
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -22,7 +24,7 @@ def attention_only(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     out, lse = _flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-    return out.transpose(1, 2).contiguous(), lse.contiguous()
+    return dense(out.transpose(1, 2)), dense(lse)
 
 
 def attention_backward(
@@ -46,5 +48,5 @@ def attention_backward(
             tensors[i] = torch.cat([tensors[i], column], dim=-1)
     grads = _flash_backward(*tensors, lse, 0.0, False, scale=scale)
     dim = q.shape[-1]
-    dq, dk, dv = (g[..., :dim].transpose(1, 2).to(q.dtype).contiguous() for g in grads)
+    dq, dk, dv = (dense(g[..., :dim].transpose(1, 2).to(q.dtype)) for g in grads)
     return dq, dk, dv

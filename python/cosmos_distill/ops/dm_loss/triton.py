@@ -5,6 +5,8 @@ Programs take a stretch of one sample each and leave their sums in memory; a sec
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,7 @@ from torch import Tensor
 from .. import aot
 from ..launch import launch
 from ..partials import total
+from ..strides import new_like
 
 _BLOCK = 4096
 _WARPS = 8
@@ -155,7 +158,7 @@ def _grid(x: Tensor) -> tuple[int]:
 
 def _count(x: Tensor) -> int:
     """Elements of a sample."""
-    return x.stride(0) if x.shape[0] > 1 else x.numel()
+    return math.prod(x.shape[1:])
 
 
 def _frames(x: Tensor, frame_mask: Tensor | None) -> tuple[Tensor | None, int, int]:
@@ -182,7 +185,7 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction = torch.empty_like(x)
+    direction = new_like(x)
     partials = x.new_empty((x.shape[0], _chunks(x), 3), dtype=torch.float32)
     mask, frames, area = _frames(x, frame_mask)
     launch(
@@ -211,7 +214,7 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    out = torch.empty_like(direction)
+    out = new_like(direction)
     tensors = (direction, slope, out)
     launch(vsd_gradient_sweep, _grid(out), *tensors, _count(out), BLOCK=_BLOCK, num_warps=_WARPS)
     return out
@@ -268,7 +271,7 @@ def squared_error_gradient(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    out = torch.empty_like(p)
+    out = new_like(p)
     _squared_error(grad, p, target, x_t, coefficients, frame_mask, out)
     return out
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS
+from ..strides import new_like
+from .fused import distance
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
@@ -22,13 +24,13 @@ def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tupl
 def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
     """The element, [B, S, H, Dh], and the distance between tokens."""
     batch, length, heads, dim = x.shape
-    return ELEMENTS[x.dtype], batch, length, heads, dim, x.stride(1)
+    return ELEMENTS[x.dtype], batch, length, heads, dim, distance(x)
 
 
 def _forward(
     x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
-    out, rstd = x.new_empty(x.shape), torch.empty(x.shape[:3])
+    out, rstd = new_like(x), torch.empty(x.shape[:3])
     kernels.norm_rope_forward(
         *_layout(x),
         x.data_ptr(),
@@ -50,7 +52,7 @@ def _backward(
     sin: Tensor | None,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    dx, dweight = x.new_empty(x.shape), torch.empty(weight.shape)
+    dx, dweight = new_like(x), torch.empty(weight.shape)
     kernels.norm_rope_backward(
         *_layout(x),
         grad.data_ptr(),
