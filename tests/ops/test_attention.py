@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cosmos_distill import ops
 from cosmos_distill.ops.registry import BackendUnavailable
+from tests.ops.attending import AXES, assert_nothing_is_attended_to
 from tests.ops.tolerance import assert_as_good_as_torch
 
 
@@ -99,6 +100,14 @@ def test_sdpa_is_torch_to_the_bit(sizes: tuple[int, int, int]):
         want = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in leaves), scale=0.3).transpose(1, 2)
     results = [(x, *torch.autograd.grad(x, leaves, grad)) for x in (out, want)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lse", [False, True])
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("backend", ["sdpa", "reference", None])
+def test_nothing_to_attend_to(backend: str | None, axis: str, lse: bool, dtype: torch.dtype):
+    assert_nothing_is_attended_to(axis, lse, backend, dtype)
 
 
 def test_merged_parts_are_attention_over_all_keys():
