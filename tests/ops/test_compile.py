@@ -165,6 +165,19 @@ def test_an_exported_block_keeps_the_operators(strict: bool):
     torch.testing.assert_close(program.module()(x, m, angles), block(x, m, angles))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_takes_any_number_of_keys(strict: bool):
+    class Attention(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return ops.attention(q, k, k)
+
+    q, k, module = draw(2, 5, 3, 8), draw(2, 20, 3, 8), Attention()
+    keys = ({}, {1: torch.export.Dim("keys")})
+    program = torch.export.export(module, (q, k), dynamic_shapes=keys, strict=strict).module()
+    for some in (k, k[:, :7]):
+        torch.testing.assert_close(program(q, some), module(q, some))
+
+
 @pytest.mark.parametrize("name", public())
 def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
     assert_traced_as_it_is(name)
