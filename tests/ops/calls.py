@@ -141,7 +141,11 @@ def assert_samples_may_be_empty(backend: str) -> None:
 
 def assert_traced_as_it_is(name: str, backend: str | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Fake results and gradients have the shapes, dtypes, devices and strides of real ones."""
-    operator, tensors = _given(name, backend, dtype)
+    assert_fakes_are_like_it(*_given(name, backend, dtype))
+
+
+def assert_fakes_are_like_it(operator: Callable[..., Any], tensors: list[Tensor]) -> None:
+    """See :func:`assert_traced_as_it_is`."""
     real = run(operator, tensors)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = run(operator, [mode.from_tensor(t.detach()).requires_grad_() for t in tensors])

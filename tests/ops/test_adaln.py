@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cosmos_distill import ops
+from tests.ops.layouts import PLACES, swapped
 from tests.ops.modulation import assert_a_nan_stays_in_its_row, tokens
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
@@ -67,22 +70,27 @@ def test_half_precision_computes_in_fp32():
 
 @pytest.mark.compiled
 @settings(max_examples=25, deadline=None)
-@given(shape=SHAPES, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000))
-def test_cpu_modulate(shape: tuple[int, ...], dtype: torch.dtype, seed: int):
+@given(shape=SHAPES, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000), layout=st.sampled_from(PLACES))
+@example((3, 1, 4, 8), torch.float32, 0, swapped)
+def test_cpu_modulate(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: Callable[[Tensor], Tensor]
+):
     def case(seed: int) -> Case:
         x, y, (_, shift, scale) = tokens(shape, seed)
-        return ops.adaln_modulate, (x, shift, scale), (y,)
+        return ops.adaln_modulate, tuple(map(layout, (x, shift, scale))), (layout(y),)
 
     assert_as_good_as_torch(draws(case, seed), dtype=dtype)
 
 
 @pytest.mark.compiled
 @settings(max_examples=25, deadline=None)
-@given(shape=SHAPES, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000))
-def test_cpu_gated(shape: tuple[int, ...], dtype: torch.dtype, seed: int):
+@given(shape=SHAPES, dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000), layout=st.sampled_from(PLACES))
+@example((3, 1, 4, 8), torch.float32, 0, swapped)
+def test_cpu_gated(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: Callable[[Tensor], Tensor]):
     def case(seed: int) -> Case:
         x, y, modulation = tokens(shape, 2 * seed)
-        return ops.gated_residual_adaln, (x, y, *modulation), tokens(shape, 2 * seed + 1)[:2]
+        grads = tuple(map(layout, tokens(shape, 2 * seed + 1)[:2]))
+        return ops.gated_residual_adaln, tuple(map(layout, (x, y, *modulation))), grads
 
     assert_as_good_as_torch(draws(case, seed), dtype=dtype)
 

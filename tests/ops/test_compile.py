@@ -16,7 +16,15 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.calls import assert_compiles_whole, assert_traced_as_it_is, bit_equal, draw, public
+from tests.ops.calls import (
+    assert_compiles_whole,
+    assert_fakes_are_like_it,
+    assert_traced_as_it_is,
+    bit_equal,
+    draw,
+    public,
+)
+from tests.ops.layouts import LAYOUTS, with_axes_of_one_element
 
 
 @pytest.fixture(autouse=True)
@@ -157,9 +165,31 @@ def test_an_exported_block_keeps_the_operators(strict: bool):
     torch.testing.assert_close(program.module()(x, m, angles), block(x, m, angles))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_takes_any_number_of_keys(strict: bool):
+    class Attention(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return ops.attention(q, k, k)
+
+    q, k, module = draw(2, 5, 3, 8), draw(2, 20, 3, 8), Attention()
+    keys = ({}, {1: torch.export.Dim("keys")})
+    program = torch.export.export(module, (q, k), dynamic_shapes=keys, strict=strict).module()
+    for some in (k, k[:, :7]):
+        torch.testing.assert_close(program(q, some), module(q, some))
+
+
 @pytest.mark.parametrize("name", public())
 def test_fake_tensors_have_the_shapes_of_real_ones(name: str):
     assert_traced_as_it_is(name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", with_axes_of_one_element())
+def test_fake_tensors_have_the_strides_of_real_ones(name: str, layout: str):
+    if name.startswith("attention ("):
+        pytest.skip("without log-sum-exp it is torch's own operator")
+    operator, tensors = with_axes_of_one_element()[name]
+    assert_fakes_are_like_it(operator, [LAYOUTS[layout](t.detach()).requires_grad_() for t in tensors])
 
 
 class Executed(TorchDispatchMode):

@@ -155,6 +155,19 @@ def test_only_the_documented_input_gets_a_gradient(case):
     assert fake.grad is not None and student.grad is None
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+def test_nor_do_noise_levels_and_masks(case, backend):
+    x, y, _, eps = (t.detach().float().requires_grad_() for t in case)
+    levels = [SIGMA.float().requires_grad_() for _ in range(4)]
+    mask = torch.ones(3, 2, requires_grad=True)
+    where = ops.Preconditioned(eps, *levels[2:])
+    ops.renoise(x, eps, levels[0], alpha=levels[1], backend=backend).sum().backward()
+    rest = {"preconditioned": where, "frame_mask": mask, "backend": backend}
+    ops.fake_score_loss(x, y, levels[0], **rest).sum().backward()
+    ops.vsd_loss(x, y, y, **rest).sum().backward()
+    assert x.grad is not None and all(t.grad is None for t in (y, eps, mask, *levels))
+
+
 def test_narrow_inputs_are_averaged_in_fp32(case):
     narrow = [tensor.detach().bfloat16() for tensor in case]
     student, teacher, fake, eps = narrow

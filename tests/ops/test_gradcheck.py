@@ -14,6 +14,7 @@ from cosmos_distill import ops
 
 NOT_CHECKED = {
     "vsd_loss": "its gradient leaves out, on purpose, how its value depends on x: test_published_forms",
+    "vsd_direction": "differentiates nothing: what it returns is sent on as a gradient",
     "attention_backward": "a gradient itself",
     "keep_attention": "a policy",
     "adamw_ema": "works in place",

@@ -28,6 +28,7 @@ from tests.ops.calls import (
     run,
     tuple_of,
 )
+from tests.ops.layouts import LAYOUTS, assert_laid_out_as_one_likes, with_axes_of_one_element
 
 
 @pytest.mark.parametrize("name", public())
@@ -247,6 +248,30 @@ def test_non_contiguous_inputs_and_gradients(name: str):
     got = [*results, *torch.autograd.grad(results, views, grads)]
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", with_axes_of_one_element())
+def test_strides_of_axes_of_one_element_say_nothing(name: str, layout: str):
+    assert_laid_out_as_one_likes(name, layout)
+
+
+@pytest.mark.compiled
+def test_registered_operators_are_not_misled_by_them_either():
+    x, m = draw(3, 1, 4, 8), draw(3, 1, 8)
+    q, w = draw(3, 1, 2, 8), draw(8)
+    direct = torch.ops.cosmos_distill
+    for layout in LAYOUTS.values():
+        for operator, tensors, rest in (
+            (direct.adaln_modulate, (x, m, m + 1), (1e-6, "cpu")),
+            (direct.gated_residual_adaln, (x, x + 1, m, m + 1, m + 2), (1e-6, "cpu")),
+            (direct.qk_norm_rope, (q, q + 1, w, w + 1), (None, None, [], 1e-6, "cpu")),
+        ):
+            leaves, placed = ([f(t).requires_grad_() for t in tensors] for f in (torch.clone, layout))
+            want, got = operator(*leaves, *rest), operator(*placed, *rest)
+            torch.testing.assert_close(got, want)
+            grads = [torch.autograd.grad(r[0].square().sum(), t) for r, t in ((got, placed), (want, leaves))]
+            torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cosmos_distill import ops
+from tests.ops.layouts import PLACES, swapped
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -62,10 +64,22 @@ def test_reference_rotates_by_the_angle():
     tables=st.sampled_from([0, 2, 3]),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
+    layout=st.sampled_from(PLACES),
 )
-def test_cpu(batch: int, length: int, count: int, half: int, tables: int, dtype: torch.dtype, seed: int):
+@example(3, 1, 2, 4, 2, torch.float32, 0, swapped)
+def test_cpu(
+    batch: int,
+    length: int,
+    count: int,
+    half: int,
+    tables: int,
+    dtype: torch.dtype,
+    seed: int,
+    layout: Callable[[Tensor], Tensor],
+):
     def case(seed: int) -> Case:
         q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, 2 * seed)
+        q, k = layout(q), layout(k)
 
         def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
             return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)

@@ -130,6 +130,32 @@ def test_a_large_head_is_blamed_only_for_what_it_does():
         registry._choose("attention", "cuda, triton", "cuda", torch.float32, 256)
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("form", ["tables", "angles"])
+def test_learned_tables_are_served_by_what_differentiates_them(form: str, monkeypatch: pytest.MonkeyPatch):
+    q, w, table = torch.ones(1, 2, 1, 4), torch.ones(4), torch.ones(2, 4)
+    angles = tuple(torch.ones(n, c) for n, c in ((2, 1), (1, 1), (1, 0)))
+    tables = {"angles": angles} if form == "angles" else {"cos": table, "sin": table.clone()}
+    learned = angles[0] if form == "angles" else table
+
+    def call(backend: str | None = None) -> Tensor:
+        return ops.qk_norm_rope(q, q, w, w, **tables, backend=backend)[0]
+
+    fixed = call("cpu")
+    learned.requires_grad_()
+    with pytest.warns(BackendFallback, match="'reference'. cpu: it has no gradient of rotary tables"):
+        assert torch.autograd.grad(call().sum(), learned)[0].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    for given, variable in (("cpu", ""), (None, "cpu")):
+        monkeypatch.setenv(registry.VARIABLE, variable)
+        with pytest.raises(BackendUnavailable, match="no gradient of rotary tables"):
+            call(given)
+        with torch.no_grad():
+            assert torch.equal(call(given), fixed)
+
+
 def test_a_misspelt_backend_is_named():
     with pytest.raises(ValueError, match="'cup' is unknown: choose among"):
         call("cup")

@@ -55,7 +55,9 @@ class Backend:
     hint: str = ""
     """Said where it was asked to serve the CPU."""
 
-    def refuses(self, device: str, dtype: torch.dtype | None, head: int, asked: bool) -> str | None:
+    def refuses(
+        self, device: str, dtype: torch.dtype | None, head: int, wanted: str, asked: bool
+    ) -> str | None:
         """Why tensors of this kind cannot be served, or None."""
         if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
             hint = self.hint if device == "cpu" else ""
@@ -63,6 +65,8 @@ class Backend:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
+        if wanted and self is not REFERENCE:
+            return f"it has no {wanted}"
         return self.too_small_for(head)
 
     def too_small_for(self, head: int) -> str | None:
@@ -111,11 +115,11 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
 """Operator -> its folder, and its backends, the preferred one first."""
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
-_picked: dict[tuple[str, str | None, str, torch.dtype | None, int], str] = {}
+_picked: dict[tuple[str, str | None, str, torch.dtype | None, int, str], str] = {}
 _said: set[str] = set()
 
 
-def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0) -> str:
+def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, wanted: str = "") -> str:
     """The name of the backend to run ``operator`` on these tensors, all on the device of the first.
 
     Args:
@@ -123,6 +127,7 @@ def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0) -> s
         asked: names of backends, or None.
         tensors: what the kernels read.
         head: channels of a head, where there are heads.
+        wanted: in words, what only the reference can do, or nothing.
 
     Raises:
         BackendUnavailable: the backend named by the argument or by COSMOS_DISTILL_BACKEND cannot serve them;
@@ -136,8 +141,8 @@ def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0) -> s
             dtype = None
     if torch.compiler.is_compiling():
         # A head of symbolic size becomes the number it is: kernels, too, are compiled for one.
-        return _pick_while_tracing(operator, asked, first.device.type, dtype, index(head))
-    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device.type, dtype, head)
+        return _pick_while_tracing(operator, asked, first.device.type, dtype, index(head), wanted)
+    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device.type, dtype, head, wanted)
     found = _picked.get(key)
     if found is None:
         found = _picked[key] = _choose(*key)
@@ -160,10 +165,10 @@ def insisting(asked: str | None) -> Iterator[None]:
 
 
 def _pick_while_tracing(
-    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int
+    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int, wanted: str
 ) -> str:
     introduce_to_dtensor()
-    return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype, head)
+    return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype, head, wanted)
 
 
 # Reads the environment and imports modules: not for a graph, in which the answer is a constant. This is
@@ -191,14 +196,16 @@ def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
     return refuse_or_run
 
 
-def _choose(operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int) -> str:
+def _choose(
+    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int, wanted: str = ""
+) -> str:
     folder, candidates = OPERATORS[operator]
     reasons: list[str] = []
     large = False
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
-        reason = candidate.refuses(device, dtype, head, asked is not None)
+        reason = candidate.refuses(device, dtype, head, wanted, asked is not None)
         if reason is None:
             try:
                 kernels(folder, candidate.name)

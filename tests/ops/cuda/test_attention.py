@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
+from tests.ops.attending import AXES, assert_nothing_is_attended_to
 from tests.ops.tolerance import (
     assert_as_good_as_torch,
     assert_within_the_rule,
@@ -127,12 +128,9 @@ def test_a_nan_is_shown_in_its_own_rows_only():
     assert lse[0, 1, 2].isnan() and lse.isnan().sum() == 1
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(0, 5), (5, 0)])
-def test_nothing_to_attend_to(queries: int, keys: int):
-    inputs, grads = case(queries, keys, 64)
-    inputs = [x.bfloat16() for x in inputs]
-    for got, want in zip(run(inputs, grads, "cuda"), run(inputs, grads, "reference"), strict=True):
-        assert torch.equal(got, want)
+@pytest.mark.parametrize("axis", AXES)
+def test_nothing_to_attend_to(axis: str):
+    assert_nothing_is_attended_to(axis, True, "cuda", torch.bfloat16)
 
 
 def test_what_cannot_be_served_is_refused():

@@ -119,8 +119,15 @@ def results(
 
 
 def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """NaN where there is one: Python's max() would pass over it."""
     assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max() / b[k].abs().max()) for k in a)
+    return float(torch.stack([(a[k] - b[k]).abs().max() / b[k].abs().max() for k in a]).max())
+
+
+def test_a_nan_is_further_than_anything():
+    ones, broken = torch.ones(2), torch.tensor([1.0, torch.nan])
+    for got in ({"a": ones, "b": broken}, {"a": broken, "b": ones}):
+        assert not furthest(got, {"a": ones, "b": ones}) < 1e9
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,11 +5,11 @@ The results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS, address, new_fp32
+from ..strides import new_like
 from .fused import addressed, layout, stats_like
 
 
@@ -18,7 +18,7 @@ def _layout(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(x)
+    out = new_like(x)
     stats = stats_like(x)
     kernels.adaln_forward(
         *_layout(x), x.data_ptr(), *addressed(shift), *addressed(scale), eps, out.data_ptr(), stats.data_ptr()
@@ -29,7 +29,7 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(x)
+    dx = new_like(x)
     dshift, dscale = (new_fp32(x, *scale.shape) for _ in range(2))
     kernels.adaln_backward(
         *_layout(x),
@@ -47,7 +47,7 @@ def adaln_modulate_backward(
 def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out = torch.empty_like(x), torch.empty_like(x)
+    x_new, out = new_like(x), new_like(x)
     stats = stats_like(x)
     kernels.gated_adaln_forward(
         *_layout(x),
@@ -73,7 +73,7 @@ def gated_residual_adaln_backward(
     gate: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
+    dx, dy = new_like(x_new), new_like(x_new)
     dgate, dshift, dscale = (new_fp32(x_new, *scale.shape) for _ in range(3))
     kernels.gated_adaln_backward(
         *_layout(x_new),

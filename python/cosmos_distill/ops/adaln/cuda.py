@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
+from ..strides import new_like
 from .fused import addressed, layout, stats_like
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out, stats = torch.empty_like(x), stats_like(x)
+    out, stats = new_like(x), stats_like(x)
     launch(
         functions.adaln_forward,
         x,
@@ -34,7 +34,7 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple
 def gated_residual_adaln(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out, stats = torch.empty_like(x), torch.empty_like(x), stats_like(x)
+    x_new, out, stats = new_like(x), new_like(x), stats_like(x)
     launch(
         functions.adaln_forward,
         x,
@@ -62,7 +62,7 @@ def _partial(x: Tensor, sums: int) -> Tensor:
 def adaln_modulate_backward(
     grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(x)
+    dx = new_like(x)
     dshift, dscale = (new_fp32(x, *scale.shape) for _ in range(2))
     partial = _partial(x, 2)
     launch(
@@ -97,7 +97,7 @@ def gated_residual_adaln_backward(
     gate: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dy = torch.empty_like(x_new), torch.empty_like(x_new)
+    dx, dy = new_like(x_new), new_like(x_new)
     dgate, dshift, dscale = (new_fp32(y, *scale.shape) for _ in range(3))
     partial = _partial(x_new, 3)
     launch(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
+from ..strides import evenly_spaced, new_like, spacing
 
 
 def layout(x: Tensor) -> tuple[int, int, int]:
@@ -35,14 +36,19 @@ def rows(modulation: Tensor) -> Tensor:
     """Modulation as kernels read it: fp32 with evenly spaced dense rows. Slices are not copied."""
     modulation = modulation.float()
     strides = modulation.stride()
-    if strides[-1] == 1 and (len(strides) == 2 or strides[0] == modulation.shape[1] * strides[1]):
+    if strides[-1] == 1 and (len(strides) == 2 or evenly_spaced(modulation)):
         return modulation
     return modulation.contiguous()
 
 
+def distance(modulation: Tensor) -> int:
+    """Elements between such rows."""
+    return spacing(modulation, modulation.dim() - 1)
+
+
 def addressed(modulation: Tensor) -> tuple[int, int]:
     """What compiled kernels are told of such rows: the address, and the distance between them."""
-    return modulation.data_ptr(), modulation.stride(-2)
+    return modulation.data_ptr(), distance(modulation)
 
 
 def stats_like(x: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ _modulate_backward = define(
     "adaln_modulate_backward(Tensor grad, Tensor x, Tensor stats, Tensor scale, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     kernel("adaln", "adaln_modulate_backward"),
-    lambda grad, x, stats, scale, backend: (torch.empty_like(x), _like_modulation(x), _like_modulation(x)),
+    lambda grad, x, stats, scale, backend: (new_like(x), _like_modulation(x), _like_modulation(x)),
 )
 
 
@@ -74,7 +80,7 @@ def _modulate_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, .
 _modulate = define_differentiable(
     "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str backend) -> (Tensor, Tensor)",
     kernel("adaln", "adaln_modulate"),
-    lambda x, shift, scale, eps, backend: (torch.empty_like(x), stats_like(x)),
+    lambda x, shift, scale, eps, backend: (new_like(x), stats_like(x)),
     _save_modulate,
     _modulate_gradient,
 )
@@ -91,8 +97,8 @@ _gated_backward = define(
     " Tensor gate, Tensor scale, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel("adaln", "gated_residual_adaln_backward"),
     lambda grad_x_new, grad, x_new, y, stats, gate, scale, backend: (
-        torch.empty_like(x_new),
-        torch.empty_like(x_new),
+        new_like(x_new),
+        new_like(x_new),
         *(_like_modulation(x_new) for _ in range(3)),
     ),
 )
@@ -120,8 +126,8 @@ _gated = define_differentiable(
     " str backend) -> (Tensor, Tensor, Tensor)",
     kernel("adaln", "gated_residual_adaln"),
     lambda x, y, gate, shift, scale, eps, backend: (
-        torch.empty_like(x),
-        torch.empty_like(x),
+        new_like(x),
+        new_like(x),
         stats_like(x),
     ),
     _save_gated,

@@ -15,7 +15,8 @@ from .. import aot
 from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
-from .fused import layout, stats_like
+from ..strides import new_like
+from .fused import distance, layout, stats_like
 
 
 @triton.jit
@@ -142,8 +143,8 @@ def _forward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
-    x_new = None if y is None else torch.empty_like(x)
-    out = torch.empty_like(x)
+    x_new = None if y is None else new_like(x)
+    out = new_like(x)
     stats = stats_like(x)
     launch(
         adaln_forward,
@@ -157,9 +158,9 @@ def _forward(
         out,
         stats,
         rows,
-        0 if gate is None else gate.stride(-2),
-        shift.stride(-2),
-        scale.stride(-2),
+        0 if gate is None else distance(gate),
+        distance(shift),
+        distance(scale),
         eps,
         GATED=y is not None,
         D=width,
@@ -183,8 +184,8 @@ def _backward(
     block = triton.next_power_of_2(width)
     per_program = rows_per_program(groups * rows)
     chunks = triton.cdiv(rows, per_program)
-    dx = torch.empty_like(x)
-    dy = None if y is None else torch.empty_like(x)
+    dx = new_like(x)
+    dy = None if y is None else new_like(x)
     sums = [None if absent else new_fp32(x, groups, chunks, width) for absent in (y is None, False, False)]
     launch(
         adaln_backward,
@@ -200,8 +201,8 @@ def _backward(
         dy,
         *sums,
         rows,
-        0 if gate is None else gate.stride(-2),
-        scale.stride(-2),
+        0 if gate is None else distance(gate),
+        distance(scale),
         GATED=y is not None,
         RESIDUAL=grad_x_new is not None,
         D=width,

@@ -7,34 +7,60 @@ scores [B, H, Sq] is fp32 and contiguous:
     attention(q, k, v, scale) -> out, lse
     attention_backward(grad, grad_lse or None, q, k, v, out, lse, scale) -> dq, dk, dv
 
+They are not called where there is nothing to attend from or to: torch's own kernels for the CPU divide by the
+number of their tiles.
+
 With out and lse saved, backward recomputes scores and nothing else; an activation-checkpoint policy that
 keeps this operator's results recomputes no attention at all.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..elements import new_fp32
 from ..library import define, define_differentiable
 from ..registry import kernel_for_heads
+from ..strides import new_like
 
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _like(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+def _is_empty(q: Tensor, k: Tensor) -> bool:
+    return not q.numel() or not k.numel()
+
+
+def _lse_like(q: Tensor) -> Tensor:
+    return new_fp32(q, q.shape[0], q.shape[2], q.shape[1])
+
+
+_attend = kernel_for_heads("attention_lse", "attention", q=0)
+_differentiate = kernel_for_heads("attention_lse", "attention_backward", q=2)
+
+
+def _attention(q: Tensor, k: Tensor, *rest: Any) -> Any:
+    if _is_empty(q, k):
+        return new_like(q).zero_(), _lse_like(q).fill_(-math.inf)
+    return _attend(q, k, *rest)
+
+
+def _attention_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, *rest: Any) -> Any:
+    if _is_empty(q, k):
+        return new_like(q).zero_(), new_like(k).zero_(), new_like(k).zero_()
+    return _differentiate(grad, grad_lse, q, k, *rest)
 
 
 attention_backward = define(
     "attention_backward(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " float scale, str backend) -> (Tensor, Tensor, Tensor)",
-    kernel_for_heads("attention_lse", "attention_backward", q=2),
-    lambda grad, grad_lse, q, k, v, *_: (_like(q), _like(k), _like(v)),
+    _attention_backward,
+    lambda grad, grad_lse, q, k, v, *_: (new_like(q), new_like(k), new_like(v)),
 )
 
 
@@ -56,8 +82,8 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
 
 _forward = define_differentiable(
     "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
-    kernel_for_heads("attention_lse", "attention", q=0),
-    lambda q, *_: (_like(q), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)),
+    _attention,
+    lambda q, *_: (new_like(q), _lse_like(q)),
     _save,
     _gradient,
 )

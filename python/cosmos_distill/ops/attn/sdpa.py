@@ -6,23 +6,43 @@ Where the log-sum-exp is wanted, torch's flash attention for the CPU, which has 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..strides import dense
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+_LANES = 16
+"""Of fp32 in the widest vectors. Of fewer keys torch finds the largest score by comparing one after another,
+which passes over NaN: where none is a number, it takes the query for one that sees no key and shows zeros."""
+
+
+def _arguments(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """q, k and v [B, H, S, D], on a CPU with keys to fill a vector, and the mask that leaves those out."""
+    keys, mask = k.shape[1], None
+    # An exported program may have to serve any number of keys, and is not to depend on it.
+    if k.device.type == "cpu" and not torch.compiler.is_exporting() and 0 < keys < _LANES:
+        k, v = (F.pad(x, (0, 0, 0, 0, 0, _LANES - keys)) for x in (k, v))
+        mask = F.pad(q.new_zeros(keys), (0, _LANES - keys), value=-math.inf).expand(q.shape[1], _LANES)
+    return (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)), mask
+
+
 def attention_only(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Output [B, Sq, H, D], on every device, without log-sum-exp; differentiated by torch."""
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-    return out.transpose(1, 2)
+    tensors, mask = _arguments(q, k, v)
+    return F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = _flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-    return out.transpose(1, 2).contiguous(), lse.contiguous()
+    tensors, mask = _arguments(q, k, v)
+    out, lse = _flash(*tensors, attn_mask=mask, scale=scale)
+    return dense(out.transpose(1, 2)), dense(lse)
 
 
 def attention_backward(
@@ -46,5 +66,5 @@ def attention_backward(
             tensors[i] = torch.cat([tensors[i], column], dim=-1)
     grads = _flash_backward(*tensors, lse, 0.0, False, scale=scale)
     dim = q.shape[-1]
-    dq, dk, dv = (g[..., :dim].transpose(1, 2).to(q.dtype).contiguous() for g in grads)
+    dq, dk, dv = (dense(g[..., :dim].transpose(1, 2).to(q.dtype)) for g in grads)
     return dq, dk, dv

@@ -52,7 +52,7 @@ CriticWeighting = Literal["eps", "x0", "trigflow"]
 def renoise(
     x0: Tensor, eps: Tensor, sigma: Tensor, *, alpha: Tensor | None = None, backend: str | None = None
 ) -> Tensor:
-    """``alpha * x0 + sigma * eps``, differentiable in x0.
+    """``alpha * x0 + sigma * eps``, differentiable in x0 alone.
 
     EDM: sigma alone. Rectified flow at time tau: alpha 1 - tau, sigma tau. TrigFlow at angle t with unit
     data: alpha cos t, sigma sin t.
@@ -74,9 +74,10 @@ def renoise(
     check("x0", x0, eps=eps)
     check_per_sample(x0, sigma=sigma, alpha=alpha)
     chosen = registry.pick("renoise", backend, x0, eps)
+    eps, sigma, alpha = eps.detach(), sigma.detach(), None if alpha is None else alpha.detach()
     if chosen == "reference":
-        return reference.renoise(x0, eps.detach(), alpha, sigma)
-    return fused.renoise(x0, eps.detach(), alpha, sigma, chosen)
+        return reference.renoise(x0, eps, alpha, sigma)
+    return fused.renoise(x0, eps, alpha, sigma, chosen)
 
 
 def combine_guidance(
@@ -120,8 +121,8 @@ def fake_score_loss(
     with t = atan sigma, the error of the predicted TrigFlow velocity.
 
     Args:
-        x0_fake: its prediction on the renoised sample, [B, ...].
-        x0_student: the student's sample, same shape; gets no gradient.
+        x0_fake: its prediction on the renoised sample, [B, ...]; the only input that gets a gradient.
+        x0_student: the student's sample, same shape.
         sigma: EDM noise level of each sample, [B] (TrigFlow: tan t).
         weighting: which error is averaged.
         preconditioned: given, x0_fake is the raw network output.
@@ -143,10 +144,12 @@ def fake_score_loss(
     if weighting not in ("eps", "x0", "trigflow"):
         raise ValueError(f"weighting must be 'eps', 'x0' or 'trigflow', not {weighting!r}")
     x_t, coefficients = x_t_and_coefficients(preconditioned)
+    sigma, x0_student = sigma.detach(), x0_student.detach()
+    frame_mask = None if frame_mask is None else frame_mask.detach()
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
     if chosen == "reference":
-        fake, target, x_t = reference.wide(x0_fake, x0_student.detach(), x_t)
+        fake, target, x_t = reference.wide(x0_fake, x0_student, x_t)
         error = reference.squared_error(fake, target, x_t, coefficients, frame_mask)
     else:
         error = fused.squared_error(x0_fake, x0_student, x_t, coefficients, frame_mask, chosen)

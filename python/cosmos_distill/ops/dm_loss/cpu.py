@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS, address, new_fp32
+from ..strides import new_like
 
 
 def _shape(x: Tensor, frame_mask: Tensor | None = None) -> tuple[int, int, int, int]:
@@ -46,7 +46,7 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction, sums = torch.empty_like(x), new_fp32(x, x.shape[0], 3)
+    direction, sums = new_like(x), new_fp32(x, x.shape[0], 3)
     kernels.vsd(
         ELEMENTS[x.dtype],
         _shape(x, frame_mask),
@@ -65,7 +65,7 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    out = torch.empty_like(direction)
+    out = new_like(direction)
     kernels.vsd_gradient(
         ELEMENTS[direction.dtype], _shape(direction), direction.data_ptr(), slope.data_ptr(), out.data_ptr()
     )
@@ -101,7 +101,7 @@ def squared_error_gradient(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    out = torch.empty_like(p)
+    out = new_like(p)
     kernels.squared_error_gradient(
         ELEMENTS[p.dtype],
         _shape(p, frame_mask),

@@ -3,11 +3,11 @@ and return."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
+from ..strides import new_like
 
 
 def _layout(x: Tensor) -> tuple[int, int, int]:
@@ -45,7 +45,7 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction, sums = torch.empty_like(x), new_fp32(x, x.shape[0], 3)
+    direction, sums = new_like(x), new_fp32(x, x.shape[0], 3)
     partial = new_fp32(x, x.shape[0], functions.dm_loss_blocks(x.shape[1:].numel()), 3)
     launch(
         functions.vsd,
@@ -67,7 +67,7 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    out = torch.empty_like(direction)
+    out = new_like(direction)
     launch(
         functions.vsd_gradient,
         direction,
@@ -109,7 +109,7 @@ def squared_error_gradient(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    dp = torch.empty_like(p)
+    dp = new_like(p)
     launch(
         functions.squared_error,
         p,

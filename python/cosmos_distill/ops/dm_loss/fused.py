@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
+from ..strides import new_like
 from .reference import per_sample
 
 _WHERE = "Tensor? x_t, Tensor? coefficients, Tensor? frame_mask"
@@ -71,7 +72,7 @@ _vsd = define(
     "vsd(Tensor x, Tensor teacher, Tensor fake, Tensor? uncond, Tensor? x_t, float guidance,"
     " Tensor? coefficients, Tensor? frame_mask, str backend) -> (Tensor, Tensor)",
     kernel("dm_loss", "vsd"),
-    lambda x, *_: (torch.empty_like(x), new_fp32(x, x.shape[0], 3)),
+    lambda x, *_: (new_like(x), new_fp32(x, x.shape[0], 3)),
 )
 
 
@@ -97,7 +98,7 @@ def vsd(
 _vsd_gradient = define(
     "vsd_gradient(Tensor direction, Tensor slope, str backend) -> Tensor",
     kernel("dm_loss", "vsd_gradient"),
-    lambda direction, *_: torch.empty_like(direction),
+    lambda direction, *_: new_like(direction),
 )
 
 
@@ -116,8 +117,8 @@ def _known_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 with_gradient = define_differentiable(
     "with_gradient(Tensor x, Tensor value, Tensor slope, Tensor direction, str backend) -> Tensor",
-    lambda x, value, slope, direction, backend: value.clone(),
-    lambda x, value, *_: torch.empty_like(value),
+    lambda x, value, slope, direction, backend: value.clone(memory_format=torch.contiguous_format),
+    lambda x, value, *_: new_like(value),
     _save_known,
     _known_gradient,
 )
@@ -127,7 +128,7 @@ with_gradient = define_differentiable(
 _squared_error_gradient = define(
     "squared_error_gradient(Tensor grad, Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
     kernel("dm_loss", "squared_error_gradient"),
-    lambda grad, p, *_: torch.empty_like(p),
+    lambda grad, p, *_: new_like(p),
 )
 
 

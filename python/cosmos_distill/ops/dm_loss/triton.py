@@ -14,6 +14,7 @@ from .. import aot
 from ..elements import new_fp32
 from ..launch import launch
 from ..partials import total
+from ..strides import new_like
 
 _BLOCK = 4096
 _WARPS = 8
@@ -183,7 +184,7 @@ def vsd(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    direction = torch.empty_like(x)
+    direction = new_like(x)
     partials = new_fp32(x, x.shape[0], _chunks(x), 3)
     mask, frames, area = _frames(x, frame_mask)
     launch(
@@ -212,7 +213,7 @@ def vsd(
 
 
 def vsd_gradient(direction: Tensor, slope: Tensor) -> Tensor:
-    out = torch.empty_like(direction)
+    out = new_like(direction)
     tensors = (direction, slope, out)
     launch(vsd_gradient_sweep, _grid(out), *tensors, _count(out), BLOCK=_BLOCK, num_warps=_WARPS)
     return out
@@ -269,7 +270,7 @@ def squared_error_gradient(
     coefficients: Tensor | None,
     frame_mask: Tensor | None,
 ) -> Tensor:
-    out = torch.empty_like(p)
+    out = new_like(p)
     _squared_error(grad, p, target, x_t, coefficients, frame_mask, out)
     return out
 

@@ -93,7 +93,8 @@ def qk_norm_rope(
         k: [B, S', H', Dh]; S' must equal S when tables are given, and is free otherwise.
         q_weight: [Dh].
         k_weight: [Dh].
-        cos: fp32 cosines of the angles, [S, Dh] or [B, S, Dh]; None only normalises.
+        cos: fp32 cosines of the angles, [S, Dh] or [B, S, Dh]; None only normalises. Tables and angles that
+            require a gradient are served by the reference.
         sin: like cos, of the same shape, given exactly when cos is.
         eps: added to the mean square.
         angles: instead of cos and sin, fp32 radians of the token grid's axes, t [T, a] or [B, T, a], h [H, b]
@@ -136,10 +137,11 @@ def qk_norm_rope(
         _check_tables(cos, sin, q)
     if angles is not None:
         grid = _check_angles(angles, q)
-    chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1])
-    # The fused operators give tables no gradient.
-    learned = any(table is not None and table.requires_grad for table in (cos, sin, *(angles or ())))
-    if chosen == "reference" or learned:
+    tables = (cos, sin, *(angles or ()))
+    learned = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables)
+    wanted = "gradient of rotary tables" if learned else ""
+    chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted)
+    if chosen == "reference":
         if angles is not None:
             full = _full(angles)
             cos, sin = full.cos(), full.sin()

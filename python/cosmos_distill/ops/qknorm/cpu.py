@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..compiled import kernels
 from ..elements import ELEMENTS, new_fp32
-from .fused import rstd_like
+from ..strides import new_like
+from .fused import distance, rstd_like
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
@@ -22,13 +23,13 @@ def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tupl
 def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
     """The element, [B, S, H, Dh], and the distance between tokens."""
     batch, length, heads, dim = x.shape
-    return ELEMENTS[x.dtype], batch, length, heads, dim, x.stride(1)
+    return ELEMENTS[x.dtype], batch, length, heads, dim, distance(x)
 
 
 def _forward(
     x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
-    out, rstd = x.new_empty(x.shape), rstd_like(x)
+    out, rstd = new_like(x), rstd_like(x)
     kernels.norm_rope_forward(
         *_layout(x),
         x.data_ptr(),
@@ -50,7 +51,7 @@ def _backward(
     sin: Tensor | None,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    dx, dweight = x.new_empty(x.shape), new_fp32(x, *weight.shape)
+    dx, dweight = new_like(x), new_fp32(x, *weight.shape)
     kernels.norm_rope_backward(
         *_layout(x),
         grad.data_ptr(),

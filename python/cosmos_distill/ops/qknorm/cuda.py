@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
-from .fused import rstd_like
+from ..strides import new_like
+from .fused import distance, rstd_like
 
 
 def _call(
@@ -25,7 +25,7 @@ def _call(
 def _tokens(x: Tensor) -> tuple[int, int, int]:
     """Tokens, heads, and elements between tokens."""
     batch, length, heads, _ = x.shape
-    return batch * length, heads, x.stride(1)
+    return batch * length, heads, distance(x)
 
 
 def qk_norm_rope(
@@ -38,7 +38,7 @@ def qk_norm_rope(
     grid: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    outs, rstds = [x.new_empty(x.shape) for x in (q, k)], [rstd_like(q), rstd_like(k)]
+    outs, rstds = [new_like(x) for x in (q, k)], [rstd_like(q), rstd_like(k)]
     sides = [
         (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
         for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)
@@ -64,7 +64,7 @@ def qk_norm_rope_backward(
     kept, sides = [], []
     for grad, x, weight, rstd in ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd)):
         partial = new_fp32(weight, chunks, *weight.shape)
-        dx, dweight = x.new_empty(x.shape), torch.empty_like(weight)
+        dx, dweight = new_like(x), new_like(weight)
         kept.append((dx, dweight, partial))
         tensors = (grad, x, weight, rstd, dx, dweight, partial)
         sides.append((*_tokens(x), *(tensor.data_ptr() for tensor in tensors)))

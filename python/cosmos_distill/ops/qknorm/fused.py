@@ -19,24 +19,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..elements import new_fp32
 from ..library import define, define_differentiable
 from ..registry import kernel_for_heads
+from ..strides import evenly_spaced, new_like, spacing
 
 
 def _tokens(x: Tensor) -> Tensor:
-    _, length, _, dim = x.shape
     strides = x.stride()
-    if strides[3] == 1 and strides[2] == dim and strides[0] == length * strides[1]:
+    if strides[3] == 1 and strides[2] == x.shape[3] and evenly_spaced(x):
         return x
     return x.contiguous()
 
 
-def _like(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+def distance(x: Tensor) -> int:
+    """Elements between such tokens."""
+    return spacing(x, 2)
 
 
 def rstd_like(x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def rstd_like(x: Tensor) -> Tensor:
 def _backward_shapes(
     q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, *_: Any
 ) -> tuple[Tensor, ...]:
-    return _like(q), _like(k), torch.empty_like(q_weight), torch.empty_like(k_weight)
+    return new_like(q), new_like(k), new_like(q_weight), new_like(k_weight)
 
 
 _backward = define(
@@ -73,7 +73,7 @@ _forward = define_differentiable(
     "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin,"
     " SymInt[] grid, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     kernel_for_heads("qk_norm_rope", "qk_norm_rope", q=0),
-    lambda q, k, *_: (_like(q), _like(k), rstd_like(q), rstd_like(k)),
+    lambda q, k, *_: (new_like(q), new_like(k), rstd_like(q), rstd_like(k)),
     _save,
     _gradient,
 )

@@ -13,7 +13,8 @@ from .. import aot
 from ..elements import new_fp32
 from ..launch import launch
 from ..partials import rows_per_program, total
-from .fused import rstd_like
+from ..strides import new_like
+from .fused import distance, rstd_like
 from .triton_kernels import FACTORED, NOTHING, TOKENWISE, norm_rope_backward, norm_rope_forward
 
 
@@ -65,7 +66,7 @@ def qk_norm_rope(
     grid: Sequence[int],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    q_out, k_out = new_like(q), new_like(k)
     q_rstd, k_rstd = rstd_like(q), rstd_like(k)
     place, tables = _tables(cos, grid)
     launch(
@@ -84,8 +85,8 @@ def qk_norm_rope(
         _tokens(q),
         q.shape[1],
         k.shape[1],
-        q.stride(1),
-        k.stride(1),
+        distance(q),
+        distance(k),
         *place,
         eps,
         **tables,
@@ -107,7 +108,7 @@ def qk_norm_rope_backward(
     sin: Tensor | None,
     grid: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
+    dq, dk = new_like(q), new_like(k)
     per_program = rows_per_program(max(_tokens(q), _tokens(k)))
     q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
     partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1])
@@ -133,15 +134,15 @@ def qk_norm_rope_backward(
         _tokens(k),
         q.shape[1],
         k.shape[1],
-        q.stride(1),
-        k.stride(1),
+        distance(q),
+        distance(k),
         *place,
         TOKENS=per_program,
         **tables,
         **_constants(q, k),
     )
     dq_weight, dk_weight = (
-        total(part.unsqueeze(0), torch.empty_like(q_weight)) for part in partials.split([q_chunks, k_chunks])
+        total(part.unsqueeze(0), new_like(q_weight)) for part in partials.split([q_chunks, k_chunks])
     )
     return dq, dk, dq_weight, dk_weight
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cosmos_distill import ops
 from cosmos_distill.ops.attn import triton_tiles
+from tests.ops.attending import AXES, assert_nothing_is_attended_to
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -77,14 +78,9 @@ def test_only_the_log_sum_exp_used():
         torch.testing.assert_close(got, want)
 
 
-def test_no_keys():
-    q, k, v, grad, _ = draw(1, 5, 0, 2, 16)
-    leaves = [t.requires_grad_() for t in (q, k, v)]
-    with poisoned():
-        out, lse = with_lse(*leaves, "triton")
-        grads = torch.autograd.grad(out, leaves, grad)
-    assert not out.any() and (lse == -torch.inf).all()
-    assert not grads[0].any() and all(g.shape == k.shape for g in grads[1:])
+@pytest.mark.parametrize("axis", AXES)
+def test_nothing_to_attend_to(axis: str):
+    assert_nothing_is_attended_to(axis, True, "triton", torch.float32)
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.7])
