@@ -30,7 +30,7 @@ FRAMES, FRAME_M = modulated(2, 3, 4, 6)
 Q, K, W, TABLE = draw(2, 6, 3, 12), draw(2, 4, 3, 12), draw(12), draw(6, 12)
 LATENT, PER_SAMPLE = draw(2, 3, 2, 4, 4), draw(2).abs()
 
-FOLDERS = {"adaln": "cpu", "qknorm": "cpu", "attn": "sdpa", "dm_loss": "cpu"}
+FOLDERS = {"adaln": "cpu", "adamw": "cpu", "qknorm": "cpu", "attn": "sdpa", "dm_loss": "cpu"}
 """Folder -> the backend that serves its operators on a CPU."""
 
 Public = tuple[Callable[..., Any], list[Tensor]]

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing._internal.two_tensor import TwoTensor
 
 from cosmos_distill import ops
@@ -56,6 +57,48 @@ def test_a_nan_stays_with_its_element_and_shows_in_all_of_its_state(backend: str
     for group in (groups[0], *groups[2:]):
         assert group[0].isnan().nonzero().tolist() == [[2, 3]]
         assert all(t.isfinite().all() for t in group[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_notices_what_has_changed(backend: str):
+    """A graph that needs a parameter as it was before the step gets no gradient instead of a wrong one."""
+    groups = [draw(i) for i in range(5)]
+    copies = [t.bfloat16() for t in groups[0]]
+    weight = groups[0][0].requires_grad_()
+    loss = (weight * weight).sum()
+    before = [[t._version for t in group] for group in (*groups, copies)]
+    ops.adamw_ema(*groups, STEP, copies=copies, backend=backend)
+    after = [[t._version for t in group] for group in (*groups, copies)]
+    for i, (old, new) in enumerate(zip(before, after, strict=True)):
+        assert old == new if i == 1 else all(a < b for a, b in zip(old, new, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_compiled_step_is_the_step(copied: bool, backend: str | None):
+    def take(groups: list[list[Tensor]], copies: list[Tensor]) -> None:
+        ops.adamw_ema(*groups, STEP, copies=copies if copied else None, backend=backend)
+
+    given = [([draw(i) for i in range(5)], [t.bfloat16() for t in draw(0)]) for _ in range(2)]
+    for groups, _ in given:
+        groups[3] = [t.abs() for t in groups[3]]
+    torch._dynamo.reset()
+    torch.compile(take, fullgraph=True, backend="aot_eager")(*given[0])
+    take(*given[1])
+    torch.testing.assert_close(*given)
+
+
+@pytest.mark.compiled
+def test_one_graph_serves_all_steps():
+    counter = CompileCounterWithBackend("aot_eager")
+    groups = [[t.abs() for t in draw(i)] for i in range(5)]
+    torch._dynamo.reset()
+    compiled = torch.compile(ops.adamw_ema, fullgraph=True, backend=counter)
+    for step in range(1, 9):
+        compiled(*groups, dataclasses.replace(STEP, step=step))
+    assert counter.frame_count == 2  # 1 is a constant
 
 
 def test_errors_name_the_argument():

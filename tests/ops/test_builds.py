@@ -118,3 +118,19 @@ def test_the_build_is_the_one_for_what_torch_runs_on(capability: str):
     env = os.environ | {"ATEN_CPU_CAPABILITY": capability.lower()}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert run.stdout.strip() == f"cosmos_distill.{BUILDS[capability][-1]}"
+
+
+def test_a_build_that_cannot_be_imported_is_missed_once():
+    build = BUILDS[runnable()[-1]][-1]
+    if build == "_C":
+        pytest.skip("this CPU has but one build")
+    code = (
+        f"import sys, torch; sys.modules['cosmos_distill.{build}'] = None; from cosmos_distill import ops\n"
+        "for _ in range(2): ops.renoise(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), backend='cpu')\n"
+        "x = torch.ones(1, 2, 4); ops.adaln_modulate(x, x[:, 0], x[:, 0])\n"
+        "from cosmos_distill.ops.compiled import kernels; print(kernels.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "cosmos_distill._C"
+    assert run.stderr.count("BackendFallback") == 1
+    assert f"cosmos_distill.{build}" in run.stderr and "reinstall" in run.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_distill.ops import adaln, attn, dm_loss, qknorm  # noqa: F401  # registers their operators
+from cosmos_distill.ops import adaln, adamw, attn, dm_loss, qknorm  # noqa: F401  # registers their operators
 from cosmos_distill.ops.library import NAMESPACE, kernels
 from tests.ops.calls import FOLDERS, FRAME_M, FRAMES, LATENT, PER_SAMPLE, TABLE, K, M, Q, W, X, draw
 
@@ -17,6 +17,7 @@ STATS = torch.stack([X.mean(-1), X.var(-1, correction=0).add(1e-6).rsqrt()], dim
 RSTD, LSE = draw(2, 6, 3).abs(), draw(2, 3, 6)
 GRID, PACKED = [1, 2, 3, 3, 1, 2], draw(1 * 3 + 2 * 1 + 3 * 2)
 COEFFICIENTS, MASK = draw(2, 2), torch.ones(2, 2)
+STEP = (3, 1e-2, 0.1, 0.9, 0.99, 1e-8, 0.1)
 
 SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "adaln_modulate": ("adaln", [(X, M, M, 1e-6), (FRAMES, FRAME_M, FRAME_M, 1e-6)]),
@@ -50,6 +51,13 @@ SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
         [(LATENT, LATENT, None, None, None), (LATENT, LATENT, LATENT, COEFFICIENTS, MASK)],
     ),
     "squared_error_gradient": ("dm_loss", [(PER_SAMPLE, LATENT, LATENT, LATENT, COEFFICIENTS, MASK)]),
+    "adamw_ema": (
+        "adamw",
+        [
+            ([X, M], [X, M], [X, M], [X.abs(), M.abs()], [X, M], c, *STEP)
+            for c in ([], [X.bfloat16(), M.bfloat16()])
+        ],
+    ),
 }
 """Operator -> its folder and arguments to call it with, the backend left out."""
 
@@ -101,7 +109,11 @@ def arguments(name: str, index: int, learn: bool) -> tuple[Any, ...]:
     folder, samples = SAMPLES[name]
     learn = learn and name not in NOT_DIFFERENTIABLE
     given = [
-        a.clone().requires_grad_(learn and i not in CONSTANTS.get(name, ())) if isinstance(a, Tensor) else a
+        a.clone().requires_grad_(learn and i not in CONSTANTS.get(name, ()))
+        if isinstance(a, Tensor)
+        else [x.clone() if isinstance(x, Tensor) else x for x in a]
+        if isinstance(a, list)
+        else a
         for i, a in enumerate(samples[index])
     ]
     return *given, backend_of(folder, name)

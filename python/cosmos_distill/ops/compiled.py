@@ -1,7 +1,8 @@
 """The compiled CPU operators, in the build for the widest instruction set of this machine.
 
 torch decides which that is, for its own operators as for these: ``ATEN_CPU_CAPABILITY=avx2`` (or ``default``)
-narrows both. ``cosmos_distill._C`` runs everywhere; the other builds exist on x86-64 only.
+narrows both. ``cosmos_distill._C`` runs everywhere; the other builds exist on x86-64 only, and where one of
+them cannot be imported that is said.
 
 Raises:
     ImportError: nothing was compiled.
@@ -10,11 +11,13 @@ Raises:
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread count
 
 from .. import _C
+from .registry import BackendFallback
 
 if TYPE_CHECKING:
     kernels = _C
@@ -23,8 +26,15 @@ else:
         "AVX512": "_C_avx512_bf16" if _C.has_avx512_bf16() else "_C_avx512",
         "AVX2": "_C_avx2",
     }
+    build = BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_C")
     try:
-        build = BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_C")
         kernels = importlib.import_module(f"cosmos_distill.{build}")
-    except ImportError:
+    except ImportError as error:
         kernels = _C
+        warnings.warn(
+            f"cosmos_distill.{build}, the CPU operators for this machine's instructions, cannot be imported "
+            f"({error}): the slower ones for every machine serve. To have it, reinstall the package with GCC "
+            "or Clang",
+            BackendFallback,
+            stacklevel=2,
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,7 @@ def introduce_to_dtensor() -> None:
         importlib.import_module(f"{__package__}.dtensor")
 
 
-def _watched(args: tuple[Any, ...]) -> bool:
+def _watched(args: Sequence[Any]) -> bool:
     """Somebody has to see the operator itself: a tracer, a dispatch mode (activation checkpoint policies,
     fake tensors), a transform of torch.func, the profiler, or a tensor subclass."""
     if torch.compiler.is_compiling():
@@ -119,7 +119,8 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
             "second derivative: pass backend='reference' to that operator for one"
         )
 
-    registered = _register(name, schema, run, shapes, no_gradient, None)
+    registered = _register(name, schema, run, shapes)
+    _register_gradient(name, no_gradient, None)
 
     def call(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
@@ -148,7 +149,8 @@ def define_differentiable(
             of :func:`define`, it is not differentiable itself.
     """
     name = schema.partition("(")[0]
-    registered = _register(name, schema, run, shapes, gradient, save)
+    registered = _register(name, schema, run, shapes)
+    _register_gradient(name, gradient, save)
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -174,13 +176,34 @@ def define_differentiable(
     return call
 
 
-def _register(
-    name: str, schema: str, run: Operator, shapes: Operator, gradient: Operator, save: Operator | None
-) -> Operator:
+def define_in_place(schema: str, run: Operator) -> Operator:
+    """Register an operator that returns nothing, not to be called where gradients are recorded.
+
+    Args:
+        schema: of torch.library, ``name(Tensor(a!)[] xs, ..., str backend) -> ()``: what is written to is
+            marked, and all tensors are in lists.
+        run: does the work on tensors that have memory, and counts up the versions of what it writes to.
+    """
+    registered = _register(schema.partition("(")[0], schema, run, lambda *_: None)
+
+    def call(*args: Any) -> None:
+        if _watched([tensor for arg in args if isinstance(arg, list) for tensor in arg]):
+            registered(*args)
+        else:
+            run(*args)
+
+    return call
+
+
+def _register(name: str, schema: str, run: Operator, shapes: Operator) -> Operator:
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_LIBRARY)
+    registered: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return registered
 
+
+def _register_gradient(name: str, gradient: Operator, save: Operator | None) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # called with these names
         if save is not None:
             save(ctx, inputs, output)
@@ -188,5 +211,3 @@ def _register(
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", gradient, setup_context=setup_context, lib=_LIBRARY
     )
-    registered: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-    return registered

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import registry
 from ..checks import beside, floating, like, typed
-from ..library import PLAIN, kernels
+from ..library import PLAIN
+from . import fused, reference
 
 __all__ = ["AdamWStep", "adamw_ema"]
 
@@ -80,7 +81,10 @@ def adamw_ema(
         return
     chosen = registry.pick("adamw_ema", backend, *params)
     with torch.no_grad():
-        kernels("adamw", chosen).adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, step, copies)
+        if chosen == "reference":
+            reference.adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, step, copies)
+        else:
+            fused.adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, step, copies, chosen)
 
 
 def _check(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype: torch.dtype) -> None:
