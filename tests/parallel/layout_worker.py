@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import faulthandler
 import json
+import math
 import os
 import sys
 import tempfile
@@ -149,7 +150,9 @@ def moved(found: Whole) -> dict[str, float]:
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / (expected.abs().max() + TINY))
+    """The largest difference over the largest number expected; infinite for NaN, which max() passes over."""
+    largest = float((found - expected).abs().max() / (expected.abs().max() + TINY))
+    return math.inf if math.isnan(largest) else largest
 
 
 class Server:

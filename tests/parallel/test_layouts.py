@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from tests.parallel import layout_table
 from tests.parallel.layout_table import ONE, ROOT, TABLE, LayoutFailure, Report, Worker, columns
+from tests.parallel.layout_worker import relative
 from tests.parallel.layouts import CASES, LAYOUTS, TOLERANCE
 
 
@@ -84,6 +88,10 @@ def test_copies_cannot_drift(worker, layout):
     report = worker.ask(layout, ["DMD2"], plant="the last rank's copies drift")
     assert not report["DMD2"]["copies"]
     assert max(found for found, _ in worst(report).values()) <= TOLERANCE
+
+
+def test_a_nan_is_infinitely_far():
+    assert relative(torch.tensor([1.0, math.nan]), torch.ones(2)) == math.inf
 
 
 def test_a_failing_rank_is_reported(worker):
