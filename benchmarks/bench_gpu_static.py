@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.gpu import cuda_kernels, cuda_traffic, traffic
+from benchmarks.gpu import cuda_kernels, cuda_traffic, emulated, traffic
 from benchmarks.gpu.cuda_launches import launches
 from benchmarks.gpu.devices import DEVICES, H100
 from benchmarks.gpu.nvcc import compiler
@@ -24,7 +24,6 @@ from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import Traffic
 from benchmarks.gpu.triton_aot import Failure, available, compile_kernels
 from benchmarks.gpu.work import SHAPES, Shape, Work, works
-from tests.ops.cuda import emulated
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +56,7 @@ def moved(shape: Shape, functions: ModuleType) -> list[tuple[Work, dict[str, Tra
     """Every operator's work, and what each backend moves for it.
 
     Args:
-        functions: the emulated operators (tests/ops/cuda/emulated.py).
+        functions: the emulated operators (benchmarks/gpu/emulated.py).
     """
     with emulated.installed(functions):
         found = {

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.gpu import emulated
 from cosmos_distill.ops import registry
-from tests.ops.cuda import emulated
 
 
 @pytest.fixture(scope="module")

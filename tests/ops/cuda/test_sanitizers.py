@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.cuda import emulated
+from benchmarks.gpu import emulated
 
 DRIVER = Path(__file__).with_name("sanitized.cpp")
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cuda_kernels, gates, nvcc
+from benchmarks.gpu import cuda_kernels, emulated, gates, nvcc
 from benchmarks.gpu.cuda_launches import Launch, launches
 from benchmarks.gpu.nvcc import ARCHS
 from benchmarks.gpu.resources import Resources
-from tests.ops.cuda import emulated
 
 Launches = dict[str, dict[Launch, list[str]]]
 

@@ -10,12 +10,12 @@ from types import ModuleType
 import pytest
 
 from benchmarks.bench_gpu_static import RESULTS, moved
+from benchmarks.gpu import emulated
 from benchmarks.gpu.calls import calls
 from benchmarks.gpu.cuda_traffic import traffics, uses
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.triton_aot import available
 from benchmarks.gpu.work import BF16, FP32, SHAPES, TRANSFER1_7B, Shape, works
-from tests.ops.cuda import emulated
 
 # Of the 7B: a tensor of activations, a number for each of its heads, one for each of its channels.
 ACTIVATION = 56_320 * 4096 * BF16
