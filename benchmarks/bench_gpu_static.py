@@ -2,7 +2,8 @@
 it takes of each, and the rooflines of the operators.
 
 Printed after the other tables and written to results/gpu.md and results/gpu.json. Fails where a kernel does
-not compile or exceeds what it may take (see gpu/gates.py). Nothing here is timed.
+not compile or exceeds what it may take (see gpu/gates.py). Without nvcc there are no CUDA kernels in them, and
+they say so. Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class Printer:
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
     functions = emulated.module()
-    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels(launches(functions))]
+    found = compile_kernels(whole=DEVICES)
+    if compiler() is not None:
+        found += cuda_kernels.compile_kernels(launches(functions))
     return Report(
         compilers={"Triton": version("triton"), **_nvcc()},
         kernels=[one for one in found if isinstance(one, Resources)],
         failures=[one for one in found if isinstance(one, Failure)],
         work=[pair for shape in SHAPES for pair in moved(shape, functions)],
+        not_compiled=[] if compiler() else ["CUDA kernels: not compiled, no nvcc"],
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import emulated
+from tests import lanes
 
 DRIVER = Path(__file__).with_name("sanitized.cpp")
 
@@ -19,13 +20,13 @@ DRIVER = Path(__file__).with_name("sanitized.cpp")
 def program(sanitizer: str, *defines: str) -> Path:
     flag = f"-fsanitize={sanitizer}"
     probe = subprocess.run(
-        [emulated.compiler(), flag, "-x", "c++", "-", "-o", os.devnull],
+        [str(emulated.compiler()), flag, "-x", "c++", "-", "-o", os.devnull],
         input="int main() {}",
         capture_output=True,
         text=True,
     )
     if probe.returncode:
-        pytest.skip(f"the C++ compiler lacks {flag}")
+        lanes.missing(f"the C++ compiler lacks {flag}: install gcc's, or a full one")
     name = "-".join(["sanitized", sanitizer, *(d.removeprefix("-D").lower() for d in defines)])
     return emulated.build(name, [*emulated.OPERATORS, DRIVER], ["-O1", "-g", flag, *defines], [flag])
 
