@@ -2,8 +2,8 @@
 it takes of each, and the rooflines of the operators.
 
 Printed after the other tables and written to results/gpu.md and results/gpu.json. Fails where a kernel does
-not compile or exceeds what it may take (see gpu/gates.py). Without nvcc there are no CUDA kernels in them, and
-they say so. Nothing here is timed.
+not compile or exceeds what it may take (see gpu/gates.py). Without nvcc there are no CUDA kernels in them,
+and they say so. Nothing here is timed.
 """
 
 from __future__ import annotations
