@@ -14,6 +14,8 @@ from benchmarks.gpu import emulated
 from tests import lanes
 
 DRIVER = Path(__file__).with_name("sanitized.cpp")
+SOURCES = [*["adaln.cu"] * 7, *["qk_norm_rope.cu"] * 5, *["dm_loss.cu"] * 5, *["attention.cu"] * 2]
+"""Of the kernels that each of the driver's cases runs."""
 
 
 @cache
@@ -38,15 +40,19 @@ def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_nothing_to_report(sanitizer: str):
     done = run(program(sanitizer))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "finite\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"finite in {len(SOURCES)} cases\n", "")
 
 
-def test_a_result_that_is_too_short_is_reported():
-    done = run(program("address"), "short")
-    assert done.returncode and "heap-buffer-overflow" in done.stderr and "adaln.cu" in done.stderr
+@pytest.mark.parametrize("case", range(len(SOURCES)))
+def test_a_result_that_is_too_short_is_reported(case: int):
+    """Of every case, which is watched, then."""
+    done = run(program("address"), "short", str(case))
+    assert done.returncode and "heap-buffer-overflow" in done.stderr
+    assert SOURCES[case] in done.stderr and "finite" not in done.stdout, done.stderr
 
 
 def test_a_missing_barrier_is_reported():
-    done = run(program("thread", "-DCD_PLANT_RACE"))
+    planted = [str(SOURCES.index(source)) for source in ("adaln.cu", "attention.cu")]
+    done = run(program("thread", "-DCD_PLANT_RACE"), *planted)
     assert "data race" in done.stderr
     assert "reduce.h" in done.stderr and "attention.cu" in done.stderr
