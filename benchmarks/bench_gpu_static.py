@@ -2,7 +2,8 @@
 it takes of each, and the rooflines of the operators.
 
 Printed after the other tables and written to results/gpu.md and results/gpu.json. Fails where a kernel does
-not compile or exceeds what it may take (see gpu/gates.py). Nothing here is timed.
+not compile or exceeds what it may take (see gpu/gates.py). Without nvcc there are no CUDA kernels in them,
+and they say so. Nothing here is timed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.gpu import cuda_kernels, cuda_traffic, traffic
+from benchmarks.gpu import cuda_kernels, cuda_traffic, emulated, traffic
 from benchmarks.gpu.cuda_launches import launches
 from benchmarks.gpu.devices import DEVICES, H100
 from benchmarks.gpu.nvcc import compiler
@@ -24,7 +25,6 @@ from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import Traffic
 from benchmarks.gpu.triton_aot import Failure, available, compile_kernels
 from benchmarks.gpu.work import SHAPES, Shape, Work, works
-from tests.ops.cuda import emulated
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,12 +44,15 @@ class Printer:
 def gather() -> Report:
     """Compile everything and put it beside the rooflines."""
     functions = emulated.module()
-    found = [*compile_kernels(whole=DEVICES), *cuda_kernels.compile_kernels(launches(functions))]
+    found = compile_kernels(whole=DEVICES)
+    if compiler() is not None:
+        found += cuda_kernels.compile_kernels(launches(functions))
     return Report(
         compilers={"Triton": version("triton"), **_nvcc()},
         kernels=[one for one in found if isinstance(one, Resources)],
         failures=[one for one in found if isinstance(one, Failure)],
         work=[pair for shape in SHAPES for pair in moved(shape, functions)],
+        not_compiled=[] if compiler() else ["CUDA kernels: not compiled, no nvcc"],
     )
 
 
@@ -57,7 +60,7 @@ def moved(shape: Shape, functions: ModuleType) -> list[tuple[Work, dict[str, Tra
     """Every operator's work, and what each backend moves for it.
 
     Args:
-        functions: the emulated operators (tests/ops/cuda/emulated.py).
+        functions: the emulated operators (benchmarks/gpu/emulated.py).
     """
     with emulated.installed(functions):
         found = {

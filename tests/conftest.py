@@ -1,11 +1,18 @@
-"""What several parts share: one smoke run of the real command, and fp64 where networks insist on fp32."""
+"""What several parts share: a look at the tools that tests ask for, one smoke run of the real command, and
+fp64 where networks insist on fp32."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import lanes
 from tests.stages.conftest import smoke
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    lanes.require_marked(item)
 
 
 @pytest.fixture(scope="session")

@@ -275,6 +275,17 @@ def test_no_test_imports_from_a_test():
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_benchmarks_import_no_test():
+    """Tests import them."""
+    wrong = {
+        where(path, one)
+        for path in (ROOT / "benchmarks").rglob("*.py")
+        for one in imports(path)
+        if one.module.split(".")[0] == "tests"
+    }
+    assert not wrong, "\n".join(sorted(wrong))
+
+
 def test_files_stay_short():
     files = [
         path

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.gpu.cuda_launches import Launch
-from benchmarks.gpu.nvcc import SOURCES, CompileError, CudaKernel, compile_cuda, compiler
+from benchmarks.gpu.nvcc import SOURCES, CompileError, CudaKernel, compile_cuda
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.triton_aot import Failure
 from benchmarks.gpu.work import FP32
@@ -38,14 +38,15 @@ def resources(kernel: CudaKernel, launches: Mapping[Launch, list[str]]) -> list[
 def compile_kernels(
     launches: Mapping[str, Mapping[Launch, list[str]]], sources: Iterable[Path] = SOURCES
 ) -> list[Resources | Failure]:
-    """Every CUDA kernel of ``sources`` on every architecture, vectorised bf16 first; empty without nvcc.
+    """Every CUDA kernel of ``sources`` on every architecture, vectorised bf16 first.
 
     Args:
         launches: what :func:`benchmarks.gpu.cuda_launches.launches` says of them.
         sources: files of CUDA C++.
+
+    Raises:
+        FileNotFoundError: there is no nvcc.
     """
-    if compiler() is None:
-        return []
     try:
         kernels = compile_cuda(sources)
     except CompileError as error:

@@ -30,7 +30,7 @@ def launches(functions: ModuleType) -> dict[str, dict[Launch, list[str]]]:
     """Kernel with its template arguments -> how it is launched -> names of shapes, for all dtypes and widths.
 
     Args:
-        functions: the emulated operators (tests/ops/cuda/emulated.py).
+        functions: the emulated operators (benchmarks/gpu/emulated.py).
     """
     found: dict[str, dict[Launch, list[str]]] = {}
     for shape in (*SHAPES, NARROW_HEADS):

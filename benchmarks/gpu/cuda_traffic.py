@@ -101,7 +101,7 @@ def uses(call: Call, functions: ModuleType) -> list[Use]:
 
     Args:
         call: on tensors with or without storage.
-        functions: the emulated operators, in the place of the compiled ones (``tests.ops.cuda.emulated``).
+        functions: the emulated operators, in the place of the compiled ones (``benchmarks.gpu.emulated``).
     """
     function = getattr(call.module("cuda"), call.function)
     results: list[Tensor] = []

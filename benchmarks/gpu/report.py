@@ -50,6 +50,8 @@ class Report:
     failures: Sequence[Failure]
     work: Sequence[tuple[Work, Mapping[str, Traffic]]]
     """With what each of TRAFFIC moves, where it has the operator."""
+    not_compiled: Sequence[str] = ()
+    """What is not among the kernels, and why: "CUDA kernels: ..."."""
 
     def complaints(self) -> list[str]:
         """Every gate that fails, with the kernel and the figures."""
@@ -63,6 +65,7 @@ class Report:
             "devices": [asdict(device) for device in DEVICES.values()],
             "roofline": [_work_json(work, moved) for work, moved in self.work],
             "kernels": [_kernel_json(one) for one in self.kernels],
+            "not_compiled": list(self.not_compiled),
             "complaints": self.complaints(),
         }
 
@@ -74,6 +77,7 @@ class Report:
         parts = [
             _columns(_ROOFLINE_HEAD, map(_roofline_row, self.work)),
             _columns(_KERNEL_HEAD, map(_kernel_row, first.values())),
+            *self.not_compiled,
             *(f"REFUSED {complaint}" for complaint in self.complaints()),
         ]
         return "\n\n".join(parts)
@@ -81,6 +85,7 @@ class Report:
     def as_markdown(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.compilers.items())
         refused = [f"- {complaint}" for complaint in self.complaints()] or ["None: all of them pass."]
+        absent = [f"**{what}.**" for what in self.not_compiled]
         parts = [
             f"# GPU kernels: {NOT_TIMED}",
             f"Written by `make bench`, on a machine without a GPU, with {versions}.",
@@ -90,8 +95,10 @@ class Report:
             f"## Kernels ({NOT_TIMED})",
             "*blocks*: that a multiprocessor holds at once, and the share of its thread slots they take. "
             "*access*: the widest access of a thread to global memory, in bits.",
+            *absent,
             _markdown(_KERNEL_HEAD, map(_kernel_row, self.kernels)),
             "## Gates that fail",
+            *absent,
             "\n".join(refused),
         ]
         return "\n\n".join(parts) + "\n"

@@ -7,8 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from cosmos_distill.models import weights
+from tests import lanes
 
-transformer_cosmos = pytest.importorskip("diffusers.models.transformers.transformer_cosmos")
+lanes.require("diffusers")
+
+from diffusers.models.transformers import transformer_cosmos  # noqa: E402
 
 
 def _resize(mask, size, interpolation):

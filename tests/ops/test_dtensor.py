@@ -14,9 +14,6 @@ from tests.ops import dtensor_worker
 
 @pytest.mark.compiled
 def test_shards_give_what_whole_tensors_give(tmp_path: Path):
-    pytest.importorskip(
-        "torch.distributed.tensor.experimental", reason="torch is older than register_sharding"
-    )
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cosmos_distill.ops import adaln, adamw, attn, dm_loss, qknorm  # noqa: F401  # registers their operators
 from cosmos_distill.ops.library import NAMESPACE, kernels
+from tests import lanes
 from tests.ops.calls import FOLDERS, FRAME_M, FRAMES, LATENT, PER_SAMPLE, TABLE, K, M, Q, W, X, draw
 
 STATS = torch.stack([X.mean(-1), X.var(-1, correction=0).add(1e-6).rsqrt()], dim=-1)
@@ -90,8 +91,8 @@ def backend_of(folder: str, function: str) -> str:
     function = {"attention": "attention_backward", "with_gradient": "vsd_gradient"}.get(function, function)
     try:
         found = hasattr(kernels(folder, backend), function)
-    except ImportError:
-        found = False
+    except ImportError as error:
+        lanes.missing(str(error))
     if not found:
         pytest.skip(f"{folder} has no {function} in its backend {backend!r}")
     return backend

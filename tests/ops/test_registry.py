@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 import warnings
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.nvcc import ARCHS
 from cosmos_distill import ops
 from cosmos_distill.ops import attn, qknorm, registry  # noqa: F401  # registers their operators
 from cosmos_distill.ops.registry import BackendFallback, BackendUnavailable, HeadTooLarge
@@ -103,7 +106,7 @@ def test_heads_too_large_for_a_backend(
     monkeypatch.setattr(registry, "kernels", lambda folder, backend: None)
 
     def choose(asked: str | None, head: int) -> str:
-        return registry._choose(operator, asked, "cuda", torch.bfloat16, head)
+        return registry._choose(operator, asked, torch.device("cuda", 0), torch.bfloat16, head)
 
     assert choose(None, largest) == passed_over
     with pytest.warns(BackendFallback, match=f"{passed_over}: it serves heads of up to {largest} channels"):
@@ -118,16 +121,16 @@ def test_heads_too_large_for_a_backend(
 
 
 def test_a_large_head_is_blamed_only_for_what_it_does():
-    q = torch.zeros(1, 2, 1, 256)
+    q, gpu = torch.zeros(1, 2, 1, 256), torch.device("cuda", 0)
     with pytest.raises(BackendUnavailable, match="it serves cuda tensors, not cpu") as raised:
         ops.attention(q, q, q, backend="cuda")
     assert type(raised.value) is BackendUnavailable
     with pytest.raises(BackendUnavailable, match=r"it serves .*, not torch\.float64") as raised:
-        registry._choose("attention", "cuda", "cuda", torch.float64, 256)
+        registry._choose("attention", "cuda", gpu, torch.float64, 256)
     assert type(raised.value) is BackendUnavailable
     # Of two reasons one is the head's: were it smaller, that backend could.
     with pytest.raises(HeadTooLarge, match=r"not torch\.float32.* but q has head size 256"):
-        registry._choose("attention", "cuda, triton", "cuda", torch.float32, 256)
+        registry._choose("attention", "cuda, triton", gpu, torch.float32, 256)
 
 
 @pytest.mark.compiled
@@ -154,6 +157,49 @@ def test_learned_tables_are_served_by_what_differentiates_them(form: str, monkey
             call(given)
         with torch.no_grad():
             assert torch.equal(call(given), fixed)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them, of capability 7.5, 8.0 and 12.0, which every backend can be imported for."""
+    capabilities = [(7, 5), (8, 0), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
+    monkeypatch.setattr(registry, "kernels", lambda folder, backend: None)
+
+
+def on_gpu(index: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """What a choice is made by, of a tensor on a GPU that is not there."""
+    stand_in: Any = SimpleNamespace(device=torch.device("cuda", index), dtype=dtype)
+    return stand_in
+
+
+@pytest.mark.parametrize("operator", ["adaln_modulate", "qk_norm_rope", "attention_lse", "vsd_loss"])
+def test_gpus_older_than_the_kernels_fall_back_and_say_so_once(operator: str, gpus: None):
+    refused = "it serves GPUs of compute capability 8.0 and later, not 7.5"
+    with pytest.warns(BackendFallback) as said:
+        assert registry.pick(operator, None, on_gpu(0)) == "reference"
+    assert {str(one.message).split(". ", 1)[1] for one in said} == {
+        f"{backend}: {refused}" for backend in ("cuda", "triton")
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.pick(operator, None, on_gpu(0, torch.float16))
+        # The GPU beside it is another one.
+        assert registry.pick(operator, None, on_gpu(1)) in ("cuda", "triton")
+        assert registry.pick(operator, None, on_gpu(2)) in ("cuda", "triton")
+    for backend in ("cuda", "triton"):
+        with pytest.raises(BackendUnavailable, match=f"{backend}: {refused}"):
+            registry.pick(operator, backend, on_gpu(0))
+        assert registry.pick(operator, backend, on_gpu(2)) == backend
+
+
+def test_the_compiled_kernels_are_for_the_least_capability_and_leave_ptx_for_later_gpus():
+    """CMake leaves PTX of an architecture unless its name ends in "-real"."""
+    text = (Path(__file__).parents[2] / "CMakeLists.txt").read_text(encoding="utf-8")
+    (archs,) = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES ([^)]+)\)", text)
+    assert archs.split() == [str(arch) for arch in ARCHS]
+    assert registry.CUDA.least_capability == divmod(min(ARCHS), 10)
 
 
 def test_a_misspelt_backend_is_named():

@@ -48,6 +48,8 @@ class Backend:
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     largest_head: int | None = None
+    least_capability: tuple[int, int] | None = None
+    """Of a GPU."""
     missing: str = "its compiled module is missing ({error}): install the package with a C++ compiler"
     """What an ImportError means and what to do about it."""
     emulated: tuple[str, ...] = ()
@@ -56,12 +58,21 @@ class Backend:
     """Said where it was asked to serve the CPU."""
 
     def refuses(
-        self, device: str, dtype: torch.dtype | None, head: int, wanted: str, asked: bool
+        self,
+        device: str,
+        gpu: tuple[int, int] | None,
+        dtype: torch.dtype | None,
+        head: int,
+        wanted: str,
+        asked: bool,
     ) -> str | None:
-        """Why tensors of this kind cannot be served, or None."""
+        """Why tensors of this kind cannot be served, or None; ``gpu`` is a GPU's compute capability."""
         if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
             hint = self.hint if device == "cpu" else ""
             return f"it serves {', '.join(self.devices)} tensors, not {device}{hint}"
+        if self.least_capability is not None and gpu is not None and gpu < self.least_capability:
+            least, has = (".".join(map(str, capability)) for capability in (self.least_capability, gpu))
+            return f"it serves GPUs of compute capability {least} and later, not {has}"
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
@@ -79,11 +90,14 @@ class Backend:
 REFERENCE = Backend("reference")
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 CPU = Backend("cpu", ("cpu",), NARROW)
-CUDA = Backend("cuda", ("cuda",), NARROW, missing="{error}")
+# bf16 in hardware. What is compiled for A100, H100 and B200 runs on later GPUs from its PTX (CMakeLists.txt).
+AMPERE = (8, 0)
+CUDA = Backend("cuda", ("cuda",), NARROW, least_capability=AMPERE, missing="{error}")
 TRITON = Backend(
     "triton",
     ("cuda",),
     NARROW,
+    least_capability=AMPERE,
     missing="it cannot be imported ({error}): pip install triton",
     emulated=("cpu",) if os.environ.get("TRITON_INTERPRET") == "1" else (),
     hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
@@ -115,7 +129,7 @@ OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
 """Operator -> its folder, and its backends, the preferred one first."""
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
-_picked: dict[tuple[str, str | None, str, torch.dtype | None, int, str], str] = {}
+_picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, str], str] = {}
 _said: set[str] = set()
 
 
@@ -141,8 +155,8 @@ def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, want
             dtype = None
     if torch.compiler.is_compiling():
         # A head of symbolic size becomes the number it is: kernels, too, are compiled for one.
-        return _pick_while_tracing(operator, asked, first.device.type, dtype, index(head), wanted)
-    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device.type, dtype, head, wanted)
+        return _pick_while_tracing(operator, asked, first.device, dtype, index(head), wanted)
+    key = (operator, asked or os.environ.get(VARIABLE) or None, first.device, dtype, head, wanted)
     found = _picked.get(key)
     if found is None:
         found = _picked[key] = _choose(*key)
@@ -165,7 +179,12 @@ def insisting(asked: str | None) -> Iterator[None]:
 
 
 def _pick_while_tracing(
-    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int, wanted: str
+    operator: str,
+    asked: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    head: int,
+    wanted: str,
 ) -> str:
     introduce_to_dtensor()
     return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype, head, wanted)
@@ -196,16 +215,24 @@ def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
     return refuse_or_run
 
 
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    """None of what is no GPU, and of one that a graph is only traced for."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 def _choose(
-    operator: str, asked: str | None, device: str, dtype: torch.dtype | None, head: int, wanted: str = ""
+    operator: str, asked: str | None, on: torch.device, dtype: torch.dtype | None, head: int, wanted: str = ""
 ) -> str:
     folder, candidates = OPERATORS[operator]
+    device, gpu = on.type, _capability(on)
     reasons: list[str] = []
     large = False
     if asked is not None:
         candidates = _named(operator, asked, reasons)
     for candidate in candidates:
-        reason = candidate.refuses(device, dtype, head, wanted, asked is not None)
+        reason = candidate.refuses(device, gpu, dtype, head, wanted, asked is not None)
         if reason is None:
             try:
                 kernels(folder, candidate.name)

@@ -8,8 +8,15 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.gpu import emulated
 from cosmos_distill.ops import registry
-from tests.ops.cuda import emulated
+from tests import lanes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulator() -> None:
+    """What all tests here are built with."""
+    lanes.require("emulator")
 
 
 @pytest.fixture(scope="module")

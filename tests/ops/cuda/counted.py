@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from benchmarks.gpu import emulated
 
 
 class Accesses(NamedTuple):
@@ -18,11 +22,18 @@ class Accesses(NamedTuple):
     """Bytes of the tensor that any thread read or wrote."""
 
 
+def counted_module() -> tuple[ModuleType, ctypes.CDLL]:
+    """Bindings over emulated operators that count what they ask of memory, and functions of counted.cpp."""
+    source = Path(__file__).with_name("counted.cpp")
+    functions, path = emulated.loaded("counted", [source], ["-fsanitize=thread"])
+    return functions, ctypes.CDLL(str(path))
+
+
 def accesses(launch: Any, tensors: Sequence[Tensor], library: ctypes.CDLL) -> list[Accesses]:
     """Run a recorded launch and count.
 
     Args:
-        launch: made by the module that ``library`` comes with (``emulated.counted_module()``).
+        launch: made by the module that ``library`` comes with (:func:`counted_module`).
         tensors: contiguous, with storage.
         library: functions of counted.cpp.
     """

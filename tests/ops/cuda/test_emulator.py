@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import emulated
 from cosmos_distill import ops
-from tests.ops.cuda import emulated
 from tests.ops.tolerance import assert_as_good_as_torch
 
 

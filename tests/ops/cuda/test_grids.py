@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.ops.cuda import emulated
+from benchmarks.gpu import emulated
 
 BF16, AT, NO_STREAM = 1, 1 << 20, 0
 WIDTH, LENGTH, KEYS, HEADS = 64, 200, 5, 3

@@ -8,11 +8,11 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.gpu import emulated
 from benchmarks.gpu.calls import calls
 from benchmarks.gpu.cuda_traffic import RESULT, SCRATCH, Use, uses
 from benchmarks.gpu.work import Shape
-from tests.ops.cuda import emulated
-from tests.ops.cuda.counted import Accesses, accesses
+from tests.ops.cuda.counted import Accesses, accesses, counted_module
 
 # Five blocks of queries, which end where a tile does; several chunks of rows; two blocks of latents.
 SMALL = Shape("small", frames=2, height=4, width=39, heads=2, frame_modulation=True, head_dim=128)
@@ -22,7 +22,7 @@ Counted = list[tuple[Use, Accesses]]
 
 @pytest.fixture(scope="module")
 def counting() -> Iterator[tuple[ModuleType, ctypes.CDLL]]:
-    functions, library = emulated.counted_module()
+    functions, library = counted_module()
     with emulated.installed(functions):
         yield functions, library
 

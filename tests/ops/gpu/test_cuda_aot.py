@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cuda_kernels, gates, nvcc
+from benchmarks.gpu import cuda_kernels, emulated, gates, nvcc
 from benchmarks.gpu.cuda_launches import Launch, launches
 from benchmarks.gpu.nvcc import ARCHS
 from benchmarks.gpu.resources import Resources
-from tests.ops.cuda import emulated
+from tests import lanes
 
 Launches = dict[str, dict[Launch, list[str]]]
 
 
 def kernels(launched: Launches, sources: Iterable[Path] = nvcc.SOURCES) -> list[Resources]:
-    if nvcc.compiler() is None:
-        pytest.skip(nvcc.MISSING)
+    lanes.require("nvcc")
     found = cuda_kernels.compile_kernels(launched, sources)
     assert all(isinstance(one, Resources) for one in found), found
     return [one for one in found if isinstance(one, Resources)]
@@ -28,6 +27,7 @@ def kernels(launched: Launches, sources: Iterable[Path] = nvcc.SOURCES) -> list[
 
 @pytest.fixture(scope="module")
 def launched() -> Launches:
+    lanes.require("emulator")
     return launches(emulated.module())
 
 

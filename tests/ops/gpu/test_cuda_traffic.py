@@ -10,12 +10,12 @@ from types import ModuleType
 import pytest
 
 from benchmarks.bench_gpu_static import RESULTS, moved
+from benchmarks.gpu import emulated
 from benchmarks.gpu.calls import calls
 from benchmarks.gpu.cuda_traffic import traffics, uses
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.triton_aot import available
 from benchmarks.gpu.work import BF16, FP32, SHAPES, TRANSFER1_7B, Shape, works
-from tests.ops.cuda import emulated
+from tests import lanes
 
 # Of the 7B: a tensor of activations, a number for each of its heads, one for each of its channels.
 ACTIVATION = 56_320 * 4096 * BF16
@@ -25,6 +25,7 @@ PER_CHANNEL = 4096 * FP32
 
 @pytest.fixture(scope="module")
 def functions() -> Iterator[ModuleType]:
+    lanes.require("emulator")
     found = emulated.module()
     with emulated.installed(found):
         yield found
@@ -63,7 +64,7 @@ def test_every_input_reaches_a_kernel(functions: ModuleType) -> None:
         assert given <= {id(use.tensor) for use in uses(call, functions) if use.passes}, key
 
 
-@pytest.mark.skipif(not available(), reason="triton is not installed")
+@pytest.mark.needs("triton")
 def test_the_recorded_table_is_what_launches_say_now(functions: ModuleType) -> None:
     now = Report({}, [], [], [pair for shape in SHAPES for pair in moved(shape, functions)]).as_json()
     recorded = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))

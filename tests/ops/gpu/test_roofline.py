@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import bench_gpu_static
 from benchmarks.gpu import traffic as traffic_module
 from benchmarks.gpu.cuda_kernels import resources
 from benchmarks.gpu.cuda_launches import Launch
@@ -17,7 +18,7 @@ from benchmarks.gpu.nvcc import CudaKernel
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.resources import Resources
 from benchmarks.gpu.traffic import Traffic, traffic, traffics
-from benchmarks.gpu.triton_aot import Failure, available
+from benchmarks.gpu.triton_aot import Failure
 from benchmarks.gpu.work import PREDICT25_2B, SHAPES, TRANSFER1_7B, Shape, Work, works
 from cosmos_distill import ops
 from cosmos_distill.ops.launch import launch
@@ -97,7 +98,7 @@ def test_traffic_counts_every_tensor_of_every_launch(monkeypatch: pytest.MonkeyP
     assert traffic(call, 90) == Traffic(moved=2 * (40 + 5 * 80), once=2 * (40 + 80), launches=2)
 
 
-@pytest.mark.skipif(not available(), reason="triton is not installed")
+@pytest.mark.needs("triton")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 @pytest.mark.parametrize("arch", DEVICES)
 def test_memory_bound_kernels_move_little_more_than_they_must(shape: Shape, arch: int) -> None:
@@ -140,4 +141,17 @@ def test_report_holds_figures_complaints_and_says_that_nothing_is_timed() -> Non
         "CUDA": {"moved": 2_500, "once": 1_250, "launches": 3, "moved_over_minimum": 2.5}
     }
     assert written["kernels"][0]["occupancy"]["blocks"] == 2
+    assert written["not_compiled"] == []
     assert all(roof["status"].endswith("not timed") for roof in written["roofline"][0]["roof"].values())
+
+
+def test_a_report_without_cuda_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Resources("op", "good", "c", 90, threads=128, registers=172, stack=0, shared=80 * 1024)
+    monkeypatch.setattr(bench_gpu_static, "SHAPES", ())
+    monkeypatch.setattr(bench_gpu_static, "compile_kernels", lambda **_: [kernel])
+    monkeypatch.setattr(bench_gpu_static, "emulated", SimpleNamespace(module=lambda: None))
+    monkeypatch.setattr(bench_gpu_static, "compiler", lambda: None)
+    report = bench_gpu_static.gather()
+    said = "CUDA kernels: not compiled, no nvcc"
+    assert report.as_json()["not_compiled"] == [said] and said in report.as_text()
+    assert f"{said}.**\n\nNone: all of them pass." in report.as_markdown()

@@ -15,9 +15,9 @@ import pytest
 from benchmarks.gpu.devices import DEVICES
 from benchmarks.gpu.gates import complaints
 from benchmarks.gpu.resources import Resources, is_fp64, parse
-from benchmarks.gpu.triton_aot import MODULES, Failure, available, compile_kernels, to_compile
+from benchmarks.gpu.triton_aot import MODULES, Failure, compile_kernels, to_compile
 
-needs_triton = pytest.mark.skipif(not available(), reason="triton is not installed")
+needs_triton = pytest.mark.needs("triton")
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.triton_aot import available
 from cosmos_distill.ops.launch import Launch, record
 
-pytestmark = pytest.mark.skipif(not available(), reason="triton is not installed")
+pytestmark = pytest.mark.needs("triton")
 
 WIDTH = 64
 MANY = (1 << 16, 1 << 20)
@@ -24,7 +24,7 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 # Long clips under one noise level, and modulation by token: 24 latent frames of 720p have 84,480.
 @pytest.mark.parametrize(("groups", "rows"), [(1, 1 << 20), (16, 1 << 20), (84_480, 1), (1 << 20, 3)])
 def test_adaln(groups: int, rows: int) -> None:
-    kernels: Any = pytest.importorskip("cosmos_distill.ops.adaln.triton")
+    kernels: Any = importlib.import_module("cosmos_distill.ops.adaln.triton")
     x, m = empty(1, groups, rows, WIDTH, dtype=torch.bfloat16), empty(1, groups, WIDTH)
     stats = empty(1, groups, rows, 2)
     with record(90) as launches:
@@ -38,7 +38,7 @@ def test_adaln(groups: int, rows: int) -> None:
 
 @pytest.mark.parametrize("samples", MANY)
 def test_attention(samples: int) -> None:
-    kernels: Any = pytest.importorskip("cosmos_distill.ops.attn.triton")
+    kernels: Any = importlib.import_module("cosmos_distill.ops.attn.triton")
     q, k = (empty(samples, length, 3, WIDTH, dtype=torch.bfloat16) for length in (200, 5))
     lse = empty(samples, 3, 200)
     with record(90) as launches:
@@ -50,7 +50,7 @@ def test_attention(samples: int) -> None:
 
 @pytest.mark.parametrize("samples", MANY)
 def test_dm_loss(samples: int) -> None:
-    kernels: Any = pytest.importorskip("cosmos_distill.ops.dm_loss.triton")
+    kernels: Any = importlib.import_module("cosmos_distill.ops.dm_loss.triton")
     x, one = empty(samples, 2, 3, 40, 40), empty(samples)
     with record(90) as launches:
         kernels.renoise(x, x, one, one)

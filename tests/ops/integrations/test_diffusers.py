@@ -1,3 +1,4 @@
+# ruff: noqa: E402  # what is asked for comes before what needs it
 """A network of diffusers computes the same with the fused operators in it as without."""
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-pytest.importorskip("diffusers.models.transformers.transformer_cosmos")
+from tests import lanes
+
+lanes.require("diffusers")
 
 from diffusers.models.controlnets import controlnet_cosmos
 from diffusers.models.transformers import transformer_cosmos

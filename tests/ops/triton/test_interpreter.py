@@ -21,8 +21,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this process runs them itself")
+@pytest.mark.needs("triton")
 def test_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", str(FOLDER), "-q", "--durations=0", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop(registry.VARIABLE, None)
