@@ -51,13 +51,18 @@ def available() -> bool:
 
 
 def compile_kernels(
-    modules: Sequence[str] = MODULES, *, whole: Collection[int], workers: int | None = None
+    modules: Sequence[str] = MODULES,
+    *,
+    whole: Collection[int],
+    alike: Collection[int] | None = None,
+    workers: int | None = None,
 ) -> list[Resources | Failure]:
     """Compile the cases of ``modules`` for every architecture they are launched on.
 
     Args:
         modules: dotted names; each has ``aot_cases() -> list[AotCase]``.
         whole: architectures for which all are compiled; for others the first case of each operator's kernels.
+        alike: of these, those for which cases that are :attr:`AotCase.alike` are, too; None is all of them.
         workers: processes; None is one per core, two at most (importing triton costs each of them seconds).
 
     Raises:
@@ -70,7 +75,9 @@ def compile_kernels(
     environment |= {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
 
     def work(part: int) -> list[Resources | Failure]:
-        request = json.dumps([list(modules), list(whole), part, workers])
+        request = json.dumps(
+            [list(modules), list(whole), list(whole if alike is None else alike), part, workers]
+        )
         command = [sys.executable, "-m", "benchmarks.gpu.triton_aot", request]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -89,12 +96,16 @@ def _from_json(one: dict[str, Any]) -> Resources | Failure:
     return Resources(**{**one, "missing": tuple(one["missing"])})
 
 
-def to_compile(modules: Sequence[str], whole: Collection[int]) -> Iterator[tuple[Any, int]]:
+def to_compile(
+    modules: Sequence[str], whole: Collection[int], alike: Collection[int]
+) -> Iterator[tuple[Any, int]]:
     """The cases to compile and for which architecture; those with the same machine code once."""
     seen: set[tuple[Any, ...]] = set()
     for module in modules:
         for case in importlib.import_module(module).aot_cases():
             for arch in case.archs:
+                if case.alike and arch not in alike:
+                    continue
                 name = case.kernel.__name__
                 key: tuple[Any, ...] = (case.operator, name, arch)
                 if arch in whole:
@@ -163,8 +174,8 @@ def _compile(case: Any, arch: int) -> Resources:
 
 def main(request: str) -> None:
     """Compile a part of the cases and print one JSON object for each."""
-    modules, whole, part, workers = json.loads(request)
-    for i, (case, arch) in enumerate(to_compile(modules, whole)):
+    modules, whole, alike, part, workers = json.loads(request)
+    for i, (case, arch) in enumerate(to_compile(modules, whole, alike)):
         if i % workers != part:
             continue
         try:

@@ -20,6 +20,8 @@ ARCHITECTURES = (80, 90, 100)
 """Compute capabilities times ten: A100, H100/H200, B200."""
 TOKENS = 56_320
 """Of a 720p clip of 16 latent frames: 16 x 44 x 80."""
+DTYPES = ((torch.bfloat16, "bf16"), (torch.float32, "fp32"), (torch.float16, "fp16"))
+"""What kernels are compiled for, with the name in a label; the most used one first."""
 
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -46,6 +48,8 @@ class AotCase:
     """Architectures that this configuration is launched on."""
     must_contain: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Architecture -> opcodes (their beginnings) that its machine code must have."""
+    alike: bool = False
+    """Whether a case in bf16 differs from it in conversions and addresses only."""
 
     def source(self) -> Any:
         """For ``triton.compile``."""
@@ -65,7 +69,8 @@ class AotCase:
 
 
 def cases(operator: str, label: str, function: Callable[..., Any], *arguments: Any) -> list[AotCase]:
-    """The kernels that a call launches, on all :data:`ARCHITECTURES`.
+    """The kernels that a call launches, on all :data:`ARCHITECTURES`. Those in fp16 are taken for
+    :attr:`AotCase.alike`: the caller knows which of them multiply matrices.
 
     Args:
         operator: see :class:`AotCase`.
@@ -117,4 +122,5 @@ def _case(operator: str, label: str, arch: int, one: Launch) -> AotCase:
         one.num_warps,
         one.num_stages,
         (arch,),
+        alike="*fp16" in signature.values(),
     )

@@ -255,7 +255,7 @@ def aot_cases() -> list[aot.AotCase]:
     """Everything launched at the published networks' shapes."""
     found = []
     for network, width, frames in (("7B", 4096, 1), ("2B", 2048, 16), ("14B", 5120, 16)):
-        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for dtype, short in aot.DTYPES:
             shape = (1, frames, aot.TOKENS // frames, width)
             x = torch.empty(shape, dtype=dtype, device="meta")
             m = new_fp32(x, 1, frames, 3 * width)[..., :width]  # a chunk of a projection

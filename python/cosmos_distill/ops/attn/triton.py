@@ -236,23 +236,28 @@ _TENSOR_CORES = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTCHMMA",)}
 def aot_cases() -> list[aot.AotCase]:
     """Everything launched at the published networks' shapes."""
     found = []
-    for network, heads, size, keys in (
-        ("7B", 32, 128, aot.TOKENS),
-        ("7B cross", 32, 128, 512),
-        ("7B, one token less", 32, 128, aot.TOKENS - 1),
-        ("2B", 16, 128, aot.TOKENS),
-        ("14B", 40, 128, aot.TOKENS),
-        ("head size 64", 16, 64, aot.TOKENS),
+    clip = (1, aot.TOKENS)
+    for network, (batch, queries), heads, size, keys in (
+        ("7B 720p", clip, 32, 128, aot.TOKENS),
+        ("7B cross 720p", clip, 32, 128, 512),
+        ("7B, one token less 720p", clip, 32, 128, aot.TOKENS - 1),
+        ("2B 720p", clip, 16, 128, aot.TOKENS),
+        ("14B 720p", clip, 40, 128, aot.TOKENS),
+        ("head size 64 720p", clip, 16, 64, aot.TOKENS),
+        ("70,000 samples", (70_000, 64), 16, 128, 64),
     ):
-        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-            q = torch.empty((1, aot.TOKENS, heads, size), dtype=dtype, device="meta")
-            k = torch.empty((1, keys, heads, size), dtype=dtype, device="meta")
-            lse = new_fp32(q, 1, heads, aot.TOKENS)
-            label = f"{network} 720p {heads}x{size} {short}"
+        for dtype, short in aot.DTYPES:
+            q = torch.empty((batch, queries, heads, size), dtype=dtype, device="meta")
+            k = torch.empty((batch, keys, heads, size), dtype=dtype, device="meta")
+            lse = new_fp32(q, batch, heads, queries)
+            label = f"{network} {heads}x{size} {short}"
             launched = aot.cases("attention", label, attention, q, k, k, 0.1)
-            saved = (q, lse, q, k, k, q, lse, 0.1)
-            launched += aot.cases("attention_backward", label, attention_backward, *saved)
+            for grad_lse, unused in ((lse, ""), (None, ", lse unused")):
+                saved = (q, grad_lse, q, k, k, q, lse, 0.1)
+                launched += aot.cases("attention_backward", label + unused, attention_backward, *saved)
             for case in launched:
-                multiplies = dtype != torch.float32 and case.kernel is not attention_delta
-                found.append(replace(case, must_contain=_TENSOR_CORES) if multiplies else case)
+                products = case.kernel is not attention_delta
+                alike = (short == "fp16" and not products) or (short != "bf16" and batch > 1)
+                wanted = _TENSOR_CORES if products and short != "fp32" else {}
+                found.append(replace(case, must_contain=wanted, alike=alike))
     return found

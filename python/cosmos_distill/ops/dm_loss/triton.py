@@ -278,7 +278,7 @@ def squared_error_gradient(
 def aot_cases() -> list[aot.AotCase]:
     """Everything launched at the published networks' shapes."""
     found = []
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+    for dtype, short in aot.DTYPES:
         x = torch.empty((1, 16, 16, 88, 160), dtype=dtype, device="meta")
         one, two, mask = (new_fp32(x, *shape) for shape in ((1,), (1, 2), (1, 16)))
         found += aot.cases("renoise", f"720p {short}", renoise, x, x, one, one)

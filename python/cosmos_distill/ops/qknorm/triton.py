@@ -157,7 +157,7 @@ def aot_cases() -> list[aot.AotCase]:
         ("2B", 16, True),
         ("14B", 40, True),
     ):
-        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for dtype, short in aot.DTYPES:
             fused = torch.empty((1, aot.TOKENS, 3 * heads, 128), dtype=dtype, device="meta")
             q = fused[:, :, :heads]  # a slice of a projection
             k = q if rotated else torch.empty((1, 512, heads, 128), dtype=dtype, device="meta")
