@@ -32,6 +32,10 @@ class Unavailable(RuntimeError):
     """Nothing can be counted or compared here; the message says why."""
 
 
+class Incomparable(Unavailable):
+    """What is recorded is another compiler's."""
+
+
 def compiler() -> str:
     """Name and version of g++, without which (and valgrind) nothing is counted."""
     for tool in ("g++", "valgrind"):
@@ -71,11 +75,12 @@ def regressions() -> list[str]:
     """What takes over 2 % more instructions than recorded, or is not recorded; better is fine.
 
     Raises:
-        Unavailable: a tool is missing, or the compiler is not the recorded one.
+        Unavailable: a tool is missing.
+        Incomparable: the compiler is not the recorded one.
     """
     recorded = json.loads(RECORD.read_text(encoding="utf-8"))
     if compiler() != recorded["compiler"]:
-        raise Unavailable(
+        raise Incomparable(
             f"recorded with {recorded['compiler']}, this is {compiler()}: install the former as g++"
         )
     old, new = recorded["instructions"], counts()

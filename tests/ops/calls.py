@@ -129,7 +129,7 @@ def assert_samples_may_be_empty(backend: str) -> None:
         grads = [torch.autograd.grad(loss.sum(), x)[0] for loss in losses]
         return [*losses, *grads, ops.vsd_direction(x, other, other, backend=backend, **where)[0]]
 
-    for shape in ((2, 0, 3), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4)):
+    for shape in ((2, 0), (2, 0, 3), (2, 3, 0, 4, 4), (2, 3, 2, 0, 4)):
         raw = ops.Preconditioned(draw(*shape), factor, factor)
         where: list[dict[str, Any]] = [{}, {"preconditioned": raw}]
         if len(shape) == 5:

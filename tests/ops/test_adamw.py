@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 from cosmos_distill import ops
@@ -135,6 +136,12 @@ def test_shards_are_refused_until_unwrapped(backend: str, argument: str):
     groups[argument] = [TwoTensor(t.detach(), t.detach()) for t in groups[argument]]
     with pytest.raises(ValueError, match=rf"{argument}\[0\] must be .*, not TwoTensor: .*\.to_local\(\)"):
         ops.adamw_ema(**groups, step=STEP, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tracers_are_no_shards(backend: str):
+    with FakeTensorMode():
+        ops.adamw_ema(*([torch.ones(3)] for _ in range(5)), STEP, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,9 +1,9 @@
 """Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, without having one.
 
 Every configuration is compiled, odd lengths, heads of 64, 5120 channels, fp32 and fp16 among them. Kernels
-must also hold the instructions they were written for. What differs from bf16 in
-conversions or addresses only is compiled for H100 here and for all three by ``make bench``: kernels in fp16
-other than attention's products, and attention on more than 65,535 samples in fp16 and fp32.
+must also hold the instructions they were written for. What differs from bf16 in conversions or addresses
+only is compiled for H100 here and for all three by ``make bench``: kernels in fp16 other than attention's
+products, and attention on more than 65,535 samples in fp16 and fp32.
 """
 
 from __future__ import annotations

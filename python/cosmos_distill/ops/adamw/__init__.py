@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import registry
 from ..checks import beside, floating, like, typed
-from ..library import PLAIN
 from . import fused, reference
 
 __all__ = ["AdamWStep", "adamw_ema"]
@@ -92,7 +91,7 @@ def _check(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype
         raise ValueError(f"{name} must be {len(params)} tensors, one per parameter, not {len(tensors)}")
     for i, (tensor, param) in enumerate(zip(tensors, params, strict=True)):
         like(f"{name}[{i}]", tensor, param.shape, f"params[{i}]", param)
-        if type(tensor) not in PLAIN:
+        if hasattr(type(tensor), "__tensor_flatten__"):  # made of other tensors, unlike those of a tracer
             raise ValueError(
                 f"{name}[{i}] must be a plain tensor, for it is updated where it is, not "
                 f"{type(tensor).__name__}: pass .to_local() of a DTensor"

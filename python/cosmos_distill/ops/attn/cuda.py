@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
+from .fused import lse_like
 
 _PIECE = 8
 """Elements of 16 bits in 16 bytes."""
@@ -48,7 +49,7 @@ def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    lse = new_fp32(q, q.shape[0], q.shape[2], q.shape[1])
+    lse = lse_like(q)
     out, dim = _result(q), q.shape[-1]
     q, k, v = (_aligned(x) for x in (q, k, v))
     matrices = (_matrix(x) for x in (q, k, v, out))

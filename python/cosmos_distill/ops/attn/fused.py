@@ -36,7 +36,7 @@ def _is_empty(q: Tensor, k: Tensor) -> bool:
     return not q.numel() or not k.numel()
 
 
-def _lse_like(q: Tensor) -> Tensor:
+def lse_like(q: Tensor) -> Tensor:
     return new_fp32(q, q.shape[0], q.shape[2], q.shape[1])
 
 
@@ -46,7 +46,7 @@ _differentiate = kernel_for_heads("attention_lse", "attention_backward", q=2)
 
 def _attention(q: Tensor, k: Tensor, *rest: Any) -> Any:
     if _is_empty(q, k):
-        return new_like(q).zero_(), _lse_like(q).fill_(-math.inf)
+        return new_like(q).zero_(), lse_like(q).fill_(-math.inf)
     return _attend(q, k, *rest)
 
 
@@ -83,7 +83,7 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
 _forward = define_differentiable(
     "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
     _attention,
-    lambda q, *_: (new_like(q), _lse_like(q)),
+    lambda q, *_: (new_like(q), lse_like(q)),
     _save,
     _gradient,
 )

@@ -26,11 +26,19 @@ which passes over NaN: where none is a number, it takes the query for one that s
 def _arguments(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
     """q, k and v [B, H, S, D], on a CPU with keys to fill a vector, and the mask that leaves those out."""
     keys, mask = k.shape[1], None
-    # An exported program may have to serve any number of keys, and is not to depend on it.
-    if k.device.type == "cpu" and not torch.compiler.is_exporting() and 0 < keys < _LANES:
+    if k.device.type == "cpu" and _are_few(keys):
         k, v = (F.pad(x, (0, 0, 0, 0, 0, _LANES - keys)) for x in (k, v))
         mask = F.pad(q.new_zeros(keys), (0, _LANES - keys), value=-math.inf).expand(q.shape[1], _LANES)
     return (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)), mask
+
+
+def _are_few(keys: int | torch.SymInt) -> bool:
+    if torch.compiler.is_compiling():
+        # A program for any number of keys is not to depend on it. In such a one NaN stays hidden.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(keys > 0) and statically_known_true(keys < _LANES)
+    return 0 < keys < _LANES
 
 
 def attention_only(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import aot
-from ..elements import new_fp32
 from ..launch import architecture, launch
+from ..strides import new_like
+from .fused import lse_like
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
 from .triton_scores import exponential, scaled, to_lse
 from .triton_tiles import batch_axis, grid, place, store_tile, tile
@@ -145,12 +146,11 @@ def _constants(q: Tensor, config: Config) -> dict[str, Any]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    batch, queries, heads, _ = q.shape
     config = _configs(q).forward
     q, _, unit = scaled(q, scale)
     if unit < 0:  # the largest product is the largest score only under a positive one
         q, unit = -q, -unit
-    out, lse = q.new_empty(q.shape), new_fp32(q, batch, heads, queries)
+    out, lse = new_like(q), lse_like(q)
     launch(
         attention_forward,
         grid(q, config.queries),
@@ -159,7 +159,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         v,
         out,
         lse,
-        queries,
+        q.shape[1],
         k.shape[1],
         *q.stride()[:3],
         *k.stride()[:3],
@@ -200,7 +200,7 @@ def attention_backward(
         BATCH_AXIS=batch_axis(q),
         num_warps=4,
     )
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dq, dk, dv = new_like(q), new_like(k), new_like(v)
     q, left, unit = scaled(q, scale)
     shared = (grad, q, k, v, lse, delta, queries, keys)
     strides = [stride for x in (grad, q, k, v) for stride in x.stride()[:3]]
@@ -249,7 +249,7 @@ def aot_cases() -> list[aot.AotCase]:
         for dtype, short in aot.DTYPES:
             q = torch.empty((batch, queries, heads, size), dtype=dtype, device="meta")
             k = torch.empty((batch, keys, heads, size), dtype=dtype, device="meta")
-            lse = new_fp32(q, batch, heads, queries)
+            lse = lse_like(q)
             label = f"{network} {heads}x{size} {short}"
             launched = aot.cases("attention", label, attention, q, k, k, 0.1)
             for grad_lse, unused in ((lse, ""), (None, ", lse unused")):

@@ -74,9 +74,9 @@ def renoise(
     check("x0", x0, eps=eps)
     check_per_sample(x0, sigma=sigma, alpha=alpha)
     chosen = registry.pick("renoise", backend, x0, eps)
-    eps, sigma, alpha = eps.detach(), sigma.detach(), None if alpha is None else alpha.detach()
     if chosen == "reference":
-        return reference.renoise(x0, eps, alpha, sigma)
+        alpha = None if alpha is None else alpha.detach()
+        return reference.renoise(x0, eps.detach(), alpha, sigma.detach())
     return fused.renoise(x0, eps, alpha, sigma, chosen)
 
 
@@ -144,19 +144,18 @@ def fake_score_loss(
     if weighting not in ("eps", "x0", "trigflow"):
         raise ValueError(f"weighting must be 'eps', 'x0' or 'trigflow', not {weighting!r}")
     x_t, coefficients = x_t_and_coefficients(preconditioned)
-    sigma, x0_student = sigma.detach(), x0_student.detach()
-    frame_mask = None if frame_mask is None else frame_mask.detach()
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
     if chosen == "reference":
-        fake, target, x_t = reference.wide(x0_fake, x0_student, x_t)
+        fake, target, x_t = reference.wide(x0_fake, x0_student.detach(), x_t)
+        frame_mask = None if frame_mask is None else frame_mask.detach()
         error = reference.squared_error(fake, target, x_t, coefficients, frame_mask)
     else:
         error = fused.squared_error(x0_fake, x0_student, x_t, coefficients, frame_mask, chosen)
     total, count = error.detach(), error.new_full(error.shape, math.prod(x0_fake.shape[1:]))
     if sum_over_shards is not None:
         total, count = sum_over_shards(torch.stack([total, count], dim=1)).unbind(1)
-    precision = sigma.to(error.dtype).square().reciprocal()
+    precision = sigma.detach().to(error.dtype).square().reciprocal()
     weight = {"eps": precision, "x0": torch.ones_like(precision), "trigflow": 1 + precision}[
         weighting
     ] / count

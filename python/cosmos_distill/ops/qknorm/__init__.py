@@ -138,6 +138,7 @@ def qk_norm_rope(
     if angles is not None:
         grid = _check_angles(angles, q)
     tables = (cos, sin, *(angles or ()))
+    # Reentrant checkpointing first runs without gradients, and may get another backend then.
     learned = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables)
     wanted = "gradient of rotary tables" if learned else ""
     chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted)

@@ -79,19 +79,6 @@ def test_latents_of_any_shape_and_no_samples_at_all():
         torch.testing.assert_close(got, want)
 
 
-def test_samples_without_elements():
-    """Nothing may be read of them, whose first axis has a stride of 1 nevertheless."""
-    x, sigma = torch.zeros(2, 0).requires_grad_(), torch.ones(2)
-    for operator, rest in (
-        (ops.renoise, (x, sigma)),
-        (ops.fake_score_loss, (x, sigma)),
-        (ops.vsd_loss, (x, x)),
-    ):
-        got, want = (operator(x, *rest, backend=b) for b in ("triton", "reference"))
-        torch.testing.assert_close(got, want, equal_nan=True)  # the mean of nothing
-        torch.autograd.grad(got.sum(), x)
-
-
 def test_a_silenced_sample_has_no_gradient_and_the_others_theirs():
     student, teacher, fake, *_ = (t.clone() for t in LATENTS)
     fake[1, 0, 0, 0, 0] = float("nan")
