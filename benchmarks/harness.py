@@ -182,11 +182,11 @@ def measure(
 
     useful_bytes = (passes or 0) * tensors[0].nbytes
     samples: dict[str, list[float]] = {}
-    kept = []
+    taken = []  # what has been measured stays where it is, so that the next tensors lie elsewhere
     for place in range(PLACES):
         leaves = [t.detach().clone().requires_grad_(backward) for t in tensors]
         grads = [torch.randn_like(t) for t in outputs]
-        kept.append((leaves, grads, torch.empty(tensors[0].numel() * place // 2)))
+        taken.append((leaves, grads, torch.empty(tensors[0].numel() * place // 2)))
         ours = run(operator, leaves, grads)
         runs = {"ours": ours}
         for rival, function in {"eager": eager, "reference": reference, "compile": compiled}.items():
