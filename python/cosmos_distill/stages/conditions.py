@@ -17,9 +17,9 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.stages.checks import STRIDES
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import device
+from cosmos_distill.stages.sizes import STRIDES
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:

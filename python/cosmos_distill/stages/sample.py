@@ -21,6 +21,7 @@ from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
 from cosmos_distill.stages.options import SampleOptions
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of
+from cosmos_distill.stages.sizes import clip_bytes, too_large
 from cosmos_distill.train.checkpoint import read_metadata
 from cosmos_distill.train.visuals import grid
 
@@ -58,6 +59,9 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
     exported = read(student)
+    batch_size = min(options.batch, options.clips)
+    if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
+        raise Refusal(f"--batch {batch_size}: {reason}")
     network = models.build(
         exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
     ).eval()
