@@ -31,7 +31,7 @@ class _Check:
     path: Path
     key: str
     shape_fault: Callable[[Shape], str | None]
-    std_fault: Callable[[float, int], str | None] | None = None
+    std_fault: Callable[[float, float], str | None] | None = None
 
 
 def faults(
@@ -77,7 +77,7 @@ def _noise_fault(data: Data, latents: Shape | None, shape: Shape) -> str | None:
     )
 
 
-def _std_fault(std: float, size: int) -> str | None:
+def _std_fault(std: float, size: float) -> str | None:
     # The second term is several standard errors of a small latent; it vanishes for a real one.
     if abs(std - 1.0) <= 0.05 + 4 / np.sqrt(size):
         return None
@@ -135,7 +135,7 @@ def _header(path: Path, key: str) -> list[Any]:
     return found[name]
 
 
-def _content(path: Path, key: str) -> list[float | int]:
+def _content(path: Path, key: str) -> list[float]:
     """Standard deviation and number of elements. DataError for one that is not finite."""
     array = load_array(path, key)
     return [float(array.std(dtype=np.float64)), array.size]

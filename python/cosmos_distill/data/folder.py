@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +109,19 @@ class FolderSource:
         more = len(skipped) - len(shown)
         return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
-    def _candidates(self, index: int) -> tuple[list[tuple[Sample, int]], tuple[float, float]]:
+    def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], tuple[float, float]]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
         two more numbers in [0, 1). Beginnings come last: of a file that is cut off they are left."""
         random = generator(self.seed, self.split, index)
-        order = [self._places[i] for i in random.permutation(len(self._places)).tolist()]
+        order = random.permutation(len(self._places))
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
             epoch, position = divmod(index, len(self._chosen))
-            mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places)).tolist()
-            usable = [sample for i in mixed if (sample := self._places[i]) is not None]
-            order = [*usable[position:], *usable[:position]]
+            mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places))
+            order = np.roll([i for i in mixed if self._places[i] is not None], -position)
         u = random.random(3)
-        usable = [sample for sample in order if sample is not None]
-        drawn = [(sample, int(u[0] * (sample.frames - self._span + 1))) for sample in usable]
-        return [*drawn, *((sample, 0) for sample in usable)], (u[1], u[2])
+        usable = [sample for i in order if (sample := self._places[i]) is not None]
+        drawn = ((sample, int(u[0] * (sample.frames - self._span + 1))) for sample in usable)
+        return chain(drawn, ((sample, 0) for sample in usable)), (u[1], u[2])
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""

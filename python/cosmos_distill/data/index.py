@@ -3,8 +3,8 @@
 Reading all clips and embeddings of a large folder takes minutes; asking the file system whether one of them
 is another than last time takes seconds. What is remembered lies in a folder of the user's own, never beside
 the clips: ``$XDG_CACHE_HOME/cosmos-distill``, ``~/.cache/cosmos-distill``, or one under the system's
-temporary folder where neither can be written. It can always be found out again, so that a file there that is damaged,
-read-only, deleted, or written by several processes at once costs time and nothing else.
+temporary folder where neither can be written. It can always be found out again, so that a file there that
+is damaged, read-only, deleted, or written by several processes at once costs time and nothing else.
 
 Torch-free: the state of a run is asked for before any work.
 """

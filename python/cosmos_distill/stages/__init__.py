@@ -4,7 +4,8 @@ On several ranks all of them run every stage, while rank 0 alone looks at the fo
 
 A stage that is complete and was made by the same configuration from the same inputs is skipped, one
 that was interrupted goes on, and one that was made by anything else is refused: nothing is thrown
-away silently and nothing stale is used. Torch-free at import, for the command line.
+away silently and nothing stale is used. One that has made nothing yet begins with what is asked for now.
+Torch-free at import, for the command line.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
 from cosmos_distill.files import sha256
-from cosmos_distill.stages import ranks
+from cosmos_distill.stages import inputs, ranks
 from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_files
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
@@ -110,7 +111,8 @@ def run_recipe(
                 raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
-            _refuse_other_run(recipe, out)
+            inputs.look(recipe)
+            _refuse_other_run(recipe, out, console)
             _save_recipe(recipe, out, recipe_file, argv)
 
         ranks.on_main(begin)
@@ -136,15 +138,29 @@ def run_recipe(
 def stage_status(
     recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]
 ) -> tuple[Status, str]:
-    """State of one stage's folder and, for ``mismatch``, the reason in words."""
-    found = Manifest.read(out / name)
+    """State of one stage's folder and, for ``mismatch``, the reason in words; for others, a remark if there
+    is one."""
+    folder = out / name
+    found = Manifest.read(folder)
     if found is None:
         return "new", ""
+    if not found.complete and not _has_made_something(folder):
+        return "resume", ""
     if missing := [n for n in depends_on(stage) if n not in outputs]:
         return "mismatch", f"made from an output of {', '.join(missing)} that is not there any more"
-    if (reason := found.mismatch(_wanted(recipe, name, stage, outputs))) is not None:
+    wanted, record = _wanted(recipe, name, stage, outputs)
+    reason, remark = found.mismatch(wanted), ""
+    if reason is None:
+        reason, remark = inputs.change(found, wanted, recipe, stage, folder, record)
+    if reason is not None:
         return "mismatch", reason
-    return ("complete" if found.complete else "resume"), ""
+    return ("complete" if found.complete else "resume"), remark
+
+
+def _has_made_something(folder: Path) -> bool:
+    """Whether a stage under way has left what it would go on from: pairs, a checkpoint, drawn clips."""
+    made = (path.relative_to(folder).parts for path in folder.rglob("*.safetensors"))
+    return any(not part.startswith(".") for parts in made for part in parts[-1:])
 
 
 def status(recipe: Recipe, out: Path) -> dict[str, tuple[Status, str]]:
@@ -165,9 +181,10 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     begin = time.monotonic()
 
     def start() -> Manifest:
-        wanted = _wanted(run.recipe, name, stage, run.outputs)
+        wanted, record = _wanted(run.recipe, name, stage, run.outputs)
         found = Manifest.read(folder) or wanted
         folder.mkdir(exist_ok=True)
+        inputs.keep(folder, record)
         started = dataclasses.replace(wanted, seconds=found.seconds, attempts=found.attempts + 1)
         started.write(folder)
         verb = "goes on" if found.attempts else "starts"
@@ -199,7 +216,7 @@ def _load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path],
 def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> Output | None:
     state, reason = stage_status(recipe, name, stage, out, outputs)
     if state == "mismatch":
-        raise _holds_another(out, name, reason)
+        raise _holds_another(recipe, out, name, reason)
     if state != "complete":
         return None
     found = Manifest.read(out / name)
@@ -208,69 +225,49 @@ def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[s
     return found.outputs
 
 
-def _refuse_other_run(recipe: Recipe, out: Path) -> None:
+def _refuse_other_run(recipe: Recipe, out: Path, console: Console) -> None:
     """Look at all stages before the first one runs, so that a mismatch in the last costs nothing."""
     for name, (state, reason) in status(recipe, out).items():
         if state == "mismatch":
-            raise _holds_another(out, name, reason)
+            raise _holds_another(recipe, out, name, reason)
+        if reason:
+            console.print(f"[bold]{name}[/]  {reason}")
 
 
-def _holds_another(out: Path, name: str, reason: str) -> Refusal:
+def _holds_another(recipe: Recipe, out: Path, name: str, reason: str) -> Refusal:
+    made_from_it = {name}
+    for later, stage in recipe.stages.items():
+        if not made_from_it.isdisjoint(depends_on(stage)) and (out / later).is_dir():
+            made_from_it.add(later)
+    others = ", ".join(str(out / n) for n in recipe.stages if n in made_from_it - {name})
     return Refusal(
         f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
-        f"or delete {out / name} and what was made from it to redo it."
+        f"or delete {out / name} and what was made from it ({others or 'nothing yet'}) to redo it."
     )
 
 
-def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]) -> Manifest:
-    """The manifest that a stage would have to show for its folder to be used."""
-    inputs = {"clips": _clips_fingerprint(recipe)}
+def _wanted(
+    recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]
+) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest that a stage would have to show for its folder to be used, and the record of its clips."""
+    found, record = inputs.fingerprints(recipe, stage)
     if needs_teacher(stage):
-        inputs["teacher"] = _teacher_fingerprint(teacher_files(recipe))
+        found["teacher"] = inputs.of_files(teacher_files(recipe))
     for source in depends_on(stage):
-        inputs[source] = _fingerprint(outputs[source])
-    return Manifest(
+        found[source] = _fingerprint(outputs[source])
+    manifest = Manifest(
         stage=name,
         configuration=configuration(recipe, stage),
-        inputs=inputs,
+        inputs=found,
         seed=recipe.seed,
         version=cosmos_distill.__version__,
         sources=sources_sha256(),
     )
+    return manifest, record
 
 
 def _fingerprint(output: Output) -> str:
     return output.sha256 if isinstance(output, Pairs) else sha256_of_listing([json.dumps(plain(output))])
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _teacher_fingerprint(paths: tuple[Path, ...]) -> str:
-    """sha256 of the teacher's file, or over its files where there are several; remembered while it lasts."""
-
-    def one(file: Path) -> str:
-        info = file.stat()
-        key = (str(file), info.st_size, info.st_mtime_ns)
-        if key not in _hashes:
-            _hashes[key] = sha256(file)
-        return _hashes[key]
-
-    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.is_file()]
-    if len(files) == 1:
-        return one(files[0])
-    return sha256_of_listing([f"{file.name} {one(file)}" for file in files])
-
-
-def _clips_fingerprint(recipe: Recipe) -> str:
-    """Names and sizes of the clips: cheap enough to ask at every start, and it notices what matters."""
-    data = recipe.data
-    if data.root is None:
-        return data.source
-    names = [name for name in ("videos", data.text_folder or "t5_xxl", recipe.control) if name]
-    wanted = [d for d in (data.root / n for n in names) if d.is_dir()]
-    files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())
-    return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])
 
 
 def _verify(out: Path, name: str, output: Output) -> None:

@@ -38,6 +38,11 @@ _WITHOUT_EFFECT = (
     "activation_checkpointing",
 )
 
+# Where files of the user's lie. What they hold is among the inputs.
+_PLACES = ("root", "tokenizer_path", "negative_prompt")
+FILES = ("clips", "tokenizer", "negative_prompt")
+"""Inputs that are files of the user's; :mod:`cosmos_distill.stages.inputs` compares them."""
+
 
 class Refusal(Exception):
     """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
@@ -115,16 +120,19 @@ class Manifest:
         return self.outputs is not None
 
     def mismatch(self, other: Manifest) -> str | None:
-        """The first field by which ``other`` asks for something else than this one holds, in words."""
+        """The first field by which ``other`` asks for something else than this one holds, in words. Files of
+        the user's are left out."""
         if self.version != other.version:
             return f"code version: made by {self.version}, this is {other.version}"
-        mine = dict(_flatten(self.configuration)) | {f"input {k}": v for k, v in self.inputs.items()}
-        theirs = dict(_flatten(other.configuration)) | {f"input {k}": v for k, v in other.inputs.items()}
-        mine["seed"], theirs["seed"] = self.seed, other.seed
+        mine, theirs = self._compared(), other._compared()
         for key in dict.fromkeys([*theirs, *mine]):
             if mine.get(key) != theirs.get(key):
                 return f"{key}: made with {mine.get(key)!r}, now asked for {theirs.get(key)!r}"
         return None
+
+    def _compared(self) -> dict[str, Any]:
+        inputs = {f"input {k}": v for k, v in self.inputs.items() if k not in FILES}
+        return dict(_flatten(_without_places(self.configuration))) | inputs | {"seed": self.seed}
 
     def write(self, folder: Path) -> None:
         """Publish in ``folder``; an existing manifest is replaced in one step."""
@@ -158,8 +166,9 @@ class Manifest:
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Everything in ``recipe`` that has an effect on what ``stage`` computes.
 
-    Left out: the teacher's path (its hash is an input), the parallel layout and the micro-batch (they
-    never change the result) and bookkeeping such as ``save_every``.
+    Left out: paths of the teacher, the clips, the negative prompt and the tokenizer (their hashes are
+    inputs), the parallel layout and the micro-batch (they never change the result) and bookkeeping such as
+    ``save_every``.
     """
     document = {
         "stage": plain(stage),
@@ -169,7 +178,15 @@ def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     if trainer is not None:
         for name in _WITHOUT_EFFECT:
             trainer.pop(name, None)
-    return document
+    return _without_places(document)
+
+
+def _without_places(document: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of files, which those of earlier versions hold. The negative prompt
+    of clips that come with the package is text, no place."""
+    data = document.get("data", {})
+    places = _PLACES if data.get("source") == "folder" else _PLACES[:2]
+    return document | {"data": {key: value for key, value in data.items() if key not in places}}
 
 
 def plain(value: Any) -> Any:
