@@ -50,9 +50,6 @@ BLOCK = 60
 """Frames of a block, about."""
 
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
-
-
 @dataclass(frozen=True)
 class Stretch:
     """Contiguous frames start..stop-1 of one shot of one clip, for one split."""

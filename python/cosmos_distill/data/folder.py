@@ -2,10 +2,10 @@
 
 Under ``data.root``::
 
-    videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation)
+    videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation), or another suffix
     t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
-    <control>/<id>.mp4                 control video with as many frames as the clip
+    <control>/<id>.mp4                 control video that covers the times of the clip
 
 With ``noise/`` every clip must be exactly one window long, since saved noise matches no other window, and
 the control comes from its file for every modality: it must be the one the teacher saw. Without ``noise/``
@@ -120,7 +120,7 @@ class FolderSource:
             order = np.roll([i for i in mixed if self._places[i] is not None], -position)
         u = random.random(3)
         usable = [sample for i in order if (sample := self._places[i]) is not None]
-        drawn = ((sample, int(u[0] * (sample.frames - self._span + 1))) for sample in usable)
+        drawn = ((sample, int(u[0] * (sample.info.frames - self._span + 1))) for sample in usable)
         return chain(drawn, ((sample, 0) for sample in usable)), (u[1], u[2])
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
@@ -131,8 +131,7 @@ class FolderSource:
                 continue
             wanted = range(start, start + self._span, self.data.stride)
             try:
-                video, mask, fps = self._window(sample.video, wanted)
-                control = None if sample.control is None else self._window(sample.control, wanted)[0]
+                video, control, mask, fps = self._window(sample, wanted)
             except DataError as error:
                 self._pass_over(sample, start, error)
                 continue
@@ -176,20 +175,19 @@ class FolderSource:
         except OSError:
             return False
 
-    def _window(self, path: Path, wanted: range) -> tuple[np.ndarray, np.ndarray, float]:
-        fit: Fit | None = None
-
-        def place(image: np.ndarray) -> np.ndarray:
-            nonlocal fit
-            if fit is None:
-                # Labels and joints have no meaningful average: their colours are kept as they are.
-                nearest = path.parent.name in ("seg", "keypoint")
-                fit = Fit(image.shape[0], image.shape[1], self.data.height, self.data.width, nearest)
-            return fit(image)
-
-        frames, fps = clips.decode(path, place, wanted)
-        assert fit is not None
-        return np.stack(frames), fit.padding, fps / self.data.stride
+    def _window(
+        self, sample: Sample, wanted: range
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+        """Video, control from its file, padding mask and fps. DataError when they cannot be decoded."""
+        size = sample.info.height, sample.info.width, self.data.height, self.data.width
+        fit = Fit(*size)
+        frames, rate, times = clips.window(sample.video, wanted, fit)
+        control = None
+        if sample.control is not None:
+            # Labels and joints have no meaningful average: their colours are kept as they are.
+            place = Fit(*size, nearest=self.control in ("seg", "keypoint"))
+            control = np.stack(clips.at_times(sample.control, times, place))
+        return np.stack(frames), control, fit.padding, rate / self.data.stride
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
@@ -243,6 +241,6 @@ class FolderSource:
             "control": self.control,
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
-            "windows": sum(s.frames - self._span + 1 for s in self._chosen),
+            "windows": sum(s.info.frames - self._span + 1 for s in self._chosen),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

@@ -18,12 +18,13 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, companion_checks, controls
+from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.text import PICKLES, refuse_pickle
@@ -43,7 +44,7 @@ class Sample:
 
     name: str
     video: Path
-    frames: int
+    info: ClipInfo
     text: Path
     noise: Path | None
     control: Path | None
@@ -270,22 +271,25 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
         if (kind := _kind(video)) is not None:
             raise _Unusable(name, kind)
         text, noise, control = folders.text(name), folders.noise(name), folders.control_video(name)
-        lengths = [_frames(name, file, index) for file in (video, control) if file is not None]
-        if len(set(lengths)) > 1:
-            raise _Unusable(name, f"{lengths[0]} frames, but its {folders.control} control has {lengths[1]}")
-        if lengths[0] < span:
-            raise _Unusable(name, f"{lengths[0]} frames, fewer than the {span} of a window")
-        if noise is not None and lengths[0] != span:
+        info = _info(name, video, index)
+        if control is not None and folders.control is not None:
+            try:
+                clips.check_control(info, _info(name, control, index), folders.control)
+            except DataError as error:
+                raise _Unusable(name, str(error)) from error
+        if info.frames < span:
+            raise _Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
+        if noise is not None and info.frames != span:
             raise _Unusable(
-                name, f"{lengths[0]} frames, but its saved noise matches a clip of exactly {span}"
+                name, f"{info.frames} frames, but its saved noise matches a clip of exactly {span}"
             )
-        return Sample(name, video, lengths[0], text, noise, control)
+        return Sample(name, video, info, text, noise, control)
     except (_Unusable, DataError) as error:
         return error
 
 
-def _frames(name: str, path: Path, index: Index) -> int:
+def _info(name: str, path: Path, index: Index) -> ClipInfo:
     try:
-        return index.fact(path, "frames", clips.count_frames)
+        return ClipInfo(*index.fact(path, "clip", lambda path: astuple(clips.probe(path))))
     except (DataError, OSError) as error:
         raise _Unusable(name, str(error)) from error

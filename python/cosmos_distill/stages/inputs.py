@@ -184,8 +184,8 @@ def _record(folder: Path) -> dict[str, Any] | None:
         return record
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise Refusal(
-            f"{path} is damaged ({error}), and clips have changed, which that file would name: put them back, "
-            "or delete it to use what was made from the others"
+            f"{path} is damaged ({error}), and clips have changed, which it would name: put them back, or "
+            "delete it to use what was made from the others"
         ) from error
 
 
