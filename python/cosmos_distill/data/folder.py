@@ -2,7 +2,7 @@
 
 Under ``data.root``::
 
-    videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation), or another suffix
+    videos/<id>.mp4                    clips (the teacher's, for knowledge distillation), or another suffix
     t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
     <control>/<id>.mp4                 control video that covers the times of the clip
