@@ -36,10 +36,8 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
 from cosmos_distill.data.survey import SHOWN, Survey, survey
 from cosmos_distill.stages.checks import STRIDES, latent_frames
-from cosmos_distill.stages.manifest import Manifest, Refusal, sha256_of_listing, write_atomically
+from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
 
-RECORD = "clips.json"
-"""In a stage's folder: what it was made from, by clip."""
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
@@ -71,6 +69,8 @@ def look(recipe: Recipe) -> Survey | None:
         )
     except DataError as error:
         raise Refusal(str(error)) from error
+    except OSError as error:
+        raise Refusal(f"{data.root} cannot be read ({error})") from error
 
 
 def reads(stage: Stage) -> Literal["train", "eval"] | None:
@@ -96,7 +96,10 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     if data.negative_prompt:
         found["negative_prompt"] = of_files([Path(data.negative_prompt)])
     names = folder.split(split)
-    hashes = folder.hashes([name for name in names if name in folder.samples])
+    try:
+        hashes = folder.hashes([name for name in names if name in folder.samples])
+    except OSError as error:
+        raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
     skipped = {name: reason for name, reason in folder.skipped.items() if name in names}
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
