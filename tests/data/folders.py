@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
 from cosmos_distill.config import Data
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clips import Split
 from cosmos_distill.data.folder import FolderSource
+from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.data.sources import open_source
 
 TEXT = 12
@@ -73,9 +78,9 @@ def lose(path: Path, begin: float, end: float = 1.0) -> None:
     path.write_bytes(whole)
 
 
-def open_(data: Data, control: str | None = "edge", split: str = "train", seed: int = 0) -> FolderSource:
+def open_(data: Data, control: str | None = "edge", split: Split = "train", seed: int = 0) -> FolderSource:
     """A source of small clips."""
-    source = open_source(data, control, seed, split=split, text_channels=TEXT, text_tokens=16)  # type: ignore[arg-type]
+    source = open_source(data, control, seed, split=split, text_channels=TEXT, text_tokens=16)
     assert isinstance(source, FolderSource)
     return source
 
@@ -88,3 +93,18 @@ def digests(batch: Batch) -> list[str]:
         hashlib.sha256(name.encode() + b"".join(part[i].numpy().tobytes() for part in parts)).hexdigest()
         for i, name in enumerate(batch.names)
     ]
+
+
+def shares(data: Data, rank: int) -> dict[str, list[str]]:
+    """What one of two ranks reads, by first sample: three steps of four samples, two at a time."""
+    source = Prefetch(open_(data), following=within_share(4, 2))
+    firsts = [8 * step + 4 * rank + half for step in range(3) for half in (0, 2)]
+    found = {str(first): digests(source.batch(first, 2)) for first in firsts}
+    source.close()
+    return found
+
+
+if __name__ == "__main__":  # the second rank, over a folder of the first one's
+    torch.set_num_threads(1)
+    clips = Data(source="folder", tokenizer="haar", frames=5, height=32, width=32, root=Path(sys.argv[1]))
+    print(json.dumps(shares(clips, 1)))
