@@ -38,11 +38,11 @@ class SampleOptions:
     seed: int = 0
     """Of the noise."""
     control_video: Path | None = None
-    """Control as a video (edges, blur, depth, ...), used as it is."""
+    """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
-    """Ordinary video, whose control is computed first (edge and vis)."""
+    """Ordinary video or still image, whose control is computed first (edge and vis)."""
     start: Path | None = None
-    """Image (PNG: image to world) or video (mp4: video to world) that every clip begins with."""
+    """Image (image to world) or video (video to world) that every clip begins with."""
     condition_frames: int | None = None
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""

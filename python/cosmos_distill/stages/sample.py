@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 
 from cosmos_distill import models
 from cosmos_distill.config import Control, Data, FewStep, Guidance
-from cosmos_distill.data.frames import to_frames
+from cosmos_distill.data.write_video import write_mp4
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID_CLIPS = 4
-SMALLEST_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -121,23 +119,3 @@ def _sampler(said: dict[str, Any]) -> FewStep | ManySteps:
     if said["kind"] in ("few_step", "one_step"):
         return FewStep(**settings)
     return ManySteps(settings["steps"], Guidance(**settings["guidance"]))
-
-
-def write_mp4(clip: Tensor, path: Path, fps: float) -> Path:
-    """Write one clip, uint8 [3, F, H, W], as H.264; small ones are enlarged by repeating pixels, so that a
-    player shows them."""
-    import av
-
-    factor = -(-SMALLEST_SIDE // min(clip.shape[-2:])) if min(clip.shape[-2:]) < SMALLEST_SIDE else 1
-    frames = to_frames(clip[None])[0].repeat(factor, axis=1).repeat(factor, axis=2)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "12"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    temporary.replace(path)
-    return path
