@@ -23,8 +23,8 @@ class _Norm(nn.GroupNorm):
         if x[0].numel() == self.num_groups:
             raise ValueError(
                 f"features too small for this head: {self.num_groups} groups of its {self.num_channels} "
-                "channels have one value each, and normalised it is zero: choose fewer head_groups or another "
-                "head"
+                "channels have one value each, and normalised it is zero: choose fewer head_groups, or "
+                "another head"
             )
         return super().forward(x)
 
