@@ -75,9 +75,9 @@ class TrigFlowSchedule:
         """Coefficients at the angles ``t``, [B] or [B, T].
 
         ``rectified_flow``: the network predicts eps - x_0 from rectified flow's x and tau.
-        ``edm``: it predicts what EDM's networks do, and c_noise = ln(sigma) / 4. That is finite at both ends: at
-        pi/2 sigma is sigma_data times the tangent of fp64's pi/2, 1.6e16, as in the official code, and at 0
-        it is 2^-53.
+        ``edm``: it predicts what EDM's networks do, and c_noise = ln(sigma) / 4. That is finite at both ends:
+        at pi/2 sigma is sigma_data times the tangent of fp64's pi/2, 1.6e16, as in the official code, and
+        2^-53 at 0.
         """
         cos, sin = _cos_sin(t)
         sd = self.config.sigma_data

@@ -64,8 +64,8 @@ class NetworkConfig:
             raise ValueError("text_projection is part of the base only: it needs control_blocks 0")
         if self.head_dim % 2 or self.head_dim < 12:
             raise ValueError(
-                f"head_dim {self.head_dim} must be even and at least 12: the rotary embedding splits it in three, "
-                "and height and width need more than two channels each"
+                f"head_dim {self.head_dim} must be even and at least 12: the rotary embedding splits it "
+                "in three, and height and width need more than two channels each"
             )
 
     @property
