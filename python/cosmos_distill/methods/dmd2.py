@@ -63,6 +63,7 @@ class DMD2(MethodConfig):
     """Architecture of the discriminator's heads."""
     head_width: int = 320
     head_groups: int = 8
+    """Groups of the convolutional heads' normalisation."""
     feature_blocks: tuple[int, ...] = ()
     """Blocks that the discriminator reads; empty: the middle one."""
     feature_t_min: int = 0
@@ -131,7 +132,7 @@ class DMD2(MethodConfig):
             width,
             head=self.head,
             width=self.head_width,
-            groups=self.head_groups,
+            groups=None if self.head == "attention" else self.head_groups,
             t_min=self.feature_t_min,
             seed=seed,
         )

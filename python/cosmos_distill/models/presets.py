@@ -62,8 +62,11 @@ class NetworkConfig:
             raise ValueError(f"control_blocks {self.control_blocks} must lie in 0..{self.blocks}")
         if self.control_blocks and self.text_projection:
             raise ValueError("text_projection is part of the base only: it needs control_blocks 0")
-        if self.head_dim % 2 or self.head_dim < 18:
-            raise ValueError(f"head_dim {self.head_dim} is odd or too small for a 3-D rotary embedding")
+        if self.head_dim % 2 or self.head_dim < 12:
+            raise ValueError(
+                f"head_dim {self.head_dim} must be even and at least 12: the rotary embedding splits it "
+                "in three, and height and width need more than two channels each"
+            )
 
     @property
     def text_channels(self) -> int:
