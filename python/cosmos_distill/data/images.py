@@ -30,7 +30,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 
 def is_image(path: Path) -> bool:
-    """Whether Pillow takes the file for an image. DataError when it cannot be opened, or claims to be huge."""
+    """Whether Pillow takes the file for an image. DataError when it cannot be opened or claims to be huge."""
     with _opened(path) as image:
         return image is not None
 
