@@ -93,7 +93,9 @@ def decoder_of(stream: Any) -> Any:
     """The stream's decoder. FFmpeg's own for VP8 and VP9 ignore transparency, libvpx's do not."""
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
-    if name is None or stream.metadata.get("alpha_mode", "0") == "0":
+    # Matroska's own element, or a tag that encoders write in capital letters.
+    says = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or says.get("alpha_mode", "0") == "0":
         return context
     av = pyav()
     try:
