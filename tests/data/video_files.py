@@ -89,13 +89,18 @@ def encode(
 
 
 def trim(source: Path, target: Path, first: int, last: int, fps: int = 24) -> Path:
-    """Cut without encoding again: stored from the keyframe before ``first`` on, hidden by an edit list."""
+    """Cut without encoding again: stored from the keyframe before ``first`` on, hidden by an edit list.
+
+    As in any such cut, what is needed to decode the last frames is shown too where it comes after them.
+    """
     container = {"options": {"avoid_negative_ts": "disabled"}, "format": target.suffix[1:]}
     with av.open(str(source)) as src, target.open("wb") as file, av.open(file, "w", **container) as dst:
         stream = dst.add_stream_from_template(src.streams.video[0])
-        for packet in src.demux(video=0):
-            if packet.dts is None or packet.pts * packet.time_base >= Fraction(last, fps):
-                continue
+        packets = [packet for packet in src.demux(video=0) if packet.dts is not None]
+        needed = [
+            i for i, packet in enumerate(packets) if packet.pts * packet.time_base < Fraction(last, fps)
+        ]
+        for packet in packets[: needed[-1] + 1]:
             shift = int(Fraction(first, fps) / packet.time_base)
             packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
             dst.mux(packet)

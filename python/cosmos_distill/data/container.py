@@ -121,9 +121,11 @@ def is_hidden(packet: Any, stream: Any) -> bool:
 
 
 def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> list[int] | None:
-    """When the shown frames of an MP4 are decoded, in units of its time base; None where no index lists all.
+    """When the frames of an MP4 are decoded, in units of its time base.
 
-    ``whole`` asks that all of them lie inside the file.
+    None where its index does not list them all, or hides some: what is left of reordered frames is not decoded
+    at an even pace.
+    ``whole`` asks that those which are shown lie inside the file.
     """
     if container.format.name != _ISO or not stream.frames:
         return None
@@ -135,4 +137,4 @@ def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> li
     there = sum(entry.pos + entry.size <= size for entry in shown)
     if whole and there < len(shown):
         raise DataError(f"{path}: truncated, {there} of {len(shown)} frames")
-    return [entry.timestamp for entry in shown] or None
+    return [entry.timestamp for entry in shown] if len(shown) == len(stream.index_entries) else None
