@@ -123,8 +123,8 @@ def is_hidden(packet: Any, stream: Any) -> bool:
 def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> list[int] | None:
     """When the frames of an MP4 are decoded, in units of its time base.
 
-    None where its index does not list them all, or hides some: what is left of reordered frames is not decoded
-    at an even pace.
+    None where its index does not list them all, or hides some: what is left of reordered frames is decoded at
+    no even pace.
     ``whole`` asks that those which are shown lie inside the file.
     """
     if container.format.name != _ISO or not stream.frames:
