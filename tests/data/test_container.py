@@ -222,3 +222,26 @@ def test_a_photo_of_a_phone_is_no_clip(tmp_path: Path) -> None:
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     with pytest.raises(DataError, match="HEIF photo"):
         probe(path)
+
+
+def test_mutated_files_are_read_or_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes of headers are changed, lost or put in between: no other error, no crash, and nothing is printed."""
+    random = np.random.default_rng(0)
+    kinds = {"a.mp4": {}, "b.mkv": {"container": "matroska"}, "c.avi": {"codec": "mpeg4", "pix_fmt": "yuv420p"}}
+    whole = [encode(tmp_path / name, [quadrants()] * 5, **settings) for name, settings in kinds.items()]
+    refused = 0
+    for number in range(90):
+        source = whole[number % 3]
+        data = bytearray(source.read_bytes())
+        for _ in range(random.integers(1, 9)):
+            at = int(random.integers(0, len(data) if number % 2 else 600))
+            data[at : at + int(random.integers(0, 9))] = random.bytes(int(random.integers(0, 9)))
+        path = tmp_path / f"changed{source.suffix}"
+        path.write_bytes(data)
+        for read in (probe, decode):
+            try:
+                read(path)
+            except DataError as error:
+                assert str(path) in str(error)
+                refused += 1
+    assert 20 < refused < 180 and capfd.readouterr().err == ""
