@@ -93,7 +93,9 @@ def decoder_of(stream: Any) -> Any:
     """The stream's decoder. FFmpeg's own for VP8 and VP9 ignore transparency, libvpx's do not."""
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
-    if name is None or stream.metadata.get("alpha_mode", "0") == "0":
+    # Matroska's own element, or a tag that encoders write in capital letters.
+    says = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or says.get("alpha_mode", "0") == "0":
         return context
     av = pyav()
     try:
@@ -119,9 +121,11 @@ def is_hidden(packet: Any, stream: Any) -> bool:
 
 
 def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> list[int] | None:
-    """When the shown frames of an MP4 are decoded, in units of its time base; None where no index lists all.
+    """When the frames of an MP4 are decoded, in units of its time base.
 
-    ``whole`` asks that all of them lie inside the file.
+    None where its index does not list them all, or hides some: what is left of reordered frames is decoded at
+    no even pace.
+    ``whole`` asks that those which are shown lie inside the file.
     """
     if container.format.name != _ISO or not stream.frames:
         return None
@@ -133,4 +137,4 @@ def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> li
     there = sum(entry.pos + entry.size <= size for entry in shown)
     if whole and there < len(shown):
         raise DataError(f"{path}: truncated, {there} of {len(shown)} frames")
-    return [entry.timestamp for entry in shown] or None
+    return [entry.timestamp for entry in shown] if len(shown) == len(stream.index_entries) else None

@@ -30,7 +30,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 
 def is_image(path: Path) -> bool:
-    """Whether Pillow takes the file for an image. DataError when it cannot be opened, or claims to be huge."""
+    """Whether Pillow takes the file for an image. DataError when it cannot be opened or claims to be huge."""
     with _opened(path) as image:
         return image is not None
 
@@ -60,12 +60,11 @@ def _opened(path: Path) -> Iterator[Picture | None]:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
-    with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
+    with open_regular(path) as raw, io.BufferedReader(raw) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags; what cannot be read raises
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=sorted(set(Image.OPEN) - _NO_IMAGES))
+            image = Image.open(file, formats=sorted(set(Image.OPEN) - _NO_IMAGES))
         except UnidentifiedImageError:
             image = None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -12,6 +12,8 @@ from cosmos_distill.data.errors import DataError
 
 ROUNDING = Fraction(1, 1000)
 """Seconds. Matroska, FLV and many recorders keep whole milliseconds."""
+_ENOUGH = 4
+"""Rounded times of fewer frames say less of their rate than the file's header does."""
 
 
 def seconds_of(tick: int | None, number: int, stream: Any, path: Path) -> Fraction:
@@ -53,20 +55,30 @@ def mean_rate(times: Sequence[Fraction], stream: Any, path: Path) -> Fraction:
 def steady_rate(times: Sequence[Fraction], step: int, stream: Any, path: Path) -> Fraction:
     """Frames per second of a clip whose every ``step``-th frame is shown at ``times``.
 
-    It is the stated rate where they follow it. Raises DataError when one of them is further from its place on
-    an even grid than a fifth of the interval, and than a millisecond or the file's own unit of time.
+    It is the stated rate where rounding explains all that differs from it, and else the mean. Raises
+    DataError when a frame is further from its place on an even grid than a fifth of the interval, and than a
+    millisecond or the file's own unit of time.
     """
-    stated, tolerance, start = stated_rate(stream), _tolerance(stream), times[0]
-    if stated and all(abs(t - start - i * step / stated) <= tolerance for i, t in enumerate(times)):
-        return stated
-    if len(times) == 1:
+    stated, tolerance = stated_rate(stream), _tolerance(stream)
+    fits = stated is not None and _spread(times, step / stated) <= tolerance
+    if len(times) == 1 and stated is None:
         raise DataError(f"{path}: states no frame rate")
+    if stated is not None and fits and len(times) < _ENOUGH:
+        return stated
     steps = [b - a for a, b in pairwise(times)]
-    mean = (times[-1] - start) / len(steps)
-    off = max(abs(t - start - i * mean) for i, t in enumerate(times))
+    mean = (times[-1] - times[0]) / len(steps)
+    if stated is not None and fits and _spread(times, step / stated) <= _spread(times, mean):
+        return stated
+    off = max(abs(t - times[0] - i * mean) for i, t in enumerate(times))
     if min(steps) <= 0 or off > max(mean / 5, tolerance):
         raise DataError(
-            f"{path}: no steady frame rate from {float(start):.3f} s on: its frames are shown for "
+            f"{path}: no steady frame rate from {float(times[0]):.3f} s on: its frames are shown for "
             f"{float(min(steps)):.3f} to {float(max(steps)):.3f} s"
         )
     return step / mean
+
+
+def _spread(times: Sequence[Fraction], interval: Fraction) -> Fraction:
+    """How far, at least, the times of a grid with this interval were moved to become these."""
+    moved = [t - i * interval for i, t in enumerate(times)]
+    return max(moved) - min(moved)
