@@ -22,7 +22,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _LARGEST_JSON = 256 * 2**20
-"""Bytes. What this package writes as JSON has kilobytes, and the index of the largest network some megabytes."""
+"""Bytes. What this package writes has kilobytes, and the index of the largest network some megabytes."""
 
 
 def regular(path: Path) -> int:

@@ -126,7 +126,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # zipfile and struct raise what the bytes happen to be
-            raise ValueError(f"{path} is damaged ({error}): make the file again") from error
+            raise ValueError(f"{path} cannot be read ({error}): make the file again") from error
         with archive:
             yield archive
 
@@ -153,7 +153,7 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, _Part]:
                 dtype, shape, fortran, begin = _array_header(stream)
         except Exception as error:
             raise ValueError(
-                f"{path}: {member.filename} is no array ({error}): make the file again"
+                f"{path}: {member.filename} cannot be read ({error}): make the file again"
             ) from error
         found[member.filename.removesuffix(".npy")] = _Part(dtype, shape, fortran, member, begin)
     return found

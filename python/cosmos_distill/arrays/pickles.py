@@ -1,9 +1,9 @@
 """A pickle as inert values. Nothing that it names is imported, and nothing is called.
 
 An unpickler executes: the functions that a pickle names, and the ``__setstate__`` of what they return.
-Allowing only some of them is not enough, since ``numpy.ndarray`` alone takes any address, and ``bytearray`` any
-size. This reader keeps a call as the record of a call; :mod:`cosmos_distill.arrays.rebuild` looks for the few
-records that describe an array, and checks every number in them against the bytes that are there.
+Allowing only some of them is not enough, since ``numpy.ndarray`` alone takes any address, and ``bytearray``
+any size. This reader keeps a call as the record of a call; :mod:`cosmos_distill.arrays.rebuild` looks for the
+few records that describe an array, and checks every number in them against the bytes that are there.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _NAMES = {
     ),
     "torch.storage": "_load_from_bytes UntypedStorage",
     "torch": (
-        "DoubleStorage FloatStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage CharStorage "
-        "ByteStorage BoolStorage UntypedStorage Size device float64 float32 float16 bfloat16 float8_e4m3fn "
-        "float8_e5m2 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+        "DoubleStorage FloatStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage "
+        "CharStorage ByteStorage BoolStorage UntypedStorage Size device float64 float32 float16 bfloat16 "
+        "float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
     ),
 }
 ADMITTED = frozenset((module, name) for module, names in _NAMES.items() for name in names.split())
-"""What may be named, as (module, name). Nothing of it is called either: it is what arrays and tensors need."""
+"""What may be named, as (module, name): what arrays and tensors need. None of it is called either."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from cosmos_distill.arrays import pickles
+from cosmos_distill.arrays.companions import LARGEST
 from cosmos_distill.arrays.rebuild import Storage
 from cosmos_distill.files import regular
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-LEGACY_PREFIX = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_ZIP = b"PK\x03\x04"
 _LOCAL_HEADER = 30
 
 
@@ -57,7 +59,7 @@ def read(path: Path) -> Any:
                 raise ValueError(f"its entry {name[:40]!r} is missing or compressed")
             file.seek(info.header_offset)
             header = file.read(_LOCAL_HEADER)
-            if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+            if len(header) != _LOCAL_HEADER or header[:4] != _ZIP:
                 raise ValueError(f"its entry {name[:40]!r} is damaged")
             begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
             if not begin <= begin + info.file_size <= size:
@@ -89,6 +91,28 @@ def read(path: Path) -> Any:
             return pickles.read(io.BytesIO(content("data.pkl")), persistent)
         except ValueError as error:
             raise ValueError(f"{path} is not read: {error}") from error
+
+
+def read_any(path: Path) -> Any:
+    """The same of any pickle: one of ``torch.save`` of now or before 1.6, or an ordinary one.
+
+    Its first bytes say which, whatever it is called. Only the first kind is mapped.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: damaged, too large, or it names what no array and no tensor needs.
+    """
+    if regular(path) > 2 * LARGEST:
+        raise ValueError(f"{path} has more than {2 * LARGEST} bytes")
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP:
+            return read(path)
+        file.seek(0)
+        content = file.read()
+    try:
+        return read_legacy(content) if content.startswith(_LEGACY) else pickles.read(io.BytesIO(content))
+    except ValueError as error:
+        raise ValueError(f"{path} is not read: {error}") from error
 
 
 def read_legacy(content: bytes) -> Any:

@@ -9,7 +9,6 @@ Each result is written beside its source, which stays, and never over another fi
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,10 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from cosmos_distill.arrays import pickles, rebuild, torch_files
-from cosmos_distill.arrays.companions import LARGEST
+from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.text import KEY, PICKLES
-from cosmos_distill.files import regular
 
 NOISE_KEY = "noise"
 AV_PATH = ("pickle", "ground_truth", "embeddings", "t5_xxl")
@@ -38,7 +35,7 @@ def read_pickle(path: Path) -> np.ndarray:
     Raises DataError when the pickle calls anything but array constructors, is damaged, or holds no array.
     """
     try:
-        array = _find_array(_content(path))
+        array = _find_array(torch_files.read_any(path))
     except (ValueError, OSError, MemoryError) as error:
         said = str(error).removeprefix(f"{path} is not read: ").removeprefix(f"{path} ")
         raise DataError(f"{path}: not converted, {said or 'there is not enough memory'}") from error
@@ -50,20 +47,6 @@ def read_pickle(path: Path) -> np.ndarray:
     if not np.isfinite(array).all():
         raise DataError(f"{path}: holds NaN or infinity: make the file again")
     return array
-
-
-def _content(path: Path) -> Any:
-    """What the file holds, as inert values. Its first bytes say how it was written, whatever it is called."""
-    if regular(path) > 2 * LARGEST:
-        raise ValueError(f"it has more than {2 * LARGEST} bytes")
-    with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
-            return torch_files.read(path)
-        file.seek(0)
-        content = file.read()
-    if content.startswith(torch_files.LEGACY_PREFIX):
-        return torch_files.read_legacy(content)
-    return pickles.read(io.BytesIO(content))
 
 
 def _find_array(content: Any) -> np.ndarray | None:

@@ -43,8 +43,8 @@ def _read_torch(path: Path) -> State:
         found = torch_files.read(path)
     except ValueError as error:
         raise ValueError(
-            f"{error}, and none of it was executed: download it again, re-save an old one with a current torch, "
-            "or, if it asks for more than tensors and you trust its origin, convert it to .safetensors elsewhere."
+            f"{error}, and none of it was executed: download it again, re-save an old one with a current "
+            "torch, or, if it asks for more than tensors and you trust its origin, convert it to safetensors."
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
