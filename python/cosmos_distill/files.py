@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 @contextmanager

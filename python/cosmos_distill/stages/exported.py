@@ -48,7 +48,7 @@ class Exported:
     sampler: FewStep | ManySteps
     precision: Precision
     tokenizer_sha256: Mapping[str, str]
-    """Of each file that its tokenizer consists of; empty where there are none, or an earlier version wrote it."""
+    """Of each file of its tokenizer; empty where that has none, or where an earlier version wrote this."""
     negative_prompt_sha256: str | None
     """Of the embedding of its negative prompt; empty where it had one whose checksum is not known."""
 

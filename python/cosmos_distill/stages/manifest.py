@@ -21,7 +21,7 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
-from cosmos_distill.files import replacing, sha256
+from cosmos_distill.files import inside, read_json, replacing, sha256
 
 MANIFEST = "manifest.json"
 
@@ -43,12 +43,20 @@ class Refusal(Exception):
     """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
 
 
+def _require_inside(path: str) -> None:
+    if not inside(path):
+        raise ValueError(f"{path!r} is not a path inside of the run folder")
+
+
 @dataclass(frozen=True)
 class File:
     """A file handed from one stage to the next: path relative to the run folder, and its sha256."""
 
     path: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.path)
 
     @classmethod
     def of(cls, path: Path, out: Path) -> File:
@@ -63,6 +71,9 @@ class Pairs:
     folder: str
     count: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.folder)
 
 
 @dataclass(frozen=True)
@@ -144,12 +155,12 @@ class Manifest:
         if not path.exists():
             return None
         try:
-            document = json.loads(path.read_text())
+            document = read_json(path)
             outputs = document.pop("outputs", None)
             if outputs is not None:
                 outputs = _output(outputs)
             return cls(**document, outputs=outputs)
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise Refusal(
                 f"{path} is damaged ({error}): delete the folder {folder} to redo the stage"
             ) from error

@@ -1,7 +1,7 @@
 """Autoencoders in diffusers' format: a folder with config.json and safetensors weights, which run nothing.
 
-diffusers' own loader follows an index out of the folder, and a configuration to other packages. This one reads
-the two files, and takes from diffusers the network.
+diffusers' own loader follows an index out of the folder, and a configuration to other packages. This one
+reads the two files, and takes from diffusers the network.
 """
 
 from __future__ import annotations
@@ -59,4 +59,5 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> A
             f"{folder}: weights and configuration do not fit ({error}): download it again"
         ) from error
     model.load_state_dict({name: state[name] for name in wanted})
-    return model.to(device, dtype).eval().requires_grad_(False)
+    # Not diffusers' own `to`, which warns of a type that it then keeps everywhere.
+    return torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
