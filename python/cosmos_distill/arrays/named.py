@@ -135,7 +135,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # the second where it cannot be mapped
         raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_MOST_OPCODES = 2**20
+_MOST_OPCODES = 2**19
 """The checkpoint of a network has some 30 for each of its tensors. One byte can stand for a list of 56."""
 _MARK = object()
 
