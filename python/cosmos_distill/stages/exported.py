@@ -162,7 +162,7 @@ def _data(said: Mapping[str, Any]) -> Data:
 
 def _negative(said: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Checksum of the embedding; earlier versions stored its path, which is not opened."""
-    if data.get("source") == "folder" and data.get("negative_prompt"):
+    if data.get("source", "folder") == "folder" and data.get("negative_prompt"):
         return ""
     found = said.get("negative_prompt_sha256")
     return None if found is None else _fitting(found, str, "negative_prompt_sha256")
