@@ -28,9 +28,10 @@ def locked(out: Path) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise Refusal(f"{path} cannot be opened ({error.strerror}): remove it if it is a link") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Refusal(f"{path} is no file: remove it, or choose another folder with --out")
     with open(handle, "r+") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Refusal(f"{path} is no file: remove it, or choose another folder with --out")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
