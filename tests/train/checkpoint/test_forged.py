@@ -1,4 +1,4 @@
-"""Checkpoints that somebody else made: nothing outside of them is opened, nothing that is not there asked for."""
+"""Checkpoints that somebody else made: nothing outside of them is opened, nothing is asked for in vain."""
 
 from __future__ import annotations
 
