@@ -7,7 +7,9 @@ validates and never converts, so a value printed is the value used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,18 @@ UnconditionalFrames = Literal["kept", "zeroed"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_names(what: str, names: Iterable[str]) -> None:
+    """Names of files, which must neither leave their folder nor meet there, whatever the file system."""
+    known: dict[str, str] = {}
+    for name in names:
+        _require(
+            isinstance(name, str) and re.fullmatch(r"\w[\w-]{0,63}", name) is not None,
+            f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64",
+        )
+        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        _require(other == name, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one")
 
 
 @dataclass(frozen=True)
@@ -343,6 +357,12 @@ class Recipe:
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
-    """Run in this order."""
+    """Run in this order. A name is that of the stage's folder and part of its options."""
     parallel: Parallel = field(default_factory=Parallel)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_names("stage", self.stages)
+        for stage in self.stages.values():
+            if isinstance(stage, Evaluate):
+                _require_names("column of the report", stage.students)

@@ -112,7 +112,7 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    missing = [str(path) for path in teacher_files(recipe) if not path.exists()]
+    missing = [str(path) for path in teacher_files(recipe) if not (path.is_file() or path.is_dir())]
     if recipe.teacher is None and missing:
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
@@ -120,7 +120,7 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
             "base_model and <control>_control)."
         )
     elif missing:
-        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist."
+        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist, or is no file or folder."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

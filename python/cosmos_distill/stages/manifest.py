@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +21,7 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
-from cosmos_distill.files import finite, replacing, sha256, to_json
+from cosmos_distill.files import finite, inside, read_json, regular, replacing, sha256, to_json
 
 MANIFEST = "manifest.json"
 RECORD = "clips.json"
@@ -52,12 +51,20 @@ class Refusal(Exception):
     """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
 
 
+def _require_inside(path: str) -> None:
+    if not inside(path):
+        raise ValueError(f"{path!r} is not a path inside of the run folder")
+
+
 @dataclass(frozen=True)
 class File:
     """A file handed from one stage to the next: path relative to the run folder, and its sha256."""
 
     path: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.path)
 
     @classmethod
     def of(cls, path: Path, out: Path) -> File:
@@ -72,6 +79,9 @@ class Pairs:
     folder: str
     count: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.folder)
 
 
 @dataclass(frozen=True)
@@ -158,9 +168,13 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            document = finite(json.loads(path.read_bytes()))
+            regular(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{path} cannot be read ({error}): mend that, or delete it") from error
+        try:
+            document = finite(read_json(path))
         except OSError as error:
             raise Refusal(f"{path} cannot be read ({error.strerror}): mend that, or delete it") from error
         except ValueError:
@@ -177,6 +191,7 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError):
             if ours:
                 return None
+            assert isinstance(version, str)
             return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
 
 

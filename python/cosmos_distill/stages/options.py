@@ -50,8 +50,13 @@ class SampleOptions:
     """Prompt of a student of the mini scale, whose text encoder needs no weights."""
     prompt_embedding: Path | None = None
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
+    negative_prompt_embedding: Path | None = None
+    """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that the student was made with, where that has files; their checksums are
+    compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
     traceback: bool = False
     """Show the Python traceback of an error."""
 
