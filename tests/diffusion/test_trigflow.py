@@ -168,7 +168,7 @@ def test_an_export_restores_the_same_schedule():
     assert build_schedule(odd.config) == odd and build_schedule(EDM()) == EDMSchedule()
     with pytest.raises(ValueError, match="another sampler"):
         TrigFlowSchedule.from_dict({"kind": "edm"})
-    with pytest.raises(ValueError, match="sigma_data must be positive"):
+    with pytest.raises(ValueError, match="sigma_data must be a finite number from"):
         TrigFlow(sigma_data=0.0)
-    with pytest.raises(ValueError, match="shift must be positive"):
+    with pytest.raises(ValueError, match="shift must be a finite number from"):
         TrigFlow(shift=0.0)

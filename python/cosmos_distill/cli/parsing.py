@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from cosmos_distill.config import Recipe, Stage, Train
+from cosmos_distill.ranges import unchecked
 from cosmos_distill.stages import Refusal
+from cosmos_distill.stages.checks import wrong_numbers
 from cosmos_distill.stages.options import RunOptions
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,38 @@ def parse(argv: Sequence[str]) -> Invocation:
     for name in overridable:
         attribute = name if name not in fields else f"recipe_{name}"
         fields[attribute] = (name, get_type_hints(Recipe)[name], getattr(recipe, name))
-    parsed = tyro.cli(
-        _dataclass("Options", fields),
-        args=_expand_trainer(args, recipe.stages),
-        prog=prog,
-        description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
-        config=config,
-    )
-    changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
-    recipe = dataclasses.replace(recipe, **changed)
+    with unchecked():  # until all is known, so that what is wrong is named as an option
+        parsed = tyro.cli(
+            _dataclass("Options", fields),
+            args=_expand_trainer(args, recipe.stages),
+            prog=prog,
+            description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
+            config=config,
+        )
+        changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
+        recipe = dataclasses.replace(recipe, **changed)
+    if wrong := list(wrong_numbers(recipe)):
+        raise Refusal("\n".join(wrong))
     options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
     name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control) if v)
     out = options.out or Path("runs") / path.stem / name
     return Invocation(recipe, options, out, path, tuple(argv))
+
+
+def options_of(cls: type[Options], args: Sequence[str], prog: str) -> Options:
+    """The options of a command without a recipe.
+
+    Raises:
+        Refusal: a number is out of its range.
+        SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
+    """
+    import tyro
+
+    with unchecked():
+        found = tyro.cli(cls, args=args, prog=prog)
+    if wrong := list(wrong_numbers(found)):
+        raise Refusal("\n".join(wrong))
+    return found
 
 
 def load(path: Path) -> ModuleType:

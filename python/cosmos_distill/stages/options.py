@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cosmos_distill.config import GivenFrames, Seed
+from cosmos_distill.ranges import Checked, Range
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """How to run, as opposed to what."""
 
     out: Path | None = None
@@ -22,7 +25,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Checked):
     """Draw clips from an exported student.
 
     Without files of your own, held-out clips of the data the student was made on give prompts, controls and
@@ -31,11 +34,11 @@ class SampleOptions:
 
     out: Path = Path("samples")
     """Folder for clip-000.mp4, ... and grid.png."""
-    clips: int = 8
+    clips: Annotated[int, Range(1, 10**5)] = 8
     """How many; with one control of your own they differ in noise."""
-    batch: int = 8
+    batch: Annotated[int, Range(1, 2**12)] = 8
     """Clips drawn at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
     control_video: Path | None = None
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
@@ -43,7 +46,7 @@ class SampleOptions:
     """Ordinary video or still image, whose control is computed first (edge and vis)."""
     start: Path | None = None
     """Image (image to world) or video (video to world) that every clip begins with."""
-    condition_frames: int | None = None
+    condition_frames: GivenFrames | None = None
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""
     prompt: str | None = None
@@ -62,7 +65,7 @@ class SampleOptions:
 
 
 @dataclass(frozen=True)
-class ConsolidateOptions:
+class ConsolidateOptions(Checked):
     """Write one network of a training checkpoint as one safetensors file.
 
     CHECKPOINT is a folder checkpoints/step_... of a training stage, saved by any number of ranks. One

@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.parallel.environment import launch, rendezvous
+from cosmos_distill.stages.manifest import Refusal
 
 T = TypeVar("T")
 
@@ -36,19 +38,34 @@ class Elsewhere(Exception):
 
 
 def world() -> int:
-    """Ranks of this launch, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Ranks of this launch, as torchrun says.
+
+    Raises:
+        Refusal: the environment says what torchrun never does.
+    """
+    try:
+        return launch().world
+    except ValueError as error:
+        raise Refusal(str(error)) from error
 
 
 def is_main() -> bool:
     """Whether this process speaks and writes. Known before the ranks have found each other."""
-    return world() == 1 or os.environ.get("RANK", "0") == "0"
+    return world() == 1 or launch().rank == 0
 
 
 def connect() -> None:
-    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`)."""
+    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`).
+
+    Raises:
+        Refusal: the environment does not say where.
+    """
     if world() == 1:
         return
+    try:
+        rendezvous()
+    except ValueError as error:
+        raise Refusal(str(error)) from error
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from cosmos_distill.parallel import groups
@@ -210,11 +227,11 @@ def _broadcast(value: Any) -> Any:
 
 def joined() -> bool:
     """Whether this process is one of several that have found each other."""
-    if world() == 1 or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         return False
     import torch.distributed as dist
 
-    return dist.is_initialized()
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(value: T) -> Sequence[T] | None:
