@@ -9,7 +9,9 @@ printed is the value used. What depends on the network, the data or other stages
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +52,18 @@ Share = Annotated[float, Range(0, 1)]
 
 GUIDANCE = 1000
 """Strongest guidance, ``added``."""
+
+
+def _names(field: str, what: str, names: Iterable[str]) -> Iterator[Problem]:
+    """What is wrong with names of files, which must neither leave their folder nor meet there, whatever the
+    file system."""
+    known: dict[str, str] = {}
+    for name in names:
+        if re.fullmatch(r"\w[\w-]{0,63}", name) is None:
+            yield field, f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64"
+        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            yield field, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one"
 
 
 @dataclass(frozen=True)
@@ -403,11 +417,15 @@ class Recipe(Checked):
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
-    """Run in this order."""
+    """Run in this order. A name is that of the stage's folder and part of its options."""
     parallel: Parallel = field(default_factory=Parallel)
     seed: Seed = 0
 
     def rules(self) -> Iterator[Problem]:
-        """A run does something."""
+        """A run does something, and its stages' folders neither leave the run folder nor meet in it."""
         if not self.stages:
             yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
+        yield from _names("stages", "stage", self.stages)
+        for name, stage in self.stages.items():
+            if isinstance(stage, Evaluate):
+                yield from _names(f"stages.{name}.students", "column of the report", stage.students)

@@ -77,6 +77,7 @@ class DMD2(MethodConfig):
     """Architecture of the discriminator's heads."""
     head_width: Annotated[int, Range(1, 2**14)] = 320
     head_groups: Annotated[int, Range(1, 2**14)] = 8
+    """Groups of the convolutional heads' normalisation."""
     feature_blocks: tuple[Annotated[int, Range(0, 2**10)], ...] = ()
     """Blocks that the discriminator reads; empty: the middle one."""
     feature_t_min: GivenFrames = 0
@@ -182,7 +183,7 @@ class DMD2(MethodConfig):
             width,
             head=self.head,
             width=self.head_width,
-            groups=self.head_groups,
+            groups=None if self.head == "attention" else self.head_groups,
             t_min=self.feature_t_min,
             seed=seed,
         )

@@ -26,7 +26,8 @@ class NetworkConfig(Checked):
     control_blocks: Annotated[int, Range(0, 2**10)]
     """Blocks of the control branch; 0 builds none."""
     heads: Depth
-    head_dim: Annotated[int, Range(18, 2**12)]
+    head_dim: Annotated[int, Range(12, 2**12)]
+    """The rotary embedding splits it in three, and height and width need more than two channels each."""
     latent_channels: Annotated[int, Range(1, 2**12)] = 16
     mlp_ratio: Annotated[int, Range(1, 64)] = 4
     adaln_rank: Width = 256

@@ -7,8 +7,6 @@ discriminator is tried.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Sett
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
+from cosmos_distill.stages import folder
 from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.sizes import (
@@ -97,7 +96,7 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
         *_teacher(recipe),
         *_data(recipe),
         *_network(recipe),
-        *_folder(out),
+        *folder.problems(out, tuple(recipe.stages)),
     ]
     if reasons:
         raise Refusal("\n".join(reasons))
@@ -150,7 +149,7 @@ def _columns(name: str, stage: Evaluate) -> Iterator[str]:
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    missing = [str(path) for path in teacher_files(recipe) if not path.exists()]
+    missing = [str(path) for path in teacher_files(recipe) if not (path.is_file() or path.is_dir())]
     if recipe.teacher is None and missing:
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
@@ -158,7 +157,7 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
             "base_model and <control>_control)."
         )
     elif missing:
-        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist."
+        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist, or is no file or folder."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
@@ -314,17 +313,3 @@ def misfits(recipe: Recipe, name: str, stage: Train) -> Iterator[str]:
     )
     for field, text in stage.method.misfits(setting):
         yield f"{option('.'.join(filter(None, ('stages', name, 'method', field))))} {text}."
-
-
-def _folder(out: Path) -> Iterator[str]:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(f"{existing} is a file")
-        # A probe, not os.access: root may write anywhere by permission, yet not on a read-only or full disk.
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".probe") as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        yield f"--out {out} cannot be written ({error}): choose another folder with --out."

@@ -41,11 +41,11 @@ class SampleOptions(Checked):
     seed: Seed = 0
     """Of the noise."""
     control_video: Path | None = None
-    """Control as a video (edges, blur, depth, ...), used as it is."""
+    """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
-    """Ordinary video, whose control is computed first (edge and vis)."""
+    """Ordinary video or still image, whose control is computed first (edge and vis)."""
     start: Path | None = None
-    """Image (PNG: image to world) or video (mp4: video to world) that every clip begins with."""
+    """Image (image to world) or video (video to world) that every clip begins with."""
     condition_frames: GivenFrames | None = None
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""
@@ -53,8 +53,13 @@ class SampleOptions(Checked):
     """Prompt of a student of the mini scale, whose text encoder needs no weights."""
     prompt_embedding: Path | None = None
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
+    negative_prompt_embedding: Path | None = None
+    """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that the student was made with, where that has files; their checksums are
+    compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
     traceback: bool = False
     """Show the Python traceback of an error."""
 

@@ -89,7 +89,8 @@ def fit(
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
         NonFiniteError: ``max_nonfinite`` turns of a role in a row were not finite, or all of the student's;
             earlier checkpoints are untouched.
-        CheckpointError: the folder cannot be written, or holds only damaged checkpoints.
+        DiskError: the folder cannot be written.
+        CheckpointError: it holds only damaged checkpoints.
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
