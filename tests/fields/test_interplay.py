@@ -63,9 +63,6 @@ TOGETHER = {
     "student called like the teacher": (
         TRANSFER1, ("stages.evaluate.students", {"teacher_1step": "kd"}), "--stages.evaluate.students teacher"
     ),
-    "student called like a path": (
-        TRANSFER1, ("stages.evaluate.students", {"../x": "kd"}), "--stages.evaluate.students '../x'"
-    ),
     "start from itself": (TRANSFER1, ("stages.dmd2.start_from", "dmd2"), "--stages.dmd2.start-from dmd2"),
     "start from what comes later": (TRANSFER1, ("stages.kd.start_from", "dmd2"), "--stages.kd.start-from"),
     "pairs of a training": (TRANSFER1, ("stages.kd.pairs_from", "kd"), "no Generate stage"),
