@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval import given_frames, motion
+from cosmos_distill.eval.missing import NoScore
 
 
 def test_motion_is_relative_to_the_real_clips() -> None:
