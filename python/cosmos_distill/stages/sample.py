@@ -65,7 +65,10 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     network = models.build(
         exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
     ).eval()
-    weights.load_into(network, student)
+    try:
+        weights.load_into(network, student)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from error
     clips = Conditions(options, exported.network, exported.control, exported.data, exported.schedule)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
