@@ -77,9 +77,9 @@ def obey(said: str, run: Path) -> list[Path]:
     text = re.sub(r"[│╭╮╰╯─\s]", "", said)
     if match := re.search(r"ordelete(\S+?)toredo", text):
         named = re.split(r",|and(?=/)", match[1])
-    elif match := re.search(r"(/\S+?)waschangedafter\S+ordeletethatfile", text):
-        named = [match[1]]
-    elif match := re.search(r"(/\S+?)(?:iscorrupt|cannotberead)\S*deletethisfile", text):
+    elif match := re.search(
+        r"(/\S+?)(?:waschangedafter\S+ordeletethatfile|(?:iscorrupt|cannotberead)\S*deletethisfile)", text
+    ):
         named = [match[1]]
     else:
         raise AssertionError(f"no advice to follow: {said}")
