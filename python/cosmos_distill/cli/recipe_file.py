@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cosmos_distill.config import Recipe
+from cosmos_distill.config import Data, Recipe, Stage
 from cosmos_distill.stages import Refusal
 
 
@@ -54,15 +55,20 @@ def call(path: Path, function: Callable[..., Any], arguments: dict[str, Any]) ->
             f"{where(path, function)}: recipe() returned {type(found).__name__}, not a Recipe: end it with "
             "`return Recipe(...)`"
         )
+    if not isinstance(found.data, Data):
+        raise Refusal(f"{where(path, function)}: recipe(): data is {found.data!r}, not a Data(...)")
+    if not isinstance(found.stages, Mapping):
+        raise Refusal(f"{where(path, function)}: recipe(): stages is {found.stages!r}, not a dictionary")
+    for name, stage in found.stages.items():
+        if not isinstance(name, str) or not isinstance(stage, Stage):
+            raise Refusal(f"{where(path, function)}: recipe(): stages[{name!r}] is {stage!r}, not a stage")
     return found
 
 
 def where(path: Path, function: Callable[..., Any]) -> str:
     """File and line of a function of a recipe; the file alone for what is no plain function."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return (
-        f"{path}:{code.co_firstlineno}" if code is not None and code.co_filename == str(path) else str(path)
-    )
+    return f"{path}:{code.co_firstlineno}" if code is not None and _is(path, code.co_filename) else str(path)
 
 
 @contextmanager
@@ -84,12 +90,15 @@ def blamed(path: Path) -> Iterator[None]:
 
 
 def _line(path: Path, error: BaseException) -> str:
-    """The last line of the recipe that was run, and, where that called something of another file of the
-    user's, that line too."""
+    """The last line of the recipe that was run; of a syntax error, the line that has it."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        return f"{error.filename}:{error.lineno}"
-    mine = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        return f"{path if _is(path, error.filename) else error.filename}:{error.lineno}"
+    mine = [f.lineno for f in traceback.extract_tb(error.__traceback__) if _is(path, f.filename)]
     return f"{path}:{mine[-1]}" if mine else str(path)
+
+
+def _is(path: Path, file: str) -> bool:
+    return os.path.abspath(file) == os.path.abspath(path)
 
 
 def _unreadable(path: Path) -> str:
