@@ -57,6 +57,11 @@ class SampleOptions:
     traceback: bool = False
     """Show the Python traceback of an error."""
 
+    def __post_init__(self) -> None:
+        for name in ("clips", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class ConsolidateOptions:

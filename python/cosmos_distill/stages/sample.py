@@ -61,10 +61,14 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
     _refuse_earlier(options)
-    exported = read(student)
-    network = models.build(
-        exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
-    ).eval()
+    try:
+        exported = read(student)
+        precision = DTYPES[exported.precision]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refusal(
+            f"{student} says of itself what this version does not understand ({error}): export it again"
+        ) from error
+    network = models.build(exported.network, device=device(), dtype=precision, seed=None).eval()
     try:
         weights.load_into(network, student)
     except (ValueError, OSError) as error:

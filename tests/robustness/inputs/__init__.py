@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-KINDS = ("recipes",)
+KINDS = ("recipes", "options", "folders", "students", "checkpoints")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def _path(prepare: Callable[[Path], object], name: str = "mine.py") -> Callable[
 
 
 def _body(*lines: str) -> Callable[[Path], Any]:
-    head = "from cosmos_distill.config import Data, Guidance, Generate, Recipe\n\n\ndef recipe(scale: str = 'x') -> Recipe:\n"
+    head = "from cosmos_distill.config import Data, Recipe\n\n\ndef recipe(scale: str = 'x') -> Recipe:\n"
     return _file(head + "".join(f"    {line}\n" for line in lines))
 
 
