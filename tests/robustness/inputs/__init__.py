@@ -35,7 +35,7 @@ class Input:
     names: tuple[str, ...] = ()
     """What a refusal, or the word of what was skipped, has to name."""
     right: Callable[[Path], bool] | None = None
-    """Whether what came out is right, where the input may be taken; left out: it must be refused or skipped."""
+    """Whether what came out is right, where it may be taken; left out: it must be refused or skipped."""
     environment: Mapping[str, str | None] = field(default_factory=dict)
     quick: bool = False
     """Cheap enough for every run of the tests."""
