@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from cosmos_distill.cli.ending import OK, REFUSED, end, open_streams, outlived
-from cosmos_distill.cli.parsing import Invocation, parse, registry
+from cosmos_distill.cli.parsing import Invocation, options_of, parse
 from cosmos_distill.stages import Refusal, ranks
 from cosmos_distill.stages.folder import blocked
 from cosmos_distill.stages.options import ConsolidateOptions, SampleOptions
@@ -96,12 +96,10 @@ def _command(argv: list[str]) -> int:
 
 
 def _sample(args: list[str]) -> int:
-    import tyro
-
     prog, student = "cosmos-distill sample STUDENT.safetensors", None
     if args and not args[0].startswith("-"):
         student, args = Path(args[0]), args[1:]
-    options = tyro.cli(SampleOptions, args=args, prog=prog, registry=registry())
+    options = options_of(SampleOptions, args, prog)
     if student is None:
         raise Refusal(f"{prog}: which student? The export stage of a recipe writes one")
     from cosmos_distill.stages.sample import draw
@@ -111,11 +109,9 @@ def _sample(args: list[str]) -> int:
 
 
 def _consolidate(args: list[str]) -> int:
-    import tyro
-
     prog = "cosmos-distill consolidate CHECKPOINT OUT.safetensors"
     paths = [Path(word) for word in takewhile(lambda word: not word.startswith("-"), args)]
-    options = tyro.cli(ConsolidateOptions, args=args[len(paths) :], prog=prog)
+    options = options_of(ConsolidateOptions, args[len(paths) :], prog)
     if len(paths) != 2:
         raise Refusal(f"{prog}: name a folder checkpoints/step_... of a training stage and the file to write")
     checkpoint, out = paths

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
@@ -18,6 +18,8 @@ from cosmos_distill.stages.options import RunOptions
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     path, args = Path(argv[0]), list(argv[1:])
     function = recipe_file.load(path).recipe
     prog, config = f"cosmos-distill {path}", (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
-    cli = partial(tyro.cli, prog=prog, config=config, registry=registry())
+    cli = partial(tyro.cli, prog=prog, config=config, registry=_registry())
     own = _own_arguments(path, function)
     _refuse_empty(args)
     first = _dataclass("Arguments", {n: (n, t, d) for n, (t, d) in own.items()})
@@ -85,7 +87,18 @@ def _summary(function: Callable[..., Recipe]) -> str:
     return "\n\n".join(part for part in (parsed.short_description, parsed.long_description) if part)
 
 
-def registry() -> ConstructorRegistry:
+def options_of(cls: type[Options], args: Sequence[str], prog: str) -> Options:
+    """The options of a command without a recipe.
+
+    Raises:
+        SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
+    """
+    import tyro
+
+    return tyro.cli(cls, args=args, prog=prog, registry=_registry())
+
+
+def _registry() -> ConstructorRegistry:
     """How option values are read where tyro's own way is not enough: a path is not empty."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 

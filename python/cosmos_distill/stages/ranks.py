@@ -232,11 +232,11 @@ def _broadcast(value: Any) -> Any:
 
 def joined() -> bool:
     """Whether this process is one of several that have found each other."""
-    if world() == 1 or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         return False
     import torch.distributed as dist
 
-    return dist.is_initialized()
+    return dist.is_initialized() and world() > 1
 
 
 def gather(value: T) -> Sequence[T] | None:
