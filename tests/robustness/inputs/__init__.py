@@ -26,7 +26,8 @@ from typing import Any
 from unittest import mock
 
 KINDS = (
-    "recipes", "options", "folders", "environment", "students", "checkpoints", "videos", "images", "arrays", "clips"
+    "recipes", "options", "folders", "environment", "students", "checkpoints",
+    "videos", "images", "arrays", "clips",
 )  # fmt: skip
 
 

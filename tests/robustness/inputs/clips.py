@@ -75,7 +75,9 @@ INPUTS = {
     "all videos too short": Input(train(lambda r: _all(r, lambda p: video(p, frames(3)))), ("a", "b", "c")),
     "hidden files": Input(train(lambda r: (r / "videos/._a.mp4").write_bytes(b"x")), ("._a",), right=drawn),
     "other files": Input(train(lambda r: (r / "videos/notes.txt").write_text("x")), right=drawn),
-    "videos of several sizes": Input(train(lambda r: video(r / "videos/b.mp4", frames(12, 64, 32))), right=drawn),
+    "videos of several sizes": Input(
+        train(lambda r: video(r / "videos/b.mp4", frames(12, 64, 32))), right=drawn
+    ),
     "name with a quote": Input(train(lambda r: (folder(r, ("it's",)))), right=drawn),
     "depth of one missing": Input(train(
         lambda r: [video(r / "depth" / f"{n}.mp4") for n in "ac"], "--control", "depth"), ("b",)),
