@@ -1,5 +1,7 @@
-"""Files that appear whole or not at all, their hashes, and JSON that every reader takes. Standard library
-only: every part may use it."""
+"""Files that appear whole or not at all, what may be opened, hashes, and JSON that every reader takes.
+
+Standard library only: every part may use it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,23 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_LARGEST_JSON = 256 * 2**20
+"""Bytes. What this package writes has kilobytes, and the index of the largest network some megabytes."""
 
 
 class DiskError(OSError):
@@ -37,6 +49,44 @@ def disk_errors(path: Path) -> Iterator[None]:
         else:
             advice = "what was there before is untouched: once this is mended, the same command goes on"
         raise DiskError(f"cannot write {path} ({error.strerror or error}): {advice}") from error
+
+
+def regular(path: Path) -> int:
+    """Size in bytes of a regular file, links followed. Nothing is opened, so that a pipe cannot block.
+
+    Raises:
+        OSError: nothing is there, or it may not be looked at.
+        ValueError: it is a folder, a named pipe, a device or a socket; the message names it.
+    """
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode), "something else")
+        raise ValueError(f"{path} is {kind}, not a file")
+    return info.st_size
+
+
+def inside(name: object) -> bool:
+    """Whether ``name``, which another file mentions, is a relative path that cannot leave its folder."""
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        OSError: nothing is there, or it cannot be read.
+        ValueError: not a regular file, too large, or not JSON; the message names it.
+    """
+    size = regular(path)
+    if size > _LARGEST_JSON:
+        raise ValueError(f"{path} has {size} bytes, too many for what it should hold")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 @contextmanager
@@ -88,7 +138,8 @@ def sync_folder(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes. Raises like :func:`regular`."""
+    regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -13,37 +11,7 @@ from safetensors.numpy import save_file
 
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.sources import open_source
-
-TEXT = 12
-
-
-def write_clip(
-    path: Path, frames: int, height: int = 32, width: int = 64, level: int = 0, fps: int = 24
-) -> None:
-    """A bright square that moves right; the background has grey level ``level``. The header comes first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "5", "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(frames):
-            image = np.full((height, width, 3), level, np.uint8)
-            image[8:20, 4 + 2 * i : 16 + 2 * i] = (230, 200, 90)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
-def write_text(root: Path, name: str, tokens: int = 7) -> None:
-    (root / "t5_xxl").mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(tokens).standard_normal((tokens, TEXT)).astype(np.float32)
-    save_file({"t5_text_embeddings": array}, str(root / "t5_xxl" / f"{name}.safetensors"))
-
-
-def write_noise(root: Path, name: str, shape=(16, 3, 8, 8), scale: float = 1.0) -> None:
-    (root / "noise").mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32) * scale
-    save_file({"noise": array}, str(root / "noise" / f"{name}.safetensors"))
+from tests.data.folders import TEXT, open_, write_clip, write_noise, write_text
 
 
 @pytest.fixture
@@ -68,10 +36,6 @@ def kd(tmp_path):
 @pytest.fixture
 def data(mini, tmp_path):
     return replace(mini, source="folder", root=tmp_path, stride=1)
-
-
-def open_(data, control="edge", split="train", seed=0):
-    return open_source(data, control, seed, split=split, text_channels=TEXT, text_tokens=16)
 
 
 def test_batches_are_stateless_and_complete(root, data):

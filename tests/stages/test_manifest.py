@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
 from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
+from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
     File,
     Manifest,
@@ -95,7 +97,17 @@ def test_a_stage_may_go_on_under_another_layout() -> None:
 
 def test_damaged_manifest_is_none(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
-    for text in ("{", "{}", "[]", "7", '{"stage": "kd", "outputs": {"type": "Nonsense"}}', "\ufeff{}"):
+    for text in (
+        "{",
+        "{}",
+        "[]",
+        "7",
+        "null",
+        '"words"',
+        "[" * 10**5,
+        '{"stage": "kd", "outputs": {"type": "Nonsense"}}',
+        "\ufeff{}",
+    ):
         path.write_text(text)
         assert Manifest.read(tmp_path) is None
     path.write_bytes(b"\xff\x00")
@@ -155,3 +167,38 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "kd/../../x", "", ".", "..", "a\0b", 7, None], ids=repr
+)
+def test_outputs_lie_in_the_run_folder(tmp_path: Path, path: object) -> None:
+    for output in (
+        {"type": "Student", "weights": {"path": path, "sha256": "ab"}, "steps": 4},
+        {"type": "Pairs", "folder": path, "count": 2, "sha256": "cd"},
+        {"type": "Scores", "scores": {"path": path, "sha256": "a"}, "grid": {"path": "g.png", "sha256": "a"}},
+    ):
+        document = plain(manifest(version=cosmos_distill.__version__)) | {"outputs": output}
+        write_atomically(tmp_path / "manifest.json", json.dumps(document))
+        assert Manifest.read(tmp_path) is None, "the stage is done again, in the run folder"
+    with pytest.raises(ValueError, match="is not a path inside of the run folder"):
+        File("../x", "ab")
+
+
+def test_a_manifest_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(Refusal, match="named pipe"):
+        Manifest.read(tmp_path)
+
+
+def test_the_lock_is_no_way_to_another_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run.lock").symlink_to(mine)
+    with pytest.raises(Refusal, match=r"run\.lock cannot be opened"), locked(tmp_path):
+        pass
+    assert mine.read_text() == "mine"
+    (tmp_path / "run.lock").unlink()
+    os.mkfifo(tmp_path / "run.lock")
+    with pytest.raises(Refusal, match=r"run\.lock is no file"), locked(tmp_path):
+        pass

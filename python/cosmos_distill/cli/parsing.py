@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
+from cosmos_distill.ranges import unchecked
 from cosmos_distill.stages import Refusal
+from cosmos_distill.stages.checks import wrong_numbers
 from cosmos_distill.stages.options import RunOptions
 
 if TYPE_CHECKING:
@@ -66,14 +68,18 @@ def parse(argv: Sequence[str]) -> Invocation:
     for name in overridable:
         attribute = name if name not in fields else f"recipe_{name}"
         fields[attribute] = (name, get_type_hints(Recipe)[name], getattr(recipe, name))
-    with _options_of(path, function):
-        parsed = cli(
-            _dataclass("Options", fields),
-            args=_expand_trainer(args, recipe.stages),
-            description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
-        )
-    changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
-    recipe = dataclasses.replace(recipe, **changed)
+    # Numbers are looked at when all are known, so that what is wrong is named as an option.
+    with unchecked():
+        with _options_of(path, function):
+            parsed = cli(
+                _dataclass("Options", fields),
+                args=_expand_trainer(args, recipe.stages),
+                description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
+            )
+        changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
+        recipe = dataclasses.replace(recipe, **changed)
+    if wrong := list(wrong_numbers(recipe)):
+        raise Refusal("\n".join(wrong))
     options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
     name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control) if v)
     out = options.out or Path("runs") / path.stem / name
@@ -91,11 +97,16 @@ def options_of(cls: type[Options], args: Sequence[str], prog: str) -> Options:
     """The options of a command without a recipe.
 
     Raises:
+        Refusal: a number is out of its range.
         SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
     """
     import tyro
 
-    return tyro.cli(cls, args=args, prog=prog, registry=_registry())
+    with unchecked():
+        found = tyro.cli(cls, args=args, prog=prog, registry=_registry())
+    if wrong := list(wrong_numbers(found)):
+        raise Refusal("\n".join(wrong))
+    return found
 
 
 def _registry() -> ConstructorRegistry:

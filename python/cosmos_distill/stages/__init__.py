@@ -4,7 +4,8 @@ On several ranks all of them run every stage, while rank 0 alone looks at the fo
 
 A stage that is complete and was made by the same configuration from the same inputs is skipped, one
 that was interrupted goes on, and one that was made by anything else is refused: nothing is thrown
-away silently and nothing stale is used. Torch-free at import, for the command line.
+away silently and nothing stale is used. One that has made nothing yet begins with what is asked for now.
+Torch-free at import, for the command line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
 from cosmos_distill.data.pair_files import missing as missing_pairs
 from cosmos_distill.files import DiskError, sha256, to_json
-from cosmos_distill.stages import folder, ranks
+from cosmos_distill.stages import folder, inputs, ranks
 from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_files
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
@@ -114,6 +115,10 @@ def run_recipe(
             try:
                 out.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(out))
+            except OSError as error:
+                raise Refusal(f"--out {out} cannot be used ({error})") from error
+            inputs.look(recipe)
+            try:
                 _refuse_other_run(recipe, out)
                 _save_recipe(recipe, out, recipe_file, argv)
             except (OSError, DiskError) as error:
@@ -142,7 +147,8 @@ def run_recipe(
 def stage_status(
     recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]
 ) -> tuple[Status, str]:
-    """State of one stage's folder and, for ``mismatch``, the reason in words.
+    """State of one stage's folder and, for ``mismatch``, the reason in words; for others, a remark if there
+    is one.
 
     Of a stage whose inputs have to be made again only the rest is compared: they may come out as they were.
     """
@@ -153,13 +159,19 @@ def stage_status(
         if folder.last_recipe(out) != json.loads(to_json(plain(recipe))):
             return "mismatch", f"it has files, but no legible {MANIFEST} that says what they were made from"
         return "resume", f"its {MANIFEST} is missing or damaged: goes on from its other files"
+    if not found.complete and not folder.goes_on_from_files(out / name):
+        return "resume", ""
     missing = [n for n in depends_on(stage) if n not in outputs]
     found = dataclasses.replace(found, inputs={k: v for k, v in found.inputs.items() if k not in missing})
-    if (reason := found.mismatch(_wanted(recipe, name, stage, outputs))) is not None:
+    wanted, record = _wanted(recipe, name, stage, outputs)
+    reason, remark = found.mismatch(wanted), ""
+    if reason is None:
+        reason, remark = inputs.change(found, wanted, recipe, stage, out / name, record)
+    if reason is not None:
         return "mismatch", reason
     if missing:
         return "resume", f"looked at again after {', '.join(missing)}"
-    return ("complete" if found.complete else "resume"), ""
+    return ("complete" if found.complete else "resume"), remark
 
 
 def status(recipe: Recipe, out: Path) -> dict[str, tuple[Status, str]]:
@@ -180,9 +192,10 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     begin = time.monotonic()
 
     def start() -> Manifest:
-        wanted = _wanted(run.recipe, name, stage, run.outputs)
+        wanted, record = _wanted(run.recipe, name, stage, run.outputs)
         found = Manifest.read(folder) or wanted
         folder.mkdir(exist_ok=True)
+        inputs.keep(folder, record)
         started = dataclasses.replace(wanted, seconds=found.seconds, attempts=found.attempts + 1)
         started.write(folder)
         verb = "goes on" if found.attempts else "starts"
@@ -217,9 +230,9 @@ def _done(
     state, reason = stage_status(recipe, name, stage, out, outputs)
     if state == "mismatch":
         raise _holds_another(recipe, out, name, reason)
+    if reason:
+        console.print(f"[bold]{name}[/]  {reason}")
     if state != "complete":
-        if reason:
-            console.print(f"[bold]{name}[/]  {reason}")
         return None
     found = Manifest.read(out / name)
     assert found is not None and found.outputs is not None
@@ -248,57 +261,30 @@ def _holds_another(recipe: Recipe, out: Path, name: str, reason: str) -> Refusal
     )
 
 
-def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]) -> Manifest:
-    """The manifest that a stage would have to show for its folder to be used; without the inputs that have to
-    be made first."""
-    inputs = {"clips": _clips_fingerprint(recipe)}
+def _wanted(
+    recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]
+) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest that a stage would have to show for its folder to be used, without the inputs that have to
+    be made first; and the record of its clips."""
+    found, record = inputs.fingerprints(recipe, stage)
     if needs_teacher(stage):
-        inputs["teacher"] = _teacher_fingerprint(teacher_files(recipe))
+        found["teacher"] = inputs.of_files(teacher_files(recipe))
     for source in depends_on(stage):
         if source in outputs:
-            inputs[source] = _fingerprint(outputs[source])
-    return Manifest(
+            found[source] = _fingerprint(outputs[source])
+    manifest = Manifest(
         stage=name,
         configuration=configuration(recipe, stage),
-        inputs=inputs,
+        inputs=found,
         seed=recipe.seed,
         version=cosmos_distill.__version__,
         sources=sources_sha256(),
     )
+    return manifest, record
 
 
 def _fingerprint(output: Output) -> str:
     return output.sha256 if isinstance(output, Pairs) else sha256_of_listing([json.dumps(plain(output))])
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _teacher_fingerprint(paths: tuple[Path, ...]) -> str:
-    """sha256 of the teacher's file, or over its files where there are several; remembered while it lasts."""
-
-    def one(file: Path) -> str:
-        info = file.stat()
-        key = (str(file), info.st_size, info.st_mtime_ns)
-        if key not in _hashes:
-            _hashes[key] = sha256(file)
-        return _hashes[key]
-
-    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.is_file()]
-    if len(files) == 1:
-        return one(files[0])
-    return sha256_of_listing([f"{file.name} {one(file)}" for file in files])
-
-
-def _clips_fingerprint(recipe: Recipe) -> str:
-    """Names and sizes of the clips: cheap enough to ask at every start, and it notices what matters."""
-    data = recipe.data
-    if data.root is None:
-        return data.source
-    names = [name for name in ("videos", data.text_folder or "t5_xxl", recipe.control) if name]
-    wanted = [d for d in (data.root / n for n in names) if d.is_dir()]
-    files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())
-    return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])
 
 
 def _lost(out: Path, name: str, output: Output) -> str:

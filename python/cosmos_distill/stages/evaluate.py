@@ -162,8 +162,9 @@ def _score(
             assert frames is not None
             given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
             errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
-        if first == 0 and label is not None:
-            results.pictures[label] = videos[:GRID_CLIPS].cpu()
+        if first < GRID_CLIPS and label is not None:
+            shown = [results.pictures[label]] if first else []
+            results.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
     results.measured[key] = Clips.cat(parts)
     if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
         results.kept[key] = kept

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cosmos_distill.stages.manifest import MANIFEST
+from cosmos_distill.stages.manifest import MANIFEST, RECORD
 
 _LOGS = {".log", ".out", ".err", ".txt"}
 _NAMED = 3
@@ -75,11 +75,17 @@ def _foreign(out: Path, stages: set[str]) -> str:
 
 
 def leftovers(folder: Path) -> bool:
-    """Whether a stage's folder holds anything beside its manifest and what a kill left half-written."""
+    """Whether a stage's folder holds anything beside its manifest, its record of clips and what a kill left
+    half-written."""
     try:
-        return any(p.name != MANIFEST and not p.name.startswith(".") for p in folder.iterdir())
+        return any(p.name not in (MANIFEST, RECORD) and not p.name.startswith(".") for p in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def goes_on_from_files(folder: Path) -> bool:
+    """Whether a stage under way has left what it would go on from: pairs, a checkpoint, drawn clips."""
+    return any(not path.name.startswith(".") for path in folder.rglob("*.safetensors"))
 
 
 def last_recipe(out: Path) -> Any:

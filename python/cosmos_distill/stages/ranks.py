@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.parallel.environment import launch, rendezvous
+from cosmos_distill.stages.manifest import Refusal
 
 T = TypeVar("T")
 
@@ -36,13 +38,20 @@ class Elsewhere(Exception):
 
 
 def world() -> int:
-    """Ranks of this launch, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Ranks of this launch, as torchrun says.
+
+    Raises:
+        Refusal: the environment says what torchrun never does.
+    """
+    try:
+        return launch().world
+    except ValueError as error:
+        raise Refusal(str(error)) from error
 
 
 def is_main() -> bool:
     """Whether this process speaks and writes. Known before the ranks have found each other."""
-    return world() == 1 or os.environ.get("RANK", "0") == "0"
+    return world() == 1 or launch().rank == 0
 
 
 def end_with_launcher() -> None:
@@ -67,9 +76,17 @@ def _watch_launcher(launcher: int) -> None:
 
 
 def connect() -> None:
-    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`)."""
+    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`).
+
+    Raises:
+        Refusal: the environment does not say where.
+    """
     if world() == 1:
         return
+    try:
+        rendezvous()
+    except ValueError as error:
+        raise Refusal(str(error)) from error
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from cosmos_distill.parallel import groups
@@ -236,7 +253,7 @@ def joined() -> bool:
         return False
     import torch.distributed as dist
 
-    return dist.is_initialized() and world() > 1
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(value: T) -> Sequence[T] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cosmos_distill import files
+from cosmos_distill.arrays.named import CHECKSUM, METADATA, digest
 from cosmos_distill.files import created, replacing, to_json
-
-_METADATA = "cosmos_distill"
 
 
 class CheckpointError(RuntimeError):
@@ -25,7 +23,7 @@ class CheckpointError(RuntimeError):
 
 
 def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None, key: str = _METADATA
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None, key: str = METADATA
 ) -> None:
     """Write a safetensors file, bytes decided by the arguments alone, and wait until it is on disk.
 
@@ -41,19 +39,14 @@ def write_tensors(
 def publish_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> Path:
     """Write a safetensors file and rename it into place: ``path`` is always old or new, never half.
 
+    It carries a checksum of the tensors, with which :func:`cosmos_distill.arrays.named.load` compares them.
+
     Raises:
         DiskError: on a full disk or an unwritable folder; an older file at ``path`` is untouched.
     """
     with disk_errors(path), replacing(path) as temporary:
-        write_tensors(tensors, temporary, metadata)
+        write_tensors(tensors, temporary, {**metadata, CHECKSUM: digest(tensors)})
     return path
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a file written by :func:`publish_tensors`; empty for any other safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        content: dict[str, Any] = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return content
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Store:
     Args:
         folder: made if missing; remains of killed saves in it are removed.
         keep: number of checkpoints left on disk.
-        keep_every: checkpoints whose step is a multiple of it stay beside them.
+        keep_every: checkpoints whose step is a multiple of it stay beside them; None or 0: no others.
 
     Attributes:
         ranks: all of them, in the group of the thread that writes.
@@ -246,7 +246,7 @@ class Store:
         found = sorted(self._folders(), reverse=True)
         old = [folder for folder in found if folder[0] <= step][self.keep :]
         kept = self.keep_every
-        doomed = [path for number, path in old if kept is None or number % kept]
+        doomed = [path for number, path in old if not kept or number % kept]
         for path in [path for number, path in found if number > step] + doomed:
             self._remove(path)
 
