@@ -57,6 +57,8 @@ class SampleOptions(Checked):
     """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    overwrite: bool = False
+    """Replace clips of the same names that are in the folder already."""
     tokenizer: Path | None = None
     """Folder of the tokenizer that the student was made with, where that has files; their checksums are
     compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
@@ -76,5 +78,7 @@ class ConsolidateOptions(Checked):
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
     traceback: bool = False
     """Show the Python traceback of an error."""
