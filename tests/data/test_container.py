@@ -225,9 +225,13 @@ def test_a_photo_of_a_phone_is_no_clip(tmp_path: Path) -> None:
 
 
 def test_mutated_files_are_read_or_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Bytes of headers are changed, lost or put in between: no other error, no crash, and nothing is printed."""
+    """Bytes are changed, lost or put in between: no other error, no crash, and nothing is printed."""
     random = np.random.default_rng(0)
-    kinds = {"a.mp4": {}, "b.mkv": {"container": "matroska"}, "c.avi": {"codec": "mpeg4", "pix_fmt": "yuv420p"}}
+    kinds = {
+        "a.mp4": {},
+        "b.mkv": {"container": "matroska"},
+        "c.avi": {"codec": "mpeg4", "pix_fmt": "yuv420p"},
+    }
     whole = [encode(tmp_path / name, [quadrants()] * 5, **settings) for name, settings in kinds.items()]
     refused = 0
     for number in range(90):
