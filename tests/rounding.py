@@ -1,11 +1,11 @@
-"""Another machine's rounding: COSMOS_DISTILL_ROUNDING=shapes makes every product of matrices round by its shapes.
+"""Another machine's rounding: with COSMOS_DISTILL_ROUNDING=shapes matrix products round by their shapes.
 
 Libraries of matrix products choose a kernel, hence an order of additions, by shapes, threads and processor.
-Two calls of equal shapes are equal on one machine, but a row alone and the same row in a batch need not be, and
-on which machine they differ is luck. Here they always differ: every result of a product is scaled by 1 + e,
-where e is one of 64 tiny factors picked by a hash of the operands' shapes. Products that no order of additions
-changes, those of small whole numbers, stay as they are. A test that then fails asks for equal bits where nothing
-guarantees them; or it shows that the code does not keep a promise of equal bits.
+Two calls of equal shapes are equal on one machine, but a row alone and the same row in a batch need not be,
+and on which machine they differ is luck. Here they always differ: every result of a product is scaled by
+1 + e, where e is one of 64 tiny factors picked by a hash of the operands' shapes. Products that no order of
+additions changes, those of small whole numbers, stay as they are. A test that then fails asks for equal bits
+where nothing guarantees them; or it shows that the code does not keep a promise of equal bits.
 
     COSMOS_DISTILL_ROUNDING=shapes python -m pytest tests
 """
