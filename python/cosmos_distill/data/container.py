@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from cosmos_distill.data import boxes
 from cosmos_distill.data.display import MAX_PIXELS, Display
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
+from cosmos_distill.data.rates import Clock
 
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,yuv4mpegpipe,nut,ivf"
 """Demuxers of FFmpeg: none that names further files, no protocol, no device."""
@@ -27,6 +28,15 @@ _ISO = "mov,mp4,m4a,3gp,3g2,mj2"
 _PHOTOS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
 _BUFFER = 2**18
 """Bytes read at once."""
+
+
+class Opened(NamedTuple):
+    """A container of PyAV and its video stream, which end with the block, and what outlives them."""
+
+    container: Any
+    stream: Any
+    display: Display
+    clock: Clock
 
 
 def pyav() -> ModuleType:
@@ -41,13 +51,13 @@ def pyav() -> ModuleType:
 @contextmanager
 def video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
-    with opened(path) as (container, stream, _):
-        yield container, stream
+    with opened(path) as file:
+        yield file.container, file.stream
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, Any, Display]]:
-    """:func:`video_stream`, and how its frames are shown."""
+def opened(path: Path) -> Iterator[Opened]:
+    """:func:`video_stream`, and how and when its frames are shown."""
     av = pyav()
     with open_regular(path) as file:
         if boxes.brand(file) in _PHOTOS:
@@ -67,7 +77,8 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Display]]:
                     at = file.tell()
                     crop = boxes.clean_aperture(file, stream.id, stream.width, stream.height)
                     file.seek(at)
-                yield container, stream, Display(path, stream.sample_aspect_ratio, crop)
+                clock = Clock(path, stream.time_base, stream.average_rate or stream.guessed_rate or None)
+                yield Opened(container, stream, Display(path, stream.sample_aspect_ratio, crop), clock)
         except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
             raise DataError(f"{path} cannot be decoded: it is no video file ({error.strerror})") from error
         except (av.error.FFmpegError, OSError) as error:
@@ -93,7 +104,9 @@ def decoder_of(stream: Any) -> Any:
     """The stream's decoder. FFmpeg's own for VP8 and VP9 ignore transparency, libvpx's do not."""
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
-    if name is None or stream.metadata.get("alpha_mode", "0") == "0":
+    # Matroska's own element, or a tag that encoders write in capital letters.
+    says = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or says.get("alpha_mode", "0") == "0":
         return context
     av = pyav()
     try:
@@ -119,9 +132,11 @@ def is_hidden(packet: Any, stream: Any) -> bool:
 
 
 def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> list[int] | None:
-    """When the shown frames of an MP4 are decoded, in units of its time base; None where no index lists all.
+    """When the frames of an MP4 are decoded, in units of its time base.
 
-    ``whole`` asks that all of them lie inside the file.
+    None where its index does not list them all, or hides some: what is left of reordered frames is decoded at
+    no even pace.
+    ``whole`` asks that those which are shown lie inside the file.
     """
     if container.format.name != _ISO or not stream.frames:
         return None
@@ -133,4 +148,4 @@ def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> li
     there = sum(entry.pos + entry.size <= size for entry in shown)
     if whole and there < len(shown):
         raise DataError(f"{path}: truncated, {there} of {len(shown)} frames")
-    return [entry.timestamp for entry in shown] or None
+    return [entry.timestamp for entry in shown] if len(shown) == len(stream.index_entries) else None

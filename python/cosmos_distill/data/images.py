@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cosmos_distill.data.display import on_black
+from cosmos_distill.data.display import HDR, on_black
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
 
@@ -26,11 +26,10 @@ _NO_IMAGES = {"EPS", "WMF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "IPTC"
 """Formats of Pillow that run another program, hold no picture, or need a plug-in of somebody's."""
 _MOVING = {"GIF", "WEBP", "PNG", "AVIF"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-_HDR = {16: "PQ", 18: "HLG"}
 
 
 def is_image(path: Path) -> bool:
-    """Whether Pillow takes the file for an image. DataError when it cannot be opened, or claims to be huge."""
+    """Whether Pillow takes the file for an image. DataError when it cannot be opened or claims to be huge."""
     with _opened(path) as image:
         return image is not None
 
@@ -60,12 +59,11 @@ def _opened(path: Path) -> Iterator[Picture | None]:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
-    with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
+    with open_regular(path) as raw, io.BufferedReader(raw) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags; what cannot be read raises
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=sorted(set(Image.OPEN) - _NO_IMAGES))
+            image = Image.open(file, formats=sorted(set(Image.OPEN) - _NO_IMAGES))
         except UnidentifiedImageError:
             image = None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -145,6 +143,6 @@ def _refuse_hdr(image: Picture, path: Path) -> None:
         head = file.read(2**16)
     mark, at = (b"cICP", 1) if image.format == "PNG" else (b"colrnclx", 3)
     begin = head.find(mark) + len(mark)
-    kind = _HDR.get(head[begin + at]) if mark in head and begin + at < len(head) else None
+    kind = HDR.get(head[begin + at]) if mark in head and begin + at < len(head) else None
     if kind:
         raise DataError(f"{path} is HDR ({kind}), which is not tone-mapped here: save it in sRGB")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from cosmos_distill.data.errors import DataError
 
 
-def open_regular(path: Path) -> BinaryIO:
+class _Bytes(io.FileIO):
+    """A file whose ``seek`` answers with a negative number, as FFmpeg expects, where a place does not exist:
+    damaged files send it there, and an exception could not pass through its C code."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            return -(error.errno or 1)
+
+
+def open_regular(path: Path) -> io.FileIO:
     """The bytes of ``path``, unbuffered. A name is a name: it may hold colons, patterns or anything else.
 
     Raises DataError when it is not there, cannot be read, is empty, or is no regular file. A named pipe does
@@ -24,7 +35,7 @@ def open_regular(path: Path) -> BinaryIO:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError(f"{path} cannot be opened ({getattr(error, 'strerror', None) or error})") from error
-    file = os.fdopen(handle, "rb", buffering=0)
+    file = _Bytes(handle, "rb")
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         file.close()

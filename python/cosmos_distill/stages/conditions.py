@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 FPS = 24.0
 """Of clips that are made from still images alone."""
+Place = Callable[[tuple[int, int]], Callable[[np.ndarray], np.ndarray]]
+"""(height, width) as shown -> how to bring such a picture to the student's size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +42,14 @@ class Pictures:
     """The frames of a user's file that one clip needs.
 
     Attributes:
-        frames: RGB uint8 [H, W, 3] each, as a player shows them; one where the file is a still image.
+        frames: RGB uint8 [H, W, 3] each, in the student's size; one where the file is a still image.
+        size: (height, width) that a player shows them in.
         rate: frames per second of what the network sees; None for a still image.
-        times: when they are shown, in seconds after the first frame of the file.
     """
 
     frames: list[np.ndarray]
+    size: tuple[int, int]
     rate: float | None
-    times: tuple[float, ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        height, width = self.frames[0].shape[:2]
-        return height, width
 
 
 class Conditions:
@@ -100,7 +97,7 @@ class Conditions:
         beginning: Pictures | None = None
         if options.start is not None and self.frames:
             beginning = self._beginning(options.start)
-            latents[:, :, : self.frames] = self._encode(self._average(beginning, options.start))
+            latents[:, :, : self.frames] = self._encode(to_video(np.stack(beginning.frames)[None]))
             fps = beginning.rate
         if own is not None:
             hint, padding, own_fps = self._encode_control(own, beginning)
@@ -169,9 +166,12 @@ class Conditions:
         """The control's latents, the padding mask, and the control's rate, None for a still image."""
         data = self._data
         option = "--control-video" if self._options.control_video else "--video"
-        read = self._read(option, path, data.frames, beginning)
-        fit = Fit(*read.size, data.height, data.width)
-        frames = np.stack([fit(image) for image in read.frames])
+
+        def place(size: tuple[int, int]) -> Fit:
+            return Fit(*size, data.height, data.width)
+
+        read = self._read(option, path, data.frames, place, beginning)
+        frames = np.stack(read.frames)
         if len(frames) < data.frames:  # a still image
             frames = np.repeat(frames, data.frames, axis=0)
         if self._options.video:
@@ -184,64 +184,73 @@ class Conditions:
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
         size = (hint.shape[-2], hint.shape[-1])
-        share = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(fit.padding)[None, None], size)
+        share = torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(place(read.size).padding)[None, None], size
+        )
         return hint, (share > 0.5).float(), read.rate
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""
         wanted = (self.frames - 1) * STRIDES[self._data.tokenizer][0] + 1
-        read = self._read("--start", path, wanted)
+        read = self._read("--start", path, wanted, self._averaging)
         if len(read.frames) < wanted:
             raise Refusal(
                 f"--start {path} is one image and gives 1 latent frame, not {self.frames}: give a video"
             )
         return read
 
-    def _average(self, read: Pictures, path: Path) -> Tensor:
-        """The pictures in the size of the student's clips, uint8 [1, 3, F, H, W]."""
-        data, (height, width) = self._data, read.size
+    def _averaging(self, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+        """How pictures of this size become those of the student: each pixel is the mean of a block."""
+        data, (height, width) = self._data, size
         times = height // data.height
-        if (height, width) != (times * data.height, times * data.width) or not times:
+        if size != (times * data.height, times * data.width) or not times:
             raise Refusal(
-                f"--start {path} is {width} x {height} pixels, and this student's clips are {data.width} x "
-                f"{data.height}: scale and crop it to that size, or to a multiple of it"
+                f"--start {self._options.start} is {width} x {height} pixels, and this student's clips are "
+                f"{data.width} x {data.height}: scale and crop it to that size, or to a multiple of it"
             )
-        count = len(read.frames)
-        blocks = np.stack(read.frames).reshape(count, data.height, times, data.width, times, 3)
-        return to_video(blocks.mean((2, 4)).round().astype(np.uint8)[None])
 
-    def _read(self, option: str, path: Path, count: int, beginning: Pictures | None = None) -> Pictures:
+        def average(image: np.ndarray) -> np.ndarray:
+            blocks = image.reshape(data.height, times, data.width, times, 3)
+            mean: np.ndarray = blocks.mean((1, 3)).round().astype(np.uint8)
+            return mean
+
+        return average
+
+    def _read(
+        self, option: str, path: Path, count: int, place: Place, beginning: Pictures | None = None
+    ) -> Pictures:
         """The first ``count`` frames at the student's stride, or the one of a still image.
 
         With the beginning of a clip it is the clip's control: of the same aspect ratio, and from the times of
         the clip's frames. Raises Refusal, naming option, file and reason, when the file cannot be used.
         """
-        stride = self._data.stride
         try:
             if is_image(path):
-                read = Pictures([read_image(path)], None, (0.0,))
-            elif beginning is not None and beginning.rate is not None:
-                times = [i / beginning.rate for i in range(count)]
-                read = Pictures(video.at_times(path, times), beginning.rate, tuple(times))
+                image = read_image(path)
+                still, size = [image], (image.shape[0], image.shape[1])
             else:
-                there, needed = video.count_frames(path), (count - 1) * stride + 1
-                if there < needed:
-                    what = (
-                        f"{self.frames} latent frames are {count} frames"
-                        if option == "--start"
-                        else (f"a clip is {count} frames")
-                    )
-                    raise Refusal(
-                        f"{option} {path} is too short: {what} at stride {stride}, hence {needed} frames of "
-                        f"the video, and it has {there}"
-                    )
-                window = video.window(path, range(0, needed, stride))
-                read = Pictures(window.frames, window.rate / stride, window.times)
+                still, info = [], video.probe(path)
+                size = (info.height, info.width)
             if beginning is not None:
-                video.check_aspect(beginning.size, read.size, f"{option} {path}")
+                video.check_aspect(beginning.size, size, f"{option} {path}")
+            transform = place(size)
+            if still:
+                return Pictures([transform(still[0])], size, None)
+            if beginning is not None and beginning.rate is not None:
+                times = [i / beginning.rate for i in range(count)]
+                return Pictures(video.at_times(path, times, transform), size, beginning.rate)
+            stride = self._data.stride
+            needed = (count - 1) * stride + 1
+            if info.frames < needed:
+                what = f"{self.frames} latent frames are" if option == "--start" else "a clip is"
+                raise Refusal(
+                    f"{option} {path} is too short: {what} {count} frames at stride {stride}, hence {needed} "
+                    f"frames of the video, and it has {info.frames}"
+                )
+            frames, rate, _ = video.window(path, range(0, needed, stride), transform)
+            return Pictures(frames, size, rate / stride)
         except DataError as error:
             raise Refusal(f"{option}: {error}") from error
-        return read
 
     def _text(self) -> np.ndarray:
         tokens, channels = self._network.text_tokens, self._network.text_channels
