@@ -101,7 +101,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     except OSError as error:
         raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
-    skipped = {name: reason for name, reason in folder.skipped.items() if name in names}
+    skipped = {name: folder.skipped[name] for name in names if name in folder.skipped}
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
 
 
