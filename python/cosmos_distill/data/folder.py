@@ -172,7 +172,7 @@ class FolderSource:
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
             epoch, position = divmod(index, len(self._samples))
             order = np.roll(generator(self.seed, "epoch", epoch).permutation(len(self._samples)), -position)
-        u = random.random(3)
+        u = random.random(1 + controls.DRAWS)
         for choice in order.tolist():
             sample = self._samples[choice]
             if sample.name in self.skipped:
@@ -185,10 +185,8 @@ class FolderSource:
                 if sample.control is not None:
                     control = self._window(sample.control, wanted)[0]
                 elif self.control is not None:
-                    thresholds = controls.CANNY_MEDIUM
-                    if self.split == "train":
-                        thresholds = controls.draw_canny_thresholds((u[1], u[2]))
-                    control = controls.compute(self.control, video, thresholds)
+                    settings = controls.draw(self.control, u[1:]) if self.split == "train" else None
+                    control = controls.compute(self.control, video, settings)
             except DataError as error:
                 self._skip(sample.name, str(error))
                 continue
