@@ -14,6 +14,8 @@ from typing import Literal
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
+Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
+"""The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]
 UnconditionalFrames = Literal["kept", "zeroed"]
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from cosmos_distill.config import Strength
 from cosmos_distill.data.errors import DataError
-
-Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
-"""Of the official inference presets, of which edge and vis have one each."""
 
 
 class Bilateral(NamedTuple):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cosmos_distill.config import Strength
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -41,6 +43,8 @@ class SampleOptions:
     """Control as a video (edges, blur, depth, ...), used as it is."""
     video: Path | None = None
     """Ordinary video, whose control is computed first (edge and vis)."""
+    control_strength: Strength = "medium"
+    """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None
     """Image (PNG: image to world) or video (mp4: video to world) that every clip begins with."""
     condition_frames: int | None = None
