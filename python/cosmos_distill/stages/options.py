@@ -57,8 +57,15 @@ class SampleOptions:
     tokenizer: Path | None = None
     """Folder of the tokenizer that the student was made with, where that has files; their checksums are
     compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
+    overwrite: bool = False
+    """Replace clips of the same names that are in the folder already."""
     traceback: bool = False
     """Show the Python traceback of an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -73,5 +80,7 @@ class ConsolidateOptions:
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
     traceback: bool = False
     """Show the Python traceback of an error."""

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from cosmos_distill.arrays import named
-from cosmos_distill.files import sha256
+from cosmos_distill.files import DiskError, sha256
 from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, write_tensors
 from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
@@ -60,7 +60,7 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         On rank 0 the files of all ranks with their sha256, elsewhere nothing.
 
     Raises:
-        CheckpointError: on every rank, if one of them could not write.
+        DiskError: on every rank, if one of them could not write.
     """
     writer = _Writer(folder)
     try:
@@ -69,7 +69,8 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         rank, (cause, _) = min(error.failures.items())
         if not isinstance(cause, Exception):
             raise cause from None
-        raise CheckpointError(str(cause) if group is None else f"rank {rank}: {cause}") from cause
+        kind = DiskError if isinstance(cause, DiskError) else CheckpointError
+        raise kind(str(cause) if group is None else f"rank {rank}: {cause}") from cause
     return writer.digests
 
 
