@@ -21,15 +21,7 @@ def shards(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob("pairs-*.safetensors")):
         try:
             header = _header(path)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            struct.error,
-            OSError,
-            RecursionError,
-        ) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
             log.warning("%s is damaged (%s): its pairs are drawn again", path, error)
             continue
         if header["first"] >= end:  # else it was cut in another way, and others have its pairs

@@ -165,7 +165,7 @@ class Manifest:
             raise Refusal(f"{path} cannot be read ({error.strerror}): mend that, or delete it") from error
         except (ValueError, RecursionError) as error:
             if not path.is_file():
-                raise Refusal(f"{error}: delete it") from error
+                raise Refusal(f"{path} cannot be read ({error}): delete it") from error
             return None
         if not isinstance(document, dict):
             return None
