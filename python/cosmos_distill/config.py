@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,16 +25,14 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_names(what: str, names: Iterable[str]) -> None:
-    """Names of files, which must neither leave their folder nor meet there, whatever the file system."""
+def _misnamed(what: str, names: Iterable[str]) -> Iterator[str]:
+    """Names that as those of files could leave their folder, or meet there on some file system."""
     known: dict[str, str] = {}
     for name in names:
-        _require(
-            isinstance(name, str) and re.fullmatch(r"\w[\w-]{0,63}", name) is not None,
-            f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64",
-        )
-        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        _require(other == name, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one")
+        if not isinstance(name, str) or re.fullmatch(r"\w[\w-]{0,63}", name) is None:
+            yield f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64"
+        elif (other := known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)) != name:
+            yield f"{name!r} and {other!r} cannot both be the name of a {what}: rename one"
 
 
 @dataclass(frozen=True)
@@ -362,7 +360,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_names("stage", self.stages)
+        for wrong in self._misnamed():
+            raise ValueError(wrong)
+
+    def _misnamed(self) -> Iterator[str]:
+        yield from _misnamed("stage", self.stages)
         for stage in self.stages.values():
             if isinstance(stage, Evaluate):
-                _require_names("column of the report", stage.students)
+                yield from _misnamed("column of the report", stage.students)
