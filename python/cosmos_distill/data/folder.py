@@ -111,7 +111,8 @@ class FolderSource:
 
     def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
-        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they are left."""
+        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they
+        are left."""
         random = generator(self.seed, self.split, index)
         order = random.permutation(len(self._places))
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
