@@ -29,15 +29,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
-from cosmos_distill.data.survey import SHOWN, Survey, survey
 from cosmos_distill.stages.checks import STRIDES, latent_frames
 from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
 
+if TYPE_CHECKING:
+    from cosmos_distill.data.survey import Survey
+
+_SHOWN = 10
+"""Clips that one message names."""
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
@@ -51,6 +55,7 @@ def look(recipe: Recipe) -> Survey | None:
     Raises:
         Refusal: there is none that can be used, or files beside the clips are wrong.
     """
+    from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
     from cosmos_distill.models.presets import PRESETS
 
     data, network = recipe.data, PRESETS.get(recipe.network)
@@ -208,8 +213,8 @@ def _lost(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _names_and_sizes(recipe: Recipe) -> str:
