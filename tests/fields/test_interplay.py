@@ -71,7 +71,7 @@ TOGETHER = {
     "frames beyond the network's": (TRANSFER1, ("data.frames", 17), "--data.frames 17"),
     "too small to score": (TRANSFER1, ("data.height", 8), "--data.height 8"),
     "negative prompt of nine words": (
-        TRANSFER1, ("data.negative_prompt", "a b c d e f g h i"), "--data.negative-prompt: a prompt of 9 words"
+        TRANSFER1, ("data.negative_prompt", "a b c d e f g h i"), "--data.negative-prompt: a prompt of 9"
     ),
     "one frame": (PREDICT25, ("data.frames", 1), "--data.frames 1"),
     "a control that the network does not take": (PREDICT25, ("control", "edge"), "--control edge"),
