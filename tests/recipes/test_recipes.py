@@ -52,6 +52,13 @@ def test_every_recipe_resolves(path: Path, scale: str) -> None:
                 assert most == recipe.data.max_condition_frames < latent_frames(recipe)
 
 
+@pytest.mark.parametrize("path, scale", EVERY)
+def test_published_recipes_recompute_all_but_attention(path: Path, scale: str) -> None:
+    stages = cli.load(path).recipe(scale=scale).stages.values()
+    found = {stage.trainer.activation_checkpointing for stage in stages if isinstance(stage, Train)}
+    assert found == {"selective" if scale in ("7b", "2b", "14b") else "none"}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_import_config_and_methods_only(path: Path) -> None:
     modules = [n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]

@@ -181,8 +181,8 @@ class Manifest:
             return None
         if not isinstance(document, dict):
             return None
-        version, checksum = document.get("version"), document.pop(_CHECKSUM, None)
-        ours = not isinstance(version, str) or version == cosmos_distill.__version__
+        version, checksum = str(document.get("version")), document.pop(_CHECKSUM, None)
+        ours = "version" not in document or version == cosmos_distill.__version__
         if ours and checksum not in (None, _checksum(document)):
             return None
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cosmos_distill.config import GivenFrames, Seed
+from cosmos_distill.config import GivenFrames, Seed, Strength
 from cosmos_distill.ranges import Checked, Range
 
 
@@ -44,6 +44,8 @@ class SampleOptions(Checked):
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
     """Ordinary video or still image, whose control is computed first (edge and vis)."""
+    control_strength: Strength = "medium"
+    """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None
     """Image (image to world) or video (video to world) that every clip begins with."""
     condition_frames: GivenFrames | None = None
@@ -57,6 +59,8 @@ class SampleOptions(Checked):
     """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    overwrite: bool = False
+    """Replace clips of the same names that are in the folder already."""
     tokenizer: Path | None = None
     """Folder of the tokenizer that the student was made with, where that has files; their checksums are
     compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
@@ -76,5 +80,7 @@ class ConsolidateOptions(Checked):
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
     traceback: bool = False
     """Show the Python traceback of an error."""

@@ -11,9 +11,11 @@ import torch
 from cosmos_distill import models
 from cosmos_distill.config import FewStep
 from cosmos_distill.data.write_video import write_mp4
+from cosmos_distill.files import disk_errors
 from cosmos_distill.models import weights
 from cosmos_distill.stages.conditions import Conditions
 from cosmos_distill.stages.exported import negative_text, read, with_files
+from cosmos_distill.stages.folder import blocked
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
 from cosmos_distill.stages.options import SampleOptions
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID_CLIPS = 4
+GRID = "grid.png"
 
 
 def draw(student: Path, options: SampleOptions) -> list[Path]:
@@ -33,6 +36,7 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     Raises:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
+    _refuse_earlier(options)
     exported = read(student)
     batch_size = min(options.batch, options.clips)
     if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
@@ -44,10 +48,11 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     ).eval()
     try:
         weights.load_into(network, student)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
     clips = Conditions(options, exported.network, exported.control, data, exported.schedule)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     pictures: dict[str, Tensor] = {}
     for first in range(0, options.clips, options.batch):
@@ -70,7 +75,31 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
             if control is not None:
                 pictures["control"] = control[:GRID_CLIPS]
         for clip, fps in zip(videos, batch.fps.tolist(), strict=True):
-            written.append(write_mp4(clip, options.out / f"clip-{len(written):03d}.mp4", fps))
-    picture = grid(pictures, options.out / "grid.png")
+            path = options.out / _name(len(written))
+            with disk_errors(path):
+                written.append(write_mp4(clip, path, fps))
+    picture = grid(pictures, options.out / GRID)
     print(f"{len(written)} clips and {picture.name} in {options.out}")
     return written
+
+
+def _name(index: int) -> str:
+    return f"clip-{index:03d}.mp4"
+
+
+def _refuse_earlier(options: SampleOptions) -> None:
+    """Nobody's clips are replaced unasked.
+
+    Raises:
+        Refusal: the folder cannot be made, or holds files of these names.
+    """
+    if reason := blocked(options.out):
+        raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
+    names = [_name(i) for i in range(options.clips)] + [GRID]
+    there = [name for name in names if (options.out / name).exists()]
+    if there and not options.overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise Refusal(
+            f"{options.out} holds {there[0]}{more} already: choose another folder with --out, or replace "
+            "them with --overwrite"
+        )
