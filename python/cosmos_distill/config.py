@@ -20,6 +20,8 @@ from cosmos_distill.ranges import Checked, Problem, Range
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
+Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
+"""The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]
 UnconditionalFrames = Literal["kept", "zeroed"]
 

@@ -65,6 +65,18 @@ def regular(path: Path) -> int:
     return info.st_size
 
 
+def own(path: Path) -> None:
+    """Make sure that appending to ``path``, or cutting it, changes no other file.
+
+    Raises:
+        DiskError: it is a link, or something else than a file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise DiskError(
+            f"{path} is a link or no file, and what is written there would go elsewhere: remove it"
+        )
+
+
 def inside(name: object) -> bool:
     """Whether ``name``, which another file mentions, is a relative path that cannot leave its folder."""
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:

@@ -225,7 +225,7 @@ def test_a_photo_of_a_phone_is_no_clip(tmp_path: Path) -> None:
 
 
 def test_mutated_files_are_read_or_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Bytes of headers are changed, lost or put in between: no other error, no crash, nothing is printed."""
+    """Bytes are changed, lost or put in between: no other error, no crash, and nothing is printed."""
     random = np.random.default_rng(0)
     kinds = {
         "a.mp4": {},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +250,21 @@ def test_every_error_names_the_file_and_none_ends_the_rest(tmp_path, capsys):
     ):
         assert any(name in line and reason in line for line in lines), (name, err)
     assert "z.pickle" in lines[-1]
+
+
+def test_a_full_disk_names_the_file_and_ends_no_other(tmp_path, capsys, monkeypatch):
+    for name in "ab":
+        (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(ARRAY))
+    replace, full = Path.replace, []
+
+    def once(self, target):
+        if not full:
+            full.append(self)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", once)
+    assert main([str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "a.safetensors" in err and "full" in err and "b.pickle -> b.safetensors" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pickle", "b.pickle", "b.safetensors"]

@@ -9,7 +9,9 @@ import av
 import numpy as np
 import pytest
 
+from cosmos_distill.data.boxes import Crop
 from cosmos_distill.data.clips import decode, probe, window
+from cosmos_distill.data.display import Display
 from cosmos_distill.data.errors import DataError
 from tests.data.video_files import add_clean_aperture, encode, quadrants
 
@@ -43,6 +45,27 @@ def test_turned_and_mirrored(tmp_path: Path, container: str, turn: int, flip: st
     shown = np.rot90(stored, turn // 90)  # both count against the clock
     shown = shown[:, ::-1] if flip == "left-right" else shown[::-1] if flip == "top-bottom" else shown
     assert off(first(path), shown) < 4
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+def test_a_turn_beside_what_pyav_has_no_name_for(turn: int) -> None:
+    class Frame:
+        """As of a stereo clip: the list of side data cannot be made, the angle is known."""
+
+        width, height, rotation, color_trc, colorspace = 64, 48, turn, 1, 1
+        format = av.VideoFrame(64, 48, "rgb24").format
+
+        @property
+        def side_data(self) -> None:
+            raise ValueError("99 is not a valid Type")
+
+        def reformat(self, **_: object) -> av.VideoFrame:
+            return av.VideoFrame.from_ndarray(quadrants(), format="rgb24")
+
+        color_range = 1
+
+    shown = Display(Path("clip.mov"), None, Crop(0, 0, 0, 0)).rgb(Frame())
+    assert off(shown, np.rot90(quadrants(), turn // 90)) == 0
 
 
 def test_an_angle_in_between_is_refused(tmp_path: Path) -> None:

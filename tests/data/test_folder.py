@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from cosmos_distill.data import controls
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.sources import open_source
 from tests.data.folders import TEXT, open_, write_clip, write_noise, write_text
 
@@ -48,6 +50,17 @@ def test_batches_are_stateless_and_complete(root, data):
     assert torch.equal(again.hint, batch.hint[2:4]) and torch.equal(again.text, batch.text[2:4])
     assert not torch.equal(open_(data, seed=1).batch(3, 6).latents, batch.latents)
     assert len({name.split("[")[1] for name in source.batch(0, 40).names}) > 3  # windows start anywhere
+
+
+def test_vis_is_drawn_for_every_sample_and_fixed_for_evaluation(root, data):
+    train, held = (open_(data, "vis", split) for split in ("train", "eval"))
+    (video, control), (again, same) = train.pixels(3, 12), open_(data, "vis").pixels(9, 2)
+    assert torch.equal(video[6:8], again) and torch.equal(control[6:8], same)
+    medium = [to_video(controls.vis(frames)[None])[0] for frames in to_frames(video)]
+    assert not any(torch.equal(m, c) for m, c in zip(medium, control, strict=True))
+    assert torch.equal(video, open_(data, "edge").pixels(3, 12)[0])
+    video, control = held.pixels(0, 1)
+    assert torch.equal(control, to_video(controls.vis(to_frames(video)[0])[None]))
 
 
 def test_every_fifth_clip_is_held_out(root, data):

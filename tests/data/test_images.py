@@ -240,6 +240,13 @@ def test_hdr_is_refused(tmp_path: Path, transfer: int, name: str) -> None:
         read_image(path)
     path.write_bytes(png(quadrants(), 8, [(b"cICP", bytes([1, 13, 0, 1]))], kind=2))
     assert off(read_image(path), quadrants()) == 0
+    if features.check("avif"):
+        Image.fromarray(quadrants()).save(tmp_path / "bright.avif")
+        data = (tmp_path / "bright.avif").read_bytes()
+        at = data.index(b"colrnclx") + 8
+        (tmp_path / "bright.avif").write_bytes(data[: at + 2] + bytes([0, transfer]) + data[at + 4 :])
+        with pytest.raises(DataError, match=rf"bright\.avif is HDR \({name}\)"):
+            read_image(tmp_path / "bright.avif")
 
 
 def test_formats_that_run_a_program_are_not_read(tmp_path: Path) -> None:

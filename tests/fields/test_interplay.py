@@ -63,9 +63,6 @@ TOGETHER = {
     "student called like the teacher": (
         TRANSFER1, ("stages.evaluate.students", {"teacher_1step": "kd"}), "--stages.evaluate.students teacher"
     ),
-    "student called like a path": (
-        TRANSFER1, ("stages.evaluate.students", {"../x": "kd"}), "--stages.evaluate.students '../x'"
-    ),
     "start from itself": (TRANSFER1, ("stages.dmd2.start_from", "dmd2"), "--stages.dmd2.start-from dmd2"),
     "start from what comes later": (TRANSFER1, ("stages.kd.start_from", "dmd2"), "--stages.kd.start-from"),
     "pairs of a training": (TRANSFER1, ("stages.kd.pairs_from", "kd"), "no Generate stage"),
@@ -73,6 +70,9 @@ TOGETHER = {
     "clips beyond the network's grid": (TRANSFER1, ("data.height", 72), "--data.height 72"),
     "frames beyond the network's": (TRANSFER1, ("data.frames", 17), "--data.frames 17"),
     "too small to score": (TRANSFER1, ("data.height", 8), "--data.height 8"),
+    "negative prompt of nine words": (
+        TRANSFER1, ("data.negative_prompt", "a b c d e f g h i"), "--data.negative-prompt: a prompt of 9 words"
+    ),
     "one frame": (PREDICT25, ("data.frames", 1), "--data.frames 1"),
     "a control that the network does not take": (PREDICT25, ("control", "edge"), "--control edge"),
 }  # fmt: skip

@@ -73,7 +73,7 @@ class Evil(nn.Module):
 
 def sample(path: Path, tmp_path: Path, *args: object) -> int:
     out = str(tmp_path / "out")
-    return cli.main(["sample", str(path), "--clips", "1", "--out", out, *map(str, args)])
+    return cli.main(["sample", str(path), "--clips", "1", "--out", out, "--overwrite", *map(str, args)])
 
 
 def said_of(capsys: pytest.CaptureFixture[str]) -> str:

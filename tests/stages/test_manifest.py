@@ -24,7 +24,9 @@ from cosmos_distill.stages.manifest import (
     sha256,
     write_atomically,
 )  # fmt: skip
+from cosmos_distill.stages.progress import Log
 from cosmos_distill.train.fingerprint import fingerprint, require_same
+from cosmos_distill.train.log import RunLog
 
 
 def recipe() -> Recipe:
@@ -173,22 +175,38 @@ def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
     "path", ["../x", "/etc/passwd", "kd/../../x", "", ".", "..", "a\0b", 7, None], ids=repr
 )
 def test_outputs_lie_in_the_run_folder(tmp_path: Path, path: object) -> None:
+    """One that says otherwise is as good as none."""
     for output in (
         {"type": "Student", "weights": {"path": path, "sha256": "ab"}, "steps": 4},
         {"type": "Pairs", "folder": path, "count": 2, "sha256": "cd"},
         {"type": "Scores", "scores": {"path": path, "sha256": "a"}, "grid": {"path": "g.png", "sha256": "a"}},
     ):
-        document = plain(manifest(version=cosmos_distill.__version__)) | {"outputs": output}
-        write_atomically(tmp_path / "manifest.json", json.dumps(document))
-        assert Manifest.read(tmp_path) is None, "the stage is done again, in the run folder"
+        for version in (cosmos_distill.__version__, "0.0.1"):
+            document = plain(manifest(version=version)) | {"outputs": output}
+            write_atomically(tmp_path / "manifest.json", json.dumps(document))
+            found = Manifest.read(tmp_path)
+            assert found is None or (found.outputs is None and found.version == "0.0.1")
     with pytest.raises(ValueError, match="is not a path inside of the run folder"):
         File("../x", "ab")
 
 
-def test_a_manifest_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
+def test_a_manifest_that_is_no_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(Refusal, match="named pipe"):
+    with pytest.raises(Refusal, match=r"manifest\.json is a named pipe, not a file"):
         Manifest.read(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    write_atomically(tmp_path / "manifest.json", "[" * 10**5)
+    assert Manifest.read(tmp_path) is None
+
+
+def test_logs_are_no_way_to_another_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "log.jsonl").symlink_to(mine)
+    for write in (lambda: RunLog(tmp_path, 0, 1, "kd"), lambda: Log(tmp_path).line(step=1)):
+        with pytest.raises(DiskError, match=r"log\.jsonl is a link"):
+            write()
+    assert mine.read_text() == "mine"
 
 
 def test_the_lock_is_no_way_to_another_file(tmp_path: Path) -> None:

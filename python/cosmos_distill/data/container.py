@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from cosmos_distill.data import boxes
 from cosmos_distill.data.display import MAX_PIXELS, Display
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
+from cosmos_distill.data.rates import Clock
 
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,yuv4mpegpipe,nut,ivf"
 """Demuxers of FFmpeg: none that names further files, no protocol, no device."""
@@ -27,6 +28,15 @@ _ISO = "mov,mp4,m4a,3gp,3g2,mj2"
 _PHOTOS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
 _BUFFER = 2**18
 """Bytes read at once."""
+
+
+class Opened(NamedTuple):
+    """A container of PyAV and its video stream, which end with the block, and what outlives them."""
+
+    container: Any
+    stream: Any
+    display: Display
+    clock: Clock
 
 
 def pyav() -> ModuleType:
@@ -41,13 +51,13 @@ def pyav() -> ModuleType:
 @contextmanager
 def video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
-    with opened(path) as (container, stream, _):
-        yield container, stream
+    with opened(path) as file:
+        yield file.container, file.stream
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, Any, Display]]:
-    """:func:`video_stream`, and how its frames are shown."""
+def opened(path: Path) -> Iterator[Opened]:
+    """:func:`video_stream`, and how and when its frames are shown."""
     av = pyav()
     with open_regular(path) as file:
         if boxes.brand(file) in _PHOTOS:
@@ -67,7 +77,8 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Display]]:
                     at = file.tell()
                     crop = boxes.clean_aperture(file, stream.id, stream.width, stream.height)
                     file.seek(at)
-                yield container, stream, Display(path, stream.sample_aspect_ratio, crop)
+                clock = Clock(path, stream.time_base, stream.average_rate or stream.guessed_rate or None)
+                yield Opened(container, stream, Display(path, stream.sample_aspect_ratio, crop), clock)
         except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
             raise DataError(f"{path} cannot be decoded: it is no video file ({error.strerror})") from error
         except (av.error.FFmpegError, OSError) as error:

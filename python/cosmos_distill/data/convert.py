@@ -22,6 +22,7 @@ from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.text import KEY, PICKLES
+from cosmos_distill.files import DiskError
 
 NOISE_KEY = "noise"
 AV_PATH = ("pickle", "ground_truth", "embeddings", "t5_xxl")
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for file in files:
             try:
                 print(f"{file} -> {convert(file).name}")
-            except DataError as error:
+            except (DataError, DiskError) as error:
                 print(error, file=sys.stderr)
                 failures += 1
     return 1 if failures else 0

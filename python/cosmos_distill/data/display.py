@@ -5,6 +5,7 @@ Interlaced pictures stay as they are stored, both fields in one frame.
 
 from __future__ import annotations
 
+import math
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ MAX_PIXELS = 2**26
 """Of a frame, stored or shown: 8192 x 8192. What claims more is refused before memory is taken for it."""
 
 # Numbers of ITU-T H.273, which FFmpeg's enumerations follow.
-_HDR = {16: "PQ", 18: "HLG"}
+HDR = {16: "PQ", 18: "HLG"}
 _NOT_DISPLAYED = {8: "linear", 9: "logarithmic", 10: "logarithmic"}
 _BT709, _UNSPECIFIED, _BT601 = 1, 2, 5
 # colour matrix of a frame -> swscale's number for it
@@ -97,8 +98,8 @@ class Display:
         """swscale's number of the frame's colour matrix; where the file names none, that which players take:
         BT.709 for high definition and BT.601 below."""
         transfer = int(frame.color_trc)
-        if transfer in _HDR or (transfer == _UNSPECIFIED and _side_data(frame, *_DOLBY_VISION)):
-            kind = _HDR.get(transfer, "Dolby Vision")
+        if transfer in HDR or (transfer == _UNSPECIFIED and _side_data(frame, *_DOLBY_VISION)):
+            kind = HDR.get(transfer, "Dolby Vision")
             raise DataError(
                 f"{self._path}: its pictures are HDR ({kind}), which is not tone-mapped here: make it BT.709 "
                 "first (ffmpeg -vf zscale=t=linear:npl=100,tonemap=hable,zscale=t=bt709:m=bt709:p=bt709)"
@@ -119,12 +120,9 @@ class Display:
 
     def _orientation(self, frame: Any) -> tuple[bool, bool, bool]:
         """Whether to exchange rows and columns, and then to reverse rows, and columns."""
-        matrix = _side_data(frame, "DISPLAYMATRIX")
-        if matrix is None:
-            return False, False, False
-        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+        a, b, c, d = _display_matrix(frame)
         along, across = max(abs(a), abs(d)), max(abs(b), abs(c))
-        if not along and not across:
+        if not along and not across:  # what says nothing turns nothing
             return False, False, False
         # A point (x, y) of the picture is shown at (a x + c y, b x + d y).
         if min(along, across) > 0.02 * max(along, across):
@@ -149,6 +147,19 @@ def _square_pixels(width: int, height: int, aspect: Fraction) -> tuple[int, int]
     return width, max(1, round(height / aspect))
 
 
+def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
+    """The part of FFmpeg's display matrix that turns and mirrors; of a frame that has none, the identity."""
+    matrix = _side_data(frame, "DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+        return a, b, c, d
+    angle = math.radians(frame.rotation)  # PyAV finds it even beside what it has no name for
+    return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+
+
 def _side_data(frame: Any, *names: str) -> Any:
     """What the stream says beside the frame's pixels under one of these names of FFmpeg, or None."""
-    return next((data for data in frame.side_data if data.type.name in names), None)
+    try:
+        return next((data for data in frame.side_data if data.type.name in names), None)
+    except ValueError:  # a kind that this PyAV has no name for hides the others
+        return None

@@ -109,19 +109,20 @@ class FolderSource:
         more = len(skipped) - len(shown)
         return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
-    def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], tuple[float, float]]:
+    def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
-        two more numbers in [0, 1). Beginnings come last: of a file that is cut off they are left."""
+        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they
+        are left."""
         random = generator(self.seed, self.split, index)
         order = random.permutation(len(self._places))
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
             epoch, position = divmod(index, len(self._chosen))
             mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places))
             order = np.roll([i for i in mixed if self._places[i] is not None], -position)
-        u = random.random(3)
+        u = random.random(1 + controls.DRAWS)
         usable = [sample for i in order if (sample := self._places[i]) is not None]
         drawn = ((sample, int(u[0] * (sample.info.frames - self._span + 1))) for sample in usable)
-        return chain(drawn, ((sample, 0) for sample in usable)), (u[1], u[2])
+        return chain(drawn, ((sample, 0) for sample in usable)), u[1:]
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
@@ -136,10 +137,8 @@ class FolderSource:
                 self._pass_over(sample, start, error)
                 continue
             if control is None and self.control is not None:
-                thresholds = controls.CANNY_MEDIUM
-                if self.split == "train":
-                    thresholds = controls.draw_canny_thresholds(u)
-                control = controls.compute(self.control, video, thresholds)
+                settings = controls.draw(self.control, u) if self.split == "train" else None
+                control = controls.compute(self.control, video, settings)
             return sample, start, video, control, mask, fps
         raise DataError(
             f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."

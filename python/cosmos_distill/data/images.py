@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cosmos_distill.data.display import on_black
+from cosmos_distill.data.display import HDR, on_black
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
 
@@ -26,7 +26,6 @@ _NO_IMAGES = {"EPS", "WMF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "IPTC"
 """Formats of Pillow that run another program, hold no picture, or need a plug-in of somebody's."""
 _MOVING = {"GIF", "WEBP", "PNG", "AVIF"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-_HDR = {16: "PQ", 18: "HLG"}
 
 
 def is_image(path: Path) -> bool:
@@ -144,6 +143,6 @@ def _refuse_hdr(image: Picture, path: Path) -> None:
         head = file.read(2**16)
     mark, at = (b"cICP", 1) if image.format == "PNG" else (b"colrnclx", 3)
     begin = head.find(mark) + len(mark)
-    kind = _HDR.get(head[begin + at]) if mark in head and begin + at < len(head) else None
+    kind = HDR.get(head[begin + at]) if mark in head and begin + at < len(head) else None
     if kind:
         raise DataError(f"{path} is HDR ({kind}), which is not tone-mapped here: save it in sRGB")

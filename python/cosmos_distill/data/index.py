@@ -93,13 +93,16 @@ class Index:
         What takes long is said every ten seconds, and kept so far, so that an interrupted look goes on from
         there. An exception of ``look`` is passed on when its turn comes.
         """
-        items = list(items)
-        with ThreadPoolExecutor(min(THREADS, 2 * (os.cpu_count() or 1))) as pool:
-            found = []
+        items, threads = list(items), min(THREADS, 2 * (os.cpu_count() or 1))
+        # Several at a time, as far as all threads have work: most looks end at what is remembered.
+        size = max(1, min(32, len(items) // (8 * threads)))
+        groups = [items[i : i + size] for i in range(0, len(items), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            found: list[Any] = []
             said = time.monotonic()
             try:
-                for result in pool.map(look, items):
-                    found.append(result)
+                for results in pool.map(lambda group: [look(item) for item in group], groups):
+                    found += results
                     if time.monotonic() - said > _EVERY:
                         log.warning("%s: %d of %d", title, len(found), len(items))
                         self.save()

@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from cosmos_distill.files import regular
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def shards(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob("pairs-*.safetensors")):
         try:
             header = _header(path)
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
             log.warning("%s is damaged (%s): its pairs are drawn again", path, error)
             continue
         if header["first"] >= end:  # else it was cut in another way, and others have its pairs
@@ -36,12 +38,12 @@ def missing(folder: Path, pairs: int) -> int:
 
 def _header(path: Path) -> dict[str, Any]:
     """Metadata of a shard; ValueError when its length is not what its header says."""
+    size = regular(path)
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise ValueError("shorter than its header")
         (length,) = struct.unpack("<Q", prefix)
-        size = path.stat().st_size
         if length > size:
             raise ValueError("shorter than its header")
         header = json.loads(file.read(length))

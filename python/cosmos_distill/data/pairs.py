@@ -8,7 +8,6 @@ settings is refused, not mixed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from cosmos_distill import tokenizers
+from cosmos_distill.arrays.named import digest
 from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.pair_files import shards
 from cosmos_distill.data.randomness import generator
-from cosmos_distill.files import DiskError, to_json
+from cosmos_distill.files import DiskError, read_json, regular, to_json
 
 TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
 SETTINGS = "pairs.json"
@@ -35,14 +35,6 @@ _AGAIN = "delete this file, and the command that drew its pairs draws them again
 _UNKNOWN_SETTINGS = "restore it, or delete {} to draw its pairs again"
 CACHE_BYTES = 2 * 2**30
 """Shards kept in memory, at most."""
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {list(tensors[name].shape)}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _scan(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -60,7 +52,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}): {_UNKNOWN_SETTINGS.format(folder)}") from error
     if not isinstance(found, dict):
@@ -152,7 +144,7 @@ class PairWriter:
         metadata = {
             "first": str(batch.first),
             "count": str(len(batch)),
-            "sha256": _digest(tensors),
+            "sha256": digest(tensors),
             "names": to_json(list(batch.names)),
         }
         publish(path, save(tensors, metadata))
@@ -207,11 +199,12 @@ class PairSource:
             return self._cache[index]
         path, header = self._shards[index]
         try:
+            regular(path)
             tensors = load(path.read_bytes())
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
         if index not in self._verified:
-            if set(tensors) != set(TENSORS) or _digest(tensors) != header["sha256"]:
+            if set(tensors) != set(TENSORS) or digest(tensors) != header["sha256"]:
                 raise DataError(f"{path} is corrupt (its checksum differs): {_AGAIN}")
             self._verified.add(index)
         self._cache[index] = tensors

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from cosmos_distill.data.errors import DataError
 
@@ -16,69 +16,74 @@ _ENOUGH = 4
 """Rounded times of fewer frames say less of their rate than the file's header does."""
 
 
-def seconds_of(tick: int | None, number: int, stream: Any, path: Path) -> Fraction:
-    """When a frame is shown; by its number and the stated rate where its file does not say."""
-    if tick is not None:
-        return Fraction(tick * stream.time_base)
-    rate = stated_rate(stream)
-    if not rate:
-        raise DataError(f"{path}: states neither times nor a frame rate")
-    return number / rate
+@dataclass(frozen=True)
+class Clock:
+    """What one video stream says of time. Its own values: it outlives the open file.
 
-
-def seconds(ticks: Sequence[int | None], stream: Any, path: Path) -> list[Fraction]:
-    """:func:`seconds_of` every frame; all by number where one does not say."""
-    known = list(ticks) if None not in ticks else [None] * len(ticks)
-    return [seconds_of(tick, number, stream, path) for number, tick in enumerate(known)]
-
-
-def stated_rate(stream: Any) -> Fraction | None:
-    """Frames per second as the file states them, or as FFmpeg guesses them from its first packets."""
-    return stream.average_rate or stream.guessed_rate or None
-
-
-def _tolerance(stream: Any) -> Fraction:
-    return max(ROUNDING, stream.time_base)
-
-
-def mean_rate(times: Sequence[Fraction], stream: Any, path: Path) -> Fraction:
-    """Frames per second over all ``times``: the stated rate where it is that, up to rounding."""
-    stated = stated_rate(stream)
-    span, intervals = times[-1] - times[0], len(times) - 1
-    if stated and (intervals == 0 or abs(intervals / stated - span) <= _tolerance(stream)):
-        return stated
-    if span <= 0:
-        raise DataError(f"{path}: states no frame rate")
-    return intervals / span
-
-
-def steady_rate(times: Sequence[Fraction], step: int, stream: Any, path: Path) -> Fraction:
-    """Frames per second of a clip whose every ``step``-th frame is shown at ``times``.
-
-    It is the stated rate where rounding explains all that differs from it, and else the mean. Raises
-    DataError when a frame is further from its place on an even grid than a fifth of the interval, and than a
-    millisecond or the file's own unit of time.
+    Attributes:
+        path: the file, for messages.
+        unit: seconds of a tick.
+        stated: frames per second as the file states them, or as FFmpeg guesses them from its first packets.
     """
-    stated, tolerance = stated_rate(stream), _tolerance(stream)
-    fits = stated is not None and _spread(times, step / stated) <= tolerance
-    if len(times) == 1 and stated is None:
-        raise DataError(f"{path}: states no frame rate")
-    if stated is not None and fits and len(times) < _ENOUGH:
-        return stated
-    steps = [b - a for a, b in pairwise(times)]
-    mean = (times[-1] - times[0]) / len(steps)
-    if stated is not None and fits and _spread(times, step / stated) <= _spread(times, mean):
-        return stated
-    off = max(abs(t - times[0] - i * mean) for i, t in enumerate(times))
-    if min(steps) <= 0 or off > max(mean / 5, tolerance):
-        raise DataError(
-            f"{path}: no steady frame rate from {float(times[0]):.3f} s on: its frames are shown for "
-            f"{float(min(steps)):.3f} to {float(max(steps)):.3f} s"
-        )
-    return step / mean
+
+    path: Path
+    unit: Fraction
+    stated: Fraction | None
+
+    def seconds_of(self, tick: int | None, number: int) -> Fraction:
+        """When a frame is shown; by its number and the stated rate where its file does not say."""
+        if tick is not None:
+            return tick * self.unit
+        if not self.stated:
+            raise DataError(f"{self.path}: states neither times nor a frame rate")
+        return number / self.stated
+
+    def seconds(self, ticks: Sequence[int | None], numbers: Iterable[int]) -> list[Fraction]:
+        """:meth:`seconds_of` these frames of all; by number where one of all does not say."""
+        silent = None in ticks
+        return [self.seconds_of(None if silent else ticks[number], number) for number in numbers]
+
+    def mean_rate(self, ticks: Sequence[int | None]) -> Fraction:
+        """Frames per second over all frames: the stated rate where it is that, up to rounding."""
+        known, intervals = [tick for tick in ticks if tick is not None], len(ticks) - 1
+        span = (max(known) - min(known)) * self.unit if len(known) == len(ticks) else Fraction(0)
+        if self.stated and (span <= 0 or abs(intervals / self.stated - span) <= self._tolerance):
+            return self.stated
+        if span <= 0:
+            raise DataError(f"{self.path}: states no frame rate")
+        return intervals / span
+
+    def steady_rate(self, times: Sequence[Fraction], step: int) -> Fraction:
+        """Frames per second of a clip whose every ``step``-th frame is shown at ``times``.
+
+        It is the stated rate where rounding explains all that differs from it, and else the mean. Raises
+        DataError when a frame is further from its place on an even grid than a fifth of the interval, and
+        than a millisecond or the file's own unit of time.
+        """
+        moved = _moved(times, step / self.stated) if self.stated else Fraction(0)
+        fits = self.stated is not None and moved <= self._tolerance
+        if self.stated and fits and len(times) < _ENOUGH:
+            return self.stated
+        if len(times) == 1:
+            raise DataError(f"{self.path}: states no frame rate")
+        steps = [b - a for a, b in pairwise(times)]
+        mean = (times[-1] - times[0]) / len(steps)
+        if self.stated and fits and moved <= _moved(times, mean):
+            return self.stated
+        off = max(abs(t - times[0] - i * mean) for i, t in enumerate(times))
+        if min(steps) <= 0 or off > max(mean / 5, self._tolerance):
+            raise DataError(
+                f"{self.path}: no steady frame rate from {float(times[0]):.3f} s on: its frames are shown "
+                f"for {float(min(steps)):.3f} to {float(max(steps)):.3f} s"
+            )
+        return step / mean
+
+    @property
+    def _tolerance(self) -> Fraction:
+        return max(ROUNDING, self.unit)
 
 
-def _spread(times: Sequence[Fraction], interval: Fraction) -> Fraction:
+def _moved(times: Sequence[Fraction], interval: Fraction) -> Fraction:
     """How far, at least, the times of a grid with this interval were moved to become these."""
     moved = [t - i * interval for i, t in enumerate(times)]
     return max(moved) - min(moved)

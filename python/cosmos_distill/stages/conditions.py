@@ -19,9 +19,9 @@ from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.images import is_image, read_image
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.stages.checks import STRIDES
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import device
+from cosmos_distill.stages.sizes import STRIDES
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Conditions:
         if own and control is None:
             option = "--control-video" if options.control_video else "--video"
             raise Refusal(f"{option}: this student takes no control; --start gives its clips a beginning")
+        if options.control_strength != "medium" and not options.video:
+            raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
         if options.start and control is not None and own is None:
             raise Refusal("--start needs a control beside it: give one with --control-video or --video")
         for option, path in (("--control-video", options.control_video), ("--video", options.video)):
@@ -195,7 +197,8 @@ class Conditions:
                 raise Refusal(
                     f"{self._control_name} cannot be computed from a video: give it with --control-video"
                 )
-            frames = controls.compute(self._control_name, frames)
+            settings = controls.preset(self._control_name, self._options.control_strength)
+            frames = controls.compute(self._control_name, frames, settings)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
         size = (hint.shape[-2], hint.shape[-1])

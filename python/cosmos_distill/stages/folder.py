@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cosmos_distill.files import read_json
 from cosmos_distill.stages.manifest import MANIFEST, RECORD
 
 _LOGS = {".log", ".out", ".err", ".txt"}
@@ -91,6 +91,6 @@ def goes_on_from_files(folder: Path) -> bool:
 def last_recipe(out: Path) -> Any:
     """The resolved recipe of the last command in ``out``, as JSON has it; None where none is legible."""
     try:
-        return json.loads((out / "recipe.json").read_bytes())["recipe"]
+        return read_json(out / "recipe.json")["recipe"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

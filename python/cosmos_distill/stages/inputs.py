@@ -29,18 +29,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
-from cosmos_distill.data.survey import SHOWN, Survey, survey
-from cosmos_distill.stages.checks import STRIDES, latent_frames
 from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
+from cosmos_distill.stages.sizes import STRIDES, latent_frames
+
+if TYPE_CHECKING:
+    from cosmos_distill.data.survey import Survey
 
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
+_SHOWN = 10
+"""Names of clips in a message."""
 _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 
@@ -61,6 +65,8 @@ def look(recipe: Recipe) -> Survey | None:
         space = STRIDES[data.tokenizer][1]
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
+        from cosmos_distill.data.survey import survey  # late: it reads files with torch
+
         return survey(
             data,
             recipe.control,
@@ -101,7 +107,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     except OSError as error:
         raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
-    skipped = {name: reason for name, reason in folder.skipped.items() if name in names}
+    skipped = {name: folder.skipped[name] for name in names if name in folder.skipped}
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
 
 
@@ -208,8 +214,8 @@ def _lost(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _names_and_sizes(recipe: Recipe) -> str:

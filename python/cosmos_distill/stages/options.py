@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cosmos_distill.config import GivenFrames, Seed
+from cosmos_distill.config import GivenFrames, Seed, Strength
 from cosmos_distill.ranges import Checked, Range
 
 
@@ -44,6 +44,8 @@ class SampleOptions(Checked):
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
     """Ordinary video or still image, whose control is computed first (edge and vis)."""
+    control_strength: Strength = "medium"
+    """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None
     """Image (image to world) or video (video to world) that every clip begins with."""
     condition_frames: GivenFrames | None = None

@@ -83,10 +83,11 @@ def connect() -> None:
     """
     if world() == 1:
         return
-    try:
-        rendezvous()
-    except ValueError as error:
-        raise Refusal(str(error)) from error
+    if not joined():
+        try:
+            rendezvous()
+        except ValueError as error:
+            raise Refusal(str(error)) from error
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from cosmos_distill.parallel import groups

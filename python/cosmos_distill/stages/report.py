@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.eval import report as page
 from cosmos_distill.eval.missing import shown
-from cosmos_distill.files import to_json
+from cosmos_distill.files import read_json, to_json
 from cosmos_distill.stages.manifest import Manifest, Scores, plain, write_atomically
 from cosmos_distill.stages.text import yaml
 
@@ -34,7 +33,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     if not evaluated or (outputs := manifests[evaluated[-1]].outputs) is None:
         return
     assert isinstance(outputs, Scores)
-    scores = json.loads((out / outputs.scores.path).read_text())
+    scores = read_json(out / outputs.scores.path)
     report: dict[str, Any] = {
         **page.summary(scores),
         "wall_seconds": sum(m.seconds for m in manifests.values()),

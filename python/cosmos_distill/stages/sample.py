@@ -20,6 +20,7 @@ from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
 from cosmos_distill.stages.options import SampleOptions
 from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of
+from cosmos_distill.stages.sizes import clip_bytes, too_large
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     """
     _refuse_earlier(options)
     exported = read(student)
+    batch_size = min(options.batch, options.clips)
+    if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
+        raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
     negative = negative_text(exported, options, student)
     network = models.build(

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cosmos_distill.files import to_json
+from cosmos_distill.files import own, to_json
 from cosmos_distill.train.checkpoint import disk_errors
 
 
@@ -73,6 +73,7 @@ class RunLog:
         self.title = title
         self.console = console or Console()
         with disk_errors(self.path):
+            own(self.path)
             truncate_after(self.path, step)
             self._file: TextIO = self.path.open("a")
         self._board: Board | None = None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from cosmos_distill.files import replacing
 from cosmos_distill.train.checkpoint import disk_errors
 from cosmos_distill.train.log import read
 
@@ -71,15 +72,10 @@ def grid(
     for row, label in enumerate(rows):
         y = _HEADER + row * cell[1] + size[1] // 2 - 7
         draw.text((_MARGIN, y), label, fill="black", font=font)
-    temporary = path.with_name(f".tmp-{path.name}")
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             image.save(temporary, format="PNG")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     return path
 
 
