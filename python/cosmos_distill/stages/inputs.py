@@ -66,8 +66,6 @@ def look(recipe: Recipe) -> Survey | None:
         space = STRIDES[data.tokenizer][1]
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
-        from cosmos_distill.data.survey import survey  # late: it reads files with torch
-
         return survey(
             data,
             recipe.control,
