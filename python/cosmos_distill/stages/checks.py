@@ -13,7 +13,13 @@ from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
-STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8), "wan2.1": (4, 8)}
+STRIDES = {
+    "haar": (2, 4),
+    "mini-cv4x4x4": (4, 4),
+    "pixels": (1, 1),
+    "cosmos-cv8x8x8": (8, 8),
+    "wan2.1": (4, 8),
+}
 PATCH = 2
 _FROM_FILES = ("depth", "seg", "keypoint")
 
