@@ -15,6 +15,8 @@ from typing import Literal
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
 Precision = Literal["fp32", "bf16"]
+Stored = Literal["fp32", "bf16", "fp16"]
+"""Types that weights are stored in; nothing trains in fp16."""
 UnconditionalFrames = Literal["kept", "zeroed"]
 
 
@@ -330,7 +332,7 @@ class Export(Stage):
     """Write one student as a file that needs nothing else."""
 
     student_from: str
-    precision: Precision = "fp32"
+    precision: Stored = "fp32"
     names: Literal["own", "official"] = "own"
     """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""

@@ -80,7 +80,8 @@ SHOTS: tuple[tuple[int, int], ...] = (
     (6833, 7013),
     (7013, 7093),
     (7093, 7131),
-    (7131, 7325),
+    (7131, 7177),
+    (7210, 7325),
     (7325, 7400),
     (7400, 7500),
     (7500, 7546),
@@ -120,7 +121,8 @@ SHOTS: tuple[tuple[int, int], ...] = (
     (10613, 10637),
     (10637, 10842),
     (10842, 10999),
-    (10999, 11312),
+    (10999, 11060),
+    (11089, 11312),
     (11312, 11349),
     (11349, 11524),
     (11524, 11560),
@@ -132,6 +134,6 @@ SHOTS: tuple[tuple[int, int], ...] = (
 """First frame and the frame after the last, between cuts, without the titles and black frames."""
 
 # Bounds between the quarters of the training windows, in grey levels; see describe.measures.
-MOTION = (0.97, 2.49, 6.08)
-DETAIL = (9.0, 11.39, 13.77)
-LIGHT = (101.03, 141.15, 170.09)
+MOTION = (0.96, 2.43, 5.98)
+DETAIL = (9.11, 11.44, 13.82)
+LIGHT = (101.46, 142.19, 170.14)

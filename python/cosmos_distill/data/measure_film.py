@@ -25,13 +25,14 @@ WINDOWS = 2048
 
 def shots(frames: np.ndarray) -> list[tuple[int, int]]:
     """(first frame, frame after the last) of every shot of uint8 [F, H, W, 3]."""
-    bounds = [0, *find_cuts(np.asarray(frames[:, ::2, ::2])), len(frames)]
-    found = []
-    for begin, end in pairwise(bounds):
-        lit = np.flatnonzero(frames[begin:end].mean((1, 2, 3)) > BLACK) + begin
-        if len(lit) >= SHORTEST and not (begin in CREDITS and end - 1 in CREDITS):
-            found.append((int(lit[0]), int(lit[-1]) + 1))
-    return found
+    lit = frames.reshape(len(frames), -1).mean(1) > BLACK
+    edges = np.flatnonzero(np.diff(lit)) + 1  # fades are cuts, too
+    bounds = sorted({0, *find_cuts(np.asarray(frames[:, ::2, ::2])), *edges.tolist(), len(frames)})
+    return [
+        (begin, end)
+        for begin, end in pairwise(bounds)
+        if lit[begin] and end - begin >= SHORTEST and not (begin in CREDITS and end - 1 in CREDITS)
+    ]
 
 
 def quartiles(frames: np.ndarray, found: list[tuple[int, int]]) -> np.ndarray:

@@ -88,9 +88,9 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
-    from cosmos_distill.models.presets import PRESETS
+    from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
 
-    if recipe.network not in PRESETS:
+    if recipe.network not in PRESETS | AUTOENCODERS:
         yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
     seen: dict[str, Stage] = {}
