@@ -8,7 +8,7 @@ network's own error weighs 1 at every noise level.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cosmos_distill import diffusion, ops
 from cosmos_distill.config import MethodConfig, Optim
@@ -38,6 +38,9 @@ class Denoising(MethodConfig):
     text_dropout: float = 0.2
     """Probability that a sample's text is replaced by the negative text, which trains the
     unconditional branch of guidance."""
+    start: Literal["teacher"] | None = None
+    """Go on from the teacher's weights, those shipped or ``--teacher``, instead of fresh ones: what a run
+    whose checkpoints are gone goes on from."""
     condition_frames: tuple[float, ...] = (1.0,)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.99)))

@@ -45,7 +45,7 @@ def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
         # Pre-training is the one method that makes a teacher instead of reading one.
-        return stage.method.sampler is not None
+        return stage.method.sampler is not None or getattr(stage.method, "start", None) is not None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
