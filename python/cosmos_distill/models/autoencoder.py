@@ -20,17 +20,26 @@ _NORM_GROUPS = 8
 
 
 def blocks(video: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 3, 1 + 4 n, H, W] -> blocks of the first frame [B, 1, 48, h, w] and of the groups [B, n, 192, h,
+    """[B, 3, 1 + 4 n, H, W] -> the first frame's blocks [B, 1, 48, h, w] and the groups' [B, n, 192, h,
     w]."""
-    later = video[:, :, 1:].unflatten(2, (-1, GROUP)).permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
-    return F.pixel_unshuffle(video[:, :, :1].transpose(1, 2), SIDE), F.pixel_unshuffle(later, SIDE)
+    return _blocks(video[:, :, :1], 1), _blocks(video[:, :, 1:], GROUP)
+
+
+def _blocks(video: Tensor, group: int) -> Tensor:
+    b, c, f, h, w = video.shape
+    x = video.reshape(b, c, f // group, group, h // SIDE, SIDE, w // SIDE, SIDE)
+    return x.permute(0, 2, 1, 3, 5, 7, 4, 6).flatten(2, 5)
 
 
 def unblocks(first: Tensor, later: Tensor) -> Tensor:
     """The inverse of :func:`blocks`."""
-    groups = F.pixel_shuffle(later, SIDE).unflatten(2, (COLOURS, GROUP))
-    groups = groups.permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
-    return torch.cat([F.pixel_shuffle(first, SIDE).transpose(1, 2), groups], dim=2)
+    return torch.cat([_unblocks(first, 1), _unblocks(later, GROUP)], dim=2)
+
+
+def _unblocks(x: Tensor, group: int) -> Tensor:
+    b, n, _, h, w = x.shape
+    x = x.reshape(b, n, COLOURS, group, SIDE, SIDE, h, w).permute(0, 2, 1, 3, 6, 4, 7, 5)
+    return x.reshape(b, COLOURS, n * group, h * SIDE, w * SIDE)
 
 
 class Frames(nn.Conv2d):
@@ -128,6 +137,20 @@ class Autoencoder(nn.Module):
         encode.bias.copy_(-(axes * gain).T @ mean)  # type: ignore[operator]
         decode.weight.copy_((axes / gain)[:, :, None, None])  # type: ignore[operator]
         decode.bias.copy_(mean)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Multiply all latents by ``factor``, and divide them again before they are decoded: training leaves
+        their scale free, networks that learn to draw them want it to be one."""
+        for end in (self.components["encode_first"], self.components["encode_later"], self.encoder["out"]):
+            for parameter in end.parameters():
+                parameter.mul_(factor)
+        for start in (
+            self.components["decode_first"],
+            self.components["decode_later"],
+            self.decoder["start"],
+        ):
+            start.weight.div_(factor)  # type: ignore[operator]
 
     def encode(self, video: Tensor) -> Tensor:
         """[B, 3, 1 + 4 n, H, W] -> [B, C, 1 + n, H / 4, W / 4]."""

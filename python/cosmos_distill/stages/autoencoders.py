@@ -77,7 +77,10 @@ def export(stage: Export, run: Run, folder: Path) -> Exported:
     state = load_file(run.student(stage.student_from))
     dtype = DTYPES[stage.precision]
     said = {"network": recipe.network, "version": __version__, "seed": recipe.seed}
-    tensors = {name: value.to(dtype) for name, value in state.items()}
+    network = Autoencoder(AUTOENCODERS[recipe.network])
+    network.load_state_dict(state)
+    network.rescale(_rms(network, recipe) ** -1)
+    tensors = {name: value.to(dtype) for name, value in network.state_dict().items()}
     path = publish_tensors(tensors, folder / "tokenizer.safetensors", said)
     tokenizer = Learned(path, device())
     splits: tuple[Split, ...] = ("eval", "hard", "validation", "out_of_domain")
@@ -87,6 +90,14 @@ def export(stage: Export, run: Run, folder: Path) -> Exported:
     report = {**said, "steps": trained.steps, "clips": SCORED_CLIPS, "scores": scores}
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return Exported(student=File.of(path, run.out))
+
+
+@torch.no_grad()
+def _rms(network: Autoencoder, recipe: Recipe) -> float:
+    """Root mean square of the latents of training clips."""
+    clips = open_clips(replace(recipe, control=None), "train")
+    parts = [network.encode(clips.batch(n, 64).latents) for n in range(0, COMPONENT_CLIPS, 64)]
+    return torch.cat(parts).square().mean().sqrt().item()
 
 
 def _scores(tokenizer: Tokenizer, recipe: Recipe, split: Split) -> dict[str, Any]:
