@@ -99,8 +99,9 @@ class AutoencodingMethod(Method):
             "loss/size": _mean_square(z),
         }
         weights = (1.0, config.slopes, config.motion, config.strength, config.size)
+        terms = {name: importance * term for name, term in terms.items()}
         total = sum(w * term for w, term in zip(weights, terms.values(), strict=True))
-        return cast("dict[str, Tensor]", {**terms, "total": importance * total})
+        return cast("dict[str, Tensor]", {**terms, "total": total})
 
 
 def _mean_square(x: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Conditions:
                 raise Refusal(
                     f"{self._control_name} cannot be computed from a video: give it with --control-video"
                 )
-            frames = controls.compute(self._control_name, frames)
+            frames = controls.compute(self._control_name, frames, factor=self._data.vis_thumbnail)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
         size = (hint.shape[-2], hint.shape[-1])

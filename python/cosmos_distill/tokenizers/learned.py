@@ -21,7 +21,8 @@ def shipped() -> Path:
 class Learned:
     """9 frames of 48x80 become [16, 3, 12, 20].
 
-    Computes in fp32, whatever the file holds. Raises FileNotFoundError when there is no such file, ValueError
+    Computes in fp32, whatever the file holds, and clip by clip: what becomes of one does not depend on those
+    beside it. Raises FileNotFoundError when there is no such file, ValueError
     when its tensors are not this network's.
     """
 
@@ -55,8 +56,11 @@ class Learned:
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != COLOURS:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         self.latent_shape(*video.shape[2:])
-        latents: torch.Tensor = self._network.encode(video.to(self._device, torch.float32) / 127.5 - 1.0)
-        return latents.contiguous()
+        parts = [
+            self._network.encode(clip.to(self._device, torch.float32) / 127.5 - 1.0)
+            for clip in video.split(1)
+        ]
+        return torch.cat(parts).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -68,6 +72,6 @@ class Learned:
             .round_()
             .clamp_(0, 255)
             .to(torch.uint8)
-            for z in latents.split(16)  # the decoder's layers are wide
+            for z in latents.split(1)
         ]
         return torch.cat(parts)
