@@ -146,9 +146,12 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path):
 def test_the_shipped_weights_are_small_and_keep_a_clip():
     assert shipped().stat().st_size < 3 * 2**20
     tokenizer = build(Data(tokenizer=NAME))
-    video = Pixels().decode(clips(4))
-    back = tokenizer.decode(tokenizer.encode(video))
-    assert (back.float() - video.float()).square().mean() < 60
+    video = Pixels().decode(
+        clips(4)[:, :1].expand(-1, 3, -1, -1, -1) / 2
+    )  # grey: the film has no such colours
+    latents = tokenizer.encode(video)
+    assert 0.2 < latents.std() < 2
+    assert (tokenizer.decode(latents).float() - video.float()).square().mean() < 40  # 32 dB
 
 
 def test_pixels_are_left_as_they_are():
