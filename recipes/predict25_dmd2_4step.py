@@ -68,7 +68,7 @@ BIG = Numbers(
     max_steps=30_000, lr=1e-6, fake_score_lr=2e-7, linear=True,
     dmd2_guidance=3.0,  # conventional 4
     global_batch=64, micro_batch=1,  # 32 nodes x 8 GPUs / context parallel 4
-    precision="bf16", activation_checkpointing="full",
+    precision="bf16", activation_checkpointing="selective",
     log_every=100, save_every=500, sample_every=250,
     clips=64, draws=1,
 )  # fmt: skip

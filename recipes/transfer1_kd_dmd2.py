@@ -73,7 +73,7 @@ NUMBERS: dict[Scale, Numbers] = {
         dmd2_steps=24_000, dmd2_lr=5e-7, fake_score_lr=5e-7,  # 24,000 = 4,800 student + 19,200 critic steps
         dmd2_guidance=5.0,  # conventional 6; the published balance between saturation and sharpness
         global_batch=64, micro_batch=1,  # 8 is clearly worse, 32 and more is good
-        precision="bf16", activation_checkpointing="full",
+        precision="bf16", activation_checkpointing="selective",
         log_every=100, save_every=500,
         clips=64, draws=1,
     ),

@@ -1,6 +1,8 @@
 """What several parts share: a look at the tools that tests ask for, one smoke run of the real command, and
 fp64 where networks insist on fp32."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,14 @@ import pytest
 import torch
 
 from tests import lanes, rounding
-from tests.stages.conftest import smoke
+from tests.stages.conftest import ENV, smoke
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is remembered of files of tests is none of the user's."""
+    cache = tempfile.TemporaryDirectory(prefix="cosmos-distill-cache-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = ENV["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.hookimpl(tryfirst=True)

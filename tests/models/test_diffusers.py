@@ -1,7 +1,5 @@
 """The base network against an implementation that is not ours: diffusers' CosmosTransformer3DModel."""
 
-import types
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,19 +11,7 @@ lanes.require("diffusers")
 
 from diffusers.models.transformers import transformer_cosmos  # noqa: E402
 
-
-def _resize(mask, size, interpolation):
-    assert interpolation == "nearest"
-    return F.interpolate(mask, size=size, mode="nearest")
-
-
-@pytest.fixture(autouse=True)
-def _without_torchvision(monkeypatch):
-    transforms = types.SimpleNamespace(
-        functional=types.SimpleNamespace(resize=_resize),
-        InterpolationMode=types.SimpleNamespace(NEAREST="nearest"),
-    )
-    monkeypatch.setattr(transformer_cosmos, "transforms", transforms, raising=False)
+import cosmos_distill.ops.integrations.diffusers  # noqa: E402, F401  # so that diffusers needs no torchvision
 
 
 def diffusers_twin(network):

@@ -1,5 +1,6 @@
 """Behaviour of the whole network: sizes, control branch, features, batches, checkpointing, errors."""
 
+import dataclasses
 import itertools
 import math
 
@@ -113,8 +114,24 @@ def plain_control(w, config, x, c_noise, text, hint, condition, padding, fps):
     return residuals
 
 
-def test_control_branch_equals_a_plain_reference(make_network, make_inputs):
-    network, i = make_network(torch.float64), make_inputs(2, torch.float64)
+@pytest.fixture
+def small_heads(make_network):
+    """A network with heads of the given width."""
+    config = make_network().config
+
+    def make(dtype, head_dim):
+        return make_network(dtype, config=dataclasses.replace(config, head_dim=head_dim, width=2 * head_dim))
+
+    return make
+
+
+HEAD_DIMS = [12, 14, 16, 18, 20, 22, 26]
+"""Of the rotary split's t, h, w: 4 4 4, 6 4 4, 8 4 4, 6 6 6, 8 6 6, 10 6 6, 10 8 8."""
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_control_branch_equals_a_plain_reference(small_heads, make_inputs, head_dim):
+    network, i = small_heads(torch.float64, head_dim), make_inputs(2, torch.float64)
     w = {
         names.to_official(k).removeprefix("net."): v
         for k, v in network.state_dict().items()
@@ -132,6 +149,12 @@ def test_control_branch_equals_a_plain_reference(make_network, make_inputs):
         error = float(((a - b).abs().max() / b.abs().max()).detach())
         print(f"control residual: {error:.2e}")
         assert error < 2e-6  # the rotary tables are fp32 on purpose
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_small_heads_are_computed_by_the_kernels_as_in_fp64(small_heads, make_inputs, head_dim):
+    out = [small_heads(dtype, head_dim)(**make_inputs(2, dtype)) for dtype in (torch.float64, torch.float32)]
+    torch.testing.assert_close(out[1].double(), out[0], rtol=0, atol=1e-4)
 
 
 def test_a_rank_with_all_tokens_holds_no_rotary_table_of_theirs(make_network, make_inputs):
@@ -281,5 +304,12 @@ def test_impossible_sizes_are_refused():
         NetworkConfig(width=48, blocks=1, control_blocks=2, heads=2, head_dim=24)
     with pytest.raises(ValueError, match="needs control_blocks 0"):
         NetworkConfig(width=48, blocks=1, control_blocks=1, heads=2, head_dim=24, text_projection=8)
-    with pytest.raises(ValueError, match="head_dim"):
-        NetworkConfig(width=32, blocks=1, control_blocks=1, heads=2, head_dim=16)
+    for head_dim, said in (
+        (10, "from 12"),
+        (2, "from 12"),
+        (-12, "from 12"),
+        (13, "13 is odd"),
+        (15, "is odd"),
+    ):
+        with pytest.raises(ValueError, match=f"head_dim .*{said}"):
+            NetworkConfig(width=abs(2 * head_dim), blocks=1, control_blocks=1, heads=2, head_dim=head_dim)

@@ -1,8 +1,14 @@
 """The Predict2.5 network: sizes, a time for every frame, the frozen projection, official names."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from cosmos_distill.models import build, names, weights
 from cosmos_distill.models.presets import PRESETS
@@ -90,6 +96,85 @@ def test_the_text_projection_is_frozen_in_every_role(make_predict, predict_input
         assert {k for k, p in role.named_parameters() if not p.requires_grad} == frozen
     network(**predict_inputs()).square().mean().backward()
     assert {k for k, p in network.named_parameters() if p.grad is None} == frozen
+
+
+def _wrapped(network, how):
+    """The network inside something that asks for all gradients."""
+    base = network.base
+    if how == "copied":
+        base.text_projection = copy.deepcopy(base.text_projection)
+    elif how == "pickled":
+        base.text_projection = pickle.loads(pickle.dumps(base.text_projection))
+    elif how == "cast":
+        network = network.double().float()
+    elif how == "from meta":
+        state = {k: v.clone() for k, v in network.state_dict().items()}
+        network = build(network.config, device="meta", seed=None).to_empty(device="cpu")
+        network.load_state_dict(state)
+    elif how == "assigned":
+        state = {k: nn.Parameter(v.clone()) for k, v in network.state_dict().items()}
+        network.load_state_dict(state, assign=True)
+    elif how == "parameter by parameter":
+        for parameter in network.parameters():
+            parameter.requires_grad = True
+    elif how == "base alone":
+        base.requires_grad_(True)
+    return nn.ModuleDict({"student": network}).requires_grad_(True)
+
+
+WRAPPED = [
+    "module",
+    "copied",
+    "pickled",
+    "cast",
+    "from meta",
+    "assigned",
+    "parameter by parameter",
+    "base alone",
+]
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_no_wrapper_trains_the_text_projection(how, make_predict, predict_inputs):
+    """It is asked for through its surroundings, given an optimiser with weight decay, and does not move."""
+    wrapper = _wrapped(make_predict(), how)
+    names = [name for name, _ in wrapper.named_parameters()]
+    assert names == [f"student.{name}" for name, _ in make_predict().named_parameters()]
+    assert {k for k, p in wrapper.named_parameters() if not p.requires_grad} == {
+        f"student.base.text_projection.proj.{x}" for x in ("weight", "bias")
+    }
+    _step(wrapper, wrapper.student, wrapper.student(**predict_inputs()))
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DDP"])
+def test_no_data_parallel_wrapper_trains_the_text_projection(kind, make_predict, predict_inputs):
+    """On the group of one rank that a network by itself makes."""
+    network = make_predict()
+    wrapper = nn.ModuleDict({"student": network})
+    if kind == "DDP":
+        wrapper.requires_grad_(True)
+        parallel = nn.parallel.DistributedDataParallel(network).requires_grad_(True)
+        parallel(**predict_inputs()).sum().backward()  # a gradient it waits for in vain would fail the second
+        _step(wrapper, network, parallel(**predict_inputs()))
+    else:
+        for module in (*network.base.blocks.values(), network.base):
+            fully_shard(module)
+        _step(wrapper.requires_grad_(True), network, network(**predict_inputs()))
+
+
+def _step(wrapper, network, out):
+    """An optimiser's step moves all weights but the frozen ones."""
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=0.1, weight_decay=0.1)
+    out.square().mean().backward()
+    optimizer.step()
+    still = {k for k, v in network.state_dict().items() if equal(v, before[k])}
+    assert still == {"base.text_projection.proj.weight", "base.text_projection.proj.bias"}
+
+
+def equal(a, b):
+    a, b = (x.full_tensor() if isinstance(x, DTensor) else x for x in (a, b))
+    return torch.equal(a, b)
 
 
 def test_initial_weights_are_predicts(make_predict):

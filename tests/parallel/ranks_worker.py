@@ -89,13 +89,17 @@ def between(folder: Path) -> dict[str, Any]:
 
 
 class Faulty(ToyMethod):
-    """NaN in step 3, of the second half of the samples only; a stop asked for in step ``stop_at``."""
+    """NaN in step 3, of the second half of the samples only, and three of four samples left out in step 6; a
+    stop asked for in step ``stop_at``."""
+
+    global_batch = 4
 
     stop_at, stop = -1, StopFlag()
 
     def losses(self, batch: Batch, step: int, noise: Any) -> dict[str, Tensor]:
         if dist.get_rank() == 1 and step == self.stop_at:
             self.stop.request("rank 1's own")
+        self.left_out = {6: 3}
         losses = super().losses(batch, step, noise)
         if step == 3 and batch.first % 4 >= 2:
             losses["loss/kd"] = losses["loss/kd"] * float("nan")
@@ -114,7 +118,7 @@ def training(folder: Path) -> dict[str, Any]:
         fit(method, ToySource(), settings, folder / "stopped", seed=7, stop=method.stop)
     except Interrupted as error:
         text = str(error)
-    return {"losses": result.losses, "skipped": bad.skipped, "stopped": text}
+    return {"losses": result.losses, "skipped": [bad.skipped_by_role, bad.left_out], "stopped": text}
 
 
 def leaving(folder: Path) -> dict[str, Any]:

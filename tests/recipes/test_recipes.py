@@ -24,7 +24,7 @@ from cosmos_distill.config import (
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
-from cosmos_distill.stages.checks import latent_frames
+from cosmos_distill.stages.sizes import latent_frames
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 TRANSFER1 = Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py"
@@ -50,6 +50,13 @@ def test_every_recipe_resolves(path: Path, scale: str) -> None:
             if isinstance(stage, Train):
                 most = len(getattr(stage.method, "condition_frames", (1.0,))) - 1  # a tokenizer's has none
                 assert most == recipe.data.max_condition_frames < latent_frames(recipe)
+
+
+@pytest.mark.parametrize("path, scale", EVERY)
+def test_published_recipes_recompute_all_but_attention(path: Path, scale: str) -> None:
+    stages = cli.load(path).recipe(scale=scale).stages.values()
+    found = {stage.trainer.activation_checkpointing for stage in stages if isinstance(stage, Train)}
+    assert found == {"selective" if scale in ("7b", "2b", "14b") else "none"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

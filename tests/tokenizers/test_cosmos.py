@@ -6,34 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from cosmos_distill.tokenizers import build
+from cosmos_distill.tokenizers import build, files
 from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
-
-
-class Encoder(nn.Module):
-    """Every eighth frame and pixel, repeated to 16 channels; a tuple, as the published encoder gives."""
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = x[:, :1, ::8, ::8, ::8].repeat(1, 16, 1, 1, 1)
-        return z, z
-
-
-class Decoder(nn.Module):
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        x = z[:, :1].repeat(1, 3, 1, 1, 1)
-        x = x.repeat_interleave(8, 3).repeat_interleave(8, 4)
-        return torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(8, 2)], dim=2)
+from tests.tokenizers import scripted
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.jit.script(Encoder()).save(str(tmp_path / "encoder.jit"))
-    torch.jit.script(Decoder()).save(str(tmp_path / "decoder.jit"))
-    rows = torch.arange(16 * 20).reshape(16, 20).float()  # the published file has more frames than a chunk
-    torch.save((rows / 100, 1 + rows / 50), tmp_path / "mean_std.pt")
-    return tmp_path
+    return scripted.write(tmp_path)
 
 
 @pytest.mark.parametrize("frames,time", [(1, 1), (9, 2), (121, 16), (242, 32)])
@@ -93,3 +74,41 @@ def test_build_asks_for_the_folder(folder):
         build(Choice())
     Choice.tokenizer_path = folder
     assert isinstance(build(Choice()), CosmosCV8x8x8)
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKLCosmos
+
+    path = tmp_path_factory.mktemp("cosmos")
+    torch.manual_seed(0)
+    widths = (8, 8, 8, 8)
+    vae = AutoencoderKLCosmos(
+        encoder_block_out_channels=widths, decode_block_out_channels=widths, num_layers=1,
+        attention_resolutions=(),
+    )  # fmt: skip
+    vae.save_pretrained(path)
+    return path
+
+
+def test_safetensors_are_preferred_and_give_what_diffusers_gives(diffusers_folder, folder):
+    from diffusers import AutoencoderKLCosmos
+
+    vae = AutoencoderKLCosmos.from_pretrained(diffusers_folder)
+    video = torch.randint(0, 256, (2, 3, 9, 16, 24), dtype=torch.uint8)
+    with torch.no_grad():
+        z = vae.encode(video / 127.5 - 1).latent_dist.mode()
+        mean, std = (
+            torch.tensor(s).view(1, 16, -1, 1, 1)[:, :, :2]
+            for s in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        tokenizer = CosmosCV8x8x8(diffusers_folder)
+        torch.testing.assert_close(tokenizer.encode(video), (z - mean) / std, rtol=1e-4, atol=1e-5)
+        decoded = tokenizer.decode((z - mean) / std)
+        wanted = ((vae.decode(z).sample + 1) * 127.5).round().clamp(0, 255)
+    assert decoded.dtype == torch.uint8 and decoded.shape == video.shape
+    assert float((decoded.float() - wanted).abs().max()) <= 1
+    for path in diffusers_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    names = [path.name for path in files("cosmos-cv8x8x8", folder)]
+    assert names == ["config.json", "diffusion_pytorch_model.safetensors"]

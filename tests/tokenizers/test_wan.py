@@ -1,5 +1,7 @@
 """The Wan tokenizer around a tiny random VAE of its architecture."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from cosmos_distill.config import Data
 from cosmos_distill.tokenizers import build
+from tests.memory import limited
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,41 @@ def test_bad_sizes_and_folders_are_refused(folder: Path, tmp_path: Path) -> None
         build(Data(tokenizer="wan2.1", tokenizer_path=tmp_path))
     with pytest.raises(ValueError, match="needs its folder"):
         build(Data(tokenizer="wan2.1"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_class_name": "AutoencoderKL"},
+        {"z_dim": 10**9},
+        {"z_dim": "many"},
+        {"base_dim": 16},
+        {"dim_mult": []},
+        [],
+    ],
+    ids=str,
+)
+def test_a_configuration_that_its_weights_do_not_fit_is_refused(folder: Path, tmp_path: Path, change) -> None:
+    forged = tmp_path / "wan"
+    shutil.copytree(folder, forged)
+    said = json.loads((forged / "config.json").read_text())
+    (forged / "config.json").write_text(json.dumps(said | change if isinstance(change, dict) else change))
+    with limited(2**29), pytest.raises(ValueError, match="wan"):
+        build(Data(tokenizer="wan2.1", tokenizer_path=forged))
+
+
+def test_nothing_that_a_configuration_names_is_loaded(folder: Path, tmp_path: Path) -> None:
+    """diffusers' own loader imports another package for it, and follows an index out of the folder."""
+    forged = tmp_path / "wan"
+    shutil.copytree(folder, forged)
+    said = json.loads((forged / "config.json").read_text())
+    said |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (forged / "config.json").write_text(json.dumps(said))
+    assert build(Data(tokenizer="wan2.1", tokenizer_path=forged)).latent_shape(5, 16, 16) == (16, 2, 2, 2)
+    weights = forged / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "outside.safetensors")
+    (forged / "x.safetensors").write_bytes(b"")
+    index = {"weight_map": {"encoder.conv_in.weight": "../outside.safetensors"}}
+    (forged / f"{weights.name}.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="points outside its folder"):
+        build(Data(tokenizer="wan2.1", tokenizer_path=forged))

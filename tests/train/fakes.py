@@ -45,10 +45,12 @@ class Network(nn.Module):
 
 
 class ToyMethod(Method):
-    """See :class:`Toy`. ``bad`` maps a step to the term that is NaN in it."""
+    """See :class:`Toy`. ``bad`` maps a step to what its loss is multiplied with; ``left_out`` to how many
+    of its first samples are left out."""
 
     config: Toy
     trainable = ("student", "critic")
+    global_batch = 6
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class ToyMethod(Method):
         }
         super().__init__(config or Toy(), roles, EDMSchedule(EDM()))
         self.bad: dict[int, str] = {}
+        self.left_out: dict[int, int] = {}
         self.dtype = dtype
         self.dropout = dropout
 
@@ -82,7 +85,11 @@ class ToyMethod(Method):
             loss = {"loss/fake_score": (scored.float() - made.detach().float()).square().flatten(1).mean(1)}
         if step in self.bad:
             loss = {key: value * float(self.bad[step]) for key, value in loss.items()}
-        return {**loss, "total": sum(loss.values(), torch.zeros(()))}
+        terms = {**loss, "total": sum(loss.values(), torch.zeros(()))}
+        if step in self.left_out:
+            position = torch.arange(batch.first, batch.first + len(batch)) % self.global_batch
+            terms["nonfinite/kd"] = (position < self.left_out[step]).float()
+        return terms
 
 
 class ToySource:

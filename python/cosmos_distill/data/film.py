@@ -14,7 +14,7 @@ import torch
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, controls, film_frames, packages
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.data.clips import Split, Stretch
+from cosmos_distill.data.clips import FilmSplit, Stretch
 from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
@@ -117,7 +117,7 @@ class FilmSource:
         control: str | None,
         seed: int,
         *,
-        split: Split,
+        split: FilmSplit,
         tokenizer: Tokenizer,
         text_shape: tuple[int, int],
         sigma_data: float,
@@ -203,16 +203,17 @@ class FilmSource:
                 window.left : window.left + self.data.width,
             ]
         )
-        thresholds, thumbnail = controls.CANNY_MEDIUM, self.data.vis_thumbnail
+        settings = controls.preset(self.control, factor=self.data.vis_thumbnail)
         if self.split == "train":
             random = generator(self.seed, "change", index)
             frames = change(frames, random)
-            thresholds = controls.draw_canny_thresholds((random.random(), random.random()))
-            if thumbnail is not None:
-                thumbnail = random.uniform(*THUMBNAIL_FACTORS)
-        if self.control is None:
-            return frames, None
-        return frames, controls.compute(self.control, frames, thresholds, thumbnail)
+            settings = self._draw_control(random)
+        return frames, None if self.control is None else controls.compute(self.control, frames, settings)
+
+    def _draw_control(self, random: np.random.Generator) -> controls.Settings | None:
+        if self.control == "vis" and self.data.vis_thumbnail is not None:
+            return controls.Thumbnail(random.uniform(*THUMBNAIL_FACTORS))
+        return controls.draw(self.control, random.random(controls.DRAWS))
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from cosmos_distill.data.clips import Split, Stretch
+from cosmos_distill.data.clips import FilmSplit, Stretch
 
 GAP = 12
 """Frames between two stretches of one shot: half a second."""
@@ -50,7 +50,7 @@ def split_film(
     found: list[Stretch] = []
     for number, (begin, end) in enumerate(shots):
         first, last = begin + MARGIN, end - MARGIN
-        parts: list[tuple[Split, int, int]] = []
+        parts: list[tuple[FilmSplit, int, int]] = []
         if begin in hard:
             parts.append(("hard", first, last))
         elif begin in validation:

@@ -2,23 +2,28 @@
 
 Under ``data.root``::
 
-    videos/<id>.mp4                    the clips (of the teacher, for knowledge distillation)
+    videos/<id>.mp4                    clips (the teacher's, for knowledge distillation), or another suffix
     t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
-    <control>/<id>.mp4                 control video with as many frames as the clip
+    <control>/<id>.mp4                 control video that covers the times of the clip
 
 With ``noise/`` every clip must be exactly one window long, since saved noise matches no other window, and
 the control comes from its file for every modality: it must be the one the teacher saw. Without ``noise/``
 a window starts anywhere, and edge and vis are computed from its pixels.
 
-A clip that cannot be used is skipped, named and counted; what cannot be meant (a pickle, a wrong shape,
-NaN) is an error. Every fifth clip in the order of names is held out for evaluation.
+:mod:`~cosmos_distill.data.survey` says which clips are used, and which are held out. What sample n is depends
+on the seed, n and these files alone, not on what was read before, in which process, or by how many: it is
+the first window of a sequence drawn from the seed and n that can be decoded. A window that cannot is passed
+over for this sample only. In training without noise, clips that cannot be used have places in that sequence
+like the others, so that mending one changes only the samples in whose sequence it comes first.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +37,22 @@ from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
+from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.randomness import generator
-from cosmos_distill.data.text import PICKLES, T5_TOKENS, load_array, load_embedding, refuse_pickle
-from cosmos_distill.files import sha256
+from cosmos_distill.data.survey import HELD_OUT_EVERY, SHOWN, Sample, survey, window_span
+from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
-HELD_OUT_EVERY = 5
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The files of one clip."""
-
-    name: str
-    video: Path
-    frames: int
-    text: Path
-    noise: Path | None
-    control: Path | None
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors that say nothing about a clip."""
 
 
 class FolderSource:
     """A :class:`~cosmos_distill.data.sources.Source` over ``data.root`` (layout: see the module).
 
-    Opening reads headers only; a clip that turns out damaged while decoding is skipped then, and sample n
-    becomes the next clip of a sequence that depends on the seed and n alone.
+    Opening looks at all files, whichever split they are in, and decodes none; what it finds is remembered.
+    Raises DataError when no clip of the split can be used, or files beside the clips are wrong.
     """
 
     def __init__(
@@ -72,158 +67,126 @@ class FolderSource:
         text_tokens: int | None = None,
         sigma_data: float = 0.5,
     ) -> None:
-        if data.root is None:
-            raise DataError(
-                "the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)"
-            )
         self.data, self.control, self.seed, self.split = data, control, seed, split
-        self.root = data.root
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
-        self.skipped: dict[str, str] = {}
         self._tokenizer, self._sigma_data = tokenizer, sigma_data
-        self._span = (data.frames - 1) * data.stride + 1
-        self._paired = (self.root / "noise").is_dir()
-        if self._paired and data.stride != 1:
+        self._span = window_span(data)
+        self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
+        self._paired, self._samples = self._survey.paired, list(self._survey.samples.values())
+        for number, (name, reason) in enumerate(self._survey.skipped.items(), start=1):
+            log.warning("clip %s skipped (%d so far): %s", name, number, reason)
+        self._damaged: dict[str, tuple[int, str]] = {}
+        self._unreadable: dict[tuple[str, int], str] = {}
+        names = self._survey.split(split)
+        self._places = [self._survey.samples.get(name) for name in names]
+        self._chosen = [sample for sample in self._places if sample is not None]
+        if not self._chosen:
             raise DataError(
-                f"{self.root} has saved noise, which only matches every frame: set data.stride to 1"
+                f"no usable clip for {split} in {self._survey.root}/videos ({len(self._samples)} usable of "
+                f"{len(self._survey.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
+                f"{self._reasons()}"
             )
-        self._samples = self._find()
-        self._negative = self._load_negative()
+        self._stamps: dict[Path, Stamp] = {
+            path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
+        }
+        self._negative = np.zeros(self.text_shape, np.float32)
+        if data.negative_prompt:
+            self._negative = load_embedding(Path(data.negative_prompt), *self.text_shape)
 
-    def _find(self) -> list[Sample]:
-        videos = self.root / "videos"
-        paths = sorted(videos.glob("*.mp4")) if videos.is_dir() else []
-        if not paths:
-            raise DataError(
-                f"{videos} holds no .mp4 file: put clips there, or set data.root to another folder"
-            )
-        usable = []
-        for path in paths:
-            try:
-                usable.append(self._probe(path))
-            except _Unusable as error:
-                self._skip(path.stem, str(error))
-        held = set(usable[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or usable[-1:]) if len(usable) > 1 else set()
-        chosen = [s for s in usable if (s in held) == (self.split == "eval")]
-        if not chosen:
-            raise DataError(
-                f"no usable clip for {self.split} in {videos} ({len(usable)} usable of {len(paths)}; "
-                f"evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2).{self._reasons()}"
-            )
-        return chosen
-
-    def _probe(self, path: Path) -> Sample:
-        text = self._companion(self.data.text_folder or "t5_xxl", path.stem, (".safetensors", ".npz"))
-        noise = self._companion("noise", path.stem, (".safetensors", ".npz")) if self._paired else None
-        control = None
-        if self.control is not None and (self._paired or self.control not in controls.COMPUTED):
-            control = self._companion(self.control, path.stem, (".mp4",))
-        lengths = []
-        for file in (path, control) if control else (path,):
-            try:
-                lengths.append(clips.count_frames(file))
-            except DataError as error:
-                raise _Unusable(str(error)) from error
-        if len(set(lengths)) > 1:
-            raise _Unusable(f"{lengths[0]} frames, but its {self.control} control has {lengths[1]}")
-        if lengths[0] < self._span:
-            raise _Unusable(f"{lengths[0]} frames, fewer than the {self._span} of a window")
-        if self._paired and lengths[0] != self._span:
-            raise _Unusable(
-                f"{lengths[0]} frames, but its saved noise matches a clip of exactly {self._span}"
-            )
-        return Sample(path.stem, path, lengths[0], text, noise, control)
-
-    def _companion(self, folder: str, name: str, suffixes: tuple[str, ...]) -> Path:
-        for suffix in suffixes:
-            path = self.root / folder / f"{name}{suffix}"
-            if path.is_file():
-                return path
-        for suffix in PICKLES:
-            refuse_pickle_if_there(self.root / folder / f"{name}{suffix}")
-        raise _Unusable(f"has no {folder}/{name}{suffixes[0]}")
-
-    def _load_negative(self) -> np.ndarray:
-        if not self.data.negative_prompt:
-            return np.zeros(self.text_shape, np.float32)
-        path = Path(self.data.negative_prompt)
-        if not path.is_file():
-            raise DataError(
-                f"data.negative_prompt {self.data.negative_prompt!r} is no file: T5 does not run here, so "
-                "give the path of its embedding (.safetensors or .npz), or leave it empty for zeros"
-            )
-        return load_embedding(path, *self.text_shape)
-
-    def _skip(self, name: str, reason: str) -> None:
-        if name not in self.skipped:
-            self.skipped[name] = reason
-            log.warning("clip %s skipped (%d so far): %s", name, len(self.skipped), reason)
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why clips are not used, by name; and what is wrong with clips that were met so far of which some
+        windows cannot be decoded, while the others are used. A record: nothing is decided by it."""
+        damaged = {
+            name: f"damaged in places ({reason})" for name, (_, reason) in self._damaged.copy().items()
+        }
+        return dict(self._survey.skipped) | dict(sorted(damaged.items()))
 
     def _reasons(self) -> str:
-        shown = [f"\n  {name}: {reason}" for name, reason in list(self.skipped.items())[:10]]
-        more = len(self.skipped) - len(shown)
+        skipped = self.skipped
+        shown = [f"\n  {name}: {reason}" for name, reason in list(skipped.items())[:SHOWN]]
+        more = len(skipped) - len(shown)
         return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
+
+    def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
+        """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
+        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they
+        are left."""
+        random = generator(self.seed, self.split, index)
+        order = random.permutation(len(self._places))
+        if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
+            epoch, position = divmod(index, len(self._chosen))
+            mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places))
+            order = np.roll([i for i in mixed if self._places[i] is not None], -position)
+        u = random.random(1 + controls.DRAWS)
+        usable = [sample for i in order if (sample := self._places[i]) is not None]
+        drawn = ((sample, int(u[0] * (sample.info.frames - self._span + 1))) for sample in usable)
+        return chain(drawn, ((sample, 0) for sample in usable)), u[1:]
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
-        random = generator(self.seed, self.split, index)
-        order = random.permutation(len(self._samples))
-        if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
-            epoch, position = divmod(index, len(self._samples))
-            order = np.roll(generator(self.seed, "epoch", epoch).permutation(len(self._samples)), -position)
-        u = random.random(3)
-        for choice in order.tolist():
-            sample = self._samples[choice]
-            if sample.name in self.skipped:
+        candidates, u = self._candidates(index)
+        for sample, start in candidates:
+            if (sample.name, start) in self._unreadable:
                 continue
-            start = int(u[0] * (sample.frames - self._span + 1))
             wanted = range(start, start + self._span, self.data.stride)
             try:
-                video, mask, fps = self._window(sample.video, wanted)
-                control = None
-                if sample.control is not None:
-                    control = self._window(sample.control, wanted)[0]
-                elif self.control is not None:
-                    thresholds = controls.CANNY_MEDIUM
-                    if self.split == "train":
-                        thresholds = controls.draw_canny_thresholds((u[1], u[2]))
-                    control = controls.compute(self.control, video, thresholds)
+                video, control, mask, fps = self._window(sample, wanted)
             except DataError as error:
-                self._skip(sample.name, str(error))
+                self._pass_over(sample, start, error)
                 continue
+            if control is None and self.control is not None:
+                settings = controls.draw(self.control, u) if self.split == "train" else None
+                control = controls.compute(self.control, video, settings)
             return sample, start, video, control, mask, fps
-        raise DataError(f"no usable clip is left for {self.split} in {self.root}/videos.{self._reasons()}")
+        raise DataError(
+            f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
+            f"{self._reasons()}"
+        )
 
-    def _window(self, path: Path, wanted: range) -> tuple[np.ndarray, np.ndarray, float]:
-        fit: Fit | None = None
+    def _pass_over(self, sample: Sample, start: int, error: DataError) -> None:
+        """Remember that a window cannot be decoded, which is a fact of the file.
 
-        def place(image: np.ndarray) -> np.ndarray:
-            nonlocal fit
-            if fit is None:
-                # Labels and joints have no meaningful average: their colours are kept as they are.
-                nearest = path.parent.name in ("seg", "keypoint")
-                fit = Fit(image.shape[0], image.shape[1], self.data.height, self.data.width, nearest)
-            return fit(image)
+        Raises DataError where it is none: the file is another than at opening, or the system failed.
+        """
+        for path in (sample.video, sample.control):
+            if path is not None and not self._as_opened(path):
+                raise DataError(
+                    f"{path} was changed or removed while it was being read: the same command goes on with "
+                    "the file as it is then"
+                ) from error
+        if getattr(error.__cause__, "errno", None) in _OF_THE_MACHINE:
+            raise error
+        self._unreadable[sample.name, start] = str(error)
+        if sample.name not in self._damaged:
+            log.warning(
+                "clip %s skipped (%d so far): %s; windows of it that can be read are used",
+                sample.name, len(self.skipped) + 1, error,
+            )  # fmt: skip
+        self._damaged[sample.name] = min(
+            (start, str(error)), self._damaged.get(sample.name, (start, str(error)))
+        )
 
-        frames, fps = clips.decode(path, place, wanted)
-        assert fit is not None
-        return np.stack(frames), fit.padding, fps / self.data.stride
+    def _as_opened(self, path: Path) -> bool:
+        try:
+            return stamp(path)[:2] == self._stamps[path][:2]
+        except OSError:
+            return False
 
-    def _noise(self, path: Path) -> np.ndarray:
-        noise = load_array(path, "noise")
-        if noise.shape != self.latent_shape:
-            raise DataError(
-                f"{path}: noise {list(noise.shape)}, but {self.data.frames} frames of {self.data.height}x"
-                f"{self.data.width} have latents {list(self.latent_shape)}: set data.frames, height and width"
-            )
-        # The second term is several standard errors of a small latent; it vanishes for a real one.
-        if abs(float(noise.std()) - 1.0) > 0.05 + 4 / np.sqrt(noise.size):
-            raise DataError(
-                f"{path}: noise of standard deviation {noise.std():.3f}, not 1: it was saved at another scale"
-                " or with an input video; generate the pair from the control alone"
-            )
-        return noise
+    def _window(
+        self, sample: Sample, wanted: range
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+        """Video, control from its file, padding mask and fps. DataError when they cannot be decoded."""
+        size = sample.info.height, sample.info.width, self.data.height, self.data.width
+        fit = Fit(*size)
+        frames, rate, times = clips.window(sample.video, wanted, fit)
+        control = None
+        if sample.control is not None:
+            # Labels and joints have no meaningful average: their colours are kept as they are.
+            place = Fit(*size, nearest=self.control in ("seg", "keypoint"))
+            control = np.stack(clips.at_times(sample.control, times, place))
+        return np.stack(frames), control, fit.padding, rate / self.data.stride
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
@@ -234,7 +197,7 @@ class FolderSource:
         )
 
     def batch(self, first: int, count: int) -> Batch:
-        """Samples first .. first+count-1, encoded. DataError for text or noise that cannot be used."""
+        """Samples first .. first+count-1, encoded. DataError when nothing can be read any more."""
         samples, starts, video, control, masks, fps = zip(
             *(self._read(i) for i in range(first, first + count)), strict=True
         )
@@ -245,7 +208,7 @@ class FolderSource:
             raise DataError(f"the tokenizer gave NaN or infinity for {', '.join(bad)}: check its files")
         noise = None
         if self._paired:
-            noise = torch.from_numpy(np.stack([self._noise(s.noise) for s in samples]))
+            noise = torch.from_numpy(np.stack([load_array(s.noise, "noise") for s in samples]))
         text = torch.from_numpy(np.stack([load_embedding(s.text, *self.text_shape) for s in samples]))
         h, w = self.latent_shape[2:]
         padding = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.stack(masks))[:, None], (h, w))
@@ -268,24 +231,15 @@ class FolderSource:
         return self._tokenizer.decode(latents / self._sigma_data)
 
     def description(self) -> dict[str, Any]:
-        """Clips of this split by hash, and those skipped so far with the reason."""
+        """Clips of this split by hash, and what :attr:`skipped` says."""
+        hashes = self._survey.hashes([sample.name for sample in self._chosen])
         return {
             "source": "folder",
             "split": self.split,
             "seed": self.seed,
             "control": self.control,
             "saved_noise": self._paired,
-            "clips": {s.name: sha256(s.video) for s in self._samples},
-            "windows": sum(s.frames - self._span + 1 for s in self._samples),
+            "clips": {name: files["video"] for name, files in hashes.items()},
+            "windows": sum(s.info.frames - self._span + 1 for s in self._chosen),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }
-
-
-class _Unusable(Exception):
-    """Why one clip is skipped."""
-
-
-def refuse_pickle_if_there(path: Path) -> None:
-    """:func:`refuse_pickle` for a file that exists."""
-    if path.is_file():
-        refuse_pickle(path)

@@ -16,6 +16,7 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import HashTextEncoder
+from cosmos_distill.data.video import decode_as_stored
 from cosmos_distill.files import sha256
 from cosmos_distill.tokenizers import Tokenizer
 
@@ -68,7 +69,7 @@ def load_clips(height: int, span: int) -> dict[str, Clip]:
             sizes = [(round(image.shape[1] * s), round(image.shape[0] * s)) for s in scales]
             return [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for size in sizes]
 
-        images, fps = clips.decode(path, shrink)
+        images, fps = decode_as_stored(path, shrink)  # the shipped teachers were trained on these very bytes
         frames = {zoom: np.stack(x) for zoom, x in zip(ZOOMS, zip(*images, strict=True), strict=True)}
         cuts = clips.find_cuts(frames["wide"])
         stretches = clips.split_clip(name, len(images), cuts, span)
@@ -81,7 +82,7 @@ class ScikitVideoSource:
 
     A window is random in clip and shot (in proportion to frames), start, zoom and position; never
     mirrored, since the prompt names a place in the scene. Evaluation windows are distinct and their
-    Canny thresholds fixed; training draws thresholds per sample. Raises DataError when a prompt other
+    control's settings fixed; training draws them per sample. Raises DataError when a prompt other
     than the empty one is asked for as negative, or the control needs files.
     """
 
@@ -142,15 +143,15 @@ class ScikitVideoSource:
         windows = dict.fromkeys(self._draw(u) for u in random.random((2 * EVAL_WINDOWS, 5)))
         return list(windows)[:EVAL_WINDOWS]
 
-    def window(self, index: int) -> tuple[Window, tuple[int, int]]:
-        """Window and Canny thresholds of sample ``index``."""
+    def window(self, index: int) -> tuple[Window, controls.Settings | None]:
+        """Window and settings of the control of sample ``index``."""
         if self.split == "eval":
-            return self._eval[index % len(self._eval)], controls.CANNY_MEDIUM
-        u = generator(self.seed, "train", index).random(7)
-        return self._draw(u[:5]), controls.draw_canny_thresholds((u[5], u[6]))
+            return self._eval[index % len(self._eval)], controls.preset(self.control)
+        u = generator(self.seed, "train", index).random(5 + controls.DRAWS)
+        return self._draw(u[:5]), controls.draw(self.control, u[5:])
 
     def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray | None]:
-        window, thresholds = self.window(index)
+        window, settings = self.window(index)
         frames = self._clips[window.clip].frames[window.zoom][
             window.start : window.start + self._span : self.data.stride,
             window.top : window.top + self.data.height,
@@ -158,7 +159,7 @@ class ScikitVideoSource:
         ]
         if self.control is None:
             return window, frames, None
-        return window, frames, controls.compute(self.control, frames, thresholds)
+        return window, frames, controls.compute(self.control, frames, settings)
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
@@ -214,6 +215,6 @@ class ScikitVideoSource:
 def mini_training_video(data: Data, tokenizer: Tokenizer, count: int) -> torch.Tensor:
     """uint8 [count, 3, F, H, W]: the training windows that the Haar tokenizer's table was measured on."""
     source = ScikitVideoSource(
-        data, "vis", 0, split="train", tokenizer=tokenizer, text_shape=(PROMPT_WORDS, 8), sigma_data=1.0
+        data, None, 0, split="train", tokenizer=tokenizer, text_shape=(PROMPT_WORDS, 8), sigma_data=1.0
     )
     return source.pixels(0, count)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cosmos_distill.arrays import companions
 from cosmos_distill.data.errors import DataError
 
 T5_TOKENS, T5_CHANNELS = 512, 1024
@@ -53,7 +54,7 @@ class HashTextEncoder:
 
 def refuse_pickle(path: Path) -> None:
     """Raises DataError, naming the converter, when ``path`` is a pickle: loading one can run any code."""
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise DataError(
             f"{path} is a pickle, which can run code when loaded: convert its folder once with "
             f"`{CONVERTER} {path.parent}`"
@@ -67,26 +68,14 @@ def load_array(path: Path, key: str) -> np.ndarray:
     """
     refuse_pickle(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            arrays = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: np.asarray(file[name], np.float32) for name in file.files}
-        else:
-            raise DataError(f"{path}: expected a .safetensors or .npz file")
-    except DataError:
-        raise
-    except Exception as error:  # safetensors, zipfile and numpy each raise their own types on a bad file
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if key not in arrays and len(arrays) == 1:
-        key = next(iter(arrays))
-    if key not in arrays:
-        raise DataError(f"{path}: has no array {key!r}, only {sorted(arrays)}")
-    if not np.isfinite(arrays[key]).all():
+        array = companions.read(path, key)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if not np.isfinite(array).all():
         raise DataError(f"{path}: {key} holds NaN or infinity: make the file again")
-    return arrays[key]
+    return array
 
 
 def load_embedding(path: Path, tokens: int = T5_TOKENS, channels: int = T5_CHANNELS) -> np.ndarray:

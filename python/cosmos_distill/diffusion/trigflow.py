@@ -75,8 +75,9 @@ class TrigFlowSchedule:
         """Coefficients at the angles ``t``, [B] or [B, T].
 
         ``rectified_flow``: the network predicts eps - x_0 from rectified flow's x and tau.
-        ``edm``: it predicts what EDM's networks do, and c_noise = ln(sigma) / 4, with sigma held within
-        2^-53 .. 2^53 so that it stays finite at both ends.
+        ``edm``: it predicts what EDM's networks do, and c_noise = ln(sigma) / 4. That is finite at both ends:
+        at pi/2 sigma is sigma_data times the tangent of fp64's pi/2, 1.6e16, as in the official code, and
+        2^-53 at 0.
         """
         cos, sin = _cos_sin(t)
         sd = self.config.sigma_data
@@ -85,7 +86,7 @@ class TrigFlowSchedule:
             tau = sd * sin / total
             values = (sd / total, -tau, sd / total, tau)
         else:
-            sigma = self.to_sigma(t).clamp(2.0**-53, 2.0**53)
+            sigma = self.to_sigma(t).clamp(2.0**-53, sd * math.tan(math.pi / 2))
             values = (sd * cos, sd * sin, torch.ones_like(cos), sigma.log() / 4)
         dtype = torch.promote_types(t.dtype, torch.float32)
         c_skip, c_out, c_in, c_noise = (value.to(dtype) for value in values)

@@ -9,12 +9,14 @@ pressed on could not measure afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from cosmos_distill import diffusion
-from cosmos_distill.config import MethodConfig, Optim
+from cosmos_distill.config import MethodConfig, Optim, Setting, Share, Weight
 from cosmos_distill.methods.base import Method, Networks, Noise
+from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,32 +35,27 @@ FLOOR = 1e-4
 class Autoencoding(MethodConfig):
     """Train a tokenizer on clips that are read as pixels (``data.tokenizer`` is pixels)."""
 
-    latent_noise: float = 0.08
+    latent_noise: Weight = 0.08
     """Deviation of the noise added to latents before they are decoded: what is generated is never exact."""
-    slopes: float = 1.0
+    slopes: Weight = 1.0
     """Weight of differences between neighbouring pixels."""
-    motion: float = 1.0
+    motion: Weight = 1.0
     """Weight of differences between consecutive frames."""
-    strength: float = 1.0
+    strength: Weight = 1.0
     """Weight of the local strength of both kinds of differences."""
-    size: float = 1e-4
+    size: Weight = 1e-4
     """Weight of the latents' mean square, which keeps their scale."""
-    controls: float = 0.125
+    controls: Share = 0.125
     """Share of the samples whose control is coded in place of the clip: it passes through the tokenizer,
     too."""
-    control_weight: float = 0.05
+    control_weight: Weight = 0.05
     """Weight of such a sample: the error of an edge map is tens of times that of a clip."""
     student: Optim
     """The tokenizer being trained."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.controls <= 1:
-            raise ValueError(f"controls {self.controls} is a share: choose it from 0 to 1")
-        if (
-            min(self.latent_noise, self.slopes, self.motion, self.strength, self.size, self.control_weight)
-            < 0
-        ):
-            raise ValueError("latent_noise and weights must not be negative")
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """Of all networks there is none that it trains: it trains tokenizers."""
+        yield "", "trains a tokenizer: choose --network mini-cv4x4x4 with --data.tokenizer pixels"
 
     @property
     def sampler(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from cosmos_distill import diffusion
 from cosmos_distill.config import MethodConfig, Optim
 from cosmos_distill.methods.denoiser import Condition, Denoiser
+from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
     import numpy
@@ -102,7 +103,8 @@ class Method(ABC):
 
         ``total`` is what is differentiated: the trainer back-propagates its sum over all micro-batches and
         ranks divided by the global batch, so that every mean is a global sum over a global count.
-        The other keys go to the log, unweighted.
+        The other keys go to the log, unweighted. ``nonfinite/<term>`` is 1 for samples that were left out of
+        ``loss/<term>`` because theirs was not finite, else 0; a step that was to leave out all is skipped.
         """
 
     def denoiser(self, role: str) -> Denoiser:
@@ -148,10 +150,10 @@ def draw_condition(batch: Batch, noise: Noise, probabilities: Sequence[float]) -
     return Condition.from_batch(batch, torch.searchsorted(bounds, drawn, right=True))
 
 
-def require_probabilities(name: str, values: Sequence[float]) -> None:
-    """Raise a ValueError unless ``values`` are probabilities that add up to 1."""
-    if not values or min(values) < 0 or abs(sum(values) - 1) > 1e-9:
-        raise ValueError(f"{name} {tuple(values)} must not be negative and must add up to 1")
+def probabilities(name: str, values: Sequence[float]) -> Iterator[Problem]:
+    """What is wrong with ``values`` as the probabilities of 0, 1, 2, ..."""
+    if abs(sum(values) - 1) > 1e-9:
+        yield name, f"must add up to 1, not {tuple(values)}"
 
 
 class Buildable(Protocol):

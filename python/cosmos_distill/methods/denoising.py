@@ -7,20 +7,22 @@ network's own error weighs 1 at every noise level.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from cosmos_distill import diffusion, ops
-from cosmos_distill.config import MethodConfig, Optim
+from cosmos_distill.config import MethodConfig, Optim, Setting, Share
 from cosmos_distill.methods.base import (
     Method,
     Networks,
     Noise,
     draw_condition,
-    require_probabilities,
+    probabilities,
     unit_noise,
 )
 from cosmos_distill.methods.levels import LogNormal, ShiftedTime
+from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,19 +37,24 @@ class Denoising(MethodConfig):
 
     levels: LogNormal | ShiftedTime = field(default_factory=LogNormal)
     """Where noise levels are drawn."""
-    text_dropout: float = 0.2
+    text_dropout: Share = 0.2
     """Probability that a sample's text is replaced by the negative text, which trains the
     unconditional branch of guidance."""
     start: Literal["teacher"] | None = None
     """Go on from the teacher's weights, those shipped or ``--teacher``, instead of fresh ones: what a run
     whose checkpoints are gone goes on from."""
-    condition_frames: tuple[float, ...] = (1.0,)
+    condition_frames: tuple[Share, ...] = (1.0,)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.99)))
     """The network being trained."""
 
-    def __post_init__(self) -> None:
-        require_probabilities("condition_frames", self.condition_frames)
+    def rules(self) -> Iterator[Problem]:
+        """Probabilities are some."""
+        return probabilities("condition_frames", self.condition_frames)
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """Levels are those of a schedule."""
+        return self.levels.misfits(setting)
 
     @property
     def sampler(self) -> None:

@@ -7,21 +7,35 @@ others train S and D. The defaults are Transfer1's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cosmos_distill import diffusion, ops
-from cosmos_distill.config import ONE_STEP, FewStep, Guidance, MethodConfig, Optim
+from cosmos_distill.config import (
+    ONE_STEP,
+    FewStep,
+    GivenFrames,
+    Guidance,
+    MethodConfig,
+    Optim,
+    Setting,
+    Share,
+    Start,
+    Steps,
+    Weight,
+)
 from cosmos_distill.methods.base import (
     Method,
     Networks,
     Noise,
     draw_condition,
-    require_probabilities,
+    probabilities,
     unit_noise,
 )
 from cosmos_distill.methods.levels import Grid, ShiftedTime
+from cosmos_distill.ranges import Problem, Range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,11 +54,11 @@ class DMD2(MethodConfig):
     an optimiser step; the gradient passes through the last of them."""
     guidance: Guidance = field(default_factory=lambda: Guidance(5.0, "added"))
     """Of the teacher. The student learns the guided prediction and needs none."""
-    student_update_freq: int = 5
+    student_update_freq: Steps = 5
     """The student's turn is every step that this divides."""
-    student_warmup_steps: int = 0
+    student_warmup_steps: Start = 0
     """First optimiser steps, which train the student only."""
-    critic_warmup_steps: int = 0
+    critic_warmup_steps: Start = 0
     """First optimiser steps, which train the fake score and the discriminator only."""
     levels: Grid | ShiftedTime = field(default_factory=Grid)
     """Where teacher and critics get their noise levels."""
@@ -54,45 +68,81 @@ class DMD2(MethodConfig):
     """Error that the fake score network's loss averages: of the noise, of x0, or of TrigFlow's velocity."""
     mask_given_frames: bool = False
     """Leave given frames out of the student's normaliser. Their errors are zero in any case."""
-    gan_weight: float = 1e-3
+    gan_weight: Weight = 1e-3
     """Of the adversarial term in the student's loss; 0 builds no discriminator."""
     gan_features: Literal["teacher", "fake_score"] = "teacher"
     """Network whose features the discriminator reads. The adversarial loss trains the fake score network with
     its head (and real clips then get the noise of the generated ones), but not the teacher."""
     head: Literal["conv3d", "conv2d", "attention", "spatial_temporal", "query_token"] = "conv3d"
     """Architecture of the discriminator's heads."""
-    head_width: int = 320
-    head_groups: int = 8
-    feature_blocks: tuple[int, ...] = ()
+    head_width: Annotated[int, Range(1, 2**14)] = 320
+    head_groups: Annotated[int, Range(1, 2**14)] = 8
+    """Groups of the convolutional heads' normalisation."""
+    feature_blocks: tuple[Annotated[int, Range(0, 2**10)], ...] = ()
     """Blocks that the discriminator reads; empty: the middle one."""
-    feature_t_min: int = 0
+    feature_t_min: GivenFrames = 0
     """Leading latent frames that the discriminator does not see."""
     ladd: bool = False
     """Adversarial loss alone, at weight 1 and without a fake score (LADD, arXiv 2403.12015)."""
-    recon_loss_weight: float = 0.0
+    recon_loss_weight: Weight = 0.0
     """Of mean (x_g - real latent)^2 in the student's loss."""
     recon_loss_only: bool = False
     """Reconstruction as the only loss and every step the student's: an alternative warm-up."""
-    condition_frames: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    condition_frames: tuple[Share, ...] = (1 / 3, 1 / 3, 1 / 3)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=5e-7, clip_norm=10.0))
     fake_score: Optim = field(default_factory=lambda: Optim(lr=5e-7))
     discriminator: Optim = field(default_factory=lambda: Optim(lr=5e-7))
 
-    def __post_init__(self) -> None:
-        require_probabilities("condition_frames", self.condition_frames)
-        if self.student_update_freq < 1:
-            raise ValueError(f"student_update_freq must be at least 1, not {self.student_update_freq}")
-        if min(self.gan_weight, self.recon_loss_weight) < 0:
-            raise ValueError("gan_weight and recon_loss_weight must not be negative")
+    def rules(self) -> Iterator[Problem]:
+        """Switches that exclude each other."""
+        yield from probabilities("condition_frames", self.condition_frames)
         if self.student_warmup_steps and self.critic_warmup_steps:
-            raise ValueError("student_warmup_steps and critic_warmup_steps exclude each other: set one to 0")
+            yield "student_warmup_steps", "and critic_warmup_steps exclude each other: set one to 0"
         if self.ladd and self.recon_loss_only:
-            raise ValueError("ladd and recon_loss_only exclude each other: switch one off")
+            yield "ladd", "and recon_loss_only exclude each other: switch one off"
         if self.ladd and self.gan_features != "teacher":
-            raise ValueError("ladd has no fake score: its gan_features are the teacher's")
+            yield "gan_features", "must be 'teacher' under ladd, which has no fake score"
         if self.student_update_freq == 1 and not self.recon_loss_only:
-            raise ValueError("student_update_freq 1 never trains the critics: choose at least 2")
+            yield "student_update_freq", "1 never trains the critics: choose at least 2"
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """The student needs a turn, levels their schedule, and the discriminator features it can read."""
+        if not self.recon_loss_only:
+            yield from self.levels.misfits(setting)
+        first = 0 if not self.critics else _next_multiple(self.critic_warmup_steps, self.student_update_freq)
+        if first >= setting.max_steps:
+            text = (
+                f"{self.critic_warmup_steps} leaves the student no turn: its first would be step {first} "
+                f"(from 0) of {setting.max_steps}. Lower it to at most "
+                f"{(setting.max_steps - 1) // self.student_update_freq * self.student_update_freq}"
+            )
+            yield "critic_warmup_steps", text
+        if "discriminator" in self.critics:
+            yield from self._unreadable(setting)
+
+    def _unreadable(self, setting: Setting) -> Iterator[Problem]:
+        """Why the discriminator cannot be built, or cannot read the network's features: tried without
+        computing anything."""
+        import torch
+
+        blocks = self.feature_blocks or (setting.blocks // 2,)
+        if max(blocks) >= setting.blocks:
+            text = (
+                f"{' '.join(map(str, blocks))}: the network's blocks are numbered 0 to {setting.blocks - 1}"
+            )
+            yield "feature_blocks", text
+            return
+        with torch.device("meta"):
+            try:
+                head = self._discriminator(setting.blocks, setting.width, seed=0)
+            except ValueError as error:
+                yield "head_width", f"{self.head_width} with head_groups {self.head_groups}: {error}"
+                return
+            try:
+                head({block: torch.empty(1, *setting.grid, setting.width) for block in blocks})
+            except (ValueError, RuntimeError) as error:
+                yield ("feature_t_min" if self.feature_t_min else "head"), f"does not suit the clips: {error}"
 
     @property
     def critics(self) -> tuple[str, ...]:
@@ -115,28 +165,32 @@ class DMD2(MethodConfig):
         if "fake_score" in self.critics:
             roles["fake_score"] = networks("fake_score")
         if "discriminator" in self.critics:
-            roles["discriminator"] = self._discriminator(roles["teacher"], seed)
+            network: Any = roles["teacher"]
+            like = next(network.parameters())
+            head = self._discriminator(network.config.blocks, network.config.width, seed)
+            roles["discriminator"] = head.to(like.device, like.dtype)
         return DMD2Method(self, roles, schedule)
 
-    def _discriminator(self, teacher: nn.Module, seed: int) -> nn.Module:
+    def _discriminator(self, total: int, width: int, seed: int) -> nn.Module:
+        """The head on features of ``width`` of a network of ``total`` blocks."""
         from cosmos_distill.models.heads import Discriminator
 
-        network: Any = teacher
-        total, width = network.config.blocks, network.config.width
         blocks = self.feature_blocks or (total // 2,)
         if not set(blocks) <= set(range(total)):
             raise ValueError(f"feature_blocks {blocks}: the teacher's blocks are numbered 0..{total - 1}")
-        head = Discriminator(
+        return Discriminator(
             blocks,
             width,
             head=self.head,
             width=self.head_width,
-            groups=self.head_groups,
+            groups=None if self.head == "attention" else self.head_groups,
             t_min=self.feature_t_min,
             seed=seed,
         )
-        like = next(teacher.parameters())
-        return head.to(like.device, like.dtype)
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 class DMD2Method(Method):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cosmos_distill.config import MethodConfig, Optim
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, require_probabilities
+from cosmos_distill.config import MethodConfig, Optim, Setting, Share
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, probabilities
+from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +21,18 @@ if TYPE_CHECKING:
 class KD(MethodConfig):
     """Regress the teacher's clip from the noise it started from. Needs a stage's ``pairs_from``."""
 
-    condition_frames: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)
+    condition_frames: tuple[Share, ...] = (1 / 3, 1 / 3, 1 / 3)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
 
-    def __post_init__(self) -> None:
-        require_probabilities("condition_frames", self.condition_frames)
+    def rules(self) -> Iterator[Problem]:
+        """Probabilities are some."""
+        return probabilities("condition_frames", self.condition_frames)
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """It regresses stored clips."""
+        if not setting.pairs:
+            yield "", "KD learns from pairs: name the stage that generates them in pairs_from"
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> KDMethod:
         """The method over a student; the teacher is in the pairs."""

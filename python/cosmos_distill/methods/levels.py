@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from cosmos_distill import diffusion
+from cosmos_distill.config import EDM, Setting, TrigFlow
+from cosmos_distill.ranges import Checked, Problem, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +23,26 @@ FIRST_LEVEL, LAST_LEVEL = 20, 980
 
 
 @dataclass(frozen=True)
-class Grid:
+class Levels(Checked):
+    """Base of the ways to draw levels, each in the coordinate of one schedule."""
+
+    coordinate: ClassVar[type[EDM] | type[TrigFlow]]
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """Levels are those of a schedule."""
+        if not isinstance(setting.schedule, self.coordinate):
+            yield "levels", self._refusal()
+
+    def _refusal(self) -> str:
+        others = "Grid or LogNormal" if self.coordinate is TrigFlow else "ShiftedTime"
+        return f"{type(self).__name__} belongs to {self.coordinate.__name__}: take {others} here"
+
+
+@dataclass(frozen=True)
+class Grid(Levels):
     """Uniform over the points of a grid of EDM levels, as DMD2 on Transfer1 draws them."""
+
+    coordinate = EDM
 
     points: Literal["edm_sampling", "inference"] = "edm_sampling"
     """The teacher's sampling grid, or log-uniform."""
@@ -36,12 +57,13 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class LogNormal:
+class LogNormal(Levels):
     """Log-normal EDM levels (Karras et al. 2022, arXiv 2206.00364), as Transfer1's teacher was trained."""
 
-    mean: float = 0.0
+    coordinate = EDM
+    mean: Annotated[float, Range(-10, 10)] = 0.0
     """Of log sigma."""
-    std: float = 1.4
+    std: Annotated[float, Range(0, 5)] = 1.4
     """Of log sigma."""
     adjust_video_noise: bool = True
     """Multiply sigma by sqrt(latent frames): frames are redundant, so video needs more noise."""
@@ -54,8 +76,10 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class ShiftedTime:
+class ShiftedTime(Levels):
     """Rectified-flow times under the shift of the TrigFlow schedule, as angles: Predict2.5."""
+
+    coordinate = TrigFlow
 
     before_shift: Literal["uniform", "logit_normal"] = "uniform"
     """Of the time: uniform in DMD2, logit-normal in the teacher's training (arXiv 2403.03206)."""
@@ -74,13 +98,13 @@ def _adjusted(sigma: Tensor, batch: Batch, adjust: bool) -> Tensor:
     return sigma * math.sqrt(batch.latents.shape[2]) if adjust else sigma
 
 
-def _edm(schedule: Schedule, levels: Grid | LogNormal) -> EDMSchedule:
+def _edm(schedule: Schedule, levels: Levels) -> EDMSchedule:
     if not isinstance(schedule, diffusion.EDMSchedule):
-        raise ValueError(f"{type(levels).__name__} levels are EDM's: under TrigFlow choose ShiftedTime")
+        raise ValueError(f"levels: {levels._refusal()}")
     return schedule
 
 
-def _trigflow(schedule: Schedule, levels: ShiftedTime) -> TrigFlowSchedule:
+def _trigflow(schedule: Schedule, levels: Levels) -> TrigFlowSchedule:
     if not isinstance(schedule, diffusion.TrigFlowSchedule):
-        raise ValueError("ShiftedTime is TrigFlow's: under EDM choose Grid or LogNormal")
+        raise ValueError(f"levels: {levels._refusal()}")
     return schedule

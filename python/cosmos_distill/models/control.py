@@ -139,7 +139,7 @@ class ControlledDiT(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Let gradients reach every weight but the text projection, which stays frozen in all roles."""
         super().requires_grad_(requires_grad)
-        if self.base.text_projection is not None:
+        if self.base.text_projection is not None:  # FSDP's tensors in its place know nothing of that
             self.base.text_projection.requires_grad_(False)
         return self
 

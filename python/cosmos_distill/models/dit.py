@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_distill import ops
 from cosmos_distill.models.blocks import EPS, Blocks, Modulation, Places, linear, split_frames
+from cosmos_distill.models.frozen import FrozenLinear
 from cosmos_distill.models.position import LearnablePositions, rotary_angles, rotary_tables
 from cosmos_distill.models.presets import NetworkConfig
 from cosmos_distill.parallel.tokens import TokenSplit
@@ -69,12 +70,12 @@ class TimeEmbed(nn.Module):
 
 class TextProjection(nn.Module):
     """Prompt embedding to the width that the blocks attend to: GELU(linear), trained with the teacher and
-    frozen since. [B, L, text_projection] -> [B, L, text_dim]"""
+    frozen since, in all roles. [B, L, text_projection] -> [B, L, text_dim]"""
 
     def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
         super().__init__()
         assert config.text_projection is not None
-        self.proj = linear(config.text_projection, config.text_dim, dtype, bias=True)
+        self.proj = FrozenLinear(config.text_projection, config.text_dim, dtype=dtype)
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         return F.gelu(self.proj(text))

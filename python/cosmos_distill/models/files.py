@@ -2,78 +2,49 @@
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cosmos_distill.files import replacing
-
-State = dict[str, torch.Tensor]
+from cosmos_distill.arrays import named, rebuild, torch_files
+from cosmos_distill.arrays.named import State
+from cosmos_distill.files import regular, replacing
 
 
 def read(path: Path) -> State:
     """Tensors of a file (.safetensors, .pt) or folder of safetensors, in the file's names.
 
-    They are mapped: bytes are read when used, and the file must not be changed in place meanwhile.
+    They are mapped: bytes are read when used, and the file must not be changed in place meanwhile. Only a
+    file that carries a checksum of its weights is read at once, to be compared with it.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: damaged, ambiguous, or a pickle that asks for more than tensors.
+        ValueError: damaged, ambiguous, no file at all, or a pickle that asks for more than tensors.
     """
     if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: give a .safetensors or .pt file, or a folder")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
-    return _read_torch(path)
-
-
-def _read_folder(path: Path) -> State:
-    indices = sorted(path.glob("*.safetensors.index.json"))
-    if len(indices) == 1:
-        try:
-            files = set(json.loads(indices[0].read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{indices[0]} is no index of sharded weights ({error!r})") from error
-        if outside := [f for f in files if not isinstance(f, str) or Path(f).name != f]:
-            raise ValueError(f"{indices[0]} points outside its folder: {outside}")
-    else:
-        files = {file.name for file in path.glob("*.safetensors")}
-        if len(files) != 1:
-            raise ValueError(
-                f"{path} holds {len(files)} .safetensors files and {len(indices)} indices: name one file"
-            )
-    state: State = {}
-    for file in sorted(files):
-        state |= read(path / file)
-    return state
+        state: State = {}
+        for file in named.shards(path):
+            state |= named.load(file)
+        return state
+    try:
+        regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no weights at {path}: give a .safetensors or .pt file, or a folder"
+        ) from None
+    return named.load(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def _read_torch(path: Path) -> State:
     try:
-        # Transformer Engine keeps its (unused) extra state in a BytesIO, a plain container.
-        with torch.serialization.safe_globals([io.BytesIO]):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+        found = torch_files.read(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is a pickle that asks for more than tensors, and none of it was executed. "
-            "If you trust its origin, convert it to .safetensors elsewhere."
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no torch checkpoint that can be mapped ({str(error).splitlines()[0]}): "
-            "download it again, or re-save an old one with a current torch."
+            f"{error}, and none of it was executed: download it again, re-save an old one with a current "
+            "torch, or, if it asks for more than tensors and you trust its origin, convert it to safetensors."
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -82,14 +53,16 @@ def _read_torch(path: Path) -> State:
         raise ValueError(f"{path} holds no state dict but {type(found).__name__}")
     tensors: State = {}
     for name, value in found.items():
-        if isinstance(value, io.BytesIO):
-            value = (
-                torch.frombuffer(bytearray(value.getvalue()), dtype=torch.uint8) if value.getvalue() else None
-            )
-        if isinstance(value, torch.Tensor):
-            tensors[name] = value
-        elif value is not None:
-            raise ValueError(f"{path}: {name} is {type(value).__name__}, not a tensor")
+        try:
+            tensor, extra = rebuild.tensor(value), rebuild.bytes_io(value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name[:200]}: {error}") from error
+        if extra:  # Transformer Engine keeps its (unused) extra state in a BytesIO
+            tensor = torch.frombuffer(bytearray(extra), dtype=torch.uint8)
+        if tensor is not None:
+            tensors[name] = tensor
+        elif value is not None and extra is None:
+            raise ValueError(f"{path}: {name[:200]} is {type(value).__name__}, not a tensor")
     return tensors
 
 
@@ -109,4 +82,5 @@ def write_safetensors(state: State, path: Path, layout: str) -> None:
 def _write_here(state: State, path: Path, layout: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", "names": layout})
+        checksum = json.dumps({named.CHECKSUM: named.digest(state)})
+        save_file(state, temporary, {"format": "pt", "names": layout, named.METADATA: checksum})

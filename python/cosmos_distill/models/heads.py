@@ -3,8 +3,8 @@ fake score network in Predict2.5's.
 
 Features are [B, T, H', W', D]. The convolutional heads and ``attention`` judge each block by itself, with one
 logit per sample and block; ``query_token`` judges all of them together, with one logit per sample. Every
-normalisation is per sample (the official ``attention`` head has BatchNorm, whose statistics would depend on
-the micro-batch and on the parallel layout; GroupNorm stands in for it here).
+normalisation is per sample, so that a logit depends neither on the micro-batch nor on the parallel layout.
+The official ``attention`` head has BatchNorm, which is the same where a rank has one sample, as it has there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class _Norm(nn.GroupNorm):
+    """Over each sample's groups of channels; refuses groups of one value, of which nothing would be left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0].numel() == self.num_groups:
+            raise ValueError(
+                f"features too small for this head: {self.num_groups} groups of its {self.num_channels} "
+                "channels have one value each, and normalised it is zero: choose fewer head_groups, or "
+                "another head"
+            )
+        return super().forward(x)
+
+
 def _norm_act(width: int, groups: int) -> nn.Sequential:
-    return nn.Sequential(nn.GroupNorm(groups, width), nn.LeakyReLU())
+    return nn.Sequential(_Norm(groups, width), nn.LeakyReLU())
 
 
 class Conv3dHead(nn.Sequential):
@@ -54,7 +67,7 @@ class TemporalHead(nn.Sequential):
 
     def __init__(self, channels: int, width: int, groups: int) -> None:
         super().__init__(
-            nn.Conv1d(channels, width, 3, stride=2, padding=1),
+            nn.Conv1d(channels, width, 4, stride=2, padding=1),
             _norm_act(width, groups),
             nn.Conv1d(width, 1, 1),
         )
@@ -77,7 +90,8 @@ class SpatialTemporalHead(nn.Module):
 
 
 class AttentionHead(nn.Module):
-    """Self-attention over all downsampled tokens between two convolutions, [B, D, T, H, W] -> [B]."""
+    """Self-attention over all downsampled tokens between two convolutions, [B, D, T, H, W] -> [B]. What it
+    attends to is normalised, and nothing passes around it."""
 
     def __init__(self, channels: int, width: int, groups: int) -> None:
         super().__init__()
@@ -97,8 +111,7 @@ class AttentionHead(nn.Module):
         h = self.down(x)
         tokens = self.norm(h.flatten(2).transpose(1, 2))
         mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
-        h = h + mixed.transpose(1, 2).reshape(h.shape)
-        return self.out(h).flatten(1).mean(1)
+        return self.out(mixed.transpose(1, 2).reshape(h.shape)).flatten(1).mean(1)
 
 
 class QueryTokenBranch(nn.Module):
@@ -161,7 +174,7 @@ SMALLEST = {
     "conv3d": (2, 2, 2),
     "conv2d": (1, 2, 2),
     "attention": (1, 4, 4),
-    "spatial_temporal": (1, 2, 2),
+    "spatial_temporal": (2, 2, 2),
     "query_token": (1, 1, 1),
 }
 """Smallest feature grid (T, H', W') that a head's kernels fit."""
@@ -175,7 +188,8 @@ class Discriminator(nn.Module):
         channels: their width D.
         head: ``conv3d``, ``conv2d``, ``attention``, ``spatial_temporal`` or ``query_token``.
         width: hidden channels of a head; ``query_token`` has those of the features.
-        groups: of its GroupNorm; divides ``width``. ``query_token`` has none.
+        groups: of its GroupNorm, a divisor of ``width``; None: 8, and ``width`` for ``attention``, which is
+            the BatchNorm of the official head over one sample. ``query_token`` has none.
         t_min: leading latent frames that are not judged.
         seed: decides the initial weights, whatever the state of the global generator.
 
@@ -190,13 +204,15 @@ class Discriminator(nn.Module):
         *,
         head: str = "conv3d",
         width: int = 320,
-        groups: int = 8,
+        groups: int | None = None,
         t_min: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if head not in HEADS:
             raise ValueError(f"unknown discriminator head {head!r}: choose one of {', '.join(HEADS)}")
+        if groups is None:
+            groups = width if head == "attention" else 8
         if head != "query_token" and (width % groups or (head == "attention" and width % 4)):
             raise ValueError(
                 f"head width {width} must be a multiple of {groups} groups (and of 4 for attention)"

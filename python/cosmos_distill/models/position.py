@@ -34,7 +34,8 @@ def rotary_angles(
     """Radians of the axes, t [T, a], or [B, T, a] when ``fps`` [B] stretches time by 24 / fps, h [H, b] and
     w [W, b], as :func:`cosmos_distill.ops.qk_norm_rope` takes them.
 
-    fp32. A head splits into t, h, w parts (2a, 2b, 2b = 44, 42, 42 of 128).
+    fp32. A head splits into t, h, w parts (2a, 2b, 2b = 44, 42, 42 of 128; 4, 4, 4 of 12, the smallest, since
+    the extrapolation needs more than two of each).
     """
     dim_hw = head_dim // 6 * 2
     t, h, w = (torch.arange(n, device=device, dtype=torch.float32) for n in grid)

@@ -2,68 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cosmos_distill.ranges import Checked, Problem, Range
+
+Width = Annotated[int, Range(1, 2**17)]
+Depth = Annotated[int, Range(1, 2**10)]
+LatentSize = Annotated[int, Range(1, 2**16)]
+Ratio = Annotated[float, Range(1e-3, 1e3)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Checked):
     """A video DiT of the Cosmos family, with or without a control branch.
 
     Defaults are those of Cosmos-Transfer1-7B; a smaller network differs in sizes only.
     """
 
-    width: int
-    blocks: int
-    control_blocks: int
+    width: Width
+    blocks: Depth
+    control_blocks: Annotated[int, Range(0, 2**10)]
     """Blocks of the control branch; 0 builds none."""
-    heads: int
-    head_dim: int
-    latent_channels: int = 16
-    mlp_ratio: int = 4
-    adaln_rank: int = 256
-    text_dim: int = 1024
+    heads: Depth
+    head_dim: Annotated[int, Range(12, 2**12)]
+    """The rotary embedding splits it in three, and height and width need more than two channels each."""
+    latent_channels: Annotated[int, Range(1, 2**12)] = 16
+    mlp_ratio: Annotated[int, Range(1, 64)] = 4
+    adaln_rank: Width = 256
+    text_dim: Width = 1024
     """Width of the text that the blocks attend to."""
-    text_projection: int | None = None
+    text_projection: Width | None = None
     """Width of the prompt embedding where a frozen linear and GELU bring it to text_dim; None: it has
     text_dim and is used as it is."""
-    text_tokens: int = 512
-    patch: int = 2
+    text_tokens: LatentSize = 512
+    patch: Annotated[int, Range(1, 64)] = 2
     """Latent pixels per token side; one token is one latent frame deep."""
-    max_frames: int = 128
-    max_height: int = 240
-    max_width: int = 240
+    max_frames: LatentSize = 128
+    max_height: LatentSize = 240
+    max_width: LatentSize = 240
     """Largest latent grid: the size of the learnable position tables."""
     learnable_positions: bool = True
     """Add learnable position tables at every block, besides the rotary positions."""
-    rope_ratio_t: float = 2.0
+    rope_ratio_t: Ratio = 2.0
     """NTK extrapolation of the temporal frequencies."""
-    rope_ratio_hw: float = 1.0
+    rope_ratio_hw: Ratio = 1.0
     """The same for height and width."""
     fps_modulation: bool = True
     """Stretch the temporal positions by 24 / fps."""
-    control_rope_ratio_t: float = 1.0
-    timestep_scale: float = 1.0
+    control_rope_ratio_t: Ratio = 1.0
+    timestep_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Multiplies c_noise before the sinusoidal embedding."""
     clean_condition_times: bool = False
     """The network was trained to be told that given frames have hardly any noise, instead of their sample's
     level (under TrigFlow: see :mod:`cosmos_distill.methods.conditioning`)."""
     init: Literal["xavier", "truncated_normal"] = "xavier"
     """Initial weights of Transfer1 or of Predict2.5."""
-    hint_channels: int = 128
+    hint_channels: Annotated[int, Range(1, 2**12)] = 128
     """The hint latent is zero-padded to this many channels."""
-    hint_widths: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
+    hint_widths: tuple[Width, ...] = (16, 16, 32, 32, 96, 96, 256)
     """Hidden sizes of the MLP between the hint's patch embedding and its zero-initialised output."""
 
-    def __post_init__(self) -> None:
+    def rules(self) -> Iterator[Problem]:
+        """How the sizes go together."""
         if self.heads * self.head_dim != self.width:
-            raise ValueError(f"heads {self.heads} x head_dim {self.head_dim} is not width {self.width}")
-        if not 0 <= self.control_blocks <= self.blocks:
-            raise ValueError(f"control_blocks {self.control_blocks} must lie in 0..{self.blocks}")
+            yield "heads", f"{self.heads} x head_dim {self.head_dim} is not width {self.width}"
+        if self.control_blocks > self.blocks:
+            yield "control_blocks", f"{self.control_blocks} must lie in 0..{self.blocks}"
         if self.control_blocks and self.text_projection:
-            raise ValueError("text_projection is part of the base only: it needs control_blocks 0")
-        if self.head_dim % 2 or self.head_dim < 18:
-            raise ValueError(f"head_dim {self.head_dim} is odd or too small for a 3-D rotary embedding")
+            yield "text_projection", "is part of the base only: it needs control_blocks 0"
+        if self.head_dim % 2:
+            yield "head_dim", f"{self.head_dim} is odd, which no rotary embedding takes"
+        if self.control_blocks and not self.hint_widths:
+            yield "hint_widths", "must name at least one width"
+        if self.control_blocks and self.hint_channels < self.latent_channels:
+            yield (
+                "hint_channels",
+                (f"{self.hint_channels} must be at least latent_channels {self.latent_channels}"),
+            )
+        if self.patch > min(self.max_height, self.max_width):
+            yield "patch", f"{self.patch} must be at most max_height and max_width"
 
     @property
     def text_channels(self) -> int:

@@ -1,6 +1,6 @@
 """Reading and writing weights: our files, Cosmos-Transfer1's and -Predict2.5's, and diffusers' network.
 
-No pickle is executed: a ``.pt`` file goes through torch's ``weights_only`` reader. Files are mapped, not
+No pickle is executed (:mod:`cosmos_distill.arrays.torch_files`). Files are mapped, not
 read, so a load needs the network and one tensor, not the network twice.
 """
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.parallel import environment
 from cosmos_distill.parallel.meeting import meet
 
 with warnings.catch_warnings():
@@ -41,14 +42,19 @@ def connect(timeout: timedelta | None = None, *, alone: bool = False) -> None:
     Args:
         timeout: after which a rank that waits for the others gives up; None: torch's default.
         alone: a world of one, whoever else was started.
+
+    Raises:
+        ValueError: the environment is not as torchrun sets it.
     """
     if dist.is_initialized():
         return
     # CPU tensors travel by gloo on a CUDA machine, too: batches and checkpoints.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not alone:
+    launched = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not alone
+    if launched and (environment.launch().world > 1 or "MASTER_ADDR" in os.environ):
+        environment.rendezvous()
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(environment.launch().local_rank)
         store, rank, world = meet(timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
     else:

@@ -27,7 +27,7 @@ from cosmos_distill.train.visuals import grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cosmos_distill.data.clips import Split
+    from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.tokenizers import Tokenizer
 
 COMPONENT_CLIPS = 512
@@ -83,7 +83,7 @@ def export(stage: Export, run: Run, folder: Path) -> Exported:
     tensors = {name: value.to(dtype) for name, value in network.state_dict().items()}
     path = publish_tensors(tensors, folder / "tokenizer.safetensors", said)
     tokenizer = Learned(path, device())
-    splits: tuple[Split, ...] = ("eval", "hard", "validation", "out_of_domain")
+    splits: tuple[FilmSplit, ...] = ("eval", "hard", "validation", "out_of_domain")
     scores = {split: _scores(tokenizer, recipe, split) for split in splits}
     trained = run.outputs[stage.student_from]
     assert isinstance(trained, Student)
@@ -100,7 +100,7 @@ def _rms(network: Autoencoder, recipe: Recipe) -> float:
     return torch.cat(parts).square().mean().sqrt().item()
 
 
-def _scores(tokenizer: Tokenizer, recipe: Recipe, split: Split) -> dict[str, Any]:
+def _scores(tokenizer: Tokenizer, recipe: Recipe, split: FilmSplit) -> dict[str, Any]:
     """What the round trip keeps of ``SCORED_CLIPS`` clips."""
     clips = open_clips(replace(recipe, control=None), split)
     errors, motions, slopes, step = [], [], [], 32

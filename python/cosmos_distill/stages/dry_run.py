@@ -15,8 +15,8 @@ from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
-from cosmos_distill.stages import ranks, status
-from cosmos_distill.stages.checks import check, needs_teacher, teacher_files
+from cosmos_distill.stages import inputs, ranks, status
+from cosmos_distill.stages.checks import check, misfits, needs_teacher, teacher_files
 from cosmos_distill.stages.layout import launch, smallest_world
 from cosmos_distill.stages.manifest import Refusal, plain
 from cosmos_distill.stages.text import yaml
@@ -51,9 +51,11 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
                 console.print(
                     f"\n[bold]{name}[/]: {stage.trainer.max_steps:,} steps of {type(stage.method).__name__}"
                 )
-                _memory(recipe, stage, console)
+                if not any(misfits(recipe, name, stage)):  # of which check() tells
+                    _memory(recipe, stage, console)
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
+    inputs.look(recipe)
 
 
 def _ranks(recipe: Recipe) -> int:

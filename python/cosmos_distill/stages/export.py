@@ -18,6 +18,7 @@ from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha2
 from cosmos_distill.stages.networks import DTYPES, schedule
 from cosmos_distill.stages.sampling import evaluations, teacher_calls
 from cosmos_distill.stages.train import many_step_settings
+from cosmos_distill.tokenizers import fingerprint
 from cosmos_distill.train.checkpoint import publish_tensors
 
 FORMAT = 1
@@ -47,7 +48,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     ``sampler`` is ``few_step`` with guidance baked in for a student, and the schedule's many-step sampler
     (``teacher``) with its settings for a network that was trained to denoise.
     """
-    recipe = run.recipe
+    recipe, negative = run.recipe, _negative_prompt(run.recipe)
     few = source.method.sampler
     guidance, steps = many_step_settings(recipe)
     if few is None:
@@ -59,7 +60,12 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "format": FORMAT,
         "network": recipe.network,
         "control": recipe.control,
-        "data": plain(recipe.data) | {"root": None},
+        # Nobody opens a path that a file names: checksums say what these led to.
+        "data": plain(recipe.data)
+        | {"root": None, "tokenizer_path": None}
+        | ({} if negative is None else {"negative_prompt": ""}),
+        "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},
+        "negative_prompt_sha256": None if negative is None else sha256(negative),
         "schedule": schedule(recipe).to_dict(),
         "sampler": sampler,
         "nfe": nfe,
@@ -73,6 +79,12 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
             "stages": {n: _stage(run, n) for n in recipe.stages if n in run.outputs},
         },
     }
+
+
+def _negative_prompt(recipe: Recipe) -> Path | None:
+    """The embedding of a folder's negative prompt; the other source has the prompt itself."""
+    data = recipe.data
+    return Path(data.negative_prompt) if data.source == "folder" and data.negative_prompt else None
 
 
 def recipe_sha256(recipe: Recipe) -> str:

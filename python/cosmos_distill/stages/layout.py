@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 
 from cosmos_distill.config import Parallel, Recipe, Train
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.parallel import environment
 from cosmos_distill.parallel.runs import split_blocks
 from cosmos_distill.train.plan import launch_line
 
@@ -26,7 +26,7 @@ def launch(parallel: Parallel, args: Sequence[str]) -> str:
     Args:
         args: What follows ``cosmos-distill``.
     """
-    ranks = max(int(os.environ.get("WORLD_SIZE", "1")), smallest_world(parallel))
+    ranks = max(environment.launch().world, smallest_world(parallel))
     command = shlex.join(a for a in args if a != "--dry-run")
     try:
         return launch_line(parallel, command, data_parallel=ranks // parallel.model)

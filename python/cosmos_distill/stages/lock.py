@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,15 @@ def locked(out: Path) -> Iterator[None]:
         Refusal: another living process holds it.
     """
     path = out / "run.lock"
-    with path.open("a+") as stream:
+    try:
+        # A link would lead to another file, which is emptied below.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise Refusal(f"{path} cannot be opened ({error.strerror}): remove it if it is a link") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Refusal(f"{path} is no file: remove it, or choose another folder with --out")
+    with open(handle, "r+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

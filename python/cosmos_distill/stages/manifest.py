@@ -1,9 +1,10 @@
 """What a stage was made from, what it left behind, and whether it may be used again.
 
 A manifest is written when a stage starts and again, atomically, when it has finished: a stage whose
-manifest does not say ``complete`` is resumed. Inputs (by sha256), configuration, seed and package
-version decide whether what lies in the folder belongs to the run asked for; a hash of the sources is
-recorded for the record only, so that mending a comment does not throw away a week of training.
+manifest does not say ``complete`` is resumed, and so is one whose manifest is lost or damaged. Inputs (by
+sha256), configuration, seed and package version decide whether what lies in the folder belongs to the run
+asked for; a hash of the sources is recorded for the record only, so that mending a comment does not throw
+away a week of training.
 
 Torch-free: the command line reads manifests to show the state of a run.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,9 +21,12 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
-from cosmos_distill.files import replacing, sha256
+from cosmos_distill.files import finite, inside, read_json, regular, replacing, sha256, to_json
 
 MANIFEST = "manifest.json"
+RECORD = "clips.json"
+"""In a stage's folder: the hashes of the files that it was made from, by clip."""
+_CHECKSUM = "checksum"
 
 # Bookkeeping: how often something is written or shown does not change what is computed; nor does how a batch
 # is cut and what is computed twice, which go with the layout.
@@ -38,9 +41,19 @@ _WITHOUT_EFFECT = (
     "activation_checkpointing",
 )
 
+# Where files of the user's lie. What they hold is among the inputs.
+_PLACES = ("root", "tokenizer_path", "negative_prompt")
+FILES = ("clips", "tokenizer", "negative_prompt")
+"""Inputs that are files of the user's; :mod:`cosmos_distill.stages.inputs` compares them."""
+
 
 class Refusal(Exception):
     """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
+
+
+def _require_inside(path: str) -> None:
+    if not inside(path):
+        raise ValueError(f"{path!r} is not a path inside of the run folder")
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,9 @@ class File:
 
     path: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.path)
 
     @classmethod
     def of(cls, path: Path, out: Path) -> File:
@@ -63,6 +79,9 @@ class Pairs:
     folder: str
     count: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.folder)
 
 
 @dataclass(frozen=True)
@@ -115,51 +134,73 @@ class Manifest:
         return self.outputs is not None
 
     def mismatch(self, other: Manifest) -> str | None:
-        """The first field by which ``other`` asks for something else than this one holds, in words."""
+        """The first field by which ``other`` asks for something else than this one holds, in words. Files of
+        the user's are left out."""
         if self.version != other.version:
             return f"code version: made by {self.version}, this is {other.version}"
-        mine = dict(_flatten(self.configuration)) | {f"input {k}": v for k, v in self.inputs.items()}
-        theirs = dict(_flatten(other.configuration)) | {f"input {k}": v for k, v in other.inputs.items()}
-        mine["seed"], theirs["seed"] = self.seed, other.seed
+        mine, theirs = self._compared(), other._compared()
         for key in dict.fromkeys([*theirs, *mine]):
             if mine.get(key) != theirs.get(key):
                 return f"{key}: made with {mine.get(key)!r}, now asked for {theirs.get(key)!r}"
         return None
+
+    def _compared(self) -> dict[str, Any]:
+        inputs = {f"input {k}": v for k, v in self.inputs.items() if k not in FILES}
+        return dict(_flatten(_without_places(self.configuration))) | inputs | {"seed": self.seed}
 
     def write(self, folder: Path) -> None:
         """Publish in ``folder``; an existing manifest is replaced in one step."""
         document = plain(self)
         if self.outputs is not None:
             document["outputs"] = {"type": type(self.outputs).__name__, **plain(self.outputs)}
-        write_atomically(folder / MANIFEST, json.dumps(document, indent=2) + "\n")
+        document[_CHECKSUM] = _checksum(document)
+        write_atomically(folder / MANIFEST, to_json(document, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest in ``folder``, or None where there is none.
+        """The manifest in ``folder``, or None where there is none, or only a damaged one.
+
+        Of a manifest that another version wrote there is at least the version, which tells it from every one
+        that is asked for (see :meth:`mismatch`).
 
         Raises:
-            Refusal: the file is there but cannot be read as a manifest.
+            Refusal: the file is there and cannot be opened.
         """
         path = folder / MANIFEST
-        if not path.exists():
+        try:
+            regular(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise Refusal(f"{path} cannot be read ({error}): mend that, or delete it") from error
+        try:
+            document = finite(read_json(path))
+        except OSError as error:
+            raise Refusal(f"{path} cannot be read ({error.strerror}): mend that, or delete it") from error
+        except ValueError:
+            return None
+        if not isinstance(document, dict):
+            return None
+        version, checksum = str(document.get("version")), document.pop(_CHECKSUM, None)
+        ours = "version" not in document or version == cosmos_distill.__version__
+        if ours and checksum not in (None, _checksum(document)):
             return None
         try:
-            document = json.loads(path.read_text())
             outputs = document.pop("outputs", None)
-            if outputs is not None:
-                outputs = _output(outputs)
-            return cls(**document, outputs=outputs)
-        except (ValueError, TypeError, KeyError) as error:
-            raise Refusal(
-                f"{path} is damaged ({error}): delete the folder {folder} to redo the stage"
-            ) from error
+            return cls(**document, outputs=None if outputs is None else _output(outputs))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if ours:
+                return None
+            assert isinstance(version, str)
+            return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """Everything in ``recipe`` that has an effect on what ``stage`` computes.
 
-    Left out: the teacher's path (its hash is an input), the parallel layout and the micro-batch (they
-    never change the result) and bookkeeping such as ``save_every``.
+    Left out: paths of the teacher, the clips, the negative prompt and the tokenizer (their hashes are
+    inputs), the parallel layout and the micro-batch (they never change the result) and bookkeeping such as
+    ``save_every``.
     """
     document = {
         "stage": plain(stage),
@@ -169,7 +210,15 @@ def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     if trainer is not None:
         for name in _WITHOUT_EFFECT:
             trainer.pop(name, None)
-    return document
+    return _without_places(document)
+
+
+def _without_places(document: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places of files, which those of earlier versions hold. The negative prompt
+    of clips that come with the package is text, no place."""
+    data = document.get("data", {})
+    places = _PLACES if data.get("source") == "folder" else _PLACES[:2]
+    return document | {"data": {key: value for key, value in data.items() if key not in places}}
 
 
 def plain(value: Any) -> Any:
@@ -183,7 +232,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value
+    return finite(value)
 
 
 def sha256_of_listing(entries: Iterator[str] | list[str]) -> str:
@@ -204,6 +253,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of everything else in a manifest: a changed byte in it must not be taken for another configuration."""
+    return hashlib.sha256(to_json(document, sort_keys=True).encode()).hexdigest()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

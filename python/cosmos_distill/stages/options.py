@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cosmos_distill.config import GivenFrames, Seed, Strength
+from cosmos_distill.ranges import Checked, Range
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """How to run, as opposed to what."""
 
     out: Path | None = None
@@ -22,7 +25,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Checked):
     """Draw clips from an exported student.
 
     Without files of your own, held-out clips of the data the student was made on give prompts, controls and
@@ -31,33 +34,42 @@ class SampleOptions:
 
     out: Path = Path("samples")
     """Folder for clip-000.mp4, ... and grid.png."""
-    clips: int = 8
+    clips: Annotated[int, Range(1, 10**5)] = 8
     """How many; with one control of your own they differ in noise."""
-    batch: int = 8
+    batch: Annotated[int, Range(1, 2**12)] = 8
     """Clips drawn at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
     control_video: Path | None = None
-    """Control as a video (edges, blur, depth, ...), used as it is."""
+    """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
-    """Ordinary video, whose control is computed first (edge and vis)."""
+    """Ordinary video or still image, whose control is computed first (edge and vis)."""
+    control_strength: Strength = "medium"
+    """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None
-    """Image (PNG: image to world) or video (mp4: video to world) that every clip begins with."""
-    condition_frames: int | None = None
+    """Image (image to world) or video (video to world) that every clip begins with."""
+    condition_frames: GivenFrames | None = None
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""
     prompt: str | None = None
     """Prompt of a student of the mini scale, whose text encoder needs no weights."""
     prompt_embedding: Path | None = None
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
+    negative_prompt_embedding: Path | None = None
+    """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    overwrite: bool = False
+    """Replace clips of the same names that are in the folder already."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that the student was made with, where that has files; their checksums are
+    compared with those that the student's file keeps. TorchScript files in it are programs, and will run."""
     traceback: bool = False
     """Show the Python traceback of an error."""
 
 
 @dataclass(frozen=True)
-class ConsolidateOptions:
+class ConsolidateOptions(Checked):
     """Write one network of a training checkpoint as one safetensors file.
 
     CHECKPOINT is a folder checkpoints/step_... of a training stage, saved by any number of ranks. One
@@ -68,5 +80,7 @@ class ConsolidateOptions:
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
     traceback: bool = False
     """Show the Python traceback of an error."""

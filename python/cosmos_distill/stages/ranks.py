@@ -15,6 +15,8 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.parallel.environment import launch, rendezvous
+from cosmos_distill.stages.manifest import Refusal
 
 T = TypeVar("T")
 
@@ -36,19 +38,56 @@ class Elsewhere(Exception):
 
 
 def world() -> int:
-    """Ranks of this launch, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Ranks of this launch, as torchrun says.
+
+    Raises:
+        Refusal: the environment says what torchrun never does.
+    """
+    try:
+        return launch().world
+    except ValueError as error:
+        raise Refusal(str(error)) from error
 
 
 def is_main() -> bool:
     """Whether this process speaks and writes. Known before the ranks have found each other."""
-    return world() == 1 or os.environ.get("RANK", "0") == "0"
+    return world() == 1 or launch().rank == 0
+
+
+def end_with_launcher() -> None:
+    """From here on, end this process soon after the torchrun that started it has gone, however that ended.
+
+    A torchrun that is killed ends none of its ranks, and they may be in a collective that waits for half an
+    hour. Nothing where another launcher, or none, started this process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _launched:
+        _launched.append(threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True))
+        _launched[0].start()
+
+
+def _watch_launcher(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(_POLL)
+    try:
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: torchrun has gone, and this rank goes with it", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
 
 
 def connect() -> None:
-    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`)."""
+    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`).
+
+    Raises:
+        Refusal: the environment does not say where.
+    """
     if world() == 1:
         return
+    if not joined():
+        try:
+            rendezvous()
+        except ValueError as error:
+            raise Refusal(str(error)) from error
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     from cosmos_distill.parallel import groups
@@ -191,6 +230,7 @@ class _Watch(threading.Thread):
 
 
 _watcher: list[_Watch] = []
+_launched: list[threading.Thread] = []
 
 
 def _store() -> Any:
@@ -210,11 +250,11 @@ def _broadcast(value: Any) -> Any:
 
 def joined() -> bool:
     """Whether this process is one of several that have found each other."""
-    if world() == 1 or "torch" not in sys.modules:
+    if "torch" not in sys.modules:
         return False
     import torch.distributed as dist
 
-    return dist.is_initialized()
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(value: T) -> Sequence[T] | None:

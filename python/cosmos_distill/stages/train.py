@@ -52,11 +52,15 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stage.trainer,
             folder,
             seed=recipe.seed,
-            sampler_grid=_watch(method, networks, stage, recipe, folder),
+            sampler_grid=_watch(method, networks, stage, recipe, folder)
+            if stage.trainer.sample_every
+            else None,
             stop=run.stop,
         )
     run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met
     run.details["skipped_steps"] = result.skipped
+    run.details["skipped_steps_by_role"] = result.skipped_by_role
+    run.details["left_out_samples_by_role"] = result.left_out
     return ranks.on_main(lambda: Student(weights=File.of(result.student, run.out), steps=result.step))
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from cosmos_distill.files import sha256
+
 
 class Tokenizer(Protocol):
     """Causal video tokenizer: the first frame becomes a latent frame of its own."""
@@ -37,6 +39,34 @@ class TokenizerChoice(Protocol):
     @property
     def tokenizer_path(self) -> Path | None:
         """Folder of the weights (not for haar); for mini-cv4x4x4 their file, or None."""
+
+
+def files(kind: str, folder: Path) -> list[Path]:
+    """The files that a tokenizer with weights consists of, of which :func:`build` opens no other.
+
+    Raises FileNotFoundError when one is missing from ``folder``, ValueError when the folder is unclear.
+    """
+    if kind == "mini-cv4x4x4":
+        return [folder]
+    if kind == "cosmos-cv8x8x8":
+        from cosmos_distill.tokenizers import cosmos
+
+        return cosmos.files(folder)
+    from cosmos_distill.tokenizers import wan
+
+    return wan.files(folder)
+
+
+def fingerprint(data: TokenizerChoice) -> dict[str, str]:
+    """SHA-256 of each file of the tokenizer, by name; empty for those without. Raises as :func:`files`
+    does."""
+    if data.tokenizer == "mini-cv4x4x4" and data.tokenizer_path is None:
+        from cosmos_distill.tokenizers.learned import shipped
+
+        return {shipped().name: sha256(shipped())}
+    if data.tokenizer in ("haar", "pixels") or data.tokenizer_path is None:
+        return {}
+    return {path.name: sha256(path) for path in files(data.tokenizer, data.tokenizer_path)}
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:

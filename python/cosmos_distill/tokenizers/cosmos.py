@@ -1,19 +1,43 @@
-"""Cosmos-Tokenize1 CV 8x8x8 (16 channels, causal) from its published TorchScript files.
+"""Cosmos-Tokenize1 CV 8x8x8 (16 channels, causal), from safetensors or from its published TorchScript files.
 
-The folder holds ``encoder.jit``, ``decoder.jit`` and ``mean_std.pt``. Latents are normalised per channel
-and per latent frame of a chunk, z = (encoder(x) - mean) / std, because the first latent frame stands for
-one frame and every other for eight. A chunk is 121 frames (16 latent frames); longer clips go chunk by
-chunk, shorter ones use the statistics of the leading latent frames.
+The folder holds ``config.json`` and safetensors weights (the ``vae`` folder of a Cosmos 1 model in diffusers'
+format), which are preferred; or ``encoder.jit``, ``decoder.jit`` and ``mean_std.pt``. TorchScript is a
+program, which runs when it is loaded and used: only from a folder that the user named.
+
+Latents are normalised per channel and per latent frame of a chunk, z = (encoder(x) - mean) / std, because the
+first latent frame stands for one frame and every other for eight. A chunk is 121 frames (16 latent frames);
+longer clips go chunk by chunk, shorter ones use the statistics of the leading latent frames.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from cosmos_distill.arrays import rebuild, torch_files
+from cosmos_distill.files import regular
+from cosmos_distill.tokenizers import vae
+
 CHANNELS, FACTOR = 16, 8
 CHUNK, LATENT_CHUNK = 121, 16
+_SCRIPTED = ("encoder.jit", "decoder.jit", "mean_std.pt")
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in ``folder``. Raises FileNotFoundError naming those that are missing."""
+    if vae.is_one(folder):
+        return vae.files(folder)
+    paths = [folder / name for name in _SCRIPTED]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: download Cosmos-Tokenize1-CV8x8x8-720p into it"
+        )
+    for path in paths:
+        regular(path)
+    return paths
 
 
 class CosmosCV8x8x8:
@@ -27,20 +51,24 @@ class CosmosCV8x8x8:
     def __init__(
         self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
-        paths = [folder / name for name in ("encoder.jit", "decoder.jit", "mean_std.pt")]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {', '.join(missing)}: download Cosmos-Tokenize1-CV8x8x8-720p into it"
-            )
         self._device = torch.device(device)
         self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
-        self._encoder = self._load(paths[0])
-        self._decoder = self._load(paths[1])
-        statistics = torch.load(paths[2], map_location="cpu", weights_only=True)
-        self._mean, self._std = (self._per_frame(s, paths[2]) for s in statistics)
+        self._encoder: Callable[[torch.Tensor], Any]
+        self._decoder: Callable[[torch.Tensor], torch.Tensor]
+        paths = files(folder)
+        if paths[0].name == vae.CONFIG:
+            from diffusers import AutoencoderKLCosmos
+
+            model = vae.load(AutoencoderKLCosmos, folder, self._dtype, self._device)
+            self._encoder = lambda pixels: model.encode(pixels).latent_dist.mode()
+            self._decoder = lambda latents: model.decode(latents).sample
+            statistics = [torch.tensor(s) for s in (model.config.latents_mean, model.config.latents_std)]
+        else:
+            self._encoder, self._decoder = self._load(paths[0]), self._load(paths[1])
+            statistics = _statistics(paths[2])
+        self._mean, self._std = (self._per_frame(s, paths[-1]) for s in statistics)
         if not (self._std > 0).all():
-            raise ValueError(f"{paths[2]}: a standard deviation is not positive: download the file again")
+            raise ValueError(f"{paths[-1]}: a standard deviation is not positive: download the file again")
 
     def _load(self, path: Path) -> torch.jit.ScriptModule:
         module = torch.jit.load(str(path), map_location=self._device).eval()
@@ -113,3 +141,22 @@ class CosmosCV8x8x8:
                 chunks.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
             parts.append(torch.cat(chunks, dim=2))
         return torch.cat(parts)
+
+
+def _statistics(path: Path) -> list[torch.Tensor]:
+    """Mean and standard deviation: a pair of tensors, or one that holds both."""
+    try:
+        found = torch_files.read_any(path)
+        parts = rebuild.tensor(found)
+        if parts is None and isinstance(found, tuple | list):
+            pair = [rebuild.tensor(part) for part in found[:3]]
+        else:
+            pair = [] if parts is None else list(parts)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: the weights of the statistics cannot be read ({error}): download the file again"
+        ) from error
+    tensors = [part for part in pair if part is not None]
+    if len(tensors) != 2 or len(pair) != 2:
+        raise ValueError(f"{path}: expected weights of two statistics, mean and standard deviation")
+    return tensors

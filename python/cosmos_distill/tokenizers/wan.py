@@ -11,7 +11,19 @@ from typing import Any
 
 import torch
 
+from cosmos_distill.tokenizers import vae
+
 TIME, SPACE = 4, 8
+
+
+def files(folder: Path) -> list[Path]:
+    """Configuration and weights. Raises FileNotFoundError when there are none."""
+    if not vae.is_one(folder):
+        raise FileNotFoundError(
+            f"{folder} lacks config.json or safetensors weights: download the vae folder of "
+            "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format"
+        )
+    return vae.files(folder)
 
 
 class Wan:
@@ -27,22 +39,15 @@ class Wan:
     ) -> None:
         from diffusers import AutoencoderKLWan
 
-        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"{folder} lacks config.json or safetensors weights: download the vae folder of "
-                "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format"
-            )
+        files(folder)
         self._device = torch.device(device)
         self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
-        vae: Any = AutoencoderKLWan.from_pretrained(
-            folder, torch_dtype=self._dtype, local_files_only=True, use_safetensors=True
-        )
-        self._vae = vae.to(self._device).eval().requires_grad_(False)
-        self.channels: int = vae.config.z_dim
+        self._vae: Any = vae.load(AutoencoderKLWan, folder, self._dtype, self._device)
+        self.channels: int = self._vae.config.z_dim
         shape = (1, self.channels, 1, 1, 1)
         self._mean, self._std = (
             torch.tensor(values, device=self._device).view(shape)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
+            for values in (self._vae.config.latents_mean, self._vae.config.latents_std)
         )
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
+from collections.abc import Collection, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,39 +16,101 @@ class Interrupted(Exception):
 
 
 class NonFiniteError(RuntimeError):
-    """Too many optimiser steps in a row had a non-finite loss or gradient."""
+    """Too many steps of a role in a row, or all steps of the student, had a non-finite loss or gradient."""
+
+
+_ADVICE = (
+    "The newest checkpoint is intact, and no weight in it is touched by these steps. Look at the samples of "
+    "these steps, or start anew with a lower learning rate, a clip_norm or less guidance"
+)
 
 
 class NonFinite:
-    """Counts steps that were skipped because something in them was not finite.
+    """Counts steps that were skipped because something in them was not finite, by the roles whose turn
+    it was: the good steps of one say nothing of another.
 
     Args:
-        max_in_a_row: the count in a row at which :meth:`bad` raises.
+        max_in_a_row: bad steps of a role in a row at which :meth:`bad` raises.
+
+    Attributes:
+        total: steps skipped.
+        skipped: of these, the steps that were a role's turn.
+        in_a_row: a role's turns that were skipped since its last good one.
+        left_out: samples that a good step of a role did without, since their loss was not finite.
+        last: term and step of a role's last skipped turn.
     """
 
     def __init__(self, max_in_a_row: int) -> None:
         self.max_in_a_row = max_in_a_row
-        self.in_a_row = 0
         self.total = 0
+        self.skipped: Counter[str] = Counter()
+        self.in_a_row: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self.last: dict[str, tuple[str, int]] = {}
 
-    def good(self) -> None:
-        """A step went through."""
-        self.in_a_row = 0
+    def good(self, turn: Collection[str], left_out: int = 0) -> None:
+        """A step of the roles in ``turn`` went through, without ``left_out`` of its samples."""
+        for role in turn:
+            self.in_a_row.pop(role, None)
+            if left_out:
+                self.left_out[role] += left_out
 
-    def bad(self, step: int, term: str) -> None:
-        """Step ``step`` (0-based) was skipped because of ``term``.
+    def bad(self, turn: Collection[str], step: int, term: str) -> None:
+        """Step ``step`` (0-based), the turn of the roles in ``turn``, was skipped because of ``term``.
 
         Raises:
-            NonFiniteError: on the ``max_in_a_row``-th call without a :meth:`good` between.
+            NonFiniteError: on the ``max_in_a_row``-th call for a role without a :meth:`good` between.
         """
-        self.in_a_row += 1
         self.total += 1
-        if self.in_a_row >= self.max_in_a_row:
+        self.skipped.update(turn)
+        self.in_a_row.update(turn)
+        self.last |= dict.fromkeys(turn, (term, step))
+        if stuck := [role for role in turn if self.in_a_row[role] >= self.max_in_a_row]:
             raise NonFiniteError(
-                f"{term} was not finite in {self.in_a_row} steps in a row (the last is step {step}). "
-                "The newest checkpoint is intact, and no weight in it is touched by these steps. Look at the "
-                "samples of these steps, or start anew with a lower learning rate or a clip_norm"
+                f"{term} was not finite in {self.in_a_row[stuck[0]]} steps in a row of {' and '.join(stuck)} "
+                f"(the last is step {step}). {_ADVICE}"
             )
+
+    def require_a_step(self, role: str, steps: int) -> None:
+        """To be called for a role that took none of the ``steps`` of its stage, at the end.
+
+        Raises:
+            NonFiniteError: always, saying why.
+        """
+        if role not in self.last:
+            raise NonFiniteError(
+                f"{role} had no turn in all {steps} steps of this stage: there is nothing that it has learnt"
+            )
+        term, step = self.last[role]
+        raise NonFiniteError(
+            f"{role} took not one step in all {steps} steps of this stage: {term} was never finite in its "
+            f"{self.skipped[role]} turns (the last is step {step}). {_ADVICE}"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain numbers and names."""
+        return {
+            "skipped": dict(self.skipped),
+            "in_a_row": dict(self.in_a_row),
+            "left_out": dict(self.left_out),
+            "last": {role: list(what) for role, what in self.last.items()},
+        }
+
+    def restore(self, total: int, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`; of a checkpoint that has no counts by role, an empty one."""
+        self.total = total
+        self.skipped = Counter(state.get("skipped", {}))
+        self.in_a_row = Counter(state.get("in_a_row", {}))
+        self.left_out = Counter(state.get("left_out", {}))
+        self.last = {role: (term, step) for role, (term, step) in state.get("last", {}).items()}
+
+    def record(self) -> dict[str, int]:
+        """The counts for a line of the log."""
+        return {
+            "skipped": self.total,
+            **{f"skipped/{role}": count for role, count in self.skipped.items()},
+            **{f"left_out/{role}": count for role, count in self.left_out.items()},
+        }
 
 
 class StopFlag:

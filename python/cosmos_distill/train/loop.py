@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class FitResult:
     """File with the student's weights (their average where the stage keeps one)."""
     skipped: int
     """Steps skipped because something was not finite."""
+    skipped_by_role: dict[str, int]
+    """Of these, the steps that were a role's turn; roles without any are absent."""
+    left_out: dict[str, int]
+    """Samples that a role's steps did without, since their loss was not finite; roles likewise."""
     seconds: float
     """Training time over all processes that worked on it."""
     resumed_from: int = 0
@@ -83,8 +87,10 @@ def fit(
 
     Raises:
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
-        NonFiniteError: ``max_nonfinite`` steps in a row were not finite; earlier checkpoints are untouched.
-        CheckpointError: the folder cannot be written, or holds only damaged checkpoints.
+        NonFiniteError: ``max_nonfinite`` turns of a role in a row were not finite, or all of the student's;
+            earlier checkpoints are untouched.
+        DiskError: the folder cannot be written.
+        CheckpointError: it holds only damaged checkpoints.
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
@@ -117,13 +123,13 @@ def fit(
             if finished:
                 log.advance(state.step)
                 last = state.step == trainer.max_steps
-                if (last or state.step % trainer.log_every == 0) and state.window.sums:
+                if (last or _due(state.step, trainer.log_every)) and state.window.sums:
                     losses = state.window.means()
-                    log.record(state.step, state.wall, {**losses, "skipped": state.guard.total})
+                    log.record(state.step, state.wall, {**losses, **state.guard.record()})
                     state.window = type(state.window)()
-                if last or state.step % trainer.sample_every == 0:
+                if (last and trainer.sample_every) or _due(state.step, trainer.sample_every):
                     _draw(state, sampler_grid)
-                if last or state.step % trainer.save_every == 0:
+                if last or _due(state.step, trainer.save_every):
                     save()
             if (stop.requested if alone else stopped) and state.step < trainer.max_steps:
                 if saved != state.step or not saved:
@@ -133,15 +139,23 @@ def fit(
                     f"stopped by {stop.name or 'another rank'} after {state.step} of {trainer.max_steps} "
                     f"steps; everything is saved in {store.folder}: the same command goes on from there"
                 )
+        if not state.optimizers["student"].updates:
+            state.guard.require_a_step("student", state.step)
         student = publish(store, state.step, folder / "student.safetensors")
     return FitResult(
         step=state.step,
         student=student,
         skipped=state.guard.total,
+        skipped_by_role=dict(state.guard.skipped),
+        left_out=dict(state.guard.left_out),
         seconds=state.wall,
         resumed_from=resumed_from,
         losses=losses,
     )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _step(
@@ -187,8 +201,8 @@ def _step(
     norms = {f"grad_norm/{role}": state.optimizers[role].gradient_norm() for role in turn}
     values, stopped = _everywhere(sums, norms, stop)
     state.step += 1
-    if term := next((key for key, value in values.items() if not math.isfinite(value)), None):
-        _skip(state, log, step, term)
+    if term := _nonfinite(values, trainer.global_batch):
+        _skip(state, log, turn, step, term)
         return True, stopped
     # The phases' totals have nothing in common, so their mean over a log window would mean nothing.
     del values["total"]
@@ -201,7 +215,7 @@ def _step(
         values[f"lr/{role}"] = optimizer.learning_rate(step)
     if state.ema is not None and "student" in turn:
         state.ema.update()
-    state.guard.good()
+    state.guard.good(turn, max(_left_out(values, trainer.global_batch).values(), default=0))
     state.window.add(values)
     return True, stopped
 
@@ -228,13 +242,28 @@ def _everywhere(
     return dict(zip([*sums, *norms], values, strict=True)), stops > 0
 
 
-def _skip(state: TrainState, log: RunLog | Silence, step: int, term: str) -> None:
+def _nonfinite(values: Mapping[str, float], batch: int) -> str | None:
+    """The term because of which a step is skipped: one that is not finite, or that was not in any sample."""
+    for key, value in values.items():
+        if not math.isfinite(value):
+            return key
+    return next((f"loss/{term}" for term, count in _left_out(values, batch).items() if count == batch), None)
+
+
+def _left_out(values: Mapping[str, float], batch: int) -> dict[str, int]:
+    """How many of the step's samples a method left out, by the term that was not finite in them."""
+    kind = "nonfinite/"
+    return {key.removeprefix(kind): round(v * batch) for key, v in values.items() if key.startswith(kind)}
+
+
+def _skip(state: TrainState, log: RunLog | Silence, turn: Sequence[str], step: int, term: str) -> None:
     """Leave the weights alone and say so in the log. The data moves on: the same step is not met again."""
     state.roll_back()
-    record: dict[str, Any] = {"nonfinite": term, "skipped": state.guard.total + 1}
-    log.record(state.step, state.wall, record)
-    log.say(f"step {step} skipped: {term} is not finite")
-    state.guard.bad(step, term)
+    try:
+        state.guard.bad(turn, step, term)
+    finally:
+        log.record(state.step, state.wall, {"nonfinite": term, **state.guard.record()})
+        log.say(f"step {step} of {' and '.join(turn)} skipped: {term} is not finite")
 
 
 def _draw(state: TrainState, sampler_grid: Callable[[int], None] | None) -> None:

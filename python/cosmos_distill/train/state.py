@@ -24,7 +24,7 @@ class TrainState:
     Attributes:
         step: optimiser steps done. The next one reads samples ``step * global_batch`` and up, so the
             position in the data needs no state of its own.
-        optimizers: one per trainable role.
+        optimizers: one per trainable role, the student among them.
         ema: average of the student, or None.
         wall: seconds of training, earlier processes included.
     """
@@ -87,7 +87,7 @@ class TrainState:
             "step": self.step,
             "wall": self.wall,
             "skipped": self.guard.total,
-            "skipped_in_a_row": self.guard.in_a_row,
+            "nonfinite": self.guard.state(),
             "window": self.window.state(),
             "ema_updates": self.ema.updates if self.ema is not None else 0,
             "fingerprint": self.fingerprint,
@@ -129,8 +129,8 @@ class TrainState:
         self.wall = state["wall"]
         if self.ema is not None:
             self.ema.updates = state["ema_updates"]
-        self.guard.total = state["skipped"]
-        self.guard.in_a_row = state["skipped_in_a_row"]
+        # Checkpoints written before steps were counted by role have their total alone.
+        self.guard.restore(state["skipped"], state.get("nonfinite", {}))
         self.window = Window(**state["window"])
         random = random_state()
         saved = checkpoint.names("random")  # what ran on a GPU may go on without

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from cosmos_distill.files import replacing
 from cosmos_distill.train.checkpoint import disk_errors
 from cosmos_distill.train.log import read
 
@@ -39,7 +40,7 @@ def grid(
 
     Raises:
         ValueError: if there is nothing to draw or a row is not such a video.
-        CheckpointError: if the file cannot be written.
+        DiskError: if the file cannot be written.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -71,15 +72,10 @@ def grid(
     for row, label in enumerate(rows):
         y = _HEADER + row * cell[1] + size[1] // 2 - 7
         draw.text((_MARGIN, y), label, fill="black", font=font)
-    temporary = path.with_name(f".tmp-{path.name}")
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             image.save(temporary, format="PNG")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     return path
 
 
@@ -98,8 +94,10 @@ def curves(logs: Mapping[str, Path]) -> str:
         keys = sorted({key for record in records for key in record if key.startswith("loss/")})
         skipped = [record["step"] for record in records if "nonfinite" in record]
         for key in keys:
-            points = [(record["step"], record[key]) for record in records if key in record]
-            panels.append(_panel(f"{stage}: {key}", points, skipped))
+            # A mean that is not finite is a word in the log, and has no place on an axis.
+            points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
+            if points:
+                panels.append(_panel(f"{stage}: {key}", points, skipped))
     rows = math.ceil(len(panels) / _PANELS_PER_ROW)
     placed = []
     for i, panel in enumerate(panels):

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tests import lanes
 
@@ -22,7 +20,7 @@ from diffusers.models.controlnets import controlnet_cosmos
 from diffusers.models.transformers import transformer_cosmos
 
 from cosmos_distill import ops
-from cosmos_distill.ops.integrations.diffusers import Processor, fuse, unfuse
+from cosmos_distill.ops.integrations.diffusers import Processor, do_without_torchvision, fuse, unfuse
 from tests.ops.tolerance import DRAWS, assert_within_the_rule
 
 SMALL: dict[str, Any] = {
@@ -34,17 +32,6 @@ SMALL: dict[str, Any] = {
 }
 B, T, H, W, CHANNELS = 2, 3, 4, 6, 4
 KINDS = ["transfer1", "predict2.5", "transfer2.5", "controlnet"]
-
-
-@pytest.fixture(autouse=True)
-def _without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The padding mask is resized by torchvision, which is not needed for anything else."""
-    transforms = types.SimpleNamespace(
-        functional=types.SimpleNamespace(resize=lambda x, size, interpolation: F.interpolate(x, size=size)),
-        InterpolationMode=types.SimpleNamespace(NEAREST="nearest"),
-    )
-    for module in (transformer_cosmos, controlnet_cosmos):
-        monkeypatch.setattr(module, "transforms", transforms, raising=False)
 
 
 def draw_fp64(*shape: int, seed: int = 0) -> Tensor:
@@ -202,6 +189,38 @@ def test_unfusing_restores_the_network(kind: str):
     assert [m.processor for m in model.modules() if hasattr(m, "processor")] == processors
     got = results(model, kind, torch.float32)
     assert all(torch.equal(got[k], v) for k, v in want.items())
+
+
+@pytest.mark.parametrize("kind", ["transfer1", "controlnet"])
+def test_the_padding_mask_needs_no_torchvision(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """torchvision cannot be installed beside every build of torch, so it is taken away wherever it is."""
+    monkeypatch.delattr(transformer_cosmos, "transforms", raising=False)
+    monkeypatch.delattr(controlnet_cosmos, "transforms", raising=False)
+    model = network(kind, torch.float32)
+    given, _ = arguments(kind, torch.float32)
+    # 40 x 30 to 4 x 6: every pixel is that of the pixel (10 i, 5 j) above and left of it.
+    given["padding_mask"] = torch.zeros(1, 1, 40, 30)
+    given["padding_mask"][..., 20:, 10] = 1
+    with pytest.raises(NameError, match="transforms"):
+        model(**given)
+    do_without_torchvision()
+    (want,) = model(**given)
+    small = torch.zeros(1, 1, H, W)
+    small[..., 2:, 2] = 1
+    (same,) = model(**given | {"padding_mask": small})
+    (fused,) = fuse(model)(**given)
+    (other,) = model(**given | {"padding_mask": torch.zeros(1, 1, H, W)})
+    first = (lambda x: x[0]) if isinstance(want, list) else (lambda x: x)
+    torch.testing.assert_close(first(same), first(want), rtol=0, atol=0)
+    torch.testing.assert_close(first(fused), first(want), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first(other), first(fused), atol=1e-3)
+
+
+def test_torchvision_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    theirs = object()
+    monkeypatch.setattr(transformer_cosmos, "transforms", theirs, raising=False)
+    do_without_torchvision()
+    assert transformer_cosmos.transforms is theirs
 
 
 def test_what_is_not_stock_is_left_alone():

@@ -9,20 +9,48 @@
 No parameter is added, moved or renamed. Modules of diffusers are made instances of the subclasses below, with
 the same attributes and another ``forward``; a module that is not what diffusers makes it (an attention
 processor of your own, say) is left alone.
+
+diffusers' Cosmos networks resize their padding mask with torchvision, and without it die of a ``NameError``.
+Importing this module gives them that one function where torchvision is missing (it has no build for every
+build of torch); where it is installed, theirs is left in place.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos as stock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cosmos_distill import ops
 
 __all__ = ["fuse", "unfuse"]
+
+
+def _resize(mask: Tensor, size: list[int], interpolation: str) -> Tensor:
+    return F.interpolate(mask, size=size, mode=interpolation)
+
+
+def do_without_torchvision() -> None:
+    """Put nearest-neighbour resizing where diffusers' Cosmos networks found no torchvision."""
+    transforms = SimpleNamespace(
+        functional=SimpleNamespace(resize=_resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+    )
+    for name in ("transformers.transformer_cosmos", "controlnets.controlnet_cosmos"):
+        try:
+            module = import_module(f"diffusers.models.{name}")
+        except ImportError:  # the ControlNet came with Cosmos 2.5
+            continue
+        if not hasattr(module, "transforms"):
+            module.transforms = transforms  # type: ignore[attr-defined]
+
+
+do_without_torchvision()
 
 
 class Rotary(NamedTuple):

@@ -7,8 +7,9 @@ agreement               work that succeeds on all ranks or on none
 file  consolidation     single safetensors files; one network of a checkpoint as such a file
 """
 
+from cosmos_distill.arrays.named import metadata as read_metadata
 from cosmos_distill.train.checkpoint.consolidation import consolidate, publish
-from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, publish_tensors, read_metadata
+from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, publish_tensors
 from cosmos_distill.train.checkpoint.pieces import Block, Piece, flat_piece, piece, whole
 from cosmos_distill.train.checkpoint.store import Checkpoint, Store
 

@@ -30,8 +30,8 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
         ``out``.
 
     Raises:
-        CheckpointError: the folder is no checkpoint or is damaged, has no such network or average, or
-            ``out`` cannot be written.
+        CheckpointError: the folder is no checkpoint or is damaged, or has no such network or average.
+        DiskError: ``out`` cannot be written.
     """
     if not (checkpoint / "index.json").is_file():
         inside = sorted(checkpoint.rglob("step_*/index.json"))
@@ -49,8 +49,11 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
     for name in ("state.json", f"{network}/", *([f"{average}/"] if averaged else [])):
         index.verify(checkpoint, within=name)
     tensors = _read(checkpoint / network, checkpoint / average if averaged else None)
-    method = read_json(checkpoint / "state.json")["fingerprint"]["method.name"]
-    metadata = {"step": index.step, "method": method, "weights": "ema" if averaged else role}
+    fingerprint = read_json(checkpoint / "state.json").get("fingerprint")
+    if not isinstance(fingerprint, dict) or not isinstance(fingerprint.get("method.name"), str):
+        raise CheckpointError(f"{checkpoint / 'state.json'} does not say which method it is of")
+    method, kind = fingerprint["method.name"], "ema" if averaged else role
+    metadata = {"step": index.step, "method": method, "weights": kind}
     return publish_tensors(tensors, out, metadata)
 
 
@@ -58,7 +61,8 @@ def publish(store: Store, step: int, out: Path) -> Path:
     """Rank 0 consolidates the student of the checkpoint of ``step`` while the others wait. Collective.
 
     Raises:
-        CheckpointError: on every rank; of the last save, like its ``wait``, or like :func:`consolidate`.
+        DiskError: on every rank, of the last save.
+        CheckpointError: on every rank, like :func:`consolidate`.
     """
     store.wait()
     return store.ranks.main(lambda: consolidate(store.path(step), out))
@@ -72,6 +76,9 @@ def _read(network: Path, average: Path | None) -> dict[str, Tensor]:
         own.load({name: whole(value) for name, value in tensors.items()})
         return tensors
     averages = Shards(average)
+    for name, (shape, _) in averages.tensors.items():
+        if name not in tensors or shape != tuple(tensors[name].shape):
+            raise CheckpointError(f"{average}: {name} {list(shape)} is the average of nothing in {network}")
     own.load({name: whole(value) for name, value in tensors.items() if name not in averages.tensors})
     for name, (shape, dtype) in averages.tensors.items():
         value = torch.empty(shape, dtype=dtype)  # one at a time: they are wider than the network's

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosmos_distill.files import sha256
+from cosmos_distill import files
+from cosmos_distill.files import inside, sha256
 from cosmos_distill.train.checkpoint.file import CheckpointError
 
 FORMAT = 2
+_OWN = re.compile(r"state\.json|[^/]+/[^/]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Index:
         for key, kind in (("step", int), ("files", dict)):
             if not isinstance(content.get(key), kind):
                 raise CheckpointError(f"{folder / 'index.json'}: no {key!r} in it")
+        if outside := [name for name in content["files"] if not _OWN.fullmatch(name) or not inside(name)]:
+            raise CheckpointError(f"{folder / 'index.json'}: {outside[0]!r} is no file of a checkpoint")
         present = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")}
         if unknown := present - content["files"].keys():
             raise CheckpointError(f"{folder / min(unknown)}: not in index.json; remove it if it is not yours")
@@ -49,6 +53,8 @@ class Index:
                 found = sha256(folder / name)
             except OSError as error:
                 raise CheckpointError(f"{folder / name}: {error.strerror}") from error
+            except ValueError as error:
+                raise CheckpointError(str(error)) from error
             if found != self.files[name]:
                 raise CheckpointError(f"{folder / name}: checksum differs, the file is damaged")
 
@@ -56,9 +62,11 @@ class Index:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises :class:`CheckpointError` naming the file for anything else."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = files.read_json(path)
+    except OSError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object")
     return content

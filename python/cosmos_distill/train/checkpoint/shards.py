@@ -39,7 +39,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from cosmos_distill.files import sha256
+from cosmos_distill.arrays import named
+from cosmos_distill.files import DiskError, sha256
 from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, write_tensors
 from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
@@ -59,7 +60,7 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         On rank 0 the files of all ranks with their sha256, elsewhere nothing.
 
     Raises:
-        CheckpointError: on every rank, if one of them could not write.
+        DiskError: on every rank, if one of them could not write.
     """
     writer = _Writer(folder)
     try:
@@ -68,7 +69,8 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         rank, (cause, _) = min(error.failures.items())
         if not isinstance(cause, Exception):
             raise cause from None
-        raise CheckpointError(str(cause) if group is None else f"rank {rank}: {cause}") from cause
+        kind = DiskError if isinstance(cause, DiskError) else CheckpointError
+        raise kind(str(cause) if group is None else f"rank {rank}: {cause}") from cause
     return writer.digests
 
 
@@ -85,13 +87,16 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
+            for path in folder.glob("*.safetensors"):
+                named.header(path)  # damaged, or no file: the reader below would take what it says for true
             self._metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            self._keys: dict[str, list[str]] = {}
+            for key in self._metadata.state_dict_metadata:
+                self._keys.setdefault(key.partition(_NEXT)[0], []).append(key)
+            self.tensors = {name: _frame(self._metadata, keys) for name, keys in self._keys.items()}
+        # What a header says of itself may be of any type.
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
-        self._keys: dict[str, list[str]] = {}
-        for key in self._metadata.state_dict_metadata:
-            self._keys.setdefault(key.partition(_NEXT)[0], []).append(key)
-        self.tensors = {name: _frame(self._metadata, keys) for name, keys in self._keys.items()}
 
     @torch.no_grad()
     def load(self, pieces: Mapping[str, Piece]) -> None:
@@ -112,9 +117,13 @@ class Shards:
 
 
 def _frame(metadata: Metadata, keys: Sequence[str]) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and type of the tensor whose boxes are saved as ``keys``."""
+    """Shape and type of the tensor whose boxes are saved as ``keys``; ValueError when they do not fill it."""
     entries = [_entry(metadata, key) for key in keys]
     shape = tuple(max(sizes) for sizes in zip(*(entry.size for entry in entries), strict=True))
+    held = sum(prod(chunk.sizes) for entry in entries for chunk in entry.chunks)
+    if held != prod(shape):  # where a box lies is only said: as far away as a terabyte
+        name = keys[0].partition(_NEXT)[0]
+        raise ValueError(f"{name} is not whole in it ({held} of {prod(shape)} elements): a file is missing")
     return shape, entries[0].properties.dtype
 
 

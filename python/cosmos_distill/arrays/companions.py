@@ -1,0 +1,170 @@
+"""One array of a small file beside a clip: a prompt's embedding, the noise a clip was drawn from.
+
+``.safetensors`` or ``.npz``. Type, shape and length are checked in the header first: a file of 200 bytes can
+declare a terabyte, and a compressed one of ten megabytes can hold ten gigabytes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import IO, NamedTuple, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cosmos_distill.arrays import named
+from cosmos_distill.arrays.named import Entry
+from cosmos_distill.files import regular
+
+T = TypeVar("T")
+SUFFIXES = (".safetensors", ".npz")
+LARGEST = 2**30
+"""Bytes of one array: 70 times the noise of a clip at the published size."""
+_MOST_ARRAYS = 1000
+_MOST_DEFLATED = 1032
+"""Bytes that one byte of a deflate stream can become, at most."""
+_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1,
+}  # fmt: skip
+
+
+def header(path: Path) -> dict[str, Entry]:
+    """Types and shapes of the arrays of a file, none of which is read.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: damaged, or neither .safetensors nor .npz; the message names the file.
+    """
+    if path.suffix.lower() == ".safetensors":
+        return named.header(path)
+    with _archive(path) as archive:
+        return {name: Entry(str(part.dtype), part.shape) for name, part in _parts(path, archive).items()}
+
+
+def read(path: Path, key: str) -> np.ndarray:
+    """The array ``key``, or the only one that the file has, as fp32.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: damaged, neither .safetensors nor .npz, without that array, larger than LARGEST, or not of
+            numbers; the message names the file.
+    """
+    if path.suffix.lower() == ".safetensors":
+        entry, name = _chosen(path, key, named.header(path))
+        if entry.dtype not in _BYTES:
+            raise ValueError(f"{path}: {name} is of type {entry.dtype}, not of real numbers")
+        _limit(path, name, prod(entry.shape) * _BYTES[entry.dtype])
+        try:
+            with safe_open(path, framework="pt") as file:
+                array: np.ndarray = file.get_tensor(name).float().numpy()
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+        return array
+    with _archive(path) as archive:
+        part, name = _chosen(path, key, _parts(path, archive))
+        if part.dtype.kind not in "fiu":
+            raise ValueError(f"{path}: {name} is of type {part.dtype}, not of real numbers")
+        size = prod(part.shape) * part.dtype.itemsize
+        _limit(path, name, size)
+        if part.begin + size != part.member.file_size:
+            raise ValueError(
+                f"{path}: {name} declares {part.dtype} {list(part.shape)}, {size} bytes, and has "
+                f"{part.member.file_size - part.begin}: make the file again"
+            )
+        try:
+            with archive.open(part.member) as stream:
+                stream.read(part.begin)
+                content = stream.read(size)
+                stream.read(1)  # whereupon zipfile compares the checksum
+        except Exception as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+        if len(content) != size:
+            raise ValueError(
+                f"{path}: {name} has {len(content)} bytes instead of {size}: make the file again"
+            )
+        values = np.frombuffer(content, part.dtype).reshape(part.shape, order="F" if part.fortran else "C")
+        return np.array(values, np.float32, order="C")
+
+
+class _Part(NamedTuple):
+    """One array of an archive."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran: bool
+    member: zipfile.ZipInfo
+    begin: int
+    """Bytes of its own header."""
+
+
+def _chosen(path: Path, key: str, found: dict[str, T]) -> tuple[T, str]:
+    name = next(iter(found)) if key not in found and len(found) == 1 else key
+    if name not in found:
+        raise ValueError(f"{path}: has no array {key!r}, only {sorted(found)}")
+    return found[name], name
+
+
+def _limit(path: Path, name: str, size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(
+            f"{path}: {name} declares {size} bytes, more than the {LARGEST} that an array here may have"
+        )
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: expected a .safetensors or .npz file")
+    if regular(path) > 2 * LARGEST:
+        raise ValueError(f"{path} has more bytes than a file of such arrays may have")
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # zipfile and struct raise what the bytes happen to be
+            raise ValueError(f"{path} cannot be read ({error}): make the file again") from error
+        with archive:
+            yield archive
+
+
+def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, _Part]:
+    members = archive.infolist()
+    if len(members) > _MOST_ARRAYS:
+        raise ValueError(f"{path} holds {len(members)} arrays: it is no file of one clip")
+    found: dict[str, _Part] = {}
+    for member in members:
+        deflated = member.compress_type == zipfile.ZIP_DEFLATED
+        if not deflated and member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f"{path}: {member.filename} is compressed as NumPy never does: make the file again"
+            )
+        possible = member.compress_size * (_MOST_DEFLATED if deflated else 1)
+        if member.file_size > possible + _MOST_DEFLATED:
+            raise ValueError(
+                f"{path}: {member.filename} declares {member.file_size} bytes and has "
+                f"{member.compress_size}: make the file again"
+            )
+        try:
+            with archive.open(member) as stream:
+                dtype, shape, fortran, begin = _array_header(stream)
+        except Exception as error:
+            raise ValueError(
+                f"{path}: {member.filename} cannot be read ({error}): make the file again"
+            ) from error
+        found[member.filename.removesuffix(".npy")] = _Part(dtype, shape, fortran, member, begin)
+    return found
+
+
+def _array_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:  # the third is for structures with names beyond ASCII
+        raise ValueError(f"its version is {version}")
+    shape, fortran, dtype = readers[version](stream)
+    if not all(type(size) is int and 0 <= size < 2**62 for size in shape) or dtype.hasobject:
+        raise ValueError(f"its shape is {shape}, its type {dtype}")
+    return dtype, shape, bool(fortran), stream.tell()

@@ -1,0 +1,141 @@
+"""What is wrong with the arrays beside clips, found out before a stage would trip over them.
+
+A prompt's embedding is [tokens, channels], or [1, tokens, channels], of floating-point numbers; the noise
+that a teacher started from has the shape of a latent and unit scale. Every number in them is finite. Headers
+of all files come first: that a width is wrong is known before gigabytes are read.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos_distill.config import Data
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.index import Index
+from cosmos_distill.data.text import KEY, load_array
+
+Shape = tuple[int, ...]
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float64", "float32", "float16")
+"""As safetensors and NumPy write them."""
+
+
+@dataclass(frozen=True)
+class _Check:
+    path: Path
+    key: str
+    shape_fault: Callable[[Shape], str | None]
+    std_fault: Callable[[float, float], str | None] | None = None
+
+
+def faults(
+    texts: Iterable[Path],
+    noises: Iterable[Path],
+    index: Index,
+    data: Data,
+    text_channels: int | None,
+    latent_shape: Shape | None,
+) -> Iterator[str]:
+    """One sentence for every file that cannot be meant.
+
+    Args:
+        texts: Embeddings of prompts.
+        noises: Saved noise.
+        text_channels: Width of the embeddings; None: any.
+        latent_shape: Of the noise; None: any.
+    """
+    text, noise = partial(_text_fault, text_channels), partial(_noise_fault, data, latent_shape)
+    checks = [_Check(path, KEY, text) for path in texts]
+    checks += [_Check(path, "noise", noise, _std_fault) for path in noises]
+    title = f"{data.root}: reading embeddings and noise"
+    for look in (_header_fault, _content_fault):
+        found = [fault for fault in index.each(checks, partial(look, index), title) if fault]
+        yield from found
+        if found:
+            return
+
+
+def _text_fault(channels: int | None, shape: Shape) -> str | None:
+    inner = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    if len(inner) == 2 and inner[0] > 0 and channels in (None, inner[1]):
+        return None
+    return f"expected an embedding [tokens, {channels or 'channels'}], got {list(shape)}"
+
+
+def _noise_fault(data: Data, latents: Shape | None, shape: Shape) -> str | None:
+    if latents in (None, shape):
+        return None
+    return (
+        f"noise {list(shape)}, but {data.frames} frames of {data.height}x{data.width} have latents "
+        f"{list(latents or ())}: set data.frames, height and width"
+    )
+
+
+def _std_fault(std: float, size: float) -> str | None:
+    # The second term is several standard errors of a small latent; it vanishes for a real one.
+    if abs(std - 1.0) <= 0.05 + 4 / np.sqrt(size):
+        return None
+    return (
+        f"noise of standard deviation {std:.3f}, not 1: it was saved at another scale or with an input "
+        "video; generate the pair from the control alone"
+    )
+
+
+def _header_fault(index: Index, check: _Check) -> str | None:
+    try:
+        dtype, shape = index.fact(check.path, "header", partial(_header, key=check.key))
+    except (DataError, OSError) as error:
+        return str(error)
+    if dtype not in _FLOATS:
+        return f"{check.path}: {check.key} is of type {dtype}, not of floating-point numbers"
+    fault = check.shape_fault(tuple(shape))
+    return fault and f"{check.path}: {fault}"
+
+
+def _content_fault(index: Index, check: _Check) -> str | None:
+    try:
+        std, size = index.fact(check.path, "content", partial(_content, key=check.key))
+    except (DataError, OSError) as error:
+        return str(error)
+    fault = check.std_fault and check.std_fault(std, size)
+    return fault and f"{check.path}: {fault}"
+
+
+def _header(path: Path, key: str) -> list[Any]:
+    """Type and shape of the array ``key`` of a file, or of its only one, from the header alone."""
+    found: dict[str, list[Any]] = {}
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy") as file:
+                for name in list(file.keys()):
+                    part = file.get_slice(name)
+                    found[name] = [part.get_dtype(), part.get_shape()]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    with archive.open(name) as stream:
+                        first = np.lib.format.read_magic(stream) == (1, 0)
+                        reader = np.lib.format
+                        read = reader.read_array_header_1_0 if first else reader.read_array_header_2_0
+                        shape, _, dtype = read(stream)
+                    found[name.removesuffix(".npy")] = [str(dtype), list(shape)]
+    except Exception as error:  # safetensors, zipfile and numpy each raise their own types on a bad file
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    name = next(iter(found)) if key not in found and len(found) == 1 else key
+    if name not in found:
+        raise DataError(f"{path}: has no array {key!r}, only {sorted(found)}")
+    return found[name]
+
+
+def _content(path: Path, key: str) -> list[float]:
+    """Standard deviation and number of elements. DataError for one that is not finite."""
+    array = load_array(path, key)
+    return [float(array.std(dtype=np.float64)), array.size]

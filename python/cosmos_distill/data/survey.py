@@ -1,0 +1,297 @@
+"""What a folder of clips holds: which clips can be used, which are held out, and which file is wrong.
+
+Everything is found out at opening, from headers and from the arrays beside the clips, and depends on the
+files alone; :mod:`~cosmos_distill.data.index` remembers it. Torch-free: a run looks before any work.
+
+**Skipped**, named and counted, is a clip that cannot be used by itself: no regular file, no video, too short,
+without a companion, with another number of frames than its control. **An error**, which names every such
+file, is what cannot be meant: a pickle, an array of the wrong shape or type, one that cannot be read or
+holds NaN.
+
+Held out for evaluation is every fifth clip in the order of file names. Clips that cannot be used count for
+that as well: when one is damaged or mended, the others stay where they are. A clip that is added or taken
+away shifts those that come after it; a name that comes last shifts none, and an empty file keeps a place.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cosmos_distill.config import Data
+from cosmos_distill.data import clips, companion_checks, controls
+from cosmos_distill.data.clips import ClipInfo
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.index import Index, index_of
+from cosmos_distill.data.text import PICKLES, refuse_pickle
+
+log = logging.getLogger(__name__)
+Split = Literal["train", "eval"]
+HELD_OUT_EVERY = 5
+ARRAYS = (".safetensors", ".npz")
+"""Suffixes of companions that are arrays; the first is taken where both are there."""
+SHOWN = 10
+"""Files that one message names."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The files of one clip that can be used."""
+
+    name: str
+    video: Path
+    info: ClipInfo
+    text: Path
+    noise: Path | None
+    control: Path | None
+
+    def files(self) -> dict[str, Path | None]:
+        """All of them, by what they are."""
+        return {"video": self.video, "text": self.text, "noise": self.noise, "control": self.control}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder as it was found.
+
+    Attributes:
+        names: of all clips, those that cannot be used included, in the order of file names.
+        samples: the ones that can be used, by name.
+        skipped: why, for everything in ``videos/`` that is not used.
+        held_out: names of the clips for evaluation.
+        paired: the folder has saved noise.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    samples: Mapping[str, Sample]
+    skipped: Mapping[str, str]
+    held_out: frozenset[str]
+    paired: bool
+    index: Index
+
+    def split(self, split: Split) -> list[str]:
+        """Names of the clips of one split, those that cannot be used included."""
+        return [n for n in self.names if (n in self.held_out) == (split == "eval")]
+
+    def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """SHA-256 of every file of these clips, by clip and by what the file is. Minutes, the first time."""
+        chosen = [self.samples[name] for name in names]
+        found = self.index.each(chosen, self._hash, f"{self.root}: hashing clips")
+        return dict(zip(names, found, strict=True))
+
+    def _hash(self, sample: Sample) -> dict[str, str]:
+        return {what: self.index.sha256(path) for what, path in sample.files().items() if path is not None}
+
+
+def window_span(data: Data) -> int:
+    """Frames of a clip from the first to the last of a window."""
+    return (data.frames - 1) * data.stride + 1
+
+
+def survey(
+    data: Data,
+    control: str | None,
+    *,
+    text_channels: int | None,
+    latent_shape: tuple[int, int, int, int] | None,
+) -> Survey:
+    """Look at every file of ``data.root`` that a run with this ``control`` reads, whichever split it is in.
+
+    Args:
+        text_channels: Width of the prompt embedding that the network takes; None: not compared.
+        latent_shape: [C, T, h, w] of a clip, which saved noise has to have; None: not compared.
+
+    Raises:
+        DataError: there is nothing to use, or files are wrong; up to ten are named.
+    """
+    if data.root is None:
+        raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
+    root, paired = data.root, (data.root / "noise").is_dir()
+    if paired and data.stride != 1:
+        raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
+    videos, skipped = _videos(root / "videos")
+    folders = _Folders(root, data, control, paired)
+    index = index_of(root)
+    found = index.each(
+        videos.items(),
+        lambda item: _probe(item[0], item[1], folders, window_span(data), index),
+        f"{root}: looking at clips",
+    )
+    samples, errors = {}, []
+    for result in found:
+        if isinstance(result, Sample):
+            samples[result.name] = result
+        elif isinstance(result, _Unusable):
+            skipped[result.name] = str(result)
+        else:
+            errors.append(str(result))
+    if not errors:
+        texts = [sample.text for sample in samples.values()]
+        if data.negative_prompt:
+            texts.append(_negative(data.negative_prompt))
+        noises = [sample.noise for sample in samples.values() if sample.noise is not None]
+        errors += companion_checks.faults(texts, noises, index, data, text_channels, latent_shape)
+    if errors:
+        more = f"\nand {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        raise DataError("\n".join(errors[:SHOWN]) + more)
+    return Survey(root, tuple(videos), samples, skipped, _held_out(list(videos), samples), paired, index)
+
+
+def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]:
+    """Every fifth name, or the last of fewer than five. Only where one split would be left without a clip
+    that can be used does the other give one up, its last or its first."""
+    held = set(names[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or names[-1:])
+    good = [name for name in names if name in usable]
+    if len(good) < 2:
+        return frozenset(held - set(good))
+    if held.isdisjoint(good):
+        held.add(good[-1])
+    elif held.issuperset(good):
+        held.remove(good[0])
+    return frozenset(held)
+
+
+def _kind(path: Path) -> str | None:
+    """What is there instead of a regular file; None if it is one. Nothing is opened: a pipe cannot block."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return "is a link that leads nowhere"
+        return f"cannot be looked at ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return "is a folder, not a file"
+    return "is a named pipe, not a file" if stat.S_ISFIFO(mode) else "is a device or a socket, not a file"
+
+
+def _videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Clips by name, in the order of file names, and why what is left over is not used."""
+    videos: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
+    there = _listed(folder)
+    files = [path for path in there if path.suffix.lower() in clips.VIDEO_SUFFIXES]
+    # Of two files of one name the published suffix goes first.
+    first: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: (path.suffix != ".mp4", path.name)):
+        if (other := first.setdefault(path.stem, path)) is not path:
+            skipped[path.name] = f"has the name of {other.name}, which is taken: give it another"
+    for path in files:
+        if first[path.stem] is path:
+            videos[path.stem] = path
+    if not videos:
+        raise DataError(
+            f"{folder} holds no .mp4 file: put clips there (or other videos), or set data.root to another "
+            "folder"
+        )
+    used = set(files)
+    skipped |= {path.name: "is no video" for path in there if path not in used}
+    return videos, skipped
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing if there is no folder. Hidden is what systems leave there."""
+    try:
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda path: path.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror})") from error
+
+
+def _negative(given: str) -> Path:
+    if _kind(Path(given)) is None:
+        return Path(given)
+    raise DataError(
+        f"data.negative_prompt {given!r} is no file: T5 does not run here, so give the path of its embedding "
+        "(.safetensors or .npz), or leave it empty for zeros"
+    )
+
+
+class _Unusable(Exception):
+    """Why one clip is skipped."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
+
+
+class _Folders:
+    """The companions of clips: every folder is listed once."""
+
+    def __init__(self, root: Path, data: Data, control: str | None, paired: bool) -> None:
+        self.control = control if paired or control not in controls.COMPUTED else None
+        self.paired = paired
+        self._text = data.text_folder or "t5_xxl"
+        self._there = {
+            folder: self._by_name(root / folder)
+            for folder in (self._text, "noise" if paired else None, self.control)
+            if folder is not None
+        }
+
+    @staticmethod
+    def _by_name(folder: Path) -> dict[str, dict[str, Path]]:
+        found: dict[str, dict[str, Path]] = {}
+        for path in _listed(folder):
+            found.setdefault(path.stem, {}).setdefault(path.suffix.lower(), path)
+        return found
+
+    def text(self, name: str) -> Path:
+        return self._companion(name, self._text, ARRAYS)
+
+    def noise(self, name: str) -> Path | None:
+        return self._companion(name, "noise", ARRAYS) if self.paired else None
+
+    def control_video(self, name: str) -> Path | None:
+        if self.control is None:
+            return None
+        suffixes = (".mp4", *sorted(clips.VIDEO_SUFFIXES - {".mp4"}))
+        return self._companion(name, self.control, suffixes)
+
+    def _companion(self, name: str, folder: str, suffixes: Sequence[str]) -> Path:
+        there = self._there[folder].get(name, {})
+        for suffix in suffixes:
+            if (path := there.get(suffix)) is not None:
+                if (kind := _kind(path)) is not None:
+                    raise _Unusable(name, f"its {folder}/{path.name} {kind}")
+                return path
+        for suffix in PICKLES:
+            if (path := there.get(suffix)) is not None:
+                refuse_pickle(path)
+        raise _Unusable(name, f"has no {folder}/{name}{suffixes[0]}")
+
+
+def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -> Sample | Exception:
+    """The clip, or why it is none; a returned exception is one clip's, and does not hide those of others."""
+    try:
+        if (kind := _kind(video)) is not None:
+            raise _Unusable(name, kind)
+        text, noise, control = folders.text(name), folders.noise(name), folders.control_video(name)
+        info = _info(name, video, index)
+        if control is not None and folders.control is not None:
+            try:
+                clips.check_control(info, _info(name, control, index), folders.control)
+            except DataError as error:
+                raise _Unusable(name, str(error)) from error
+        if info.frames < span:
+            raise _Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
+        if noise is not None and info.frames != span:
+            raise _Unusable(
+                name, f"{info.frames} frames, but its saved noise matches a clip of exactly {span}"
+            )
+        return Sample(name, video, info, text, noise, control)
+    except (_Unusable, DataError) as error:
+        return error
+
+
+def _info(name: str, path: Path, index: Index) -> ClipInfo:
+    try:
+        return ClipInfo(*index.fact(path, "clip", lambda path: astuple(clips.probe(path))))
+    except (DataError, OSError) as error:
+        raise _Unusable(name, str(error)) from error

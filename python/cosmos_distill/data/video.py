@@ -1,0 +1,216 @@
+"""What video files hold, and their frames as a player shows them.
+
+:mod:`~cosmos_distill.data.container` says which stream and frames that is, and how files are opened;
+:mod:`~cosmos_distill.data.display` how a frame is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cosmos_distill.data.container import decoder_of, index_of, is_hidden, opened, shown_frames, video_stream
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.rates import ROUNDING
+
+_SUFFIXES = """
+    .mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .vob .ts .m2ts .mts .flv .f4v .wmv .asf .ogv .3gp .3g2 .mxf
+    .y4m .nut .ivf
+"""
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+"""Suffixes of video files, in lower case, to choose among the files of a folder."""
+
+_BY_DECODING = ("mpeg", "mpegts")
+"""Streams that a parser cuts into packets, which now and then are fields or hold no frame to show."""
+_ASPECT = 0.02
+"""Share by which aspect ratios may differ: 1920 x 1080 and 480 x 272 are the same picture."""
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a clip holds, as a player shows it.
+
+    Attributes:
+        frames: number of frames.
+        height: pixels, after turning, cropping and making pixels square.
+        width: likewise.
+        rate: mean frames per second.
+        duration: seconds from the beginning of the first frame to the end of the last.
+    """
+
+    frames: int
+    height: int
+    width: int
+    rate: float
+    duration: float
+
+
+class Window(NamedTuple):
+    """Frames of a clip, or what ``transform`` made of each; the clip's frames per second where they lie; and
+    when each is shown, in seconds after the clip's first frame."""
+
+    frames: list[Any]
+    rate: float
+    times: tuple[float, ...]
+
+
+Transform = Callable[[np.ndarray], Any]
+
+
+def probe(path: Path) -> ClipInfo:
+    """What ``path`` holds. Only its first frame is decoded, and an MP4 is not read beyond its index; an MPEG
+    program or transport stream, which has none, is decoded once.
+
+    Raises DataError when it is no video, holds no frame, is cut off, or cannot be shown (HDR, for instance).
+    """
+    with opened(path) as (container, stream, display, clock):
+        shown: tuple[int, int] | None = None
+        ticks: list[int | None] = [*(index_of(container, stream, path, whole=True) or ())]
+        if ticks:
+            first = next(shown_frames(container, stream), None)
+            shown = None if first is None else display.check(first)
+        else:
+            all_of_it, decoder = container.format.name in _BY_DECODING, decoder_of(stream)
+            for packet in container.demux(stream):
+                frames = decoder.decode(packet) if all_of_it or shown is None else []
+                for frame in frames:
+                    shown = display.check(frame)
+                if all_of_it:
+                    ticks += [frame.pts for frame in frames]
+                elif packet.size and not packet.is_discard and not is_hidden(packet, stream):
+                    ticks.append(packet.pts)
+    if shown is None or not ticks:
+        raise DataError(f"{path}: holds no frame")
+    rate = clock.mean_rate(ticks)
+    return ClipInfo(len(ticks), *shown, float(rate), float(len(ticks) / rate))
+
+
+def count_frames(path: Path) -> int:
+    """Frames of ``path`` as shown. Raises like :func:`probe`."""
+    return probe(path).frames
+
+
+def decode(
+    path: Path, transform: Transform | None = None, wanted: range | None = None
+) -> tuple[list[Any], float]:
+    """Frames of ``path`` and its frames per second, as :func:`window` gives them.
+
+    Where ``wanted`` is None it is all frames, and the mean rate, however unsteady it is.
+    """
+    if wanted is not None:
+        return window(path, wanted, transform)[:2]
+    frames: list[Any] = []
+    ticks: list[int | None] = []
+    with opened(path) as (container, stream, display, clock):
+        stream.thread_type = "AUTO"
+        for frame in shown_frames(container, stream):
+            image = display.rgb(frame)
+            frames.append(image if transform is None else transform(image))
+            ticks.append(frame.pts)
+        promised = index_of(container, stream, path) or ()
+    if not frames:
+        raise DataError(f"{path}: holds no frame")
+    if len(frames) < len(promised):
+        raise DataError(f"{path}: truncated, {len(frames)} of {len(promised)} frames")
+    return frames, float(clock.mean_rate(ticks))
+
+
+def decode_as_stored(path: Path, transform: Transform) -> tuple[list[Any], float]:
+    """Every frame as it lies in the file, and the rate that the file states.
+
+    Nothing is turned or made square, and untagged colours are BT.601's, in high definition too: FFmpeg's
+    conversion when it is told nothing. What was trained on clips read this way keeps its input.
+    """
+    with video_stream(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        frames = [transform(f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+        rate = float(stream.average_rate)
+    return frames, rate
+
+
+def window(path: Path, wanted: range, transform: Transform | None = None) -> Window:
+    """The frames with the numbers ``wanted``, RGB uint8 [H, W, 3] or ``transform`` of each.
+
+    Frames are decoded in order up to the last one wanted, because a seek may land beside it. The rate comes
+    from the times of these frames. Raises DataError, naming the file, when it cannot be read that far, when a
+    wanted frame is damaged or cannot be shown, or when the frames do not follow each other at a steady rate.
+    """
+    frames: list[Any] = []
+    ticks: list[int | None] = []
+    with opened(path) as (container, stream, display, clock):
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(shown_frames(container, stream)):
+            ticks.append(frame.pts)
+            display.check(frame)
+            if number in wanted:
+                if frame.is_corrupt:
+                    raise DataError(f"{path}: frame {number} is damaged")
+                image = display.rgb(frame)
+                frames.append(image if transform is None else transform(image))
+            if number == wanted[-1]:
+                break
+    if len(ticks) <= wanted[-1]:
+        raise DataError(f"{path}: ends after {len(ticks)} frames, and {wanted[-1] + 1} are needed")
+    first, *times = clock.seconds(ticks, chain([0], wanted))
+    rate = clock.steady_rate(times, wanted.step)
+    return Window(frames, float(rate), tuple(float(t - first) for t in times))
+
+
+def at_times(path: Path, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
+    """The frames that are on the screen at ``times``, rising seconds after the first frame.
+
+    For each it is the last frame that began by then, within a millisecond.
+
+    Raises DataError, naming the file, when it cannot be read or ends before the last of these times.
+    """
+    frames: list[Any] = []
+    with opened(path) as (container, stream, display, clock):
+        stream.thread_type = "AUTO"
+        current: Any = None
+        image: Any = None
+        start = begin = end = length = Fraction(0)
+        for number, frame in enumerate(chain(shown_frames(container, stream), [None])):
+            if frame is not None:
+                now = clock.seconds_of(frame.pts, number)
+                start = start if number else now
+                length = now - start - begin if number else 1 / (clock.stated or Fraction(1))
+                end = now - start
+            else:
+                end = begin + length
+            while current is not None and len(frames) < len(times) and times[len(frames)] < end - ROUNDING:
+                if image is None:
+                    image = display.rgb(current) if transform is None else transform(display.rgb(current))
+                frames.append(image)
+            if len(frames) == len(times):
+                return frames
+            current, image, begin = frame, None, end
+    raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
+
+
+def check_control(clip: ClipInfo, control: ClipInfo, name: str) -> None:
+    """Raises DataError when a control video cannot belong to a clip: another aspect ratio, or other times.
+
+    Size and rate may differ: the control is scaled like the clip, and read at the times of the clip's frames.
+    """
+    check_aspect((clip.height, clip.width), (control.height, control.width), f"its {name} control")
+    covers = control.duration - float(ROUNDING) > clip.duration - 1 / clip.rate
+    slower = 1 / min(clip.rate, control.rate)
+    if not covers or control.duration > clip.duration + slower - float(ROUNDING):
+        raise DataError(
+            f"{clip.frames} frames, but its {name} control has {control.frames}: they last "
+            f"{clip.duration:.3f} s and {control.duration:.3f} s"
+        )
+
+
+def check_aspect(size: tuple[int, int], other: tuple[int, int], name: str) -> None:
+    """Raises DataError when two (height, width) differ in aspect ratio by more than rounded sizes do."""
+    (height, width), (h, w) = size, other
+    wanted = w * height / h
+    if abs(wanted - width) > max(1.0, _ASPECT * width):
+        raise DataError(f"{width} x {height} pixels, but {name} has another aspect ratio, {w} x {h}")

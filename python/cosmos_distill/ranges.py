@@ -1,0 +1,171 @@
+"""What a setting may be: said in its type, and checked when the configuration that holds it is made.
+
+    steps: Annotated[int, Range(1, 1000)] = 35
+
+is refused outside of its range, and where it is no integer. Knows the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Problem = tuple[str, str]
+"""A field, dotted where it is one of a part, and what is wrong with it: together they are a sentence."""
+_LONGEST_SHOWN = 60
+_NAMES: dict[Any, str] = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "True or False",
+    str: "a str",
+    Path: "a pathlib.Path",
+    types.NoneType: "None",
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``; ``above`` and ``below`` leave out the ends themselves."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+    note: str = ""
+    """What a number of special meaning in it does."""
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        if self.above or self.below:
+            begin, end = "above" if self.above else "at least", "below" if self.below else "at most"
+            text = f"{begin} {low} and {end} {high}"
+        else:
+            text = f"from {low} to {high}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+class Checked:
+    """Base of a configuration: a dataclass whose fields are checked against their types when it is made."""
+
+    def rules(self) -> Iterator[Problem]:
+        """What several fields have to fulfil together; asked when each of them is right by itself."""
+        return iter(())
+
+    def __post_init__(self) -> None:
+        """Check everything.
+
+        Raises:
+            ValueError: naming the first field that is wrong, and what it may be.
+        """
+        if not _unchecked.get() and (problem := next(problems(self), None)) is not None:
+            raise ValueError(" ".join(problem))
+
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Let configurations be made without a check, for :func:`problems` of the whole, which knows where in it
+    a field stands."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def problems(config: Any) -> Iterator[Problem]:
+    """All that is wrong in a configuration and in its parts."""
+    right = True
+    kind: Any = type(config)
+    for field in fields(config):
+        value, hint = getattr(config, field.name), hints(kind)[field.name]
+        if not fits(value, hint):
+            right = False
+            yield field.name, f"must be {expected(hint)}, not {shown(value)}"
+            continue
+        for name, part in _parts(field.name, value):
+            for inner, text in problems(part):
+                right = False
+                yield f"{name}.{inner}", text
+    if right:
+        yield from config.rules()
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Checked):
+        yield name, value
+    elif isinstance(value, Mapping):
+        yield from ((f"{name}.{key}", part) for key, part in value.items() if isinstance(part, Checked))
+
+
+@cache
+def hints(config: Any) -> dict[str, Any]:
+    """Type of every field of the dataclass ``config``, with its range."""
+    return get_type_hints(config, include_extras=True)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is one of the type ``hint`` and inside of its range. No bool is a number, no number
+    but a finite one a float; a list will do as a tuple."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, args[0]) and all(value in r for r in args[1:] if isinstance(r, Range))
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        wanted = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(wanted) and all(map(fits, value, wanted))
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits(key, args[0]) and fits(item, args[1]) for key, item in value.items()
+        )
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and (isinstance(value, int) or math.isfinite(value))
+    return isinstance(value, hint)
+
+
+def expected(hint: Any) -> str:
+    """What :func:`fits` asks for, in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " ".join([expected(args[0]), *(str(r) for r in args[1:] if isinstance(r, Range))])
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(expected, args))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        count = "any number of" if args[-1] is Ellipsis else str(len(args))
+        return f"a tuple of {count} values, each {expected(args[0])}"
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping of {expected(args[0])} to {expected(args[1])}"
+    return _NAMES.get(hint) or f"of type {getattr(hint, '__name__', hint)}"
+
+
+def shown(value: Any) -> str:
+    """``value`` for an error message, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

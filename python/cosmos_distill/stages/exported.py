@@ -1,0 +1,213 @@
+"""What an exported file says of itself. None of the paths in it is ever opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cosmos_distill.arrays.named import metadata
+from cosmos_distill.config import Control, Data, FewStep, Guidance, Precision
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.text import load_embedding
+from cosmos_distill.diffusion import Schedule, schedule_from_dict
+from cosmos_distill.files import inside, sha256
+from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.stages.export import FORMAT
+from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.tokenizers import fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cosmos_distill.stages.options import SampleOptions
+
+T = TypeVar("T")
+_PATHS = ("root", "tokenizer_path")
+
+
+@dataclass(frozen=True)
+class ManySteps:
+    """The sampler of a teacher."""
+
+    steps: int
+    guidance: Guidance
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exported file says of itself, without its paths."""
+
+    network: NetworkConfig
+    control: Control | None
+    data: Data
+    schedule: Schedule
+    sampler: FewStep | ManySteps
+    precision: Precision
+    tokenizer_sha256: Mapping[str, str]
+    """Of each file of its tokenizer; empty where that has none, or where an earlier version wrote this."""
+    negative_prompt_sha256: str | None
+    """Of the embedding of its negative prompt; empty where it had one whose checksum is not known."""
+
+
+def read(path: Path) -> Exported:
+    """Understand an exported file.
+
+    Raises:
+        Refusal: it is missing, no export, damaged, or newer than this version.
+    """
+    try:
+        said = metadata(path)
+    except FileNotFoundError as error:
+        raise Refusal(
+            f"{path}: no such file; `cosmos-distill RECIPE.py` writes one in its export stage"
+        ) from error
+    except OSError as error:
+        raise Refusal(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise Refusal(f"{path} is no safetensors file ({error})") from error
+    network = said.get("network")
+    if said.get("format") != FORMAT or not isinstance(network, str) or network not in PRESETS:
+        raise Refusal(f"{path} was not written by an export stage of this version: export it again")
+    try:
+        data = _mapping(said["data"])
+        negative = _negative(said, data)
+        return Exported(
+            network=PRESETS[network],
+            control=_fitting(said["control"], Control | None, "control"),
+            data=_data(data),
+            schedule=schedule_from_dict(_mapping(said["schedule"])),
+            sampler=_sampler(_mapping(said["sampler"])),
+            precision=_fitting(said["precision"], Precision, "precision"),
+            tokenizer_sha256=_checksums(_mapping(said.get("tokenizer", {})).get("sha256", {})),
+            negative_prompt_sha256=negative,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(
+            f"{path} says what no export stage of this version writes ({error}): export it again"
+        ) from error
+
+
+def with_files(exported: Exported, options: SampleOptions, student: Path) -> Data:
+    """The student's data with the tokenizer that the user names, which must be the one it was made with.
+
+    Raises:
+        Refusal: it is not given, not there, or another one.
+    """
+    data, given = exported.data, options.tokenizer
+    known = ", ".join(f"{name} {digest[:12]}..." for name, digest in exported.tokenizer_sha256.items())
+    if data.tokenizer == "haar":
+        if given is not None:
+            raise Refusal(
+                f"--tokenizer {given}: {student} was made with haar, which has no files: leave it out"
+            )
+        return data
+    if given is None:
+        said = f" ({known})" if known else ""
+        raise Refusal(
+            f"{student} was made with the {data.tokenizer} tokenizer{said}, and no path in a file is opened: "
+            "give its folder with --tokenizer"
+        )
+    data = dataclasses.replace(data, tokenizer_path=given)
+    try:
+        found = fingerprint(data)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"--tokenizer {given}: {error}") from error
+    wanted = exported.tokenizer_sha256
+    if wanted and found != wanted:
+        here = ", ".join(f"{name} {digest[:12]}..." for name, digest in found.items())
+        raise Refusal(
+            f"--tokenizer {given} is another tokenizer ({here}) than {student} was made with ({known}): its "
+            "latents would mean something else. Give the one of its training"
+        )
+    return data
+
+
+def negative_text(exported: Exported, options: SampleOptions, student: Path) -> np.ndarray | None:
+    """The negative prompt's embedding that the user names, fp32 [tokens, channels]; None: the data's own.
+
+    Raises:
+        Refusal: it is needed and not given, cannot be used, or is another one than the file's.
+    """
+    given, wanted = options.negative_prompt_embedding, exported.negative_prompt_sha256
+    if given is None:
+        sampler = exported.sampler
+        if wanted is not None and isinstance(sampler, ManySteps) and sampler.guidance.as_added().scale:
+            raise Refusal(
+                f"{student} is guided away from a negative prompt: give its embedding with "
+                "--negative-prompt-embedding"
+            )
+        return None
+    try:
+        if wanted and (found := sha256(given)) != wanted:
+            raise Refusal(
+                f"--negative-prompt-embedding {given} is another one ({found[:12]}...) than {student} was "
+                f"made with ({wanted[:12]}...)"
+            )
+        return load_embedding(given, exported.network.text_tokens, exported.network.text_channels)
+    except (OSError, ValueError, DataError) as error:
+        raise Refusal(f"--negative-prompt-embedding: {error}") from error
+
+
+def _data(said: Mapping[str, Any]) -> Data:
+    known = {key: value for key, value in said.items() if key not in _PATHS}
+    data = _build(Data, known)
+    if data.text_folder is not None and not inside(data.text_folder):
+        raise ValueError(f"text_folder {data.text_folder!r} leaves the folder of the clips")
+    return data if data.source != "folder" else dataclasses.replace(data, negative_prompt="")
+
+
+def _negative(said: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Checksum of the embedding; earlier versions stored its path, which is not opened."""
+    if data.get("source", "folder") == "folder" and data.get("negative_prompt"):
+        return ""
+    found = said.get("negative_prompt_sha256")
+    return None if found is None else _fitting(found, str, "negative_prompt_sha256")
+
+
+def _sampler(said: Mapping[str, Any]) -> FewStep | ManySteps:
+    """``few_step`` or ``teacher``; the first exports said ``one_step`` and ``res_2ab`` for the same."""
+    settings = {key: value for key, value in said.items() if key != "kind"}
+    if said["kind"] in ("few_step", "one_step"):
+        return _build(FewStep, settings)
+    guidance = _build(Guidance, _mapping(settings["guidance"]))
+    return ManySteps(_fitting(settings["steps"], int, "steps"), guidance)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} in place of a table")
+    return value
+
+
+def _checksums(value: Any) -> dict[str, str]:
+    return {name: _fitting(digest, str, "sha256") for name, digest in _mapping(value).items()}
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A configuration from JSON, each value of the type that its field declares."""
+    hints = get_type_hints(cls)
+    if unknown := values.keys() - hints.keys():
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+    return cls(**{name: _fitting(value, hints[name], name) for name, value in values.items()})
+
+
+def _fitting(value: Any, hint: Any, name: str) -> Any:
+    if not _fits(value, hint):
+        raise TypeError(f"{name} is {str(value)[:100]!r}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint in (None, NoneType):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint

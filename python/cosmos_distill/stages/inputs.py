@@ -1,0 +1,228 @@
+"""Files of the user's that a stage reads, by content: what they hold counts, not names, sizes or places.
+
+Which stage is made from which files:
+
+===============  =======================================================================================
+Generate         clips for training with text, control and noise; negative prompt; tokenizer; teacher
+Train on clips   the same
+Train on pairs   the pairs, in which all of that is contained; teacher
+Evaluate         the same of the clips held out; negative prompt; tokenizer; teacher; students
+Export           a student
+===============  =======================================================================================
+
+So a change of held-out clips leaves all training as it is, and one of training clips what was made from pairs
+that exist. A stage keeps :data:`RECORD`, the hashes of the files that it was made from. After a change
+
+* a stage that has made nothing yet begins with the files as they are;
+* a complete stage stays complete, and one under way goes on, as long as every clip that it could use is still
+  there, unchanged and in the same split: clips that are added, and clips that were skipped and are mended,
+  take nothing back. An evaluation under way is the exception, since they move the clips behind them;
+* otherwise it is refused, and the clips are named. Whoever wants to keep what was made deletes the stage's
+  record; whoever wants it made from the new files deletes the stage's folder, and those made from it.
+
+Manifests of earlier versions hold a hash over names and sizes instead (:func:`_names_and_sizes`), and the
+places of negative prompt and tokenizer: they hold as long as these are the same. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.index import index_of
+from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
+from cosmos_distill.stages.sizes import STRIDES, latent_frames
+
+if TYPE_CHECKING:
+    from cosmos_distill.data.survey import Survey
+
+_CONTENT = "content "
+"""Begins a hash over contents; one over names and sizes has no such word."""
+_ABSENT = "-"
+_SHOWN = 10
+"""Names of clips in a message."""
+_WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
+"""Suffixes of what a tokenizer is made of; a README beside it is not."""
+
+
+def look(recipe: Recipe) -> Survey | None:
+    """The folder of clips as it is now; None where clips come from elsewhere.
+
+    Raises:
+        Refusal: there is none that can be used, or files beside the clips are wrong.
+    """
+    from cosmos_distill.models.presets import PRESETS
+
+    data, network = recipe.data, PRESETS.get(recipe.network)
+    if data.source != "folder" or data.root is None:
+        return None
+    latents = None
+    if network is not None:
+        space = STRIDES[data.tokenizer][1]
+        latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
+    try:
+        from cosmos_distill.data.survey import survey  # late: it reads files with torch
+
+        return survey(
+            data,
+            recipe.control,
+            text_channels=None if network is None else network.text_channels,
+            latent_shape=latents,
+        )
+    except DataError as error:
+        raise Refusal(str(error)) from error
+    except OSError as error:
+        raise Refusal(f"{data.root} cannot be read ({error})") from error
+
+
+def reads(stage: Stage) -> Literal["train", "eval"] | None:
+    """The split of the clips from which a stage makes what it leaves behind."""
+    if isinstance(stage, Evaluate):
+        return "eval"
+    if isinstance(stage, Generate) or (isinstance(stage, Train) and stage.pairs_from is None):
+        return "train"
+    return None
+
+
+def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str, Any]]:
+    """Hashes of what a stage reads, for its manifest, and its :data:`RECORD`, empty where there is none."""
+    split, data = reads(stage), recipe.data
+    if split is None:
+        return {}, {}
+    found = {}
+    if data.tokenizer_path is not None:
+        found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
+    folder = look(recipe)
+    if folder is None:
+        return found | {"clips": data.source}, {}
+    if data.negative_prompt:
+        found["negative_prompt"] = of_files([Path(data.negative_prompt)])
+    names = folder.split(split)
+    try:
+        hashes = folder.hashes([name for name in names if name in folder.samples])
+    except OSError as error:
+        raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
+    digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
+    skipped = {name: folder.skipped[name] for name in names if name in folder.skipped}
+    return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
+
+
+def of_files(paths: Iterable[Path], suffixes: tuple[str, ...] = ()) -> str:
+    """SHA-256 of one file, or over the names and hashes of several; of a folder, of all that lies in it, or
+    of what lies right in it with one of ``suffixes``."""
+
+    def inside(folder: Path) -> list[Path]:
+        if suffixes:
+            return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+        return sorted(folder.rglob("*"))
+
+    files = [f for p in paths for f in (inside(p) if p.is_dir() else [p]) if f.is_file()]
+    if not files:
+        return sha256_of_listing([])
+    index = index_of(files[0].parent)
+    hashes = index.each(files, index.sha256, f"{files[0].parent}: hashing")
+    if len(files) == 1:
+        return str(hashes[0])
+    return sha256_of_listing([f"{file.name} {hashed}" for file, hashed in zip(files, hashes, strict=True)])
+
+
+def keep(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of a stage that begins or goes on."""
+    if record:
+        write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def change(
+    found: Manifest, wanted: Manifest, recipe: Recipe, stage: Stage, folder: Path, record: Mapping[str, Any]
+) -> tuple[str | None, str]:
+    """What forbids to use a stage made from other files, in words that say the least that helps; and a remark
+    about what does not."""
+    if reads(stage) is None:
+        return None, ""
+    for key, place in (("tokenizer", "tokenizer_path"), ("negative_prompt", "negative_prompt")):
+        if (reason := _other_file(key, place, found, wanted, recipe)) is not None:
+            return reason, ""
+    made_from, now = found.inputs.get("clips"), wanted.inputs.get("clips")
+    if made_from == now:
+        return None, ""
+    if made_from is None or not record or not made_from.startswith(_CONTENT):
+        if record and made_from == _names_and_sizes(recipe):
+            return None, ""
+        then = "by names and sizes, which are others now" if record else f"as {made_from!r}, not {now!r}"
+        return f"clips: recorded {then}", ""
+    if isinstance(stage, Evaluate) and not found.complete:
+        return "held-out clips were changed, added or removed since it began to draw", ""
+    before = _record(folder)
+    if before is None:  # deleted by the user, as the message below says
+        return None, "made from other clips than there are now"
+    if before.get("sha256") == now:  # written just before a kill
+        return None, ""
+    lost = _lost(before, record)
+    if not lost:
+        new = [name for name in record["clips"] if name not in before["clips"]]
+        return None, f"made before these clips were added or mended: {_some(new)}" if new else ""
+    keeping = "keep it" if found.complete else "go on"
+    return (
+        f"made from clips that are others now: {_some(lost)}. Put them back as they were, or delete "
+        f"{folder / RECORD} to {keeping} all the same"
+    ), ""
+
+
+def _other_file(key: str, place: str, found: Manifest, wanted: Manifest, recipe: Recipe) -> str | None:
+    if key in found.inputs:
+        same = found.inputs[key] == wanted.inputs.get(key)
+        return None if same else f"{key.replace('_', ' ')}: made with another than is given now"
+    # Earlier versions recorded the place; later ones nothing at all where there was none.
+    then = str(found.configuration.get("data", {}).get(place) or "")
+    now = str(getattr(recipe.data, place) or "")
+    return None if then == now else f"data.{place}: made with {then!r}, now asked for {now!r}"
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(files, dict) for files in record["clips"].values()):
+            raise ValueError("no hashes")
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise Refusal(
+            f"{path} is damaged ({error}), and clips have changed, which it would name: put them back, or "
+            "delete it to use what was made from the others"
+        ) from error
+
+
+def _lost(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Clips that a stage could use and that are not what they were."""
+    lost = []
+    for name, files in before["clips"].items():
+        there = now["clips"].get(name)
+        if there is None:
+            why = now["skipped"].get(name)
+            lost.append(
+                f"{name} ({why or 'gone, or in the other split, since files came or went before it'})"
+            )
+        elif changed := [what for what in {**files, **there} if files.get(what) != there.get(what)]:
+            lost.append(f"{name} ({', '.join(changed)})")
+    return lost
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _names_and_sizes(recipe: Recipe) -> str:
+    """What versions before contents counted wrote for the clips."""
+    data = recipe.data
+    assert data.root is not None
+    names = [name for name in ("videos", data.text_folder or "t5_xxl", recipe.control) if name]
+    wanted = [d for d in (data.root / n for n in names) if d.is_dir()]
+    files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())
+    return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])

@@ -1,0 +1,63 @@
+"""Autoencoders in diffusers' format: a folder with config.json and safetensors weights, which run nothing.
+
+diffusers' own loader follows an index out of the folder, and a configuration to other packages. This one
+reads the two files, and takes from diffusers the network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_distill.arrays import named
+from cosmos_distill.files import read_json
+
+CONFIG = "config.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def is_one(folder: Path) -> bool:
+    """Whether ``folder`` is in this format."""
+    return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
+
+
+def files(folder: Path) -> list[Path]:
+    """The configuration and the weights.
+
+    Raises:
+        ValueError: it is unclear which weights are meant, or an index leads elsewhere.
+    """
+    whole = folder / _WEIGHTS
+    return [folder / CONFIG, *([whole] if whole.is_file() else named.shards(folder))]
+
+
+def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The autoencoder of class ``kind``, frozen.
+
+    Raises:
+        OSError: a file cannot be opened.
+        ValueError: another class, or weights that do not fit the configuration.
+    """
+    configuration, *weights = files(folder)
+    said = read_json(configuration)
+    if not isinstance(said, dict) or said.get("_class_name", kind.__name__) != kind.__name__:
+        raise ValueError(f"{configuration} is not that of {kind.__name__}")
+    said = {key: value for key, value in said.items() if not key.startswith("_")}
+    state: named.State = {}
+    for file in weights:
+        state |= named.load(file)
+    try:
+        with torch.device("meta"):  # memory is asked for when the sizes are known to be those of the weights
+            wanted = kind.from_config(said).state_dict()
+        if wrong := [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]:
+            raise ValueError(f"{wrong[0]} is missing or of another size, and {len(wrong) - 1} more")
+        model = kind.from_config(said)
+    except Exception as error:  # a configuration can say anything, and diffusers believes it
+        raise ValueError(
+            f"{folder}: weights and configuration do not fit ({error}): download it again"
+        ) from error
+    model.load_state_dict({name: state[name] for name in wanted})
+    # Not diffusers' own `to`, which warns of a type that it then keeps everywhere.
+    return torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)

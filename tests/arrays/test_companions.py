@@ -1,0 +1,190 @@
+"""One array of a small file: what its header declares is compared with what there is, before it is read."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cosmos_distill.arrays import companions
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.text import load_array
+from tests.memory import limited
+
+ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
+KEY = "noise"
+
+
+@pytest.mark.parametrize("dtype", ["f2", "<f4", ">f8", "i1", ">i4", "u8"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npz_is_read_as_numpy_reads_it(tmp_path: Path, dtype: str, save: object, order: str) -> None:
+    path, array = tmp_path / "a.npz", ARRAY.astype(dtype, order=order)  # type: ignore[call-overload]
+    save(path, noise=array, text=np.array(["words"]))  # type: ignore[operator]
+    assert companions.header(path)[KEY].shape == (3, 4)
+    found = companions.read(path, KEY)
+    assert found.dtype == np.float32 and found.flags.writeable and found.tolist() == ARRAY.tolist()
+
+
+def npz(
+    path: Path, content: bytes, declared: int | None = None, compression: int = zipfile.ZIP_STORED
+) -> Path:
+    """An archive with one member of ``content``, which says of itself that it has ``declared`` bytes."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("noise.npy", content)
+    if declared is not None:
+        data = bytearray(path.read_bytes())
+        central = data.index(b"PK\x01\x02")
+        data[22:26] = data[central + 24 : central + 28] = struct.pack("<I", declared)
+        path.write_bytes(data)
+    return path
+
+
+def npy(shape: str, descr: str = "'<f4'", content: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + content
+
+
+FORGED = {
+    "a terabyte in 200 bytes": npy("(16, 16384, 1048576)"),
+    "beyond 64 bits": npy("(4294967296, 4294967296)"),
+    "negative": npy("(-3, -4)", content=ARRAY.tobytes()),
+    "negative, of nothing": npy("(-3, 0)"),
+    "too short": npy("(3, 4)", content=ARRAY.tobytes()[:-1]),
+    "too long": npy("(3, 4)", content=ARRAY.tobytes() + b"x"),
+    "objects": npy("(3, 4)", "'|O'", ARRAY.tobytes() * 2),
+    "objects in a structure": npy("(3,)", "[('a', '|O')]", ARRAY.tobytes()),
+    "structure": npy("(3,)", "[('a', '<f4'), ('b', '<f4')]", ARRAY.tobytes()[:24]),
+    "complex": npy("(3, 2)", "'<c8'", ARRAY.tobytes()),
+    "text": npy("(3, 4)", "'<U1'", ARRAY.tobytes()),
+    "times": npy("(3, 2)", "'<M8[ns]'", ARRAY.tobytes()),
+    "nonsense for a type": npy("(3, 4)", "'nonsense'", ARRAY.tobytes()),
+    "code for a type": npy("(3, 4)", "__import__('os').mkdir('executed')", ARRAY.tobytes()),
+    "nested deeply": npy("(3, 4)", "[" * 50),
+    "a version of the future": npy("(3, 4)", content=ARRAY.tobytes(), version=b"\x09\x00"),
+    "no array": b"words",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_what_an_npz_declares_must_be_there(tmp_path: Path, content: bytes) -> None:
+    path = npz(tmp_path / "a.npz", content)
+    with limited(), pytest.raises(DataError, match=r"a\.npz"):
+        load_array(path, KEY)
+
+
+def test_a_member_that_declares_more_than_it_can_hold_is_refused(tmp_path: Path) -> None:
+    header = npy("(1, 1, 536870912)")
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = npz(tmp_path / "a.npz", header, 2**31 + len(header), compression)
+        with limited(), pytest.raises(DataError, match=r"a\.npz.*declares 2147483"):
+            load_array(path, KEY)
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """Two gigabytes of zeros in two megabytes: what it declares is true, and too much."""
+    path, size = tmp_path / "bomb.npz", 2**31
+    header = npy("(1, 1, 536870912)")
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = deflate.compress(header) + deflate.flush(zlib.Z_FULL_FLUSH)
+    piece = deflate.compress(b"\0" * 2**22) + deflate.flush(zlib.Z_FULL_FLUSH)  # depends on nothing before it
+    body += piece * (size // 2**22) + deflate.flush()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("noise.npy", body)
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02", len(body))
+    for where in (8, central + 10):
+        data[where : where + 2] = struct.pack("<H", zipfile.ZIP_DEFLATED)
+    for where in (22, central + 24):
+        data[where : where + 4] = struct.pack("<I", size + len(header))
+    path.write_bytes(data)
+    with limited(), pytest.raises(DataError, match=r"bomb\.npz: noise declares 2147483648 bytes, more than"):
+        load_array(path, KEY)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_numpy_does_not_know_is_refused(tmp_path: Path, compression: int) -> None:
+    path = npz(tmp_path / "a.npz", npy("(3, 4)", content=ARRAY.tobytes()), None, compression)
+    with pytest.raises(DataError, match="compressed as NumPy never does"):
+        load_array(path, KEY)
+
+
+def test_a_damaged_member_is_noticed(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", npy("(3, 4)", content=ARRAY.tobytes()))
+    data = bytearray(path.read_bytes())
+    data[data.index(ARRAY.tobytes()) + 20] ^= 64
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz.*CRC"):
+        load_array(path, KEY)
+
+
+def test_a_sparse_file_is_no_reason_to_ask_for_a_terabyte(tmp_path: Path) -> None:
+    header = b'{"noise":{"dtype":"F32","shape":[274877906944],"data_offsets":[0,1099511627776]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + 2**40)
+    with pytest.raises(DataError, match=r"a\.safetensors"):
+        load_array(path, KEY)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_only_numbers_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({KEY: torch.ones(3, 4).to(dtype)}, tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match="not of real numbers"):
+        load_array(tmp_path / "a.safetensors", KEY)
+
+
+def others(path: Path, kind: str) -> None:
+    """What is no file, at ``path``."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        here = os.getcwd()
+        os.chdir(path.parent)  # a socket's name is short
+        try:
+            socket.socket(socket.AF_UNIX).bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "socket"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_what_is_no_file_is_refused_by_name(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    others(path, kind)
+    word = "named pipe" if kind == "pipe" else kind
+    with pytest.raises(DataError, match=rf"a\{suffix} is a {word}, not a file"):
+        load_array(path, KEY)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for suffix in (".safetensors", ".npz"):
+        with pytest.raises(DataError, match=rf"a\{suffix}: cannot be read \(No such file"):
+            load_array(tmp_path / f"a{suffix}", KEY)
+    (tmp_path / "a.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a \.safetensors or \.npz file"):
+        load_array(tmp_path / "a.npy", KEY)
+
+
+def test_the_size_of_an_archive_is_bounded(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i in range(1001):
+            archive.writestr(f"{i}.npy", b"")
+    (tmp_path / "a.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match="holds 1001 arrays"):
+        load_array(tmp_path / "a.npz", KEY)

@@ -1,0 +1,224 @@
+"""Every field of every configuration, with values that it cannot have and the ends of those that it can: each
+is refused by name before any work, or the stage concerned runs and what it leaves is finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+import cosmos_distill.cli  # noqa: F401  every configuration is known
+from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.eval import scores
+from cosmos_distill.methods.levels import Levels
+from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.ranges import Checked, fits
+from cosmos_distill.stages import Refusal, evaluate, sample
+from cosmos_distill.stages.checks import check
+from cosmos_distill.stages.manifest import Exported
+from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
+from cosmos_distill.train import log
+from tests.fields import specimens
+from tests.fields.specimens import PREDICT25, PRETRAIN, TRANSFER1, Stages, changed
+
+RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN}
+NETWORK = PRESETS["transfer1-smoke"]
+OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions())
+
+HUGE = 10**400
+NUMBERS = [0, -1, -(2**70), 10**12, HUGE, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, True]
+OTHERS = [None, "", "3", b"3", (), [], {}, (math.nan,), (-1,), (HUGE,), (0.5, 0.6), {"a": 1}]
+MULTIPLIES_THE_WORK = {
+    "max_steps", "pairs", "clips", "draws", "steps", "batch", "global_batch", "micro_batch", "frames",
+    "height", "width", "blocks", "heads", "head_dim", "mlp_ratio", "adaln_rank", "text_dim", "text_tokens",
+    "text_projection", "max_frames", "max_height", "max_width", "hint_channels", "hint_widths", "head_width",
+}  # fmt: skip
+"""Fields whose largest value is beyond the patience of a test: what lies above it is refused."""
+ELSEWHERE = {"source", "tokenizer", "network", "data", "context_attention"}
+"""Choices whose other values need files, or processes, that are not here; other tests make them."""
+
+
+def values(name: str, hint: Any) -> Iterator[Any]:
+    yield from NUMBERS
+    yield from OTHERS
+    for kind in specimens.kinds_of(hint):
+        if kind is bool:
+            yield from (True, False)
+        if kind is Literal and name not in ELSEWHERE:
+            yield from (
+                choice
+                for part in (hint, *get_args(hint))
+                if get_origin(part) is Literal
+                for choice in get_args(part)
+            )
+    for kind, bounds in specimens.ranges_of(hint):
+        step = 1 if kind is int else abs(bounds.high - bounds.low) * 1e-6
+        ends = [bounds.low, bounds.low - step]
+        ends += [bounds.high + step] if name in MULTIPLIES_THE_WORK else [bounds.high, bounds.high + step]
+        yield from (kind(end) for end in ends)
+        if specimens.kinds_of(hint) & {tuple}:
+            yield from ((kind(end),) for end in ends)
+
+
+def trials(config: Any) -> list[str]:
+    return [path for path, _ in specimens.leaves(config)]
+
+
+def owner(config: Any, path: str) -> type:
+    """Class of the part that the field belongs to."""
+    for name in path.split(".")[:-1]:
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    return type(config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap() -> Iterator[None]:
+    """The same stages with fewer repetitions, and without waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "REFERENCE_CLIPS", (4, 8))
+        patch.setattr(evaluate, "LATENCY_ROUNDS", 1)
+        patch.setattr(evaluate, "measure_step", lambda *args: None)
+        patch.setattr(scores, "resamples", partial(scores.resamples, replicas=2))
+        patch.setattr(os, "fsync", lambda file: None)
+        patch.setitem(log.__dict__, "_tensorboard", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stages]:
+    folder = tmp_path_factory.mktemp("numbers")
+    return {name: Stages(recipe, folder / name) for name, recipe in RECIPES.items()}
+
+
+_ran: set[Any] = set()
+
+
+def works(stages: Stages, recipe: Recipe, path: str, hint: Any, value: Any) -> None:
+    """Run the stages that a field of type ``hint`` is part of, once for each kind of stage."""
+    names, kind = path.split("."), owner(recipe, path)
+    if not specimens.kinds_of(hint) & {int, float, bool, Literal, tuple}:
+        return  # a text or a path
+    if names[0] == "stages" and len(names) > 1:
+        concerned = [names[1]]
+    else:
+        scored = ["evaluate"] if names[0] == "data" else []
+        concerned = [name for name in ("generate", "dmd2", "pretrain", *scored) if name in recipe.stages]
+    for name in concerned:
+        stage = recipe.stages[name]
+        where = (
+            kind.__name__
+            if kind.__name__ in ("Trainer", "Optim", "LambdaLinear")
+            else type(getattr(stage, "method", stage))
+        )
+        key = (where, kind, names[-1], type(value), repr(value))
+        if key not in _ran:
+            _ran.add(key)
+            stages.run(recipe, name)
+
+
+@pytest.mark.parametrize(
+    "path", [f"{name}:{path}" for name, recipe in RECIPES.items() for path in trials(recipe)]
+)
+def test_field_of_a_recipe(path: str, stages: dict[str, Stages], tmp_path: Path) -> None:
+    name, path = path.split(":")
+    recipe, field = RECIPES[name], path.split(".")[-1]
+    hint = dict(specimens.leaves(recipe))[path]
+    for value in values(field, hint):
+        try:
+            other = changed(recipe, path, value)
+        except ValueError as refused:
+            assert field in str(refused), (value, refused)
+            continue
+        if other == recipe:
+            continue
+        try:
+            check(other, tmp_path / "run", ranks=1)
+        except Refusal as refused:
+            assert field.replace("_", "-") in str(refused) or field in str(refused), (value, refused)
+            continue
+        works(stages[name], other, path, hint, value)
+
+
+@pytest.mark.parametrize("field", trials(NETWORK))
+def test_field_of_a_network(
+    field: str, stages: dict[str, Stages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in values(field, dict(specimens.leaves(NETWORK))[field]):
+        try:
+            network = changed(NETWORK, field, value)
+        except ValueError as refused:
+            assert field in str(refused), (value, refused)
+            continue
+        if network == NETWORK:
+            continue
+        monkeypatch.setitem(PRESETS, "trial", network)
+        recipe = dataclasses.replace(PRETRAIN, network="trial")
+        try:
+            check(recipe, tmp_path / "run", ranks=1)
+        except Refusal as refused:
+            # Sizes of a network are refused together with the clips that do not suit it.
+            named = {"latent_channels": "channels", "control_blocks": "control branch"}
+            assert named.get(field, field.removeprefix("max_")) in str(refused), (value, refused)
+            continue
+        stages["pretrain"].run(recipe, "pretrain")
+
+
+@pytest.mark.parametrize("kind", ["transfer1", "predict25"])
+@pytest.mark.parametrize("field", ["clips", "batch", "seed", "condition_frames"])
+def test_number_of_sample(field: str, kind: str, stages: dict[str, Stages], tmp_path: Path) -> None:
+    exported = stages[kind].outputs["export"]
+    assert isinstance(exported, Exported)
+    student = stages[kind].out / exported.student.path
+    usual = SampleOptions(clips=2, batch=2, out=tmp_path / "samples")
+    for value in values(field, dict(specimens.leaves(usual))[field]):
+        if field == "clips" and isinstance(value, int) and value > 100:
+            assert not fits(value, dict(specimens.leaves(usual))[field])
+            continue
+        try:
+            sample.draw(student, dataclasses.replace(usual, **{field: value}))
+        except (ValueError, Refusal) as refused:
+            assert field in str(refused) or field.replace("_", "-") in str(refused), (value, refused)
+        else:
+            assert len(list(usual.out.glob("clip-*.mp4"))) == (value if field == "clips" else 2)
+            for file in usual.out.iterdir():
+                file.unlink()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: type(options).__name__)
+def test_field_of_a_command(options: Any) -> None:
+    """Beside numbers, which are tried above: every type that an option does not take is refused."""
+    for field, hint in specimens.leaves(options):
+        for value in (*NUMBERS, *OTHERS):
+            if fits(value, hint):
+                changed(options, field, value)
+            else:
+                with pytest.raises(ValueError, match=f"^{field} must be "):
+                    changed(options, field, value)
+
+
+def test_no_configuration_is_forgotten() -> None:
+    def below(kind: type) -> set[type]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    everything = {kind for kind in below(Checked) if kind.__module__.startswith("cosmos_distill.")}
+    tried = (
+        set().union(*map(specimens.kinds, RECIPES.values())) | {NetworkConfig} | {type(o) for o in OPTIONS}
+    )
+    assert everything - tried == {Checked, Stage, MethodConfig, Levels}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_number_has_a_range(name: str) -> None:
+    """A field without one takes any number, which none can."""
+    free = {
+        path
+        for path, hint in specimens.leaves(RECIPES[name])
+        if specimens.kinds_of(hint) & {int, float} and not list(specimens.ranges_of(hint))
+    }
+    assert {path.split(".")[-1] for path in free} <= {"scale"}  # whose range depends on its convention

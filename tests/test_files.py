@@ -1,0 +1,107 @@
+"""What may be opened, and where a name may lead."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cosmos_distill.config import Data, Evaluate, Generate, Guidance, Recipe
+from cosmos_distill.files import inside, read_json, regular, replacing, sha256
+
+
+def test_only_regular_files_are_opened_and_nothing_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1}')
+    (tmp_path / "link.json").symlink_to(path)
+    assert regular(tmp_path / "link.json") == 8 and read_json(tmp_path / "link.json") == {"a": 1}
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "device.json").symlink_to("/dev/zero")
+    (tmp_path / "folder.json").mkdir()
+    for name, kind in (("pipe", "named pipe"), ("device", "device"), ("folder", "folder")):
+        for read in (regular, read_json, sha256):
+            with pytest.raises(ValueError, match=rf"{name}\.json is a {kind}, not a file"):
+                read(tmp_path / f"{name}.json")
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"\xff\xfe\x00", b"9" * 10**5], ids=range(5))
+def test_what_is_no_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_file_too_large_for_its_purpose_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x.json").touch()
+    os.truncate(tmp_path / "x.json", 2**40)
+    with pytest.raises(ValueError, match=r"x\.json has 1099511627776 bytes"):
+        read_json(tmp_path / "x.json")
+
+
+def test_names_that_leave_their_folder() -> None:
+    for name in ("a", "a/b.safetensors", "a..b", "..a/b", "a/./b"):
+        assert inside(name)
+    for outside in (
+        "",
+        ".",
+        "..",
+        "../a",
+        "a/../../b",
+        "a/..",
+        "/a",
+        "/",
+        "a\0",
+        "..\\a",
+        7,
+        None,
+        b"a",
+        ["a"],
+    ):
+        assert not inside(outside)
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    mine, path = tmp_path / "mine", tmp_path / "x.json"
+    mine.write_text("mine")
+    (tmp_path / ".x.json.tmp").symlink_to(mine)
+    path.symlink_to(mine)
+    with replacing(path) as temporary:
+        temporary.write_text("ours")
+    assert mine.read_text() == "mine" and path.read_text() == "ours" and not path.is_symlink()
+
+
+def recipe(*names: str, students: tuple[str, ...] = ()) -> Recipe:
+    stages = {name: Generate(pairs=2, guidance=Guidance(1.0)) for name in names}
+    scores = Evaluate(clips=4, guidance=Guidance(1.0), students=dict.fromkeys(students, "generate"))
+    return Recipe(network="transfer1-smoke", data=Data(), stages=stages | {"evaluate": scores})
+
+
+NOT_NAMES = [
+    "", ".", "..", "../x", "x/../../y", "/tmp/x", "a/b", "a\\b", "a\0b", "a\nb", " ", "a b", "-x", ".hidden",
+    "recipe.json", "run.lock", "report.html", "report.json", "kd.", "C:", "a:b", "~", "x" * 65, "*", "$HOME",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_NAMES, ids=repr)
+def test_a_stage_and_a_column_are_named_after_what_can_be_a_file(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a stage") as error:
+        recipe(name)
+    assert repr(name) in str(error.value)
+    with pytest.raises(ValueError, match="cannot be the name of a column of the report"):
+        recipe("generate", students=(name,))
+
+
+def test_names_that_meet_on_another_file_system_are_refused() -> None:
+    for one, other in (
+        ("kd", "KD"),
+        ("kd", "Kd"),
+        ("straße", "STRASSE"),
+        ("é", "e\N{COMBINING ACUTE ACCENT}"),
+    ):
+        with pytest.raises(ValueError, match=r"cannot both|cannot be"):
+            recipe(one, other)
+    for name in ("kd", "dmd2", "dmd2_long-run", "stage_2", "évaluer", "2nd"):
+        assert name in recipe(name).stages
