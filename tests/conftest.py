@@ -15,7 +15,7 @@ from tests.stages.conftest import ENV, smoke
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is remembered of files of tests is none of the user's; packaged files are large and never change."""
+    """What is remembered of tests' files is none of the user's; packaged files are large and never change."""
     os.environ[CACHE_VARIABLE] = ENV[CACHE_VARIABLE] = str(cache_folder())
     cache = tempfile.TemporaryDirectory(prefix="cosmos-distill-cache-")
     config.add_cleanup(cache.cleanup)
