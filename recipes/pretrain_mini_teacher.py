@@ -102,7 +102,8 @@ def recipe(
                     global_batch=16,
                     micro_batch=16,
                     precision="bf16" if film else "fp32",
-                    ema_decay=0.999 if mini else 0.95,
+                    ema_decay=None if film else 0.999 if mini else 0.95,
+                    ema_power=0.1 if film else None,  # as wide as the run is long, wherever it is stopped
                     log_every=50,
                     save_every=500,
                     sample_every=1000,
