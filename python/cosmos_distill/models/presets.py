@@ -90,6 +90,17 @@ class NetworkConfig(Checked):
         return self.text_projection or self.text_dim
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """A causal 4x4x4 tokenizer: principal components and two small convolutional networks for the rest."""
+
+    channels: int = 16
+    encoder_width: int
+    decoder_width: int
+    decoder_blocks: int
+    """Residual blocks of the decoder; the encoder has one."""
+
+
 def _predict(**sizes: Any) -> NetworkConfig:
     """What all Predict2.5 networks have in common."""
     return NetworkConfig(
@@ -113,6 +124,12 @@ PRESETS: dict[str, NetworkConfig] = {
         text_dim=64, text_tokens=8, max_frames=8, max_height=16, max_width=16,
         timestep_scale=10.0, hint_widths=(16, 32),
     ),
+    # 3.8 M parameters; 180 tokens of 64 numbers: 9 frames of 48 x 80 through the 4x4x4 tokenizer.
+    "transfer1-film": NetworkConfig(
+        width=192, blocks=4, control_blocks=1, heads=3, head_dim=64, adaln_rank=48,
+        text_dim=64, text_tokens=4, max_frames=8, max_height=16, max_width=32,
+        timestep_scale=10.0, hint_channels=16, hint_widths=(192, 192),
+    ),
     # 2.059 B parameters, 0.103 B of them in the text projection; 84,480 tokens at 720p, 93 frames.
     "predict2.5-2b": _predict(
         width=2048, blocks=28, heads=16, head_dim=128, text_projection=100_352, clean_condition_times=True,
@@ -128,9 +145,20 @@ PRESETS: dict[str, NetworkConfig] = {
         text_tokens=8, max_frames=8, max_height=16, max_width=16, timestep_scale=30.0,
         clean_condition_times=True,
     ),
+    # 2.8 M parameters; the film's 180 tokens.
+    "predict2.5-film": _predict(
+        width=192, blocks=4, heads=3, head_dim=64, adaln_rank=48, text_dim=64, text_projection=64,
+        text_tokens=4, max_frames=8, max_height=16, max_width=32, timestep_scale=30.0,
+        clean_condition_times=True,
+    ),
     "predict2.5-smoke": _predict(
         width=48, blocks=2, heads=2, head_dim=24, adaln_rank=8, text_dim=64, text_projection=64,
         text_tokens=8, max_frames=8, max_height=16, max_width=16, timestep_scale=30.0,
         clean_condition_times=True,
     ),
 }  # fmt: skip
+
+AUTOENCODERS: dict[str, AutoencoderConfig] = {
+    # 1.0 M parameters; 9 frames of 48 x 80 become 16 x 3 x 12 x 20.
+    "mini-cv4x4x4": AutoencoderConfig(encoder_width=64, decoder_width=96, decoder_blocks=3),
+}

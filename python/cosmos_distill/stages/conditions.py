@@ -197,7 +197,9 @@ class Conditions:
                 raise Refusal(
                     f"{self._control_name} cannot be computed from a video: give it with --control-video"
                 )
-            settings = controls.preset(self._control_name, self._options.control_strength)
+            settings = controls.preset(
+                self._control_name, self._options.control_strength, self._data.vis_thumbnail
+            )
             frames = controls.compute(self._control_name, frames, settings)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)

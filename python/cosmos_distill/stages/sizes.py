@@ -9,9 +9,17 @@ from cosmos_distill.config import Data, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 
 # Pixels per latent element (time, space).
-STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8), "wan2.1": (4, 8)}
+STRIDES = {
+    "haar": (2, 4),
+    "mini-cv4x4x4": (4, 4),
+    "pixels": (1, 1),
+    "cosmos-cv8x8x8": (8, 8),
+    "wan2.1": (4, 8),
+}
+MINI = ("haar", "mini-cv4x4x4", "pixels")
+"""Tokenizers of the small scales, which run where clips are read and turn pixels into fp32."""
 LATENT_CHANNELS = 16
-"""Of all three tokenizers."""
+"""Of all tokenizers that networks are trained on."""
 COSMOS_CHUNK = 121
 """Most frames of a clip that the Cosmos tokenizer takes at once."""
 
@@ -56,7 +64,7 @@ def batch_bytes(recipe: Recipe, stage: Stage) -> int:
     """Least memory per clip of a stage's batch: of the clip, and at the mini scale, whose networks run where
     clips are read, of the network."""
     each = clip_bytes(recipe.data, recipe.control is not None)
-    if recipe.data.tokenizer == "haar" and recipe.network in PRESETS and not Path("/dev/nvidiactl").exists():
+    if recipe.data.tokenizer in MINI and recipe.network in PRESETS and not Path("/dev/nvidiactl").exists():
         each += _activations(PRESETS[recipe.network], recipe, isinstance(stage, Train))
     return each
 
@@ -67,7 +75,7 @@ def clip_bytes(data: Data, control: bool) -> int:
     pixels = 3 * data.frames * data.height * data.width
     time, space = STRIDES[data.tokenizer]
     latents = LATENT_CHANNELS * (1 + data.frames // time) * (data.height // space) * (data.width // space)
-    return (1 + control) * (pixels * (5 if data.tokenizer == "haar" else 1) + 4 * latents)
+    return (1 + control) * (pixels * (5 if data.tokenizer in MINI else 1) + 4 * latents)
 
 
 def too_large(count: int, each: int) -> str | None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_distill import methods
-from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.prefetch import Prefetch, within_share
+from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, ranks
+from cosmos_distill.stages import Run, autoencoders, held_out, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
@@ -38,7 +39,11 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
         student: tuple[Path, ...] | None = (run.student(stage.start_from),)
     else:
         student = teacher_files(recipe) if needs_teacher(stage) else None
-    networks = by_role(recipe, student, DTYPES[stage.trainer.precision])
+    networks: Networks = (
+        autoencoders.networks(recipe, student)
+        if recipe.network in AUTOENCODERS
+        else by_role(recipe, student, DTYPES[stage.trainer.precision])
+    )
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
     with _read_ahead(source, recipe, stage) as stream:
         result = fit(
@@ -47,7 +52,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stage.trainer,
             folder,
             seed=recipe.seed,
-            sampler_grid=_sampler_grid(method, networks, stage, recipe, folder)
+            sampler_grid=_watch(method, networks, stage, recipe, folder)
             if stage.trainer.sample_every
             else None,
             stop=run.stop,
@@ -96,6 +101,25 @@ def _read_ahead(source: Source | None, recipe: Recipe, stage: Train) -> Iterator
         yield Shared(ahead)
 
 
+def _watch(
+    method: Method, networks: Networks, stage: Train, recipe: Recipe, folder: Path
+) -> Callable[[int], None]:
+    """What is looked at every ``sample_every`` steps: pictures and, while a teacher learns from the film, its
+    errors on clips that it does not train on."""
+    if recipe.network in AUTOENCODERS:
+        return autoencoders.sampler_grid(method.roles["student"], recipe, folder)
+    draw = _sampler_grid(method, networks, stage, recipe, folder)
+    if recipe.data.source != "film" or stage.method.sampler is not None:
+        return draw
+    score = held_out.errors(method.roles["student"], recipe, folder)
+
+    def both(step: int) -> None:
+        draw(step)
+        score(step)
+
+    return both
+
+
 def _sampler_grid(
     method: Method, networks: Networks, stage: Train, recipe: Recipe, folder: Path
 ) -> Callable[[int], None]:
@@ -134,6 +158,9 @@ def _sampler_grid(
         else:
             x0 = few_steps(network, noise_levels, batch, noise, few)
         rows = {f"student, {steps_text(few.steps if few else calls)}": decode(x0)}
+        if few is None:
+            x0 = few_steps(network, noise_levels, batch, noise, ONE_STEP)
+            rows[f"student, {steps_text(1)}"] = decode(x0)
         if ranks.is_main():
             grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
 

@@ -1,6 +1,7 @@
 """Tokenizers: uint8 video to latents of about unit scale, and back.
 
-``haar`` (mini scale) has no weights; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
+``haar`` (mini scale) has no weights; ``mini-cv4x4x4`` is learned and shipped; ``pixels`` leaves clips as they
+are, for training one; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
 the VAE of Wan 2.1 through diffusers. None of them multiplies by sigma_data: that is done once, in
 :mod:`cosmos_distill.data`.
 """
@@ -37,11 +38,11 @@ class TokenizerChoice(Protocol):
 
     @property
     def tokenizer(self) -> str:
-        """``haar``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
+        """``haar``, ``mini-cv4x4x4``, ``pixels``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Folder of the weights (not for haar)."""
+        """Folder of the weights (not for haar); for mini-cv4x4x4 their file, or None."""
 
 
 def files(kind: str, folder: Path) -> list[Path]:
@@ -49,6 +50,8 @@ def files(kind: str, folder: Path) -> list[Path]:
 
     Raises FileNotFoundError when one is missing from ``folder``, ValueError when the folder is unclear.
     """
+    if kind == "mini-cv4x4x4":
+        return [folder]
     if kind == "cosmos-cv8x8x8":
         from cosmos_distill.tokenizers import cosmos
 
@@ -59,8 +62,13 @@ def files(kind: str, folder: Path) -> list[Path]:
 
 
 def fingerprint(data: TokenizerChoice) -> dict[str, str]:
-    """SHA-256 of each file of the tokenizer, by name; empty for haar. Raises as :func:`files` does."""
-    if data.tokenizer == "haar" or data.tokenizer_path is None:
+    """SHA-256 of each file of the tokenizer, by name; empty for those without. Raises as :func:`files`
+    does."""
+    if data.tokenizer == "mini-cv4x4x4" and data.tokenizer_path is None:
+        from cosmos_distill.tokenizers.learned import shipped
+
+        return {shipped().name: sha256(shipped())}
+    if data.tokenizer in ("haar", "pixels") or data.tokenizer_path is None:
         return {}
     return {path.name: sha256(path) for path in files(data.tokenizer, data.tokenizer_path)}
 
@@ -75,6 +83,14 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
         from cosmos_distill.tokenizers.haar import Haar
 
         return Haar(device=device)
+    if data.tokenizer == "pixels":
+        from cosmos_distill.tokenizers.pixels import Pixels
+
+        return Pixels()
+    if data.tokenizer == "mini-cv4x4x4":
+        from cosmos_distill.tokenizers.learned import Learned
+
+        return Learned(data.tokenizer_path, device=device)
     if data.tokenizer == "cosmos-cv8x8x8":
         from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
 
@@ -93,4 +109,6 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
                 "data.tokenizer_path, for example to the vae folder of Wan2.1-T2V-1.3B-Diffusers"
             )
         return Wan(data.tokenizer_path, device=device)
-    raise ValueError(f"unknown tokenizer {data.tokenizer!r}: choose haar, cosmos-cv8x8x8 or wan2.1")
+    raise ValueError(
+        f"unknown tokenizer {data.tokenizer!r}: choose haar, mini-cv4x4x4, cosmos-cv8x8x8 or wan2.1"
+    )
