@@ -1,12 +1,40 @@
-"""Files that appear whole or not at all, and their hashes. Standard library only: every part may use it."""
+"""Files that appear whole or not at all, their hashes, and JSON that every reader takes. Standard library
+only: every part may use it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class DiskError(RuntimeError):
+    """A file could not be written: the disk is full, or the place does not take it. The message says which
+    file and what to do; what was there before is untouched."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the system raises while ``path`` is written into a :class:`DiskError` with advice."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            advice = "the disk is full: free some space, and the same command goes on"
+        elif error.errno in _CLOSED:
+            advice = "it is not writable: change its permissions or choose another --out"
+        else:
+            advice = "what was there before is untouched: once this is mended, the same command goes on"
+        raise DiskError(f"cannot write {path} ({error.strerror or error}): {advice}") from error
 
 
 @contextmanager
@@ -15,19 +43,37 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A crash at any moment leaves the old file or the new one, never half of it. An error in the block, or
     while publishing, removes the temporary file and is passed on.
+
+    Raises:
+        DiskError: the disk is full, or the folder cannot be written.
     """
     # The name carries no process number: what a kill leaves behind is overwritten by the same command.
     temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            with created(temporary):
+                yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def created(path: Path) -> Iterator[None]:
+    """Make an empty file and, after the block has written to it, give it the permissions it began with: those
+    of the user's umask and of the folder, whatever the library that wrote it prefers."""
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        mode = os.fstat(handle).st_mode & 0o7777
+    finally:
+        os.close(handle)
+    yield
+    path.chmod(mode)
 
 
 def sync_folder(path: Path) -> None:
@@ -43,3 +89,20 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """``value`` of mappings, lists and scalars with every number that is not finite as a word, ``"nan"``,
+    ``"inf"`` or ``"-inf"``: JSON has none, and strict readers refuse what Python would write."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Strict JSON of :func:`finite` ``value``; ``options`` are those of :func:`json.dumps`."""
+    return json.dumps(finite(value), allow_nan=False, **options)

@@ -265,7 +265,7 @@ def test_gradients_are_on_for_the_role_in_turn_alone(tmp_path: Path) -> None:
 
 
 def test_without_tensorboard_the_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     run(tmp_path)
     assert not (tmp_path / "tensorboard").exists()
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 9

@@ -1,16 +1,15 @@
 """Teacher pairs on disk: (noise, teacher clip) with control and prompt, in shards of safetensors.
 
-A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards and the
-number of pairs on disk says where an interrupted generation goes on. ``pairs.json`` keeps what the pairs
-depend on (teacher hash, guidance, steps, ...): a folder made under other settings is refused, not mixed.
+A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards, which say
+what an interrupted generation still has to draw: the rest, and what was damaged or deleted since.
+``pairs.json`` keeps what the pairs depend on (teacher hash, guidance, steps, ...): a folder made under other
+settings is refused, not mixed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +25,14 @@ from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
+from cosmos_distill.data.pair_files import shards
 from cosmos_distill.data.randomness import generator
+from cosmos_distill.files import DiskError, to_json
 
-log = logging.getLogger(__name__)
 TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
 SETTINGS = "pairs.json"
+_AGAIN = "delete this file, and the command that drew its pairs draws them again"
+_UNKNOWN_SETTINGS = "restore it, or delete {} to draw its pairs again"
 CACHE_BYTES = 2 * 2**30
 """Shards kept in memory, at most."""
 
@@ -43,44 +45,14 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Metadata of a shard; ValueError when its length is not what its header says."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ValueError("shorter than its header")
-        (length,) = struct.unpack("<Q", prefix)
-        size = path.stat().st_size
-        if length > size:
-            raise ValueError("shorter than its header")
-        header = json.loads(file.read(length))
-    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    if size != 8 + length + end:
-        raise ValueError(f"{size} bytes long instead of {8 + length + end}")
-    metadata = header["__metadata__"]
-    return {
-        "first": int(metadata["first"]),
-        "count": int(metadata["count"]),
-        "sha256": metadata["sha256"],
-        "names": tuple(json.loads(metadata["names"])),
-        "bytes": size,
-    }
-
-
 def _scan(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Whole shards from pair 0 on without a gap; damaged ones are named in the log."""
-    shards: list[tuple[Path, dict[str, Any]]] = []
-    position = 0
-    for path in sorted(folder.glob("pairs-*.safetensors")):
-        try:
-            header = _header(path)
-        except (ValueError, KeyError, TypeError, struct.error, OSError) as error:
-            log.warning("%s is damaged (%s): its pairs and later ones are generated again", path, error)
-            continue
-        if header["first"] == position:  # else it follows a damaged one, or was cut into other shards
-            shards.append((path, header))
-            position += header["count"]
-    return shards
+    """Whole shards from pair 0 on up to the first gap."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for path, header in shards(folder):
+        if header["first"] != (found[-1][1]["first"] + found[-1][1]["count"] if found else 0):
+            break
+        found.append((path, header))
+    return found
 
 
 def _settings(folder: Path) -> dict[str, Any] | None:
@@ -88,14 +60,25 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): delete {folder} and generate again") from error
+        raise DataError(f"{path} is damaged ({error}): {_UNKNOWN_SETTINGS.format(folder)}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged (no JSON object): {_UNKNOWN_SETTINGS.format(folder)}")
+    return found
+
+
+def _legible_settings(folder: Path) -> dict[str, Any] | None:
+    """None for a damaged file, too: where nothing is expected of the pairs, it does not matter."""
+    try:
+        return _settings(folder)
+    except DataError:
+        return None
 
 
 def _refuse_differences(folder: Path, expects: Mapping[str, Any]) -> None:
     found = _settings(folder) or {}
-    wanted = json.loads(json.dumps(dict(expects)))  # as JSON would give it back
+    wanted = json.loads(to_json(dict(expects)))  # as JSON would give it back
     different = [k for k, v in wanted.items() if found.get(k) != v]
     if different:
         detail = "; ".join(f"{k}: {found.get(k)!r} on disk, {wanted[k]!r} wanted" for k in different)
@@ -106,10 +89,10 @@ def _refuse_differences(folder: Path, expects: Mapping[str, Any]) -> None:
 
 
 class PairWriter:
-    """Appends shards to ``folder``; an existing folder goes on where it stopped.
+    """Writes the shards that ``folder`` does not have yet, in order.
 
-    ``expects`` (JSON values) is what the pairs depend on. Raises DataError when the folder was made under
-    other settings or cannot be written.
+    ``expects`` (JSON values) is what the pairs depend on; None where something else keeps that. Raises
+    DataError when the folder was made under other settings, DiskError when it cannot be written.
     """
 
     def __init__(self, folder: Path, expects: Mapping[str, Any] | None = None) -> None:
@@ -117,24 +100,41 @@ class PairWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+            raise DiskError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
         for leftover in folder.glob(".*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
-        if _settings(folder) is None:
-            publish(folder / SETTINGS, json.dumps(dict(expects or {}), indent=2, sort_keys=True).encode())
-        elif expects is not None:
+        if expects is not None and _settings(folder) is not None:
             _refuse_differences(folder, expects)
-        self._done = sum(header["count"] for _, header in _scan(folder))
+        elif _legible_settings(folder) is None:
+            publish(folder / SETTINGS, to_json(dict(expects or {}), indent=2, sort_keys=True).encode())
+        self._ends = {h["first"]: h["first"] + h["count"] for _, h in shards(folder)}
+        self._done = 0
+        self._pass()
 
     def done(self) -> int:
         """Pairs on disk, in whole shards from pair 0 on."""
         return self._done
 
+    def missing(self, pairs: int, batch: int) -> list[tuple[int, int]]:
+        """(first, count) of the shards of ``batch`` pairs that make the folder hold the first ``pairs``."""
+        found, end = [], 0
+        while end < pairs:
+            if end in self._ends:
+                end = self._ends[end]
+            else:
+                found.append((end, min(batch, pairs - end)))
+                end += batch
+        return found
+
+    def _pass(self) -> None:
+        while self._done in self._ends:
+            self._done = self._ends[self._done]
+
     def write(self, batch: Batch) -> Path:
         """Publish ``batch`` as the next shard; its ``first`` must equal :meth:`done`.
 
-        Raises ValueError for a batch without noise or out of order, DataError for a non-finite value or a
-        disk that is full (no half-written file is left).
+        Raises ValueError for a batch without noise or out of order, DataError for a non-finite value,
+        DiskError for a disk that is full (no half-written file is left).
         """
         if batch.noise is None:
             raise ValueError("a pair needs the noise that its clip was drawn from (batch.noise is None)")
@@ -153,10 +153,11 @@ class PairWriter:
             "first": str(batch.first),
             "count": str(len(batch)),
             "sha256": _digest(tensors),
-            "names": json.dumps(list(batch.names)),
+            "names": to_json(list(batch.names)),
         }
         publish(path, save(tensors, metadata))
-        self._done += len(batch)
+        self._ends[batch.first] = batch.first + len(batch)
+        self._pass()
         return path
 
 
@@ -208,10 +209,10 @@ class PairSource:
         try:
             tensors = load(path.read_bytes())
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read ({error}): delete it and generate again") from error
+            raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
         if index not in self._verified:
             if set(tensors) != set(TENSORS) or _digest(tensors) != header["sha256"]:
-                raise DataError(f"{path} is corrupt (its checksum differs): delete it and generate again")
+                raise DataError(f"{path} is corrupt (its checksum differs): {_AGAIN}")
             self._verified.add(index)
         self._cache[index] = tensors
         while len(self._cache) > 1 and sum(self._shards[i][1]["bytes"] for i in self._cache) > CACHE_BYTES:
@@ -257,6 +258,6 @@ class PairSource:
             "control": self.control,
             "pairs": self.pairs,
             "shards": {path.name: header["sha256"] for path, header in self._shards},
-            "settings": _settings(self.folder),
+            "settings": _legible_settings(self.folder),
             "skipped": [],
         }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmos_distill.data.controls import blur
+from cosmos_distill.eval.missing import NoScore
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -33,12 +34,10 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Mean structural similarity of two stacks of frames [F, C, H, W] with values in 0..255, fp64.
 
     Raises:
-        ValueError: frames smaller than the window.
+        NoScore: frames smaller than the window.
     """
     if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(
-            f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, not {list(x.shape[-2:])}"
-        )
+        raise NoScore(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, not {list(x.shape[-2:])}")
     x, y = (z.double().flatten(0, 1)[:, None] for z in (x, y))
     taps = torch.exp(-0.5 * ((torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2) / SIGMA) ** 2)
     taps = taps / taps.sum()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos_distill.eval.missing import NoScore
+
 REPLICAS = 200
 
 
@@ -28,8 +30,21 @@ def interval(
         centred: Move the replicas so that their mean is the value itself. For statistics that resampling
             inflates, as it does a Fréchet distance: with clips repeated, the covariance looks narrower
             than it is, and all replicas may lie above the value.
+
+    Raises:
+        NoScore: one clip, or too few that the statistic is defined for: some replicas have none.
     """
-    values = np.array([statistic(w) for w in weights])
+    if weights.shape[1] < 2:
+        raise NoScore("one clip says nothing of the spread")
+    found, missing = [], 0
+    for w in weights:
+        try:
+            found.append(statistic(w))
+        except NoScore:
+            missing += 1
+    if missing:
+        raise NoScore(f"not defined in {missing} of {len(weights)} resamples of these clips")
+    values = np.array(found)
     low, high = np.quantile(values, [0.025, 0.975])
     if centred:
         shift = statistic(None) - values.mean()

@@ -2,7 +2,8 @@
 
 Edge maps come from :func:`cosmos_distill.data.controls.canny` with its evaluation thresholds, the same
 function that makes the control. F1 = 2 TP / (2 TP + FP + FN) over the edge pixels of all clips pooled (a
-clip without edges then counts as little as it says); no tolerance in position.
+clip without edges then counts as little as it says); no tolerance in position. Where neither has an edge
+there is nothing to score.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.data.controls import canny
+from cosmos_distill.eval.missing import NoScore
 
 
 def counts(video: Tensor, real: Tensor) -> Tensor:
@@ -27,12 +29,17 @@ def counts(video: Tensor, real: Tensor) -> Tensor:
 
 
 def score(counts: Tensor, weights: Tensor | None = None) -> float:
-    """F1 of clips with ``counts`` [B, 3], each taken ``weights`` [B] times (once if left out); 1 if nothing
-    has an edge."""
+    """F1 of clips with ``counts`` [B, 3], each taken ``weights`` [B] times (once if left out).
+
+    Raises:
+        NoScore: nothing has an edge.
+    """
     weights = torch.ones(len(counts), dtype=torch.float64) if weights is None else weights.double()
     tp, fp, fn = (weights @ counts).tolist()
     total = 2 * tp + fp + fn
-    return 2 * tp / total if total else 1.0
+    if not total:
+        raise NoScore("no clip has an edge, neither real nor generated")
+    return float(2 * tp / total)
 
 
 def _edges(video: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmos_distill.eval.missing import NoScore
+
 DIMENSIONS = 64
 _SEED, _LARGEST, _SCALES, _WIDTHS, _GAIN = 20_240_906, 128, 3, (32, 64), 10.0
 
@@ -44,11 +46,11 @@ def features(video: Tensor) -> Tensor:
     """The 64 features of each clip, fp64 [B, 64]; ``video`` is uint8 [B, 3, F, H, W] with F >= 2.
 
     Raises:
-        ValueError: a single frame, or frames too small for three scales.
+        NoScore: a single frame, or frames too small for three scales.
     """
     b, _, frames, height, width = video.shape
     if frames < 2 or min(height, width) < 16:
-        raise ValueError(f"the features need 2 frames of 16 x 16 pixels or more, not {list(video.shape)}")
+        raise NoScore("its features need clips of 2 frames of 16 x 16 pixels or more")
     first, second, projection = _filters()
     x = video.cpu().float() / 127.5 - 1
     x = torch.cat([x[:, :, 1:], 4 * (x[:, :, 1:] - x[:, :, :-1])], dim=1)
@@ -68,7 +70,13 @@ def features(video: Tensor) -> Tensor:
 
 
 def gaussian(features: Tensor, weights: Tensor | None = None) -> Gaussian:
-    """Mean and unbiased covariance of ``features`` [B, 64], each clip taken ``weights`` [B] times."""
+    """Mean and unbiased covariance of ``features`` [B, 64], each clip taken ``weights`` [B] times.
+
+    Raises:
+        NoScore: a single clip, which has no covariance.
+    """
+    if len(features) < 2:
+        raise NoScore("one clip has no covariance: it takes two or more")
     weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
     mean = weights @ features / weights.sum()
     centred = features - mean

@@ -9,6 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cosmos_distill.eval.missing import known, ratio, shown
+
 # Speed that a student of so many evaluations should reach: ratio of evaluations, of latency.
 _SPEED = {1: (72.0, 55.0), 4: (17.5, 14.0)}
 # Quality, where the report has both: name, metric, whom the student is compared with, direction, bound.
@@ -20,6 +22,8 @@ _RATIOS = (
     ("Canny-F1, student / teacher", "canny_f1", "teacher", "at least", 0.95),
 )
 _LEAST_MOTION = 0.5
+_UNKNOWN = "scored by an earlier version, which gave no reason"
+_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 METRICS = {
     "frechet": "Fréchet distance ↓",
     "canny_f1": "Canny-F1 ↑",
@@ -33,14 +37,34 @@ _CAUTION = {
 }
 
 
+def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of report.json that scores.json gives. A number that does not exist is None, and ``reasons``
+    beside it says why.
+
+    Args:
+        scores: The content of scores.json; of earlier versions, which knew no reasons, too.
+    """
+    scores = known(scores)
+    kept = ("metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames", "ratio_intervals")
+    timed = scores["latency"][f"batch_{scores['settings']['batch']}"]
+    return {
+        "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
+        "latency_ratio": timed["ratio"],
+        **{key: scores[key] for key in kept},
+        "ratio_reasons": scores.get("ratio_reasons", {}),
+        "step": scores.get("step"),
+    }
+
+
 def metrics_of(report: Mapping[str, Any]) -> dict[str, str]:
     """The metrics of this report and their names."""
-    known = next(iter(report["metrics"].values()))
-    return {key: name for key, name in METRICS.items() if key in known}
+    first = next(iter(report["metrics"].values()))
+    return {key: name for key, name in METRICS.items() if key in first}
 
 
 def targets(report: Mapping[str, Any], wall_limit: float | None, quality: bool) -> list[dict[str, Any]]:
-    """What was to be reached and what was, met or missed.
+    """What was to be reached and what was: met, missed, or None where there is no such number, with a
+    ``reason``.
 
     Args:
         wall_limit: Seconds that all stages may take; None sets no limit.
@@ -55,11 +79,15 @@ def targets(report: Mapping[str, Any], wall_limit: float | None, quality: bool) 
             found.append(_target(name, report["nfe_ratio"], "at least", fewer))
             found.append(_target("latency, teacher / student", report["latency_ratio"], "at least", faster))
         for name, key, other, direction, bound in _RATIOS:
-            if other in metrics and metrics[other].get(key):
-                found.append(_target(name, metrics["student"][key] / metrics[other][key], direction, bound))
+            if other in metrics and key in metrics[other]:
+                reasons, lost = _reasons(metrics[other]) | _reasons(metrics["student"]), dict[str, str]()
+                value = ratio(metrics["student"][key], metrics[other][key], lost, "")
+                found.append(_target(name, value, direction, bound, reasons.get(key, lost.get(""))))
         if "motion" in metrics["student"]:
-            motion = metrics["student"]["motion"]
-            found.append(_target("motion energy, student / real clips", motion, "at least", _LEAST_MOTION))
+            motion, why = metrics["student"]["motion"], _reasons(metrics["student"]).get("motion")
+            found.append(
+                _target("motion energy, student / real clips", motion, "at least", _LEAST_MOTION, why)
+            )
         if "student" in (kept := report["given_frames"]):
             least = min(kept["student"]["psnr"])
             found.append(_target("PSNR of given frames in dB, 100 is exact", least, "at least", 100.0))
@@ -101,17 +129,25 @@ def html(
     )
 
 
-def _target(name: str, value: float, direction: str, bound: float) -> dict[str, Any]:
-    met = value <= bound if direction == "at most" else value >= bound
-    return {"name": name, "value": value, "direction": direction, "bound": bound, "met": met}
+def _target(
+    name: str, value: float | None, direction: str, bound: float, why: str | None = None
+) -> dict[str, Any]:
+    target = {"name": name, "value": value, "direction": direction, "bound": bound}
+    if value is None:
+        return target | {"met": None, "reason": why or _UNKNOWN}
+    return target | {"met": value <= bound if direction == "at most" else value >= bound}
+
+
+def _reasons(scores: Mapping[str, Any]) -> dict[str, str]:
+    return dict(scores.get("reasons", {}))
 
 
 def _cards(report: Mapping[str, Any]) -> str:
     nfe = report["nfe"]
-    met = sum(t["met"] for t in report["targets"])
+    met = sum(t["met"] is True for t in report["targets"])
     cards = [
         (f"{nfe['teacher']} → {nfe['student']}", "network evaluations per clip"),
-        (f"{report['latency_ratio']:.1f}×", "lower latency, measured here"),
+        (f"{shown(report['latency_ratio'], '.1f')}×", "lower latency, measured here"),
         (_seconds(report["wall_seconds"]), "for all stages"),
     ]
     if report["targets"]:
@@ -124,11 +160,15 @@ def _targets(found: Sequence[Mapping[str, Any]]) -> str:
         return "<p>This run is too small to be judged by targets.</p>"
     rows = []
     for target in found:
-        mark = "<td class=met>met</td>" if target["met"] else "<td class=missed>missed</td>"
-        miss = "" if target["met"] else f" (by {abs(target['value'] / target['bound'] - 1):.0%})"
+        if target["met"] is None:
+            mark = f"<td>no score: {escape(target['reason'])}</td>"
+        elif target["met"]:
+            mark = "<td class=met>met</td>"
+        else:
+            mark = f"<td class=missed>missed (by {abs(target['value'] / target['bound'] - 1):.0%})</td>"
         rows.append(
-            f"<tr><td class=name>{escape(target['name'])}</td><td>{target['value']:.3g}</td>"
-            f"<td>{target['direction']} {target['bound']:.4g}</td>{mark[:-5]}{miss}</td></tr>"
+            f"<tr><td class=name>{escape(target['name'])}</td><td>{shown(target['value'])}</td>"
+            f"<td>{target['direction']} {target['bound']:.4g}</td>{mark}</tr>"
         )
     return f"<table><tr><th></th><th>reached</th><th>target</th><th></th></tr>{''.join(rows)}</table>"
 
@@ -138,33 +178,60 @@ def _metrics(report: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{name}</th>" for name in names.values())
     rows = []
     for who, values in report["metrics"].items():
-        cells = "".join(_cell(values[m], values["intervals"][m], values["draws"][m]) for m in names)
+        cells = "".join(_cell(values, m, values["intervals"][m], values["draws"][m]) for m in names)
         label = report["labels"].get(who, "codec alone: an upper bound" if who == "codec" else who)
         rows.append(f'<tr class="{escape(who)}"><td class=name>{escape(label)}</td>{cells}</tr>')
     floor = report["floor"]
-    cell = _cell(floor["frechet"], floor["interval"], floor["draws"])
+    cell = _cell(floor, "frechet", floor["interval"], floor["draws"])
     rows.append(
         f"<tr><td class=name>real clips against other real clips: the floor</td>{cell}"
         f"{'<td></td>' * (len(names) - 1)}</tr>"
     )
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    return table + _missing(names, [*report["metrics"].values(), floor])
 
 
-def _cell(value: float, interval: Sequence[float], draws: Sequence[float]) -> str:
-    spread = ", ".join(f"{d:.3g}" for d in draws)
-    low, high = interval
-    return f'<td title="per draw: {spread}">{value:.3g} <small>{low:.3g} – {high:.3g}</small></td>'
+def _cell(
+    scores: Mapping[str, Any],
+    metric: str,
+    interval: Sequence[float | None] | None,
+    draws: Sequence[float | None],
+) -> str:
+    reasons = _reasons(scores)
+    if scores[metric] is None:
+        return f'<td title="{escape(reasons.get(metric, _UNKNOWN))}">{shown(None)}</td>'
+    spread = ", ".join(map(shown, draws))
+    if interval is None or None in interval:
+        why = reasons.get(f"intervals.{metric}", _UNKNOWN)
+        small = f'<small title="no interval: {escape(why)}">{shown(None)}</small>'
+    else:
+        small = f"<small>{shown(interval[0])} – {shown(interval[1])}</small>"
+    return f'<td title="per draw: {spread}">{shown(scores[metric])} {small}</td>'
+
+
+def _missing(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Why there are dashes in the table: every reason once."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for key, why in _reasons(row).items():
+            interval, metric = key.startswith("intervals."), key.removeprefix("intervals.")
+            found[f"{names.get(metric, metric)}{', interval' if interval else ''}: {why}."] = None
+    return f"<p><small>Dashes: {escape(' '.join(found))}</small></p>" if found else ""
 
 
 def _compared(report: Mapping[str, Any]) -> str:
     """Ratios of distances with their intervals, and what became of given frames."""
     found = []
     student = report["metrics"].get("student")
-    for who, (low, high) in report["ratio_intervals"].items():
-        if other := report["metrics"][who]["frechet"]:
-            ratio = student["frechet"] / other
-            label = escape(report["labels"].get(who, who))
-            found.append(f"student / {label}: {ratio:.2f} <small>{low:.2f} – {high:.2f}</small>")
+    for who, interval in report["ratio_intervals"].items():
+        label = escape(report["labels"].get(who, who))
+        value = ratio(student["frechet"], report["metrics"][who]["frechet"], {}, "")
+        if value is None or interval is None or None in interval:
+            why = escape(report["ratio_reasons"].get(who, _UNKNOWN))
+            found.append(f"student / {label}: {shown(value, '.2f')} <small>({why})</small>")
+        else:
+            low, high = interval
+            found.append(f"student / {label}: {value:.2f} <small>{low:.2f} – {high:.2f}</small>")
     text = f"<p>Fréchet distances compared clip by clip: {'; '.join(found)}.</p>" if found else ""
     for who, kept in report["given_frames"].items():
         if who == "student":
@@ -177,7 +244,8 @@ def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         f"<tr><td class=name>{escape(size.replace('_', ' '))}</td>"
         f"<td>{1e3 * v['teacher']['median']:,.1f} ms</td>"
-        f"<td>{1e3 * v['student']['median']:,.1f} ms</td><td>{v['ratio']:.1f}×</td></tr>"
+        f"<td>{1e3 * v['student']['median']:,.1f} ms</td>"
+        f'<td title="{escape(_reasons(v).get("ratio", ""))}">{shown(v["ratio"], ".1f")}×</td></tr>'
         for size, v in latency.items()
     ]
     return f"<table><tr><th></th><th>teacher</th><th>student</th><th>ratio</th></tr>{''.join(rows)}</table>"
@@ -195,7 +263,7 @@ def _step(step: Mapping[str, Any] | None) -> str:
     rows = "".join(
         f"<tr><td class=name>{escape(labels[who])}</td><td>{1e3 * taken['median']:,.1f} ms</td>"
         f"<td><small>{1e3 * taken['fastest']:,.1f} – {1e3 * taken['slowest']:,.1f}</small></td>"
-        f"<td>{step['ratios'].get(who, 1.0):.2f}×</td></tr>"
+        f"<td>{shown(step['ratios'].get(who, 1.0), '.2f')}×</td></tr>"
         for who, taken in step["seconds"].items()
     )
     return (
@@ -216,8 +284,17 @@ def _stages(report: Mapping[str, Any]) -> str:
 
 
 def _picture(caption: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
+    """One figure; a file that is gone or is no picture any more is named in its place."""
     alt = escape(caption)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        content, why = b"", error.strerror or "unreadable"
+    else:
+        why = "no PNG, or cut off"
+    if not (content.startswith(_PNG[0]) and content.endswith(_PNG[1])):
+        return f"<figure><figcaption>{alt}: {escape(path.name)} cannot be shown ({why})</figcaption></figure>"
+    data = base64.b64encode(content).decode()
     return (
         f'<figure><figcaption>{alt}</figcaption><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, motion
 from cosmos_distill.eval.bootstrap import interval, resamples
+from cosmos_distill.eval.missing import NoScore, attempt
 
 POOLED: dict[str, Callable[[Tensor, Tensor | None], float]] = {
     "canny_f1": canny_f1.score,
@@ -18,45 +20,73 @@ POOLED: dict[str, Callable[[Tensor, Tensor | None], float]] = {
     "motion": motion.score,
 }
 """Metric -> its score of numbers per clip, each clip taken so many times."""
+Numbers = Tensor | NoScore
+"""Of clips that a metric is not made for, why."""
+
+
+def numbers(per_clip: Callable[[], Tensor]) -> Numbers:
+    """What ``per_clip`` returns, or why it cannot."""
+    try:
+        return per_clip()
+    except NoScore as reason:
+        return reason
 
 
 @dataclass(frozen=True)
 class Clips:
     """Numbers per clip of one set of clips."""
 
-    features: Tensor
+    features: Numbers
     """Of :mod:`~cosmos_distill.eval.frechet`, [N, 64]."""
-    values: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Numbers] = field(default_factory=dict)
     """Metric of :data:`POOLED` -> what it pools, [N, ...]."""
+
+    def __len__(self) -> int:
+        return next((len(x) for x in (self.features, *self.values.values()) if isinstance(x, Tensor)), 0)
 
     @classmethod
     def cat(cls, parts: Sequence[Clips]) -> Clips:
         """All clips of ``parts``, in order."""
         names = parts[0].values
         return cls(
-            torch.cat([part.features for part in parts]),
-            {name: torch.cat([part.values[name] for part in parts]) for name in names},
+            _cat([part.features for part in parts]),
+            {name: _cat([part.values[name] for part in parts]) for name in names},
         )
 
     def draws(self, count: int) -> list[Clips]:
         """Cut into ``count`` equal draws."""
-        values = {name: value.chunk(count) for name, value in self.values.items()}
+        values = {name: _chunk(value, count) for name, value in self.values.items()}
         return [
             Clips(features, {name: parts[i] for name, parts in values.items()})
-            for i, features in enumerate(self.features.chunk(count))
+            for i, features in enumerate(_chunk(self.features, count))
         ]
 
-    def frechet(self, reference: frechet.Gaussian, weights: Tensor | None = None) -> float:
-        """Distance to ``reference``, each clip taken ``weights`` [N] times."""
-        return frechet.distance(frechet.gaussian(self.features, weights), reference)
+    def gaussian(self, weights: Tensor | None = None) -> frechet.Gaussian:
+        """Of the features, each clip taken ``weights`` [N] times.
+
+        Raises:
+            NoScore: there are no features, or one clip alone.
+        """
+        return frechet.gaussian(_there(self.features), weights)
 
     def pooled(self, metric: str, weights: Tensor | None = None) -> float:
-        """Score of ``metric``, each clip taken ``weights`` [N] times."""
-        return POOLED[metric](self.values[metric], weights)
+        """Score of ``metric``, each clip taken ``weights`` [N] times.
+
+        Raises:
+            NoScore: these clips have none.
+        """
+        return POOLED[metric](_there(self.values[metric]), weights)
+
+    def frechet(self, reference: frechet.Gaussian, weights: Tensor | None = None) -> float:
+        """Distance to ``reference``, each clip taken ``weights`` [N] times. Raises like :meth:`gaussian`."""
+        return frechet.distance(self.gaussian(weights), reference)
 
 
 def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) -> dict[str, Any]:
     """The ``metrics`` and ``floor`` of the report.
+
+    A score or interval that does not exist is None, and ``reasons`` beside it says why, by metric and by
+    ``intervals.<metric>``.
 
     Args:
         sets: Clips of each contestant, made from the conditions of the same real clips in the same order.
@@ -65,39 +95,44 @@ def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) 
         reference: Other real clips, that distances are measured to.
         draws: Equal parts that ``sets`` consist of; the value of each is reported beside that of all.
     """
-    target = frechet.gaussian(reference.features)
-    weights = resamples(len(real.features))
+    weights = resamples(max(1, len(real)))
+    target = cache(reference.gaussian)
 
-    def distances(clips: Clips) -> dict[str, Any]:
-        return {
-            "frechet": clips.frechet(target),
-            "interval": interval(lambda w: clips.frechet(target, w), weights, centred=True),
-            "draws": [part.frechet(target) for part in clips.draws(draws)],
-        }
+    def value(metric: str, clips: Clips, w: Tensor | None = None) -> float:
+        return clips.frechet(target(), w) if metric == "frechet" else clips.pooled(metric, w)
 
-    metrics: dict[str, Any] = {}
-    for who, clips in sets.items():
-        found = distances(clips)
-        parts = clips.draws(draws)
-        metrics[who] = {
-            "frechet": found["frechet"],
-            **{name: clips.pooled(name) for name in clips.values},
-            "intervals": {
-                "frechet": found["interval"],
-                **{name: _interval(clips, name, weights) for name in clips.values},
-            },
-            "draws": {
-                "frechet": found["draws"],
-                **{name: [part.pooled(name) for part in parts] for name in clips.values},
-            },
-        }
-    return {"metrics": metrics, "floor": distances(real), "clips": len(real.features)}
+    def summary(clips: Clips, names: Sequence[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {"intervals": {}, "draws": {}, "reasons": {}}
+        parts, reasons = clips.draws(draws), found["reasons"]
+        for name in names:
+            found[name] = attempt(partial(value, name, clips), reasons, name)
+            found["draws"][name] = [attempt(partial(value, name, part), {}, name) for part in parts]
+            between = partial(interval, partial(value, name, clips), weights, centred=name == "frechet")
+            known = found[name] is not None
+            found["intervals"][name] = attempt(between, reasons, f"intervals.{name}") if known else None
+        return found
+
+    floor = summary(real, ["frechet"])
+    return {
+        "metrics": {who: summary(clips, ["frechet", *clips.values]) for who, clips in sets.items()},
+        "floor": {
+            "frechet": floor["frechet"],
+            "interval": floor["intervals"]["frechet"],
+            "draws": floor["draws"]["frechet"],
+            "reasons": floor["reasons"],
+        },
+        "clips": len(real),
+    }
 
 
 def ratio_interval(one: Clips, other: Clips, reference: Clips) -> tuple[float, float]:
     """95 % interval of the ratio of two sets' distances to ``reference``: clip n of both comes from the same
-    condition and noise, and is resampled in both at once."""
-    target = frechet.gaussian(reference.features)
+    condition and noise, and is resampled in both at once.
+
+    Raises:
+        NoScore: one of the distances, or the ratio, does not exist.
+    """
+    target = reference.gaussian()
 
     def centred(clips: Clips) -> Callable[[Tensor | None], float]:
         # Resampling inflates each distance by about the same amount, which would pull their ratio to 1.
@@ -105,10 +140,23 @@ def ratio_interval(one: Clips, other: Clips, reference: Clips) -> tuple[float, f
         shift = clips.frechet(target) - sum(replicas) / len(replicas)
         return lambda w: max(1e-12, clips.frechet(target, w) + (0.0 if w is None else shift))
 
-    weights = resamples(len(one.features))
+    if not other.frechet(target):
+        raise NoScore("it would be a ratio to 0")
+    weights = resamples(len(one))
     above, below = centred(one), centred(other)
     return interval(lambda w: above(w) / below(w), weights)
 
 
-def _interval(clips: Clips, name: str, weights: Tensor) -> tuple[float, float]:
-    return interval(lambda w: clips.pooled(name, w), weights)
+def _there(found: Numbers) -> Tensor:
+    if isinstance(found, NoScore):
+        raise found
+    return found
+
+
+def _cat(parts: Sequence[Numbers]) -> Numbers:
+    missing = next((part for part in parts if isinstance(part, NoScore)), None)
+    return torch.cat([_there(part) for part in parts]) if missing is None else missing
+
+
+def _chunk(found: Numbers, count: int) -> Sequence[Numbers]:
+    return [found] * count if isinstance(found, NoScore) else found.chunk(count)

@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import json
 import time
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
-from cosmos_distill.files import sha256
-from cosmos_distill.stages import ranks
+from cosmos_distill.data.pair_files import missing as missing_pairs
+from cosmos_distill.files import DiskError, sha256, to_json
+from cosmos_distill.stages import folder, ranks
 from cosmos_distill.stages.checks import check, depends_on, needs_teacher, teacher_files
 from cosmos_distill.stages.lock import locked
 from cosmos_distill.stages.manifest import (
+    MANIFEST,
     Manifest,
     Output,
     Pairs,
@@ -108,15 +111,18 @@ def run_recipe(
             check(recipe, out, args=argv)
             if unknown := [name for name in only if name not in recipe.stages]:
                 raise Refusal(f"--only {' '.join(unknown)}: the stages are {', '.join(recipe.stages)}")
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(out))
-            _refuse_other_run(recipe, out)
-            _save_recipe(recipe, out, recipe_file, argv)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out))
+                _refuse_other_run(recipe, out)
+                _save_recipe(recipe, out, recipe_file, argv)
+            except (OSError, DiskError) as error:
+                raise Refusal(f"--out {out} cannot be used ({error})") from error
 
         ranks.on_main(begin)
         outputs: dict[str, Output] = {}
         for name, stage in recipe.stages.items():
-            done = ranks.on_main(partial(_done, recipe, name, stage, out, outputs))
+            done = ranks.on_main(partial(_done, recipe, name, stage, out, outputs, console))
             if only and name not in only:
                 if done is not None:
                     outputs[name] = done
@@ -136,14 +142,23 @@ def run_recipe(
 def stage_status(
     recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]
 ) -> tuple[Status, str]:
-    """State of one stage's folder and, for ``mismatch``, the reason in words."""
+    """State of one stage's folder and, for ``mismatch``, the reason in words.
+
+    Of a stage whose inputs have to be made again only the rest is compared: they may come out as they were.
+    """
     found = Manifest.read(out / name)
     if found is None:
-        return "new", ""
-    if missing := [n for n in depends_on(stage) if n not in outputs]:
-        return "mismatch", f"made from an output of {', '.join(missing)} that is not there any more"
+        if not folder.leftovers(out / name):
+            return "new", ""
+        if folder.last_recipe(out) != json.loads(to_json(plain(recipe))):
+            return "mismatch", f"it has files, but no legible {MANIFEST} that says what they were made from"
+        return "resume", f"its {MANIFEST} is missing or damaged: goes on from its other files"
+    missing = [n for n in depends_on(stage) if n not in outputs]
+    found = dataclasses.replace(found, inputs={k: v for k, v in found.inputs.items() if k not in missing})
     if (reason := found.mismatch(_wanted(recipe, name, stage, outputs))) is not None:
         return "mismatch", reason
+    if missing:
+        return "resume", f"looked at again after {', '.join(missing)}"
     return ("complete" if found.complete else "resume"), ""
 
 
@@ -196,15 +211,21 @@ def _load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path],
     return function
 
 
-def _done(recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output]) -> Output | None:
+def _done(
+    recipe: Recipe, name: str, stage: Stage, out: Path, outputs: Mapping[str, Output], console: Console
+) -> Output | None:
     state, reason = stage_status(recipe, name, stage, out, outputs)
     if state == "mismatch":
-        raise _holds_another(out, name, reason)
+        raise _holds_another(recipe, out, name, reason)
     if state != "complete":
+        if reason:
+            console.print(f"[bold]{name}[/]  {reason}")
         return None
     found = Manifest.read(out / name)
     assert found is not None and found.outputs is not None
-    _verify(out, name, found.outputs)
+    if lost := _lost(out, name, found.outputs):
+        console.print(f"[bold]{name}[/]  {lost}: made again")
+        return None
     return found.outputs
 
 
@@ -212,23 +233,30 @@ def _refuse_other_run(recipe: Recipe, out: Path) -> None:
     """Look at all stages before the first one runs, so that a mismatch in the last costs nothing."""
     for name, (state, reason) in status(recipe, out).items():
         if state == "mismatch":
-            raise _holds_another(out, name, reason)
+            raise _holds_another(recipe, out, name, reason)
 
 
-def _holds_another(out: Path, name: str, reason: str) -> Refusal:
+def _holds_another(recipe: Recipe, out: Path, name: str, reason: str) -> Refusal:
+    made = [name]
+    for other, stage in recipe.stages.items():
+        if (out / other).exists() and set(depends_on(stage)) & set(made):
+            made.append(other)
+    folders = " and ".join(filter(None, [", ".join(str(out / n) for n in made[:-1]), str(out / made[-1])]))
     return Refusal(
         f"{out / name} holds another '{name}' ({reason}). Keep it and run elsewhere with --out DIR, "
-        f"or delete {out / name} and what was made from it to redo it."
+        f"or delete {folders} to redo {'it' if len(made) == 1 else 'them'}."
     )
 
 
 def _wanted(recipe: Recipe, name: str, stage: Stage, outputs: Mapping[str, Output]) -> Manifest:
-    """The manifest that a stage would have to show for its folder to be used."""
+    """The manifest that a stage would have to show for its folder to be used; without the inputs that have to
+    be made first."""
     inputs = {"clips": _clips_fingerprint(recipe)}
     if needs_teacher(stage):
         inputs["teacher"] = _teacher_fingerprint(teacher_files(recipe))
     for source in depends_on(stage):
-        inputs[source] = _fingerprint(outputs[source])
+        if source in outputs:
+            inputs[source] = _fingerprint(outputs[source])
     return Manifest(
         stage=name,
         configuration=configuration(recipe, stage),
@@ -273,19 +301,25 @@ def _clips_fingerprint(recipe: Recipe) -> str:
     return sha256_of_listing([f"{p.relative_to(data.root).as_posix()} {p.stat().st_size}" for p in files])
 
 
-def _verify(out: Path, name: str, output: Output) -> None:
-    """A hand-off that was deleted or changed by hand is named here, not in the stage that trips over it."""
+def _lost(out: Path, name: str, output: Output) -> str:
+    """What is missing of a complete stage's output, in words: the stage makes it again from what it has.
+
+    Raises:
+        Refusal: a file was changed by hand, which is not overwritten.
+    """
+    lost = []
     for file in (v for v in vars(output).values() if hasattr(v, "sha256")):
         path = out / file.path
-        if not path.is_file() or sha256(path) != file.sha256:
+        if not path.is_file():
+            lost.append(f"{path.name} is missing")
+        elif sha256(path) != file.sha256:
             raise Refusal(
-                f"{path} is missing or was changed after '{name}' completed: restore it, or delete "
-                f"{out / name} to redo the stage"
+                f"{path} was changed after '{name}' completed: restore it, or delete that file, and the same "
+                "command makes it again"
             )
-    if isinstance(output, Pairs) and not (out / output.folder).is_dir():
-        raise Refusal(
-            f"{out / output.folder} is missing: restore it, or delete {out / name} to redo the stage"
-        )
+    if isinstance(output, Pairs) and (count := missing_pairs(out / output.folder, output.count)):
+        lost.append(f"{count} of {output.count} pairs are missing or damaged")
+    return ", ".join(lost)
 
 
 def _save_recipe(recipe: Recipe, out: Path, recipe_file: Path | None, argv: Sequence[str]) -> None:
@@ -293,6 +327,12 @@ def _save_recipe(recipe: Recipe, out: Path, recipe_file: Path | None, argv: Sequ
         "recipe": plain(recipe),
         "argv": list(argv),
         "version": cosmos_distill.__version__,
-        "file": None if recipe_file is None else {"name": recipe_file.name, "text": recipe_file.read_text()},
+        "file": None if recipe_file is None else {"name": recipe_file.name, "text": _text(recipe_file)},
     }
-    write_atomically(out / "recipe.json", json.dumps(document, indent=2) + "\n")
+    write_atomically(out / "recipe.json", to_json(document, indent=2) + "\n")
+
+
+def _text(source: Path) -> str:
+    """A Python file's text, in the encoding that it declares."""
+    with tokenize.open(source) as stream:
+        return stream.read()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Recipe, Stage, Train
+from cosmos_distill.stages import folder
 from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
 
@@ -76,7 +76,13 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if ranks is None else ranks
     layout = problems(recipe, ranks, args)
-    reasons = [*_stages(recipe), *layout, *_teacher(recipe), *_data(recipe), *_folder(out)]
+    reasons = [
+        *_stages(recipe),
+        *layout,
+        *_teacher(recipe),
+        *_data(recipe),
+        *folder.problems(out, tuple(recipe.stages)),
+    ]
     if reasons:
         raise Refusal("\n".join(reasons))
 
@@ -179,17 +185,3 @@ def _data(recipe: Recipe) -> Iterator[str]:
         elif data.root is not None and data.root.is_dir() and not (data.root / recipe.control).is_dir():
             folder = data.root / recipe.control
             yield f"--control {recipe.control} needs the folder {folder}, which does not exist."
-
-
-def _folder(out: Path) -> Iterator[str]:
-    existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(f"{existing} is a file")
-        # A probe, not os.access: root may write anywhere by permission, yet not on a read-only or full disk.
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".probe") as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        yield f"--out {out} cannot be written ({error}): choose another folder with --out."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
-from cosmos_distill.eval.scores import Clips, ratio_interval, score
+from cosmos_distill.eval.missing import attempt, ratio
+from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
+from cosmos_distill.files import disk_errors, to_json
 from cosmos_distill.parallel import groups
 from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages import contestants as who_draws
@@ -25,7 +29,7 @@ from cosmos_distill.stages.progress import Log, Work, work
 from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages.shared import Shared, drawn
 from cosmos_distill.stages.step_time import measure as measure_step
-from cosmos_distill.train.checkpoint import publish_tensors
+from cosmos_distill.train.checkpoint import publish_tensors, read_metadata
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:
@@ -60,7 +64,9 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
         for key, contestant in who.items():
             missing = ranks.on_main(partial(_missing, folder, key, batches))
             for first, latents in _draw(contestant, missing, source, stage, run.recipe, bar):
-                publish_tensors({"latents": latents.contiguous()}, _kept(folder, key, first), {"who": key})
+                latents = latents.contiguous()
+                said = {"who": key, "sha256": _digest(latents)}
+                publish_tensors({"latents": latents}, _kept(folder, key, first), said)
             if ranks.is_main():
                 assert clips is not None
                 # Drawn as the teacher's one step.
@@ -116,8 +122,23 @@ def _kept(folder: Path, key: str, first: int) -> Path:
 
 
 def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    (folder / "samples").mkdir(exist_ok=True)
-    return [(first, count) for first, count in batches if not _kept(folder, key, first).is_file()]
+    """Batches to draw: those without a file, or with one that is damaged."""
+    with disk_errors(folder / "samples"):
+        (folder / "samples").mkdir(exist_ok=True)
+    return [piece for piece in batches if not _whole(_kept(folder, key, piece[0]), piece[1])]
+
+
+def _whole(path: Path, count: int) -> bool:
+    try:
+        latents, said = load_file(path)["latents"], read_metadata(path)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return False
+    # Files of earlier versions carry no checksum.
+    return len(latents) == count and said.get("sha256") in (None, _digest(latents))
+
+
+def _digest(latents: Tensor) -> str:
+    return hashlib.sha256(latents.numpy().tobytes()).hexdigest()
 
 
 def _score(
@@ -131,8 +152,6 @@ def _score(
     folder: Path,
 ) -> None:
     """Measure the drawn clips of one contestant; without a label it has no picture."""
-    from safetensors.torch import load_file
-
     parts, errors = [], []
     for first, count in batches:
         videos = clips.decode(load_file(_kept(folder, key, first))["latents"])
@@ -146,8 +165,8 @@ def _score(
         if first == 0 and label is not None:
             results.pictures[label] = videos[:GRID_CLIPS].cpu()
     results.measured[key] = Clips.cat(parts)
-    if errors:
-        results.kept[key] = given_frames.summary(torch.cat(errors))
+    if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
+        results.kept[key] = kept
 
 
 def _write(
@@ -163,6 +182,7 @@ def _write(
     """scores.json and the grid."""
     total, measured = stage.clips * stage.draws, results.measured
     codec, real, reference = _real(clips, batches, total, run)
+    reasons: dict[str, str] = {}
     document = {
         **score(measured | {"codec": codec}, real, reference, stage.draws),
         "nfe": {
@@ -171,16 +191,19 @@ def _write(
         },
         "given_frames": results.kept,
         "ratio_intervals": {
-            other: ratio_interval(measured["student"], measured[other], reference)
+            other: attempt(
+                partial(ratio_interval, measured["student"], measured[other], reference), reasons, other
+            )
             for other in measured
             if "student" in measured and other != "student"
         },
+        "ratio_reasons": reasons,
         "latency": latencies,
         "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
         "labels": {key: contestant.label for key, contestant in who.items()},
         "settings": plain(stage),
     }
-    write_atomically(folder / "scores.json", json.dumps(document, indent=2) + "\n")
+    write_atomically(folder / "scores.json", to_json(document, indent=2) + "\n")
     pictures = dict(results.pictures)
     video, control = clips.pixels(0, min(GRID_CLIPS, total))
     if control is not None:
@@ -194,10 +217,11 @@ def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
 
     With a control, a clip has to match the real one; without, nothing but its motion tells it from a still.
     """
+    features = numbers(partial(frechet.features, video))
     if recipe.control is None:
-        return Clips(frechet.features(video), {"motion": motion.energies(video, real)})
-    matched = {"canny_f1": canny_f1.counts(video, real), "blur_ssim": blur_ssim.per_clip(video, real)}
-    return Clips(frechet.features(video), matched)
+        return Clips(features, {"motion": numbers(partial(motion.energies, video, real))})
+    ssim = numbers(partial(blur_ssim.per_clip, video, real))
+    return Clips(features, {"canny_f1": canny_f1.counts(video, real), "blur_ssim": ssim})
 
 
 def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -> tuple[Clips, Clips, Clips]:
@@ -213,7 +237,7 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
     run.details["reference_is_disjoint"] = available is not None and total + wanted <= available
     for first in range(total, total + wanted, 64):
         video = clips.pixels(first, min(64, total + wanted - first))[0]
-        reference.append(Clips(frechet.features(video)))
+        reference.append(Clips(numbers(partial(frechet.features, video))))
     return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
 
 
@@ -243,8 +267,10 @@ def _latencies(
             repeats={"student": 5},
             warm={"teacher": partial(call, "teacher", warm)},
         )
+        reasons: dict[str, str] = {}
         found[f"batch_{size}"] = {
             **{key: plain(value) for key, value in times.items()},
-            "ratio": times["teacher"].median / times["student"].median,
+            "ratio": ratio(times["teacher"].median, times["student"].median, reasons, "ratio"),
+            "reasons": reasons,
         }
     return found

@@ -32,9 +32,8 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     recipe, levels = run.recipe, schedule(run.recipe)
     source = Shared(open_clips(recipe, "train") if Shared.reads() else None)
     writer, log = PairWriter(folder / "pairs") if ranks.is_main() else None, Log(folder)
-    done = ranks.on_main(lambda: writer.done() if writer else 0)
     per_batch = teacher_calls(levels, stage.steps)
-    missing = [(n, min(stage.batch, stage.pairs - n)) for n in range(done, stage.pairs, stage.batch)]
+    missing = ranks.on_main(lambda: writer.missing(stage.pairs, stage.batch) if writer else [])
     if missing:
         teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch)
         kept = "whole batches are kept, the same command draws the rest"

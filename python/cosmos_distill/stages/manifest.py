@@ -1,9 +1,10 @@
 """What a stage was made from, what it left behind, and whether it may be used again.
 
 A manifest is written when a stage starts and again, atomically, when it has finished: a stage whose
-manifest does not say ``complete`` is resumed. Inputs (by sha256), configuration, seed and package
-version decide whether what lies in the folder belongs to the run asked for; a hash of the sources is
-recorded for the record only, so that mending a comment does not throw away a week of training.
+manifest does not say ``complete`` is resumed, and so is one whose manifest is lost or damaged. Inputs (by
+sha256), configuration, seed and package version decide whether what lies in the folder belongs to the run
+asked for; a hash of the sources is recorded for the record only, so that mending a comment does not throw
+away a week of training.
 
 Torch-free: the command line reads manifests to show the state of a run.
 """
@@ -21,9 +22,10 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
-from cosmos_distill.files import replacing, sha256
+from cosmos_distill.files import finite, replacing, sha256, to_json
 
 MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"
 
 # Bookkeeping: how often something is written or shown does not change what is computed; nor does how a batch
 # is cut and what is computed twice, which go with the layout.
@@ -131,28 +133,40 @@ class Manifest:
         document = plain(self)
         if self.outputs is not None:
             document["outputs"] = {"type": type(self.outputs).__name__, **plain(self.outputs)}
-        write_atomically(folder / MANIFEST, json.dumps(document, indent=2) + "\n")
+        document[_CHECKSUM] = _checksum(document)
+        write_atomically(folder / MANIFEST, to_json(document, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
-        """The manifest in ``folder``, or None where there is none.
+        """The manifest in ``folder``, or None where there is none, or only a damaged one.
+
+        Of a manifest that another version wrote there is at least the version, which tells it from every one
+        that is asked for (see :meth:`mismatch`).
 
         Raises:
-            Refusal: the file is there but cannot be read as a manifest.
+            Refusal: the file is there and cannot be opened.
         """
         path = folder / MANIFEST
-        if not path.exists():
+        try:
+            document = finite(json.loads(path.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise Refusal(f"{path} cannot be read ({error.strerror}): mend that, or delete it") from error
+        except ValueError:
+            return None
+        if not isinstance(document, dict):
+            return None
+        version, checksum = document.get("version"), document.pop(_CHECKSUM, None)
+        if isinstance(version, str) and version != cosmos_distill.__version__:
+            return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
+        if checksum is not None and checksum != _checksum(document):
             return None
         try:
-            document = json.loads(path.read_text())
             outputs = document.pop("outputs", None)
-            if outputs is not None:
-                outputs = _output(outputs)
-            return cls(**document, outputs=outputs)
-        except (ValueError, TypeError, KeyError) as error:
-            raise Refusal(
-                f"{path} is damaged ({error}): delete the folder {folder} to redo the stage"
-            ) from error
+            return cls(**document, outputs=None if outputs is None else _output(outputs))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -183,7 +197,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value
+    return finite(value)
 
 
 def sha256_of_listing(entries: Iterator[str] | list[str]) -> str:
@@ -204,6 +218,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of everything else in a manifest: a changed byte in it must not be taken for another configuration."""
+    return hashlib.sha256(to_json(document, sort_keys=True).encode()).hexdigest()
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cosmos_distill.files import disk_errors, to_json
 from cosmos_distill.stages import ranks
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
@@ -80,5 +80,5 @@ class Log:
         """Append ``values`` and the seconds since this process began the stage."""
         if not ranks.is_main():
             return
-        with self._path.open("a") as stream:
-            stream.write(json.dumps({**values, "wall": round(time.monotonic() - self._begin, 3)}) + "\n")
+        with disk_errors(self._path), self._path.open("a") as stream:
+            stream.write(to_json({**values, "wall": round(time.monotonic() - self._begin, 3)}) + "\n")

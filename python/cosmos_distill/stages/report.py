@@ -13,6 +13,8 @@ from rich.table import Table
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.eval import report as page
+from cosmos_distill.eval.missing import shown
+from cosmos_distill.files import to_json
 from cosmos_distill.stages.manifest import Manifest, Scores, plain, write_atomically
 from cosmos_distill.stages.text import yaml
 
@@ -25,11 +27,6 @@ WALL_LIMITS = {
 }
 
 
-_FROM_SCORES = (
-    "metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames", "ratio_intervals",
-)  # fmt: skip
-
-
 def write(recipe: Recipe, out: Path, console: Console) -> None:
     """Write report.json and report.html into the run folder, if an Evaluate stage is complete."""
     manifests = {name: m for name in recipe.stages if (m := Manifest.read(out / name)) is not None}
@@ -38,14 +35,10 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
         return
     assert isinstance(outputs, Scores)
     scores = json.loads((out / outputs.scores.path).read_text())
-    size = f"batch_{scores['settings']['batch']}"
     report: dict[str, Any] = {
-        "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
-        "latency_ratio": scores["latency"][size]["ratio"],
+        **page.summary(scores),
         "wall_seconds": sum(m.seconds for m in manifests.values()),
         "stages": {n: {"seconds": m.seconds, "attempts": m.attempts} for n, m in manifests.items()},
-        **{key: scores[key] for key in _FROM_SCORES},
-        "step": scores.get("step"),  # runs evaluated by earlier versions have none
         "seed": recipe.seed,
         "version": cosmos_distill.__version__,
         "cores": os.cpu_count(),
@@ -57,7 +50,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
     limit = WALL_LIMITS.get(recipe.network) if whole and students else None
     report["targets"] = page.targets(report, limit, quality=not recipe.network.endswith("-smoke"))
-    write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(out / "report.json", to_json(report, indent=2) + "\n")
     write_atomically(out / "report.html", _html(recipe, out, report, outputs))
     _summary(report, console)
     console.print(f"report: {out / 'report.html'}")
@@ -85,11 +78,16 @@ def _summary(report: dict[str, Any], console: Console) -> None:
     names = page.metrics_of(report)
     table = Table("", *names.values(), title="held-out clips", title_justify="left")
     for who, values in report["metrics"].items():
-        table.add_row(who, *(f"{values[m]:.3f}" for m in names))
-    table.add_row("floor (real against real)", f"{report['floor']['frechet']:.3f}")
+        table.add_row(who, *(shown(values[m], ".3f") for m in names))
+    table.add_row("floor (real against real)", shown(report["floor"]["frechet"], ".3f"))
     console.print(table)
+    for who, values in {**report["metrics"], "floor": report["floor"]}.items():
+        for metric, why in values.get("reasons", {}).items():
+            console.print(f"no {metric} of {who}: {why}", markup=False, highlight=False)
+    verdicts = {True: "[green]met[/]   ", False: "[red]missed[/]", None: "unknown"}
     for target in report["targets"]:
-        verdict = "[green]met[/]   " if target["met"] else "[red]missed[/]"
+        why = f"; {target['reason']}" if "reason" in target else ""
         console.print(
-            f"{verdict} {target['name']}: {target['value']:.3g} ({target['direction']} {target['bound']:.4g})"
+            f"{verdicts[target['met']]} {target['name']}: {shown(target['value'])} "
+            f"({target['direction']} {target['bound']:.4g}{why})"
         )

@@ -13,6 +13,7 @@ import torch
 from cosmos_distill.config import Parallel, Train
 from cosmos_distill.data.sources import Source
 from cosmos_distill.eval import latency
+from cosmos_distill.eval.missing import ratio
 from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ops import registry
@@ -67,5 +68,5 @@ def _measure(run: Run, stage: Train, student: tuple[Path, ...], clips: Source) -
         "picked": list(dict.fromkeys(names.values())),
         "micro_batch": len(batch),
         "seconds": times,
-        "ratios": {key: times[key].median / times["picked"].median for key in RIVALS},
+        "ratios": {key: ratio(times[key].median, times["picked"].median, {}, key) for key in RIVALS},
     }

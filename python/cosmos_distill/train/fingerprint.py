@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cosmos_distill.config import MethodConfig, Optim, Trainer
+from cosmos_distill.files import to_json
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def fingerprint(method: MethodConfig, optims: Iterable[Optim], trainer: Trainer,
     flat |= _flatten("method", asdict(method))
     if any(optim.cosine for optim in optims):
         flat["trainer.max_steps"] = trainer.max_steps
-    result: dict[str, Any] = json.loads(json.dumps(flat, default=str))
+    result: dict[str, Any] = json.loads(to_json(flat, default=str))
     return result
 
 

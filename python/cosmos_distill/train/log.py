@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cosmos_distill.files import to_json
 from cosmos_distill.train.checkpoint import disk_errors
 
 
@@ -73,7 +75,8 @@ class RunLog:
         with disk_errors(self.path):
             truncate_after(self.path, step)
             self._file: TextIO = self.path.open("a")
-            self._board = _tensorboard(folder / "tensorboard", step)
+        self._board: Board | None = None
+        self._on_board(lambda: setattr(self, "_board", Board.open(folder / "tensorboard", step)))
         self._started = time.monotonic()
         self._first = step
         self._bar: Progress | None = None
@@ -95,11 +98,10 @@ class RunLog:
         """Write one line and show it."""
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
         with disk_errors(self.path):
-            self._file.write(json.dumps({"step": step, "wall": round(wall, 3), **values}) + "\n")
+            self._file.write(to_json({"step": step, "wall": round(wall, 3), **values}) + "\n")
             self._file.flush()
-            if self._board is not None:
-                for key, value in numbers.items():
-                    self._board.add_scalar(key, value, step)
+        if (board := self._board) is not None:
+            self._on_board(lambda: board.add(numbers, step))
         losses = "  ".join(
             f"{key.removeprefix('loss/')} {value:.4g}"
             for key, value in numbers.items()
@@ -128,16 +130,25 @@ class RunLog:
         with disk_errors(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
-            if self._board is not None:
-                self._board.flush()
 
     def close(self) -> None:
         """Close files and bar."""
         if self._bar is not None:
             self._bar.stop()
-        if self._board is not None:
-            self._board.close()
-        self._file.close()
+        if (board := self._board) is not None:
+            self._on_board(board.close)
+        with disk_errors(self.path):
+            self._file.close()
+
+    def _on_board(self, work: Callable[[], object]) -> None:
+        """Do ``work``; where it fails, training goes on without TensorBoard: log.jsonl has the numbers."""
+        try:
+            work()
+        except Exception as error:  # a full or read-only disk, or what a version of that package raises
+            self._board = None
+            self.say(
+                f"no TensorBoard from here on ({type(error).__name__}: {error}); log.jsonl has all of it"
+            )
 
     def _remaining(self, step: int) -> str:
         per_step = (time.monotonic() - self._started) / max(1, step - self._first)
@@ -184,15 +195,58 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records of a log file, in order (a half-written last line is left out)."""
+    """All records of a log file, in order. What is no record is left out: a half-written last line, and lines
+    damaged since."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    return [record for line in lines if (record := _record(line)) is not None]
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A SummaryWriter, or None where the optional package is not installed."""
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+        found = json.loads(line)
+    except ValueError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+
+class Board:
+    """An event file for TensorBoard, written at once by whoever calls.
+
+    Torch's SummaryWriter leaves that to a thread, which on a full disk dies with a traceback and may have
+    the next flush wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event: Any = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() / 1e9:017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb", buffering=0))  # nothing left to fail later
+        self._write(file_version="brain.Event:2")
+        # What an earlier process wrote of later steps is written again.
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    @classmethod
+    def open(cls, folder: Path, step: int) -> Board | None:
+        """One that goes on after ``step``, or None where the optional package is not installed."""
+        try:
+            return cls(folder, step)
+        except ImportError:
+            return None
+
+    def add(self, numbers: Mapping[str, float], step: int) -> None:
+        """Write scalars by tag."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for tag, number in numbers.items():
+            value = Summary.Value(tag=tag, simple_value=float(number))
+            self._write(step=step, summary=Summary(value=[value]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())

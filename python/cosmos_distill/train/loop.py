@@ -84,7 +84,8 @@ def fit(
     Raises:
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
         NonFiniteError: ``max_nonfinite`` steps in a row were not finite; earlier checkpoints are untouched.
-        CheckpointError: the folder cannot be written, or holds only damaged checkpoints.
+        DiskError: the folder cannot be written.
+        CheckpointError: it holds only damaged checkpoints.
         ResumeError: the folder belongs to a run with other hyper-parameters.
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1

@@ -39,7 +39,7 @@ def grid(
 
     Raises:
         ValueError: if there is nothing to draw or a row is not such a video.
-        CheckpointError: if the file cannot be written.
+        DiskError: if the file cannot be written.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -98,8 +98,10 @@ def curves(logs: Mapping[str, Path]) -> str:
         keys = sorted({key for record in records for key in record if key.startswith("loss/")})
         skipped = [record["step"] for record in records if "nonfinite" in record]
         for key in keys:
-            points = [(record["step"], record[key]) for record in records if key in record]
-            panels.append(_panel(f"{stage}: {key}", points, skipped))
+            # A mean that is not finite is a word in the log, and has no place on an axis.
+            points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
+            if points:
+                panels.append(_panel(f"{stage}: {key}", points, skipped))
     rows = math.ceil(len(panels) / _PANELS_PER_ROW)
     placed = []
     for i, panel in enumerate(panels):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from cosmos_distill.files import DiskError
 from cosmos_distill.train.checkpoint.file import CheckpointError
 
 T = TypeVar("T")
@@ -27,23 +28,25 @@ class Ranks:
         """Every rank does its ``work``; returns the results of all, by rank.
 
         Raises:
-            CheckpointError: on every rank if one failed, with the first such rank's message. Alone, the
-                error itself.
+            CheckpointError: on every rank if one failed, with the first such rank's message, or DiskError if
+                that was one. Alone, the error itself.
         """
         if self.group is None:
             return [work()]
-        outcome: tuple[Any, str | None]
+        outcome: tuple[Any, tuple[bool, str] | None]
         cause: Exception | None = None
         try:
             outcome = (work(), None)
         except Exception as error:
-            text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-            outcome, cause = (None, text), error
+            ours = isinstance(error, CheckpointError | DiskError)
+            text = str(error) if ours else f"{type(error).__name__}: {error}"
+            outcome, cause = (None, (isinstance(error, DiskError), text)), error
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, outcome, group=self.group)
         for rank, (_, problem) in enumerate(found):
             if problem is not None:
-                raise CheckpointError(f"rank {rank}: {problem}") from cause
+                kind = DiskError if problem[0] else CheckpointError
+                raise kind(f"rank {rank}: {problem[1]}") from cause
         return [result for result, _ in found]
 
     def main(self, work: Callable[[], T]) -> T:

@@ -30,8 +30,8 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
         ``out``.
 
     Raises:
-        CheckpointError: the folder is no checkpoint or is damaged, has no such network or average, or
-            ``out`` cannot be written.
+        CheckpointError: the folder is no checkpoint or is damaged, or has no such network or average.
+        DiskError: ``out`` cannot be written.
     """
     if not (checkpoint / "index.json").is_file():
         inside = sorted(checkpoint.rglob("step_*/index.json"))
@@ -58,7 +58,8 @@ def publish(store: Store, step: int, out: Path) -> Path:
     """Rank 0 consolidates the student of the checkpoint of ``step`` while the others wait. Collective.
 
     Raises:
-        CheckpointError: on every rank; of the last save, like its ``wait``, or like :func:`consolidate`.
+        DiskError: on every rank, of the last save.
+        CheckpointError: on every rank, like :func:`consolidate`.
     """
     store.wait()
     return store.ranks.main(lambda: consolidate(store.path(step), out))

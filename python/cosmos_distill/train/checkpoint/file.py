@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cosmos_distill.files import replacing
+from cosmos_distill import files
+from cosmos_distill.files import created, replacing, to_json
 
 _METADATA = "cosmos_distill"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or none could be read."""
+    """No checkpoint could be read, or what is asked for is not in it, or the ranks hold no whole one."""
 
 
 def write_tensors(
@@ -30,8 +31,9 @@ def write_tensors(
 
     The metadata is one JSON string under one ``key``, since the library writes several keys in random order.
     """
-    header = None if metadata is None else {key: json.dumps(metadata, sort_keys=True)}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, header)
+    header = None if metadata is None else {key: to_json(metadata, sort_keys=True)}
+    with created(path):  # safetensors makes files that only their owner can read
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, header)
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -40,7 +42,7 @@ def publish_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping
     """Write a safetensors file and rename it into place: ``path`` is always old or new, never half.
 
     Raises:
-        CheckpointError: on a full disk or an unwritable folder; an older file at ``path`` is untouched.
+        DiskError: on a full disk or an unwritable folder; an older file at ``path`` is untouched.
     """
     with disk_errors(path), replacing(path) as temporary:
         write_tensors(tensors, temporary, metadata)
@@ -56,17 +58,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises into a :class:`CheckpointError` that says what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "No space left" in str(error):
-            advice = "the disk is full: free some space, and the same command goes on"
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "it is not writable: change its permissions or choose another --out"
-        else:
-            advice = (
-                "earlier checkpoints are untouched; once this is mended, the same command goes on from them"
-            )
-        raise CheckpointError(f"cannot write {path} ({error}): {advice}") from error
+    """:func:`cosmos_distill.files.disk_errors`, and the same for what safetensors raises in their place.
+
+    Raises:
+        DiskError: saying what to do.
+    """
+    with files.disk_errors(path):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))  # it comes without an errno
+            raise OSError(int(number[1]) if number else 0, str(error)) from error

@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from cosmos_distill.files import sha256
+from cosmos_distill.files import DiskError, sha256
 from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, write_tensors
 from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
@@ -59,7 +59,7 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         On rank 0 the files of all ranks with their sha256, elsewhere nothing.
 
     Raises:
-        CheckpointError: on every rank, if one of them could not write.
+        DiskError: on every rank, if one of them could not write.
     """
     writer = _Writer(folder)
     try:
@@ -68,7 +68,8 @@ def save(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | N
         rank, (cause, _) = min(error.failures.items())
         if not isinstance(cause, Exception):
             raise cause from None
-        raise CheckpointError(str(cause) if group is None else f"rank {rank}: {cause}") from cause
+        kind = DiskError if isinstance(cause, DiskError) else CheckpointError
+        raise kind(str(cause) if group is None else f"rank {rank}: {cause}") from cause
     return writer.digests
 
 

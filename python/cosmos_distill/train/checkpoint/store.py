@@ -13,7 +13,6 @@ layout, and on another number of ranks, than it was written under.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cosmos_distill.files import sha256, sync_folder
+from cosmos_distill.files import DiskError, sha256, sync_folder, to_json
 from cosmos_distill.parallel import groups
 from cosmos_distill.train.checkpoint import shards
 from cosmos_distill.train.checkpoint.agreement import Ranks
@@ -97,7 +96,7 @@ class Store:
         ranks: all of them, in the group of the thread that writes.
 
     Raises:
-        CheckpointError: if the folder cannot be made or written.
+        DiskError: if the folder cannot be made or written.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
@@ -143,10 +142,11 @@ class Store:
             numbers: JSON-serialisable; rank 0's are kept.
 
         Raises:
-            CheckpointError: of the save before this one, like :meth:`wait`; or the ranks hold no whole state.
+            DiskError: of the save before this one, like :meth:`wait`.
+            CheckpointError: the ranks hold no whole state.
         """
         self.wait()
-        document = json.dumps(numbers, indent=1)
+        document = to_json(numbers, indent=1)
         staged = self._staging.copy(groups)
         self._thread = threading.Thread(
             target=self._write, args=(step, staged, document), name="checkpoint", daemon=True
@@ -157,7 +157,7 @@ class Store:
         """Until the last save is published, at most ``seconds``.
 
         Raises:
-            CheckpointError: on a full disk or an unwritable folder; earlier checkpoints are untouched.
+            DiskError: on a full disk or an unwritable folder; earlier checkpoints are untouched.
         """
         if self._thread is not None:
             self._thread.join(seconds)
@@ -211,8 +211,8 @@ class Store:
             self.ranks.main(lambda: self._publish(step, temporary, final, files, document))
         except BaseException as error:
             self._error = error
-            if not isinstance(error, CheckpointError):  # such as the loss of a rank
-                self._error = CheckpointError(
+            if not isinstance(error, CheckpointError | DiskError):  # such as the loss of a rank
+                self._error = DiskError(
                     f"{final} was not written ({error}): earlier checkpoints are untouched, and the same "
                     "command goes on from them"
                 )
@@ -231,7 +231,7 @@ class Store:
             _write_text(document, temporary / "state.json")
             files |= {"state.json": sha256(temporary / "state.json")}
             index = {"format": FORMAT, "step": step, "files": files}
-            _write_text(json.dumps(index, indent=1), temporary / "index.json")
+            _write_text(to_json(index, indent=1), temporary / "index.json")
             for folder in (*filter(Path.is_dir, temporary.iterdir()), temporary):
                 sync_folder(folder)
             if final.exists():  # one that was rejected at the last resume
