@@ -1,8 +1,8 @@
 """What may be wrong with generated clips, made from real ones: what each measure sees is known then.
 
-Every corruption takes windows of real frames, uint8 [N, 3, 2 F - 1, H, W], and a strength, and returns clips of F
-frames, uint8 [N, 3, F, H, W]. The clean clip of a window is every other frame (:func:`clean`), so that there are
-real frames in between for slower motion. The same windows give the same clips.
+Every corruption takes windows of real frames, uint8 [N, 3, 2 F - 1, H, W], and a strength, and returns
+clips of F frames, uint8 [N, 3, F, H, W]. The clean clip of a window is every other frame (:func:`clean`),
+so that there are real frames in between for slower motion. The same windows give the same clips.
 """
 
 from __future__ import annotations

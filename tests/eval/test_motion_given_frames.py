@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cosmos_distill.eval import given_frames, motion
+from cosmos_distill.eval.metrics import given_frames, motion
 
 
 def test_motion_is_relative_to_the_real_clips() -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cosmos_distill.eval.statistics import Sample, Statistic, Undefined, clip_weights
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.statistics import Sample, Statistic, clip_weights
 
 
 class Gaussian(NamedTuple):
@@ -21,7 +22,13 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(features: Tensor, weights: Tensor | None = None) -> Gaussian:
-    """Mean and unbiased covariance of ``features`` [B, D], each clip taken ``weights`` [B] times."""
+    """Mean and unbiased covariance of ``features`` [B, D], each clip taken ``weights`` [B] times.
+
+    Raises:
+        NoScore: a single clip, which has no covariance.
+    """
+    if len(features) < 2:
+        raise NoScore("one clip has no covariance: it takes two or more")
     weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
     mean = weights @ features / weights.sum()
     centred = features - mean
@@ -61,8 +68,6 @@ def frechet(
         if values.dim() == 3:
             weights = weights.repeat_interleave(values.shape[1])
             values = values.flatten(0, 1)
-        if (weights > 0).sum() < 2:
-            raise Undefined("a single clip has no covariance")
         return gaussian(values.double(), weights)
 
     whole = gaussian_of(reference, _long_enough(torch.ones(0, dtype=torch.float64), reference))
@@ -77,7 +82,9 @@ def frechet(
 
         def statistic(counts: Tensor) -> float:
             if shared:
-                return distance(gaussian_of(sample, counts), gaussian_of(reference, _long_enough(counts, reference)))
+                return distance(
+                    gaussian_of(sample, counts), gaussian_of(reference, _long_enough(counts, reference))
+                )
             return _distance(gaussian_of(sample, counts), whole, root)
 
         return statistic

@@ -2,11 +2,11 @@
 
     MMD^2(P, Q) = E k(x, x') + E k(y, y') - 2 E k(x, y),  x, x' ~ P and y, y' ~ Q independent
 
-Each expectation is estimated by the mean over pairs of *independent* clips, hence over pairs from different units:
-a clip is compared neither with itself (Gretton's unbiased estimate, eq. 3) nor with another window of its own shot,
-be that in the same set or in the other. So the estimate stays unbiased where several clips are from one shot, a
-shot may have clips in both sets, and a replica that draws a shot twice is no nearer or farther for it. Equal
-distributions score 0 on average; single estimates lie on either side of it.
+Each expectation is estimated by the mean over pairs of *independent* clips, hence over pairs from different
+units: a clip is compared neither with itself (Gretton's unbiased estimate, eq. 3) nor with another window
+of its own shot, be that in the same set or in the other. So the estimate stays unbiased where several clips
+are from one shot, a shot may have clips in both sets, and a replica that draws a shot twice is no nearer or
+farther for it. Equal distributions score 0 on average; single estimates lie on either side of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cosmos_distill.eval.statistics import Sample, Statistic, Undefined
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.statistics import Sample, Statistic
 
 DIRECTIONS = 64
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -26,7 +27,8 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Space:
-    """Numbers of clips, each divided by its deviation over a reference, along the reference's principal directions.
+    """Numbers of clips, each divided by its deviation over a reference, along the reference's principal
+    directions.
 
     Distances are then neither ruled by the numbers that happen to be large nor by the noise of those that
     hardly differ between clips.
@@ -42,10 +44,10 @@ class Space:
         """The space of ``reference`` [M, D].
 
         Raises:
-            Undefined: fewer than three clips.
+            NoScore: fewer than three clips.
         """
         if len(reference) < 3:
-            raise Undefined(f"a reference of {len(reference)} clips is too small: three or more")
+            raise NoScore(f"a reference of {len(reference)} clips is too small: three or more")
         mean, scale = reference.mean(0), reference.std(0) + 1e-6
         rows = torch.linalg.svd((reference - mean) / scale, full_matrices=False)[2]
         return cls(mean, scale, rows[: min(DIRECTIONS, len(reference) - 1)].T)
@@ -59,11 +61,11 @@ def gaussian(points: Tensor) -> Kernel:
     """exp(-|x - y|^2 / 2 s^2), where s is the median distance between ``points`` [M, D].
 
     Raises:
-        Undefined: half of them are the same point.
+        NoScore: half of them are the same point.
     """
     width = torch.pdist(points).median()
     if not width > 0:
-        raise Undefined("half of the reference clips are the same clip")
+        raise NoScore("half of the reference clips are the same clip")
     return lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * width**2))
 
 
@@ -108,8 +110,8 @@ def discrepancy(
 
 
 class _Mean:
-    """Mean of a kernel over pairs of clips from different units, from its sums per pair of units [U, U] and the
-    numbers of clips [U] on either side."""
+    """Mean of a kernel over pairs of clips from different units, from its sums per pair of units [U, U] and
+    the numbers of clips [U] on either side."""
 
     def __init__(self, sums: Tensor, rows: Tensor, columns: Tensor) -> None:
         self._sums = sums.clone().fill_diagonal_(0)
@@ -118,7 +120,7 @@ class _Mean:
     def __call__(self, weights: Tensor) -> float:
         pairs = weights @ self._pairs @ weights
         if not pairs > 0:
-            raise Undefined("clips of a single shot cannot be compared with independent ones")
+            raise NoScore("clips of a single shot cannot be compared with independent ones")
         return float(weights @ self._sums @ weights / pairs)
 
 

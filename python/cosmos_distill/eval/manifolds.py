@@ -1,8 +1,8 @@
 """Precision and recall of sets of clips (Kynkäänniemi et al. 2019).
 
-A set's manifold is the union of balls around its clips, each as large as the distance to the clip's k-th nearest
-neighbour in the set. Precision is the share of generated clips inside the real manifold, recall the share of real
-clips inside the generated one.
+A set's manifold is the union of balls around its clips, each as large as the distance to the clip's k-th
+nearest neighbour in the set. Precision is the share of generated clips inside the real manifold, recall the
+share of real clips inside the generated one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.eval.kernels import Space
-from cosmos_distill.eval.statistics import Sample, Statistic, Undefined, clip_weights
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.statistics import Sample, Statistic, clip_weights
 
 NEIGHBOURS = 5
 
@@ -22,10 +23,10 @@ def radii(points: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """Distance of each of ``points`` [N, D] to its k-th nearest neighbour among the others, [N].
 
     Raises:
-        Undefined: there are not so many others.
+        NoScore: there are not so many others.
     """
     if len(points) <= k:
-        raise Undefined(f"{len(points)} clips have no {k} nearest neighbours each")
+        raise NoScore(f"{len(points)} clips have no {k} nearest neighbours each")
     # Differences, not products: a clip that is there twice is at distance 0 exactly.
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     return apart.kthvalue(k + 1, dim=1).values  # the nearest is the point itself
@@ -55,8 +56,8 @@ def precision(reference: Sample) -> Callable[[Sample], Statistic]:
 
 
 def recall(reference: Sample) -> Callable[[Sample], Statistic]:
-    """Share of the clips of ``reference`` in a sample's manifold. A resampled manifold lacks the balls of the shots
-    that were not drawn; the radii of the others stay."""
+    """Share of the clips of ``reference`` in a sample's manifold. A resampled manifold lacks the balls of
+    the shots that were not drawn; the radii of the others stay."""
     space = Space.of(reference.values)
     points = space(reference.values)
 

@@ -1,5 +1,5 @@
-"""Sets of clips under several metrics: one pass over each set, scores on the same replicas of the shots, paired
-differences between candidates, and the floor."""
+"""Sets of clips under several metrics: one pass over each set, scores on the same replicas of the shots,
+paired differences between candidates, and the floor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.metrics import find
-from cosmos_distill.eval.statistics import Resampling, Sample, Score, Undefined, difference
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.statistics import Resampling, Sample, Score, difference
 from cosmos_distill.eval.views import View
 
 Metrics = Mapping[str, Metric]
@@ -22,19 +23,24 @@ class Readings:
 
     Args:
         metrics: By name.
-        as_set: The set is only compared with as a whole (a reference): metrics that need pairs do not read it.
+        as_set: The set is only compared with as a whole (a reference): metrics that need pairs do not read
+            it.
     """
 
     def __init__(self, metrics: Metrics, *, as_set: bool = False) -> None:
         wanted = [m for m in metrics.values() if not as_set or m.against is not None]
         # A dictionary keeps the order and drops what several metrics share.
-        self._found: dict[Callable[[View], Tensor], list[Tensor]] = {m.reads: [] for m in wanted}
+        self._found: dict[Callable[[View], Tensor], list[Tensor] | NoScore] = {m.reads: [] for m in wanted}
         self._units: list[Tensor | None] = []
 
     def add(self, view: View, units: Tensor | None) -> None:
         """One more batch, and which unit (shot) each of its clips is from, int64 [B]; None: unknown."""
         for reads, parts in self._found.items():
-            parts.append(view.of(reads))
+            if isinstance(parts, list):
+                try:
+                    parts.append(view.of(reads))
+                except NoScore as reason:
+                    self._found[reads] = reason
         self._units.append(units)
 
     @property
@@ -44,8 +50,15 @@ class Readings:
         return torch.cat(known) if len(known) == len(self._units) else None
 
     def sample(self, metric: Metric, draws: int = 1) -> Sample:
-        """What ``metric`` scores."""
-        return Sample(torch.cat(self._found[metric.reads]), self.units, draws)
+        """What ``metric`` scores.
+
+        Raises:
+            NoScore: these clips are not what it is made for.
+        """
+        found = self._found[metric.reads]
+        if isinstance(found, NoScore):
+            raise found
+        return Sample(torch.cat(found), self.units, draws)
 
 
 def score(
@@ -67,7 +80,7 @@ def score(
         try:
             there = reference.sample(metric) if reference is not None and metric.against is not None else None
             prepared = metric.prepare(there)
-        except Undefined as error:
+        except NoScore as error:
             for who in sets:
                 found[who][name] = Score(None, reason=str(error))
             continue
@@ -75,7 +88,7 @@ def score(
             parts = []
             try:
                 parts = [prepared(part) for part in readings.sample(metric, draws).parts()]
-            except Undefined as error:
+            except NoScore as error:
                 found[who][name] = Score(None, reason=str(error))
                 continue
             found[who][name] = resampling.score(parts, centred=metric.centred, most=metric.replicas)
@@ -83,10 +96,12 @@ def score(
 
 
 def differences(metrics: Metrics, scores: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, Score]]:
-    """``a-b`` -> metric -> paired difference a - b of every two candidates. Where a value should be near to one, it
-    is the difference of how far they are from it."""
+    """``a-b`` -> metric -> paired difference a - b of every two candidates. Where a value should be near to
+    one, it is the difference of how far they are from it."""
     return {
-        f"{a}-{b}": {name: _difference(metric, scores[a][name], scores[b][name]) for name, metric in metrics.items()}
+        f"{a}-{b}": {
+            name: _difference(metric, scores[a][name], scores[b][name]) for name, metric in metrics.items()
+        }
         for a in scores
         for b in scores
         if a != b
@@ -137,15 +152,19 @@ def _flat(scores: Mapping[str, Score]) -> dict[str, Any]:
     found: dict[str, Any] = {name: score.value for name, score in scores.items()}
     found["intervals"] = {n: None if s.low is None else [s.low, s.high] for n, s in scores.items()}
     found["draws"] = {name: list(score.draws) for name, score in scores.items()}
-    reasons = {name: score.reason for name, score in scores.items() if score.reason is not None}
-    return found | ({"reasons": reasons} if reasons else {})
+    found["reasons"] = {
+        name if score.value is None else f"intervals.{name}": score.reason
+        for name, score in scores.items()
+        if score.reason is not None
+    }
+    return found
 
 
 def _detail(metric: Metric, readings: Readings, draws: int) -> list[float] | None:
     assert metric.detail is not None
     try:
         return metric.detail(readings.sample(metric, draws))
-    except Undefined:
+    except NoScore:
         return None
 
 

@@ -27,12 +27,14 @@ class Metric:
     """Where it is defined: paper and equation, network and its package."""
     reads: Callable[[View], Tensor]
     """Numbers per clip of a batch, [B, ...]. Metrics that name the same function share its one pass."""
-    pool: Callable[[Tensor, Tensor], float] | None = None
-    """Score of numbers per clip [N, ...], clip n taken weights[n] times; raises Undefined."""
+    pool: Callable[[Tensor, Tensor | None], float] | None = None
+    """Score of numbers per clip [N, ...], clip n taken weights[n] times (once if left out); raises
+    NoScore."""
     against: Callable[[Sample], Callable[[Sample], Statistic]] | None = None
     """Prepares a reference of other real clips, then scores samples against it."""
     paired: bool = False
-    """Compares each clip with the real one its conditions came from; otherwise only whole sets are compared."""
+    """Compares each clip with the real one its conditions came from; otherwise only whole sets are
+    compared."""
     weights: Sequence[str] = ()
     """Files of :mod:`cosmos_distill.data.packages` that must be in the cache."""
     network: bool = False
@@ -49,7 +51,7 @@ class Metric:
 
         Raises:
             ValueError: it is needed and missing.
-            Undefined: it is too small.
+            NoScore: it is too small.
         """
         if self.pool is not None:
             return pooled(self.pool)
@@ -59,7 +61,8 @@ class Metric:
         return self.against(reference)
 
     def error(self, value: float) -> float:
-        """How far from right a value is: the smaller the better, whatever the direction. Takes arrays, too."""
+        """How far from right a value is: the smaller the better, whatever the direction. Takes arrays,
+        too."""
         if self.direction == "one":
             return abs(value - 1)
         return value if self.direction == "lower" else -value

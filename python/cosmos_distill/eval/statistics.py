@@ -1,13 +1,13 @@
 """How sure a score is: bootstrap over independent units (Efron 1979), the same replicas for everyone.
 
 Windows of one shot resemble each other, so a hundred of them are not a hundred observations. What is drawn
-with replacement are therefore units (shots), each with all its clips; and since every candidate is scored on the
-same replicas, the difference of two is known better than either.
+with replacement are therefore units (shots), each with all its clips; and since every candidate is scored
+on the same replicas, the difference of two is known better than either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos_distill.eval.missing import NoScore
+
 REPLICAS = 400
 LEAST_UNITS = 5
-"""With fewer, a bootstrap has less than 40 distinct replicas per tail to take a quantile of: C(2n - 1, n) = 126 of
-5 units, 35 of 4."""
+"""Of n units there are C(2n - 1, n) distinct replicas: 126 of 5, but only 35 of 4, which is too few to take
+the 2.5 % at either end of."""
 
 Statistic = Callable[[Tensor], float]
-"""Score where every unit u counts ``counts[u]`` times, fp64 [U]; raises :class:`Undefined`."""
-
-
-class Undefined(ValueError):
-    """These clips have no such score; the message is the reason."""
+"""Score where every unit u counts ``counts[u]`` times, fp64 [U]; raises NoScore."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Sample:
     """[N, ...]: draw after draw."""
     units: Tensor | None = None
     """Which unit each clip is from, int64 [N], from 0. Sets share their numbering: two clips of one unit, in
-    whichever sets, are not independent. None: unknown, every clip is taken for a unit of its own and nothing is
-    said about how sure a score is."""
+    whichever sets, are not independent. None: unknown, every clip is taken for a unit of its own and
+    nothing is said about how sure a score is."""
     draws: int = 1
     """Of noise (and of windows, where they differ); a score is the mean over draws."""
 
@@ -66,7 +64,7 @@ class Score:
     value: float | None
     low: float | None = None
     high: float | None = None
-    draws: tuple[float | None, ...] = ()
+    draws: tuple[float, ...] = ()
     """The value of each draw."""
     reason: str | None = None
     """Why value or interval is None."""
@@ -79,6 +77,45 @@ class Score:
         if self.draws:
             found["draws"] = list(self.draws)
         return found | ({} if self.reason is None else {"reason": self.reason})
+
+
+def resamples(count: int, replicas: int = REPLICAS, seed: int = 0) -> Tensor:
+    """How often each of ``count`` things is taken in each replica, fp64 [replicas, count]; the same for
+    every score of a report, so that scores of the same clips may be compared replica by replica."""
+    random = np.random.Generator(np.random.Philox(seed))
+    return torch.from_numpy(random.multinomial(count, np.full(count, 1 / count), size=replicas)).double()
+
+
+def interval(
+    statistic: Callable[[Tensor | None], float], weights: Tensor, *, centred: bool = False
+) -> tuple[float, float]:
+    """95 % interval of ``statistic(weights)``, where ``statistic(None)`` is its value on all clips.
+
+    Args:
+        weights: From :func:`resamples`.
+        centred: Move the replicas so that their mean is the value itself. For statistics that resampling
+            inflates, as it does a Fréchet distance: with clips repeated, the covariance looks narrower
+            than it is, and all replicas may lie above the value.
+
+    Raises:
+        NoScore: one clip, or too few that the statistic is defined for: some replicas have none.
+    """
+    if weights.shape[1] < 2:
+        raise NoScore("one clip says nothing of the spread")
+    found, missing = [], 0
+    for w in weights:
+        try:
+            found.append(statistic(w))
+        except NoScore:
+            missing += 1
+    if missing:
+        raise NoScore(f"not defined in {missing} of {len(weights)} resamples of these clips")
+    values = np.array(found)
+    low, high = np.quantile(values, [0.025, 0.975])
+    if centred:
+        shift = statistic(None) - values.mean()
+        low, high = max(0.0, low + shift), max(0.0, high + shift)  # a distance is not negative
+    return float(low), float(high)
 
 
 class Resampling:
@@ -101,9 +138,7 @@ class Resampling:
             self.reason = f"{len(drawn)} independent shots are too few for an interval: {LEAST_UNITS} or more"
             return
         self.counts = torch.ones(replicas, max(total, int(drawn[-1]) + 1), dtype=torch.float64)
-        random = np.random.Generator(np.random.Philox(seed))
-        times = random.multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=replicas)
-        self.counts[:, drawn] = torch.from_numpy(times).double()
+        self.counts[:, drawn] = resamples(len(drawn), replicas, seed)
 
     def once(self) -> Tensor:
         """Every unit counted once, [U]."""
@@ -113,22 +148,26 @@ class Resampling:
         """Mean of the statistics of several draws, and its interval.
 
         Args:
-            centred: Move the replicas so that their mean is the value. For statistics that resampling inflates,
-                as it does a Fréchet distance: with clips repeated, the covariance looks narrower than it is.
+            centred: Move the replicas so that their mean is the value. For statistics that resampling
+                inflates, as it does a Fréchet distance: with clips repeated, the covariance looks narrower
+                than it is.
             most: Take the first so many replicas only, for a statistic that takes seconds.
         """
         try:
-            draws = [part(self.once()) for part in parts]
-            value = sum(draws) / len(draws)
-            if self.reason is not None:
-                return Score(value, draws=tuple(draws), reason=self.reason)
-            found = [sum(part(counts) for part in parts) / len(parts) for counts in self.counts[:most]]
-        except Undefined as error:
+            draws = tuple(part(self.once()) for part in parts)
+        except NoScore as error:
             return Score(None, reason=str(error))
+        value = sum(draws) / len(draws)
+        if self.reason is not None:
+            return Score(value, draws=draws, reason=self.reason)
+        try:
+            found = [sum(part(counts) for part in parts) / len(parts) for counts in self.counts[:most]]
+        except NoScore as error:
+            return Score(value, draws=draws, reason=f"not defined on every replica of the shots: {error}")
         replicas = np.array(found)
         if centred:
             replicas += value - replicas.mean()
-        return _scored(value, replicas, tuple(draws))
+        return _scored(value, replicas, draws)
 
 
 def difference(a: Score, b: Score, of: Callable[[Any], Any] = lambda value: value) -> Score:
@@ -146,9 +185,7 @@ def difference(a: Score, b: Score, of: Callable[[Any], Any] = lambda value: valu
     return _scored(value, of(a.replicas[:count]) - of(b.replicas[:count]))
 
 
-def _scored(value: float, replicas: np.ndarray, draws: tuple[float | None, ...] = ()) -> Score:
-    if not np.isfinite(replicas).all():
-        return Score(value, draws=draws, reason="it is not defined on every replica of the shots")
+def _scored(value: float, replicas: np.ndarray, draws: tuple[float, ...] = ()) -> Score:
     low, high = np.quantile(replicas, [0.025, 0.975])
     return Score(value, float(low), float(high), draws, replicas=replicas)
 
@@ -157,27 +194,20 @@ def clip_weights(sample: Sample, counts: Tensor) -> Tensor:
     """How often each clip of ``sample`` counts where its unit counts ``counts`` [U] times, fp64 [N].
 
     Raises:
-        Undefined: none counts.
+        NoScore: none counts.
     """
     if sample.units is None:
         return torch.ones(len(sample.values), dtype=torch.float64)
     weights = counts[sample.units]
     if not weights.any():
-        raise Undefined("no clip counts")
+        raise NoScore("no clip counts")
     return weights
 
 
-def pooled(score: Callable[[Tensor, Tensor], float]) -> Callable[[Sample], Statistic]:
+def pooled(score: Callable[[Tensor, Tensor | None], float]) -> Callable[[Sample], Statistic]:
     """The statistic of a score that knows numbers per clip [N, ...] and how often each clip counts [N]."""
 
     def of(sample: Sample) -> Statistic:
         return lambda counts: score(sample.values, clip_weights(sample, counts))
 
     return of
-
-
-def scores(
-    statistics: Mapping[str, list[Statistic]], resampling: Resampling, **how: Any
-) -> dict[str, Score]:
-    """:meth:`Resampling.score` of everyone."""
-    return {who: resampling.score(parts, **how) for who, parts in statistics.items()}

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
-from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
+from cosmos_distill.eval import latency
+from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
 from cosmos_distill.eval.missing import attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
 from cosmos_distill.files import disk_errors, to_json
@@ -217,7 +218,7 @@ def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
 
     With a control, a clip has to match the real one; without, nothing but its motion tells it from a still.
     """
-    features = numbers(partial(frechet.features, video))
+    features = numbers(partial(random_frechet.features, video))
     if recipe.control is None:
         return Clips(features, {"motion": numbers(partial(motion.energies, video, real))})
     ssim = numbers(partial(blur_ssim.per_clip, video, real))
@@ -237,7 +238,7 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
     run.details["reference_is_disjoint"] = available is not None and total + wanted <= available
     for first in range(total, total + wanted, 64):
         video = clips.pixels(first, min(64, total + wanted - first))[0]
-        reference.append(Clips(numbers(partial(frechet.features, video))))
+        reference.append(Clips(numbers(partial(random_frechet.features, video))))
     return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
 
 

@@ -4,9 +4,9 @@ A network is one of:
 
 - a folder as ``save_pretrained`` of transformers writes it (``config.json``, ``model.safetensors``), built by
   transformers' own classes. Code in the folder is not run, and pickled weights are not read;
-- a TorchScript file, such as the published ``inception-2015-12-05.pt`` and ``i3d_torchscript.pt``. It runs what it
-  contains, so only the file that the user names is opened. It gets pixels 0..255 in fp32, and ``rescale``,
-  ``resize`` and ``return_features`` set where its ``forward`` has them;
+- a TorchScript file, such as the published ``inception-2015-12-05.pt`` and ``i3d_torchscript.pt``. It runs
+  what it contains, so only the file that the user names is opened. It gets pixels 0..255 in fp32, and
+  ``rescale``, ``resize`` and ``return_features`` set where its ``forward`` has them;
 - for FID, the weights of Inception in torch-fidelity's format, run by torchmetrics.
 """
 
@@ -64,7 +64,8 @@ def by_frame(run: Network, video: Tensor, device: torch.device) -> Tensor:
     )
 
 
-# --- TorchScript ---------------------------------------------------------------------------------------------
+# --- TorchScript
+# ---------------------------------------------------------------------------------------------
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -95,7 +96,8 @@ def _from_torchscript(path: Path, kind: Kind, device: torch.device) -> Network:
     return run
 
 
-# --- transformers --------------------------------------------------------------------------------------------
+# --- transformers
+# --------------------------------------------------------------------------------------------
 
 _CLASSES = {
     "image": "AutoModel",
@@ -107,7 +109,10 @@ _CLASSES = {
 
 def _from_folder(path: Path, kind: Kind, device: torch.device) -> Network:
     config = _json(path / "config.json", required=True)
-    for key, means in (("auto_map", "code of its own"), ("use_pretrained_backbone", "weights of another model")):
+    for key, means in (
+        ("auto_map", "code of its own"),
+        ("use_pretrained_backbone", "weights of another model"),
+    ):
         if config.get(key):
             raise DataError(f"{path / 'config.json'} asks for {means} ({key}), which is not loaded")
     try:
@@ -148,8 +153,8 @@ def _from_folder(path: Path, kind: Kind, device: torch.device) -> Network:
 
 
 def _windows(video: Tensor, frames: int) -> Tensor:
-    """``video`` [B, 3, F, H, W] cut into windows of ``frames`` frames in a row, [B, W, 3, frames, H, W]; what is
-    left at the end is not used. A shorter clip is one window, its frames repeated evenly."""
+    """``video`` [B, 3, F, H, W] cut into windows of ``frames`` frames in a row, [B, W, 3, frames, H, W];
+    what is left at the end is not used. A shorter clip is one window, its frames repeated evenly."""
     count = video.shape[2] // frames
     if count == 0:
         index = torch.linspace(0, video.shape[2] - 1, frames).round().long()
@@ -211,7 +216,8 @@ def _json(path: Path, required: bool = False) -> dict[str, Any]:
     return found
 
 
-# --- Inception through torchmetrics ---------------------------------------------------------------------------
+# --- Inception through torchmetrics
+# ---------------------------------------------------------------------------
 
 
 def _inception(path: Path, device: torch.device) -> Network:

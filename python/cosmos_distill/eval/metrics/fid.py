@@ -1,7 +1,7 @@
 """FID: Fréchet distance of frames in features of Inception, or of another image network that the user gives.
 
-Comparable with published values only with Inception's weights, all frames of some 10,000 clips, and as many real
-ones; the network is named in the report.
+Comparable with published values only with Inception's weights, all frames of some 10,000 clips, and as many
+real ones; the network is named in the report.
 """
 
 from __future__ import annotations

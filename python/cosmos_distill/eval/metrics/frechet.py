@@ -1,7 +1,7 @@
 """Fréchet distance in the features of the MMD.
 
-It compares means and covariances only, and grows as clips get fewer (a covariance of 64 directions wants several
-hundred clips): compare sets of one size, with the floor beside them.
+It compares means and covariances only, and grows as clips get fewer (a covariance of 64 directions wants
+several hundred clips): compare sets of one size, with the floor beside them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """FVD: Fréchet distance of clips in features of I3D, or of VideoMAE, from the user's disk.
 
-Comparable with published values only with the same network, number of frames and clips; the network is named in
-the report.
+Comparable with published values only with the same network, number of frames and clips; the network is
+named in the report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from cosmos_distill.eval.views import View
 
 
 def features(view: View) -> Tensor:
-    """Of every window in time of each clip, fp32 [B, W, D]: I3D sees the whole clip, VideoMAE its 16 frames."""
+    """Of every window in time of each clip, fp32 [B, W, D]: I3D sees the whole clip, VideoMAE its 16
+    frames."""
     run = given.network(view.networks["fvd"], "video", view.device)
     return torch.cat([run(clip.to(view.device)).cpu() for clip in view.video.split(1)])
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.eval.metric import Metric
-from cosmos_distill.eval.ratios import ratio
+from cosmos_distill.eval.pools import ratio
 from cosmos_distill.eval.views import View
 
 
 def energies(view: View) -> Tensor:
-    """Of each clip and of its real counterpart, fp64 [B, 2]: mean squared difference of neighbouring pixels, along
-    rows and along columns, pixels in 0..1."""
+    """Of each clip and of its real counterpart, fp64 [B, 2]: mean squared difference of neighbouring
+    pixels, along rows and along columns, pixels in 0..1."""
     return torch.stack([_energy(view.video), _energy(view.real.video)], 1)
 
 

@@ -1,4 +1,5 @@
-"""Kernel distance: as the MMD, with the kernel of the Kernel Inception Distance, which has no width to choose."""
+"""Kernel distance: as the MMD, with the kernel of the Kernel Inception Distance, which has no width to
+choose."""
 
 from __future__ import annotations
 

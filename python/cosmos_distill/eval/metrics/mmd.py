@@ -13,8 +13,8 @@ METRIC = Metric(
     title="MMD",
     direction="lower",
     unit="squared MMD x 1000",
-    source="Gretton et al. 2012, eq. 3, Gaussian kernel; EfficientNet-Lite0 stages 2 and 4, mean and deviation "
-    "over positions",
+    source="Gretton et al. 2012, eq. 3, Gaussian kernel; EfficientNet-Lite0 stages 2 and 4, mean and "
+    "deviation over positions",
     reads=lite0.appearance,
     against=lambda reference: discrepancy(reference, gaussian, 1000.0),
     weights=(lite0.WEIGHTS,),

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.eval.metric import Metric
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.pools import once
 from cosmos_distill.eval.views import View
 
 
 def products(view: View) -> Tensor:
-    """Of the frame differences of each clip and its real counterpart, fp64 [B, 3]: mean product, then mean squares.
+    """Of the frame differences of each clip and its real counterpart, fp64 [B, 3]: mean product, then mean
+    squares.
 
     Raises:
-        ValueError: a single frame.
+        NoScore: a single frame.
     """
     if view.video.shape[2] < 2:
-        raise ValueError(f"motion needs 2 frames or more, not {list(view.video.shape)}")
+        raise NoScore("motion needs clips of 2 frames or more")
     a, b = _differences(view.video), _differences(view.real.video)
     return torch.stack([x.flatten(1).mean(1) for x in (a * b, a * a, b * b)], 1).double()
 
@@ -29,11 +32,11 @@ def _differences(video: Tensor) -> Tensor:
     return x[:, :, 1:] - x[:, :, :-1]
 
 
-def _correlation(values: Tensor, weights: Tensor) -> float:
-    both, ours, theirs = (weights @ values).tolist()
-    if not ours or not theirs:
-        return 1.0 if ours == theirs else 0.0
-    return float(both / (ours * theirs) ** 0.5)
+def _correlation(values: Tensor, weights: Tensor | None = None) -> float:
+    both, ours, theirs = (once(weights, values) @ values).tolist()
+    if not theirs:
+        raise NoScore("no real clip moves")
+    return float(both / (ours * theirs) ** 0.5) if ours else 0.0
 
 
 METRIC = Metric(

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.eval.metric import Metric
-from cosmos_distill.eval.ratios import ratio
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.pools import ratio
 from cosmos_distill.eval.statistics import Sample
 from cosmos_distill.eval.views import View
 
 
 def energies(view: View) -> Tensor:
-    """Of each frame step of each clip and of its real counterpart, fp64 [B, 2, F - 1]: mean squared difference,
-    pixels in -1..1.
+    """Of each frame step of each clip and of its real counterpart, fp64 [B, 2, F - 1]: mean squared
+    difference, pixels in -1..1.
 
     Raises:
-        ValueError: a single frame.
+        NoScore: a single frame.
     """
     if view.video.shape[2] < 2:
-        raise ValueError(f"motion needs 2 frames or more, not {list(view.video.shape)}")
+        raise NoScore("motion needs clips of 2 frames or more")
     return torch.stack([_energy(view.video), _energy(view.real.video)], 1)
 
 
@@ -32,18 +33,18 @@ def _energy(video: Tensor) -> Tensor:
     return (x[:, :, 1:] - x[:, :, :-1]).square().mean((1, 3, 4)).double()
 
 
-def steps(values: Tensor, weights: Tensor) -> list[float]:
+def steps(values: Tensor, weights: Tensor | None = None) -> list[float]:
     """Ratio of each frame step."""
     return [ratio(values[..., step], weights) for step in range(values.shape[2])]
 
 
-def _departure(values: Tensor, weights: Tensor) -> float:
+def _departure(values: Tensor, weights: Tensor | None = None) -> float:
     found = steps(values, weights)
     return sum(abs(step - 1) for step in found) / len(found)
 
 
 def _detail(sample: Sample) -> list[float]:
-    return steps(sample.values, torch.ones(len(sample.values), dtype=torch.float64))
+    return steps(sample.values)
 
 
 METRIC = Metric(

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from cosmos_distill.eval.features import given
 from cosmos_distill.eval.metric import Metric
+from cosmos_distill.eval.pools import mean
 from cosmos_distill.eval.views import View
 
 
 def mean_iou(found: Tensor, wanted: Tensor) -> float:
-    """Mean over the segments of ``wanted`` of the IoU with the segment of ``found`` that fits it best; both are
-    labels, integers [H, W]. Which label a segment has does not matter, so numbered masks may be compared, too."""
+    """Mean over the segments of ``wanted`` of the IoU with the segment of ``found`` that fits it best; both
+    are labels, integers [H, W]. Which label a segment has does not matter, so numbered masks may be
+    compared, too."""
     there, wanted = wanted.unique(return_inverse=True)
     here, found = found.unique(return_inverse=True)
     pairs = torch.bincount((wanted * len(here) + found).flatten(), minlength=len(there) * len(here))
@@ -38,10 +40,10 @@ METRIC = Metric(
     title="seg mIoU",
     direction="higher",
     unit="intersection over union",
-    source="each real segment with the generated one that fits it best, mean over segments and frames; segments "
-    "by the network given",
+    source="each real segment with the generated one that fits it best, mean over segments and frames; "
+    "segments by the network given",
     reads=overlaps,
-    pool=lambda values, weights: float(weights @ values / weights.sum()),
+    pool=mean,
     paired=True,
     network=True,
 )

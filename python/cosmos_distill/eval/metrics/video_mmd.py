@@ -1,7 +1,7 @@
 """Do the clips move like real ones? Squared MMD in features of a network with convolutions along time.
 
-What an FVD is for, without I3D's weights. It sees motion and blur, and is nearly blind to noise, which the network
-was trained to overlook.
+What an FVD is for, without I3D's weights. It sees motion and blur, and is nearly blind to noise, which the
+network was trained to overlook.
 """
 
 from __future__ import annotations
