@@ -43,7 +43,8 @@ class View:
             raise ValueError(
                 f"clips {list(video.shape)} cannot be paired with real ones {list(real.video.shape)}"
             )
-        self.video, self.codec, self.given = video, codec, given
+        self.video: Tensor = video
+        self.codec, self.given = codec, given
         self.networks, self.device = networks or {}, torch.device(device)
         self._real = real
         self._known: dict[Callable[[View], Any], Any] = {}
