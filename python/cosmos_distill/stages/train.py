@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from cosmos_distill import methods
 from cosmos_distill.config import Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.prefetch import Prefetch, within_share
+from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, ranks
+from cosmos_distill.stages import Run, autoencoders, ranks
 from cosmos_distill.stages.checks import needs_teacher, teacher_files
 from cosmos_distill.stages.contestants import steps_text
 from cosmos_distill.stages.manifest import File, Pairs, Student
@@ -38,7 +39,12 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
         student: tuple[Path, ...] | None = (run.student(stage.start_from),)
     else:
         student = teacher_files(recipe) if needs_teacher(stage) else None
-    networks = by_role(recipe, student, DTYPES[stage.trainer.precision])
+    tokenizer = recipe.network in AUTOENCODERS
+    networks: Networks = (
+        autoencoders.networks(recipe, student)
+        if tokenizer
+        else by_role(recipe, student, DTYPES[stage.trainer.precision])
+    )
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
     with _read_ahead(source, recipe, stage) as stream:
         result = fit(
@@ -47,7 +53,9 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stage.trainer,
             folder,
             seed=recipe.seed,
-            sampler_grid=_sampler_grid(method, networks, stage, recipe, folder),
+            sampler_grid=autoencoders.sampler_grid(method.roles["student"], recipe, folder)
+            if tokenizer
+            else _sampler_grid(method, networks, stage, recipe, folder),
             stop=run.stop,
         )
     run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met

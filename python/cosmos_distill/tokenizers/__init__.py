@@ -1,6 +1,7 @@
 """Tokenizers: uint8 video to latents of about unit scale, and back.
 
-``haar`` (mini scale) has no weights; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
+``haar`` (mini scale) has no weights; ``mini-cv4x4x4`` is learned and shipped; ``pixels`` leaves clips as they
+are, for training one; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
 the VAE of Wan 2.1 through diffusers. None of them multiplies by sigma_data: that is done once, in
 :mod:`cosmos_distill.data`.
 """
@@ -31,11 +32,11 @@ class TokenizerChoice(Protocol):
 
     @property
     def tokenizer(self) -> str:
-        """``haar``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
+        """``haar``, ``mini-cv4x4x4``, ``pixels``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Folder of the weights (not for haar)."""
+        """Folder of the weights (not for haar); for mini-cv4x4x4 their file, or None."""
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:
@@ -48,6 +49,14 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
         from cosmos_distill.tokenizers.haar import Haar
 
         return Haar(device=device)
+    if data.tokenizer == "pixels":
+        from cosmos_distill.tokenizers.pixels import Pixels
+
+        return Pixels()
+    if data.tokenizer == "mini-cv4x4x4":
+        from cosmos_distill.tokenizers.learned import Learned
+
+        return Learned(data.tokenizer_path, device=device)
     if data.tokenizer == "cosmos-cv8x8x8":
         from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
 
@@ -66,4 +75,6 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
                 "data.tokenizer_path, for example to the vae folder of Wan2.1-T2V-1.3B-Diffusers"
             )
         return Wan(data.tokenizer_path, device=device)
-    raise ValueError(f"unknown tokenizer {data.tokenizer!r}: choose haar, cosmos-cv8x8x8 or wan2.1")
+    raise ValueError(
+        f"unknown tokenizer {data.tokenizer!r}: choose haar, mini-cv4x4x4, cosmos-cv8x8x8 or wan2.1"
+    )

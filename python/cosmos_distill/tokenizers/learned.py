@@ -1,0 +1,73 @@
+"""The film's tokenizer: 4x4x4 to 16 channels, causal, learned; one file of weights in fp16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import cosmos_distill
+from cosmos_distill.models.autoencoder import COLOURS, GROUP, SIDE, Autoencoder
+from cosmos_distill.models.presets import AUTOENCODERS
+
+NAME = "mini-cv4x4x4"
+
+
+def shipped() -> Path:
+    """The weights that come with the package."""
+    return Path(cosmos_distill.__file__).parent / "weights" / f"{NAME}.safetensors"
+
+
+class Learned:
+    """9 frames of 48x80 become [16, 3, 12, 20].
+
+    Computes in fp32, whatever the file holds. Raises FileNotFoundError when there is no such file, ValueError
+    when its tensors are not this network's.
+    """
+
+    def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = path or shipped()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
+        network = Autoencoder(AUTOENCODERS[NAME])
+        try:
+            network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path} does not hold the weights of {NAME} ({error})") from error
+        self.channels = network.config.channels
+        self._device = torch.device(device)
+        self._network = network.to(self._device).eval().requires_grad_(False)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(16, 1 + (frames - 1) / 4, height / 4, width / 4)."""
+        if frames < 1 or frames % GROUP != 1:
+            raise ValueError(f"the {NAME} tokenizer takes 1 + 4k frames, not {frames}")
+        if height % SIDE or width % SIDE or height <= 0 or width <= 0:
+            raise ValueError(f"the {NAME} tokenizer takes sides in multiples of {SIDE}, not {height}x{width}")
+        return self.channels, 1 + (frames - 1) // GROUP, height // SIDE, width // SIDE
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, F, H, W] -> fp32 [B, 16, 1 + (F - 1) / 4, H / 4, W / 4]."""
+        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != COLOURS:
+            raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
+        self.latent_shape(*video.shape[2:])
+        latents: torch.Tensor = self._network.encode(video.to(self._device, torch.float32) / 127.5 - 1.0)
+        return latents.contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, 16, T, h, w] -> uint8 [B, 3, 4T - 3, 4h, 4w]."""
+        if latents.ndim != 5 or latents.shape[1] != self.channels:
+            raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
+        parts = [
+            ((self._network.decode(z.to(self._device, torch.float32)) + 1.0) * 127.5)
+            .round_()
+            .clamp_(0, 255)
+            .to(torch.uint8)
+            for z in latents.split(16)  # the decoder's layers are wide
+        ]
+        return torch.cat(parts)
