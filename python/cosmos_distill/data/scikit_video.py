@@ -149,6 +149,11 @@ class ScikitVideoSource:
         u = generator(self.seed, "train", index).random(7)
         return self._draw(u[:5]), controls.draw_canny_thresholds((u[5], u[6]))
 
+    def unit(self, index: int) -> str:
+        """The shot of sample ``index``: what is independent of the others, for intervals."""
+        window = self.window(index)[0]
+        return f"{window.clip} shot {window.shot}"
+
     def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray | None]:
         window, thresholds = self.window(index)
         frames = self._clips[window.clip].frames[window.zoom][

