@@ -91,7 +91,9 @@ def score(
             except NoScore as error:
                 found[who][name] = Score(None, reason=str(error))
                 continue
-            found[who][name] = resampling.score(parts, centred=metric.centred, most=metric.replicas)
+            found[who][name] = resampling.score(
+                parts, centred=metric.centred, most=metric.replicas, limits=metric.limits
+            )
     return found
 
 

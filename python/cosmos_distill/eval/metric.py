@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +44,8 @@ class Metric:
     """Resampling inflates the score, so its replicas are moved to the value."""
     replicas: int = REPLICAS
     """The first so many are computed."""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """Smallest and largest value there can be: intervals of moved replicas end there."""
     detail: Callable[[Sample], list[float]] | None = None
     """Several numbers that say more than the score, e.g. one of each frame step."""
 

@@ -144,14 +144,22 @@ class Resampling:
         """Every unit counted once, [U]."""
         return torch.ones(self.counts.shape[1], dtype=torch.float64)
 
-    def score(self, parts: list[Statistic], *, centred: bool = False, most: int = REPLICAS) -> Score:
+    def score(
+        self,
+        parts: list[Statistic],
+        *,
+        centred: bool = False,
+        most: int = REPLICAS,
+        limits: tuple[float, float] = (-np.inf, np.inf),
+    ) -> Score:
         """Mean of the statistics of several draws, and its interval.
 
         Args:
             centred: Move the replicas so that their mean is the value. For statistics that resampling
                 inflates, as it does a Fréchet distance: with clips repeated, the covariance looks narrower
                 than it is.
-            most: Take the first so many replicas only, for a statistic that takes seconds.
+            most: Take the first so many replicas only, for a statistic that is slow.
+            limits: Values lie between these, and so do the replicas once they are moved.
         """
         try:
             draws = tuple(part(self.once()) for part in parts)
@@ -166,7 +174,7 @@ class Resampling:
             return Score(value, draws=draws, reason=f"not defined on every replica of the shots: {error}")
         replicas = np.array(found)
         if centred:
-            replicas += value - replicas.mean()
+            replicas = (replicas + value - replicas.mean()).clip(*limits)
         return _scored(value, replicas, draws)
 
 

@@ -6,6 +6,8 @@ real ones; the network is named in the report.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from cosmos_distill.eval import gaussians
@@ -29,4 +31,5 @@ METRIC = Metric(
     network=True,
     centred=True,
     replicas=40,
+    limits=(0.0, math.inf),
 )

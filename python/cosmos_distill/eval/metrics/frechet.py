@@ -6,6 +6,7 @@ several hundred clips): compare sets of one size, with the floor beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from cosmos_distill.eval import gaussians
@@ -28,4 +29,6 @@ METRIC = Metric(
     against=_against,
     weights=(lite0.WEIGHTS,),
     centred=True,
+    replicas=100,
+    limits=(0.0, math.inf),
 )

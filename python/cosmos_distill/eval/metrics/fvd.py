@@ -6,6 +6,8 @@ named in the report.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,4 +34,5 @@ METRIC = Metric(
     network=True,
     centred=True,
     replicas=40,
+    limits=(0.0, math.inf),
 )

@@ -18,6 +18,7 @@ hardly does. 64 dimensions, because the covariance of d features wants several t
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -85,4 +86,6 @@ METRIC = Metric(
     reads=lambda view: features(view.video),
     against=gaussians.frechet,
     centred=True,
+    replicas=100,
+    limits=(0.0, math.inf),
 )

@@ -18,4 +18,5 @@ METRIC = Metric(
     against=manifolds.recall,
     weights=(lite0.WEIGHTS,),
     centred=True,
+    limits=(0.0, 1.0),
 )
