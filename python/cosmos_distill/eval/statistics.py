@@ -129,7 +129,8 @@ class Resampling:
 
     def __init__(self, units: Tensor | None, total: int = 0, replicas: int = REPLICAS, seed: int = 0) -> None:
         self.reason: str | None = None
-        self.counts = torch.ones(0, max(total, 1), dtype=torch.float64)
+        total = max(total, 1 if units is None else int(units.max()) + 1)
+        self.counts = torch.ones(0, total, dtype=torch.float64)
         if units is None:
             self.reason = "it is not known which clips are independent (the data name no shots)"
             return
@@ -137,7 +138,7 @@ class Resampling:
         if len(drawn) < LEAST_UNITS:
             self.reason = f"{len(drawn)} independent shots are too few for an interval: {LEAST_UNITS} or more"
             return
-        self.counts = torch.ones(replicas, max(total, int(drawn[-1]) + 1), dtype=torch.float64)
+        self.counts = torch.ones(replicas, total, dtype=torch.float64)
         self.counts[:, drawn] = resamples(len(drawn), replicas, seed)
 
     def once(self) -> Tensor:
