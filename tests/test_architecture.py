@@ -42,6 +42,8 @@ OWNERS = {
     "tensorboard": {"train"},
     "triton": {"ops"},
     "diffusers": {"models", "tokenizers", "ops.integrations"},
+    "torchmetrics": {"eval.features"},
+    "transformers": {"eval.features"},
 }
 # Modules that must not import torch, nor any module that does, when they are imported: `--help` is instant.
 LIGHT = [

@@ -70,7 +70,7 @@ def frechet(
             values = values.flatten(0, 1)
         return gaussian(values.double(), weights)
 
-    whole = gaussian_of(reference, _long_enough(torch.ones(0, dtype=torch.float64), reference))
+    whole = gaussian_of(reference, torch.ones(0, dtype=torch.float64))
     root = _root(whole)
 
     def of(sample: Sample) -> Statistic:
@@ -82,19 +82,9 @@ def frechet(
 
         def statistic(counts: Tensor) -> float:
             if shared:
-                return distance(
-                    gaussian_of(sample, counts), gaussian_of(reference, _long_enough(counts, reference))
-                )
+                return distance(gaussian_of(sample, counts), gaussian_of(reference, counts))
             return _distance(gaussian_of(sample, counts), whole, root)
 
         return statistic
 
     return of
-
-
-def _long_enough(counts: Tensor, sample: Sample) -> Tensor:
-    """``counts`` with 1 for the units of ``sample`` that it does not reach to."""
-    if sample.units is None:
-        return counts
-    more = int(sample.units.max()) + 1 - len(counts)
-    return torch.cat([counts, counts.new_ones(more)]) if more > 0 else counts

@@ -56,8 +56,11 @@ def precision(reference: Sample) -> Callable[[Sample], Statistic]:
 
 
 def recall(reference: Sample) -> Callable[[Sample], Statistic]:
-    """Share of the clips of ``reference`` in a sample's manifold. A resampled manifold lacks the balls of
-    the shots that were not drawn; the radii of the others stay."""
+    """Share of the clips of ``reference`` in a sample's manifold.
+
+    A resampled manifold lacks the balls of the shots that were not drawn (the radii of the others stay),
+    and where the reference has the same shots, their clips do not count either.
+    """
     space = Space.of(reference.values)
     points = space(reference.values)
 
@@ -67,7 +70,8 @@ def recall(reference: Sample) -> Callable[[Sample], Statistic]:
 
         def statistic(counts: Tensor) -> float:
             present = clip_weights(sample, counts) > 0
-            return float(hit[:, present].any(1).double().mean())
+            weights = clip_weights(reference, counts)
+            return float(weights @ hit[:, present].any(1).double() / weights.sum())
 
         return statistic
 

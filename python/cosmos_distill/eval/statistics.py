@@ -200,13 +200,16 @@ def _scored(value: float, replicas: np.ndarray, draws: tuple[float, ...] = ()) -
 
 
 def clip_weights(sample: Sample, counts: Tensor) -> Tensor:
-    """How often each clip of ``sample`` counts where its unit counts ``counts`` [U] times, fp64 [N].
+    """How often each clip of ``sample`` counts where its unit counts ``counts`` [U] times, fp64 [N]. Units
+    that ``counts`` does not reach to, or that are unknown, count once.
 
     Raises:
         NoScore: none counts.
     """
     if sample.units is None:
         return torch.ones(len(sample.values), dtype=torch.float64)
+    more = int(sample.units.max()) + 1 - len(counts)
+    counts = torch.cat([counts, counts.new_ones(more)]) if more > 0 else counts
     weights = counts[sample.units]
     if not weights.any():
         raise NoScore("no clip counts")
