@@ -1,18 +1,25 @@
 """What several parts share: a look at the tools that tests ask for, one smoke run of the real command, and
 fp64 where networks insist on fp32."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import lanes
+from tests import lanes, rounding
 from tests.stages.conftest import smoke
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     lanes.require_marked(item)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with rounding.by_shapes():
+        yield
 
 
 @pytest.fixture(scope="session")

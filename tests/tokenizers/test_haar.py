@@ -7,6 +7,7 @@ import torch
 
 from cosmos_distill.tokenizers import build, haar
 from cosmos_distill.tokenizers.haar_table import BANDS
+from tests import rounding
 
 
 def random_video(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,9 +38,36 @@ def test_first_frame_stands_alone_and_time_is_causal():
     assert torch.equal(a[:, :, :1], tokenizer.encode(video[:, :, :1]))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_clip_has_the_same_bits_alone_in_a_batch_and_in_exact_arithmetic(threads):
+    tokenizer, video = haar.Haar(channels=96), random_video(6, 3, 5, 16, 24)
+    together = tokenizer.encode(video)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with rounding.by_shapes(lambda: True):
+            alone = torch.cat([tokenizer.encode(video[i : i + 1]) for i in range(6)])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, together)
+    blocks = haar._blocks(video)
+    assert torch.equal((blocks @ tokenizer._whole.T).long(), blocks.long() @ tokenizer._whole.long().T)
+
+
+def test_encoding_is_the_normalised_orthonormal_transform():
+    tokenizer, video = haar.Haar(channels=96), random_video(2, 3, 5, 16, 24)
+    rows = [row for row, _, _ in BANDS]
+    mean, std = torch.tensor(BANDS, dtype=torch.float64).T[1:]
+    bands = (haar._blocks(video).double() / 127.5 - 1) @ haar.block_matrix()[rows].T
+    exact = ((bands - mean) * std.rsqrt() / std.mean().sqrt()).permute(0, 4, 1, 2, 3)
+    assert torch.allclose(tokenizer.encode(video).double(), exact, rtol=1e-6, atol=2e-6)
+
+
 def test_first_frame_is_a_repeated_pair():
     video = random_video(1, 3, 3, 4, 4)
-    bands = (haar._blocks(video).double() @ haar.block_matrix().T)[0, 0].flatten().reshape(3, 2, 16)
+    bands = (
+        ((haar._blocks(video).double() / 127.5 - 1) @ haar.block_matrix().T)[0, 0].flatten().reshape(3, 2, 16)
+    )
     assert bands[:, 1].abs().max() < 1e-6  # colour, time, space: temporal-high is nothing
     frame = video[0, :, 0].double() / 127.5 - 1
     assert bands[:, 0].norm().item() == pytest.approx(2**0.5 * frame.norm().item(), rel=1e-6)

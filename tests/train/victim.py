@@ -15,6 +15,7 @@ import torch
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.train import guard, loop
 from cosmos_distill.train.checkpoint import CheckpointError, consolidation, shards, store
+from tests import rounding
 from tests.train.fakes import ToyMethod, ToySource, trainer
 
 POINTS = ("mid step 4", "before any save", "mid save 6", "before rename 6", "mid removal 9", "before publish")
@@ -43,6 +44,7 @@ def published(checkpoint: Path) -> None:
         time.sleep(0.01)
 
 
+@rounding.by_shapes()
 def killed_at(point: str, folder: Path) -> None:
     """Run until ``point``; does not return."""
     torch.set_num_threads(1)
@@ -90,6 +92,7 @@ def killed_at(point: str, folder: Path) -> None:
     sys.exit(f"nothing was killed at {point}")
 
 
+@rounding.by_shapes()
 def terminated(folder: Path) -> None:
     """A run slow enough to be met by a SIGTERM; leaves with 3 after a clean interruption."""
     torch.set_num_threads(1)
@@ -100,6 +103,7 @@ def terminated(folder: Path) -> None:
         sys.exit(3)
 
 
+@rounding.by_shapes()
 def full_disk(folder: Path) -> None:
     """A run that may write no file beyond 2 KiB; leaves with 4 after a clear error."""
     import resource

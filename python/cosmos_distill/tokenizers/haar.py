@@ -10,6 +10,10 @@ Kronecker product of
 
 It is causal in time: the first frame is taken as a pair of equal frames, so its temporal-low bands
 are sqrt(2) times the frame's own and its temporal-high bands are zero; further frames go in pairs.
+Encoding multiplies pixels, which are whole numbers, with a matrix of whole numbers, whose sums fp32 holds
+exactly: a clip's latents have the same bits alone and in any batch, on every processor, with any number of
+threads.
+
 With all 96 bands the transform is exactly invertible. Fewer bands keep those of the highest variance
 over the training windows of the mini scale; their order, means and standard deviations are a
 constant table, :mod:`cosmos_distill.tokenizers.haar_table`, which :func:`measure` made.
@@ -41,19 +45,24 @@ class Band(NamedTuple):
     std: float
 
 
-def block_matrix(dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The orthonormal [96, 96] matrix; rows are bands, columns (colour, frame, y, x) of a block."""
+def _whole_matrix() -> torch.Tensor:
+    """:func:`block_matrix` before its rows are divided by their norms, fp64: whole numbers up to 2."""
     colour = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
     haar = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
     # Two packet levels are the 4-point Walsh matrix; rows sorted by their number of sign changes.
     packet = torch.kron(haar, haar)[[0, 2, 3, 1]]
-    colour, haar, packet = (m / m.norm(dim=1, keepdim=True) for m in (colour, haar, packet))
-    return torch.kron(torch.kron(colour, haar), torch.kron(packet, packet)).to(dtype)
+    return torch.kron(torch.kron(colour, haar), torch.kron(packet, packet))
+
+
+def block_matrix(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The orthonormal [96, 96] matrix; rows are bands, columns (colour, frame, y, x) of a block."""
+    whole = _whole_matrix()
+    return (whole / whole.norm(dim=1, keepdim=True)).to(dtype)
 
 
 def _blocks(video: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, F, H, W] -> fp32 [B, T, h, w, 96], pixels scaled to [-1, 1]."""
-    x = video.to(torch.float32) / 127.5 - 1.0
+    """uint8 [B, 3, F, H, W] -> fp32 [B, T, h, w, 96], pixels from 0 to 255."""
+    x = video.to(torch.float32)
     x = torch.cat([x[:, :, :1], x], dim=2)  # causal: the first frame pairs with itself
     b, _, f, h, w = x.shape
     x = x.reshape(b, COLOURS, f // FRAMES, FRAMES, h // SIDE, SIDE, w // SIDE, SIDE)
@@ -65,7 +74,8 @@ def measure(video: torch.Tensor) -> list[Band]:
 
     The shipped table is made by :mod:`cosmos_distill.data.measure_haar`.
     """
-    coefficients = (_blocks(video).to(torch.float64) @ block_matrix().T).flatten(0, 3)
+    pixels = _blocks(video).to(torch.float64) / 127.5 - 1.0
+    coefficients = (pixels @ block_matrix().T).flatten(0, 3)
     mean, std = coefficients.mean(0), coefficients.std(0, correction=0)
     order = torch.argsort(std, descending=True, stable=True)
     return [Band(i, float(mean[i]), float(std[i])) for i in order.tolist()]
@@ -82,10 +92,15 @@ class Haar:
             raise ValueError(f"the Haar tokenizer has 1 to {ALL_BANDS} channels, not {channels}")
         self.channels = channels
         kept = [Band(*row) for row in BANDS[:channels]]
-        matrix = block_matrix()[[band.row for band in kept]]
+        rows = [band.row for band in kept]
+        matrix, whole = block_matrix()[rows], _whole_matrix()[rows]
         mean = torch.tensor([band.mean for band in kept], dtype=torch.float64)
         std = torch.tensor([band.std for band in kept], dtype=torch.float64)
         gain = std.rsqrt() / std.mean().sqrt()  # variance after the gain: std / mean(std)
+        # Pixels p are 127.5 (x + 1), so that (matrix @ x - mean) * gain = (whole @ p) * factor + offset.
+        self._whole = whole.float().to(device)
+        self._factor = (gain / (127.5 * whole.norm(dim=1))).float().to(device)
+        self._offset = (-(matrix.sum(1) + mean) * gain).float().to(device)
         self._matrix = matrix.float().to(device)
         self._mean = mean.float().to(device)
         self._gain = gain.float().to(device)
@@ -103,8 +118,8 @@ class Haar:
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != COLOURS:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         self.latent_shape(*video.shape[2:])
-        bands = _blocks(video.to(self._matrix.device)) @ self._matrix.T
-        return ((bands - self._mean) * self._gain).permute(0, 4, 1, 2, 3).contiguous()
+        bands = _blocks(video.to(self._whole.device)) @ self._whole.T
+        return (bands * self._factor + self._offset).permute(0, 4, 1, 2, 3).contiguous()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, channels, T, h, w] -> uint8 [B, 3, 2T - 1, 4h, 4w]; bands left out count as zero."""
