@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class DiskError(RuntimeError):
+class DiskError(OSError):
     """A file could not be written: the disk is full, or the place does not take it. The message says which
     file and what to do; what was there before is untouched."""
 
@@ -27,6 +27,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the system raises while ``path`` is written into a :class:`DiskError` with advice."""
     try:
         yield
+    except DiskError:
+        raise
     except OSError as error:
         if error.errno in _FULL:
             advice = "the disk is full: free some space, and the same command goes on"

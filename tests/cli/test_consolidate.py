@@ -63,6 +63,6 @@ def test_help_and_errors_say_what_to_do(
         (checkpoint, ["--role", "teacher"], "it holds fake_score, student"),
         (checkpoint, ["--role", "fake_score", "--weights", "ema"], "no average"),
     ):
-        assert cli.main(["consolidate", str(where), str(tmp_path / "out"), *options]) == cli.FAILED
+        assert cli.main(["consolidate", str(where), str(tmp_path / "out"), *options]) == cli.REFUSED
         assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.pairs import PairSource, PairWriter
+from cosmos_distill.files import DiskError
 
 SETTINGS = {"teacher": "abc", "guidance": [5.0, "added"], "steps": 35}
 
@@ -146,7 +147,7 @@ def test_full_disk_leaves_no_half_file(folder):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
-        with pytest.raises(DataError, match="free space and run the same command again"):
+        with pytest.raises(DiskError, match="free some space, and the same command goes on"):
             writer.write(make(12))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

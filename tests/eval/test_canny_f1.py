@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from cosmos_distill.data.controls import canny
+<<<<<<< HEAD
 from cosmos_distill.eval.metrics import canny_f1
+=======
+from cosmos_distill.eval import canny_f1
+from cosmos_distill.eval.missing import NoScore
+>>>>>>> deadends
 
 
 def squares(left: int) -> torch.Tensor:
@@ -31,4 +36,5 @@ def test_clips_are_pooled() -> None:
     counts = torch.tensor([[8.0, 2.0, 0.0], [0.0, 0.0, 5.0]]).double()
     assert canny_f1.score(counts) == pytest.approx(2 * 8 / (2 * 8 + 2 + 5))
     assert canny_f1.score(counts, torch.tensor([2.0, 0.0])) == pytest.approx(16 / 18)
-    assert canny_f1.score(torch.zeros(1, 3).double()) == 1.0
+    with pytest.raises(NoScore, match="no clip has an edge"):
+        canny_f1.score(torch.zeros(1, 3).double())

@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim, Parallel
 from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.files import DiskError
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import data, groups
@@ -96,7 +97,7 @@ def fail(rank: int, ranks: int, folder: Path) -> Any:
         store.save(step, {"network": pieces(rank, ranks, tensors(), turned=False)}, {"step": step})
         try:
             store.wait()
-        except CheckpointError as error:
+        except DiskError as error:
             messages.append(str(error))
     try:
         store.save(4, {"network": {"w": whole(torch.zeros(2 + rank))}}, {})
@@ -194,7 +195,7 @@ def die(rank: int, ranks: int, folder: Path) -> Any:
         store.save(step, {"network": mine, "random": random}, {"step": step})
         try:
             store.wait()
-        except CheckpointError as error:
+        except DiskError as error:
             (folder.parent / f"die-{rank}.json").write_text(json.dumps({"message": str(error)}))
             os._exit(0)  # the group is broken: nothing to say goodbye to
     raise AssertionError("not killed")

@@ -1,11 +1,12 @@
 """The real command under torchrun, with one rank that fails, once.
 
-python faulty.py METHOD STEP RANK {raise,SIGTERM,SIGKILL} RECIPE.py [options]
+python faulty.py METHOD STEP RANK {raise,sleep,SIGTERM,SIGKILL} RECIPE.py [options]
 """
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 
@@ -22,6 +23,9 @@ def main(method: str, step: str, rank: str, what: str, *args: str) -> int:
             kind.losses = losses
             if what == "raise":
                 raise ArithmeticError("the faulty rank's own words")
+            if what == "sleep":
+                print("asleep", flush=True)
+                time.sleep(600)
             os.kill(os.getpid(), getattr(signal, what))
         return losses(self, batch, at, noise)
 

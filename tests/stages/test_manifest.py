@@ -1,11 +1,15 @@
 """Manifests: what decides whether a stage's folder may be used."""
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
 
+import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
+from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages.manifest import (
     File,
@@ -89,11 +93,49 @@ def test_a_stage_may_go_on_under_another_layout() -> None:
     assert before == after
 
 
-def test_damaged_manifest_is_named(tmp_path: Path) -> None:
-    for text in ("{", "{}", '{"stage": "kd", "outputs": {"type": "Nonsense"}}'):
-        (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(Refusal, match=r"manifest\.json is damaged"):
-            Manifest.read(tmp_path)
+def test_damaged_manifest_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    for text in ("{", "{}", "[]", "7", '{"stage": "kd", "outputs": {"type": "Nonsense"}}', "\ufeff{}"):
+        path.write_text(text)
+        assert Manifest.read(tmp_path) is None
+    path.write_bytes(b"\xff\x00")
+    assert Manifest.read(tmp_path) is None
+    manifest(version=cosmos_distill.__version__, inputs={"teacher": "aaaa"}).write(tmp_path)
+    whole = path.read_text()
+    assert Manifest.read(tmp_path) is not None
+    path.write_text(whole.replace("aaaa", "aaba"))  # a flipped bit is no other teacher
+    assert Manifest.read(tmp_path) is None
+    document = json.loads(whole)
+    del document["checksum"]  # as earlier versions wrote it
+    path.write_text(json.dumps(document))
+    assert Manifest.read(tmp_path) == manifest(version=cosmos_distill.__version__, inputs={"teacher": "aaaa"})
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Refusal, match=r"manifest\.json cannot be read"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"new": 1}, {"configuration": 3}, {"outputs": {"type": "Later"}}])
+def test_manifest_of_another_version_is_none_that_is_asked_for(change: dict, tmp_path: Path) -> None:
+    asked = manifest(version=cosmos_distill.__version__)
+    asked.write(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "99.0"} | change))
+    found = Manifest.read(tmp_path)
+    assert found is not None
+    assert found.mismatch(asked) == f"code version: made by 99.0, this is {asked.version}"
+
+
+def test_numbers_that_json_has_not_are_words(tmp_path: Path) -> None:
+    odd = manifest(version=cosmos_distill.__version__, configuration={"lr": math.inf, "eps": math.nan})
+    odd.write(tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    assert '"inf"' in text and "Infinity" not in text and "NaN" not in text
+    found = Manifest.read(tmp_path)
+    assert (
+        found is not None
+        and found.mismatch(manifest(**vars(odd) | {"configuration": found.configuration})) is None
+    )
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +146,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskError, match=r"No space.*free some space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

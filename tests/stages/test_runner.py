@@ -27,6 +27,7 @@ class Fake:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.fails: str | None = None
+        self.luck = ""
 
     def __call__(self, name: str, stage: Stage, run: Run, folder: Path) -> Output:
         self.ran.append(name)
@@ -34,9 +35,9 @@ class Fake:
         if self.fails == name:
             raise OSError("no space left")
         path = folder / "out"
-        path.write_text(f"{name} {getattr(stage, 'pairs', '')}")
+        path.write_text(f"{name} {getattr(stage, 'pairs', '')} {self.luck}")
         if isinstance(stage, Generate):
-            return Pairs(folder=name, count=stage.pairs, sha256=sha256(path))
+            return Pairs(folder=name, count=0, sha256=sha256(path))
         made = File.of(path, run.out)
         return Student(made, 1) if isinstance(stage, Train) else Exported(made)
 
@@ -129,15 +130,44 @@ def test_what_was_made_from_a_deleted_stage_is_not_used(fake: Fake, recipe: Reci
 
     go(recipe, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "generate")
-    with pytest.raises(Refusal, match=r"'kd' .*generate that is not there"):
+    assert {n: s for n, (s, _) in status(recipe, tmp_path / "run").items()} == {
+        "generate": "new", "kd": "resume", "export": "resume",
+    }  # fmt: skip
+    go(recipe, tmp_path / "run")
+    assert fake.ran[3:] == ["generate"]  # it came out as it was, and so the rest stays
+    shutil.rmtree(tmp_path / "run" / "generate")
+    fake.luck = "on another machine"
+    with pytest.raises(Refusal) as refused:
         go(recipe, tmp_path / "run")
+    kd, export = (str(tmp_path / "run" / name) for name in ("kd", "export"))
+    assert "holds another 'kd' (input generate: made with" in str(refused.value)
+    assert f"or delete {kd} and {export} to redo them." in str(refused.value)
+    for folder in (kd, export):
+        shutil.rmtree(folder)
+    go(recipe, tmp_path / "run")
+    assert fake.ran[4:] == ["generate", "kd", "export"]
 
 
 def test_changed_hand_off_is_named(fake: Fake, recipe: Recipe, tmp_path: Path) -> None:
     go(recipe, tmp_path / "run")
     (tmp_path / "run" / "kd" / "out").write_text("edited")
-    with pytest.raises(Refusal, match=r"kd/out is missing or was changed"):
+    with pytest.raises(Refusal, match=r"kd/out was changed after 'kd' completed: restore it, or delete that"):
         go(recipe, tmp_path / "run")
+    (tmp_path / "run" / "kd" / "out").unlink()
+    go(recipe, tmp_path / "run")
+    assert fake.ran[3:] == ["kd"]
+
+
+def test_lost_manifest_goes_on_for_the_same_recipe_only(fake: Fake, recipe: Recipe, tmp_path: Path) -> None:
+    go(recipe, tmp_path / "run")
+    (tmp_path / "run" / "kd" / "manifest.json").write_text("lost")
+    kd = recipe.stages["kd"]
+    assert isinstance(kd, Train)
+    longer = dataclasses.replace(kd, trainer=dataclasses.replace(kd.trainer, max_steps=9))
+    with pytest.raises(Refusal, match=r"no legible manifest\.json.*or delete .*/kd and .*/export to redo"):
+        go(dataclasses.replace(recipe, stages=dict(recipe.stages) | {"kd": longer}), tmp_path / "run")
+    go(recipe, tmp_path / "run")
+    assert fake.ran[3:] == ["kd"]
 
 
 def test_only_runs_what_is_named_and_needs_what_comes_before(

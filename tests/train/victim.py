@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import torch
 
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.files import DiskError
 from cosmos_distill.train import guard, loop
-from cosmos_distill.train.checkpoint import CheckpointError, consolidation, shards, store
+from cosmos_distill.train.checkpoint import consolidation, shards, store
 from tests import rounding
 from tests.train.fakes import ToyMethod, ToySource, trainer
 
@@ -112,7 +113,7 @@ def full_disk(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     try:
         run(folder)
-    except CheckpointError as error:
+    except DiskError as error:
         sys.exit(4 if "step_000000003" in str(error) else f"unclear: {error}")
 
 

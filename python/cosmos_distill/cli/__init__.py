@@ -7,6 +7,7 @@ Nothing here imports torch before a run starts, so that ``--help`` answers at on
 
 from cosmos_distill.cli.commands import main
 from cosmos_distill.cli.ending import FAILED, INTERRUPTED, OK, REFUSED
-from cosmos_distill.cli.parsing import Invocation, load, parse
+from cosmos_distill.cli.parsing import Invocation, parse
+from cosmos_distill.cli.recipe_file import load
 
 __all__ = ["FAILED", "INTERRUPTED", "OK", "REFUSED", "Invocation", "load", "main", "parse"]

@@ -11,11 +11,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from itertools import takewhile
 from pathlib import Path
 
-from cosmos_distill.cli.ending import FAILED, INTERRUPTED, OK, REFUSED, end
-from cosmos_distill.cli.parsing import Invocation, parse
+from cosmos_distill.cli.ending import OK, REFUSED, end, open_streams, outlived
+from cosmos_distill.cli.parsing import Invocation, parse, registry
 from cosmos_distill.stages import Refusal, ranks
+from cosmos_distill.stages.folder import blocked
 from cosmos_distill.stages.options import ConsolidateOptions, SampleOptions
-from cosmos_distill.train.guard import Interrupted, StopFlag
+from cosmos_distill.train.guard import StopFlag
 
 USAGE = """\
 usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
@@ -34,6 +35,8 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 
 
 # Words before RECIPE.py -> the kind of stage they run.
+WORDS = ("-h", "--help", "--version", "completion", "consolidate", "plan", "sample")
+"""First words of commands that run no recipe."""
 ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
 
 
@@ -43,35 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when torch is imported. A thread that waits should sleep: on a machine shared with others, spinning
     # ones made a CPU run ten times slower, and alone they gain next to nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    open_streams()
+    ranks.end_with_launcher()
+    running = bool(argv) and argv[0] not in WORDS and not {"--dry-run", "-h", "--help"} & set(argv)
+    with outlived(OSError if running else BrokenPipeError):  # `cosmos-distill ... | head`
+        try:
+            status = _command(argv)
+            sys.stdout.flush()
+            return status
+        except (Exception, KeyboardInterrupt) as error:
+            return end(error, traceback="--traceback" in argv, running=running)
+
+
+def _command(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return OK if argv else REFUSED
-    if argv[0] == "--version":
+    word, rest = argv[0], argv[1:]
+    if word == "--version":
         import cosmos_distill
 
         print(f"cosmos-distill {cosmos_distill.__version__}")
         return OK
-    traceback = "--traceback" in argv
-    try:
-        return _command(argv)
-    except BrokenPipeError:  # `cosmos-distill ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except Refusal as error:
-        return end("cannot run this", error, REFUSED, traceback, agreed=True)
-    except Interrupted as error:
-        return end("interrupted", error, INTERRUPTED, traceback, agreed=True)
-    except KeyboardInterrupt as error:
-        return end("interrupted", error, INTERRUPTED, traceback, agreed=False)
-    except ranks.Elsewhere as error:
-        status = {"Refusal": REFUSED, "Interrupted": INTERRUPTED}.get(error.error, FAILED)
-        return end("failed", error, status, traceback, agreed=True)
-    except Exception as error:
-        return end("failed", error, FAILED, traceback, agreed=False)
-
-
-def _command(argv: list[str]) -> int:
-    word, rest = argv[0], argv[1:]
     if ranks.world() > 1 and word in ("completion", "sample"):
         raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
@@ -105,7 +101,7 @@ def _sample(args: list[str]) -> int:
     prog, student = "cosmos-distill sample STUDENT.safetensors", None
     if args and not args[0].startswith("-"):
         student, args = Path(args[0]), args[1:]
-    options = tyro.cli(SampleOptions, args=args, prog=prog)
+    options = tyro.cli(SampleOptions, args=args, prog=prog, registry=registry())
     if student is None:
         raise Refusal(f"{prog}: which student? The export stage of a recipe writes one")
     from cosmos_distill.stages.sample import draw
@@ -122,6 +118,15 @@ def _consolidate(args: list[str]) -> int:
     options = tyro.cli(ConsolidateOptions, args=args[len(paths) :], prog=prog)
     if len(paths) != 2:
         raise Refusal(f"{prog}: name a folder checkpoints/step_... of a training stage and the file to write")
+    checkpoint, out = paths
+    if reason := blocked(out.parent):
+        raise Refusal(f"{out} cannot be written: its folder {reason}: choose another file")
+    if not out.parent.is_dir():
+        raise Refusal(f"{out} cannot be written: there is no folder {out.parent}: make it, or choose another")
+    if os.path.lexists(out) and (out.is_dir() or not options.overwrite):
+        raise Refusal(f"{out} exists already: choose another file" + " or --overwrite" * (not out.is_dir()))
+    if (checkpoint / "index.json").is_file() and checkpoint.resolve() in out.resolve().parents:
+        raise Refusal(f"{out} lies in the checkpoint itself, which is only read: choose another folder")
     from cosmos_distill.train.checkpoint import consolidate
 
     print(consolidate(*paths, role=options.role, weights=options.weights))

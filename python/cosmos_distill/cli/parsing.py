@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
 from cosmos_distill.stages import Refusal
 from cosmos_distill.stages.options import RunOptions
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,23 @@ def parse(argv: Sequence[str]) -> Invocation:
     may override, and their defaults, are those of the Recipe it returns.
 
     Raises:
-        Refusal: there is no such recipe file, or it holds no recipe function.
+        Refusal: there is no such recipe file, it holds no recipe function, or that fails.
         SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
     """
     import tyro
 
     path, args = Path(argv[0]), list(argv[1:])
-    function = load(path).recipe
+    function = recipe_file.load(path).recipe
     prog, config = f"cosmos-distill {path}", (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
-    own = _own_arguments(function)
+    cli = partial(tyro.cli, prog=prog, config=config, registry=registry())
+    own = _own_arguments(path, function)
+    _refuse_empty(args)
     first = _dataclass("Arguments", {n: (n, t, d) for n, (t, d) in own.items()})
     # Unknown options belong to the second pass, which also prints the help of both.
     known = [a for a in args if a not in ("-h", "--help")]
-    chosen, _ = tyro.cli(first, args=known, prog=prog, config=config, return_unknown_args=True)
-    try:
-        recipe = function(**vars(chosen))
-    except ValueError as error:
-        raise Refusal(f"{path}: {error}") from error
-    if not isinstance(recipe, Recipe):
-        raise Refusal(f"{path}: recipe() returned {type(recipe).__name__}, not a Recipe")
+    with _options_of(path, function):
+        chosen, _ = cli(first, args=known, return_unknown_args=True)
+    recipe = recipe_file.call(path, function, vars(chosen))
 
     fields = {name: (name, hint, getattr(chosen, name)) for name, (hint, _) in own.items()}
     for item in dataclasses.fields(RunOptions):
@@ -64,40 +64,18 @@ def parse(argv: Sequence[str]) -> Invocation:
     for name in overridable:
         attribute = name if name not in fields else f"recipe_{name}"
         fields[attribute] = (name, get_type_hints(Recipe)[name], getattr(recipe, name))
-    parsed = tyro.cli(
-        _dataclass("Options", fields),
-        args=_expand_trainer(args, recipe.stages),
-        prog=prog,
-        description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
-        config=config,
-    )
+    with _options_of(path, function):
+        parsed = cli(
+            _dataclass("Options", fields),
+            args=_expand_trainer(args, recipe.stages),
+            description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
+        )
     changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
     recipe = dataclasses.replace(recipe, **changed)
     options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
     name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control) if v)
     out = options.out or Path("runs") / path.stem / name
     return Invocation(recipe, options, out, path, tuple(argv))
-
-
-def load(path: Path) -> ModuleType:
-    """Import a recipe file.
-
-    Raises:
-        Refusal: no such file, or it defines no ``recipe`` function.
-    """
-    if path.suffix != ".py" or not path.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.py"))) or "none in ./recipes"
-        raise Refusal(
-            f"{path} is neither a recipe file nor a command. Recipes here: {known}. See cosmos-distill --help"
-        )
-    spec = importlib.util.spec_from_file_location(f"cosmos_distill_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses defined in a recipe look themselves up here
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "recipe", None)):
-        raise Refusal(f"{path} defines no function recipe(...) -> Recipe")
-    return module
 
 
 def _summary(function: Callable[..., Recipe]) -> str:
@@ -107,18 +85,73 @@ def _summary(function: Callable[..., Recipe]) -> str:
     return "\n\n".join(part for part in (parsed.short_description, parsed.long_description) if part)
 
 
-def _own_arguments(function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]]:
+def registry() -> ConstructorRegistry:
+    """How option values are read where tyro's own way is not enough: a path is not empty."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    found = ConstructorRegistry()
+
+    def path(text: list[str]) -> Path:
+        if not text[0].strip():
+            raise ValueError("an empty path: leave the option out, or name a file or folder")
+        return Path(text[0])
+
+    @found.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=path,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return found
+
+
+def _refuse_empty(args: Sequence[str]) -> None:
+    """``--only`` without a name would run everything."""
+    for i, word in enumerate(args):
+        following = args[i + 1] if i + 1 < len(args) else "--"
+        if word == "--only=" or (word == "--only" and (not following or following.startswith("--"))):
+            raise Refusal("--only is empty: name the stages to run, or leave it out to run all of them")
+
+
+@contextmanager
+def _options_of(path: Path, function: Callable[..., Any]) -> Iterator[None]:
+    """Raises Refusal where a recipe's arguments, or what it returns, cannot be made options."""
+    try:
+        yield
+    except Exception as error:
+        said = getattr(error, "message", None) or str(error)
+        text = "".join(map(str, said)) if isinstance(said, tuple) else str(said)
+        raise Refusal(
+            f"{recipe_file.where(path, function)}: what recipe() takes or returns cannot be made options "
+            f"({type(error).__name__}: {text})"
+        ) from error
+
+
+def _own_arguments(path: Path, function: Callable[..., Recipe]) -> dict[str, tuple[Any, Any]]:
     import docstring_parser
     import tyro
 
-    hints = get_type_hints(function, include_extras=True)
+    place = recipe_file.where(path, function)
+    with recipe_file.blamed(path):
+        hints = get_type_hints(function, include_extras=True)
+        signature = inspect.signature(function)
     texts = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
     arguments: dict[str, tuple[Any, Any]] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise Refusal(f"{place}: recipe(): '{parameter}' is no option: give every argument a name")
         if parameter.default is inspect.Parameter.empty:
-            raise Refusal(f"recipe(): argument '{name}' needs a default, so that the bare command runs")
+            raise Refusal(
+                f"{place}: recipe(): argument '{name}' needs a default, so that the bare command runs"
+            )
         hint: Any = hints.get(name, str)
         arguments[name] = (Annotated[hint, tyro.conf.arg(help=texts.get(name, ""))], parameter.default)
     return arguments

@@ -157,16 +157,17 @@ class Manifest:
             return None
         if not isinstance(document, dict):
             return None
-        version, checksum = document.get("version"), document.pop(_CHECKSUM, None)
-        if isinstance(version, str) and version != cosmos_distill.__version__:
-            return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
-        if checksum is not None and checksum != _checksum(document):
+        version, checksum = str(document.get("version")), document.pop(_CHECKSUM, None)
+        ours = "version" not in document or version == cosmos_distill.__version__
+        if ours and checksum not in (None, _checksum(document)):
             return None
         try:
             outputs = document.pop("outputs", None)
             return cls(**document, outputs=None if outputs is None else _output(outputs))
         except (ValueError, TypeError, KeyError, AttributeError):
-            return None
+            if ours:
+                return None
+            return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.parallel import data
 from cosmos_distill.stages.checks import teacher_files
+from cosmos_distill.stages.manifest import Refusal
 
 if TYPE_CHECKING:
     from cosmos_distill.data.clips import Split
@@ -63,12 +64,15 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     """A frozen network with the weights of ``files``, on the accelerator.
 
     Raises:
-        ValueError: the file is damaged or belongs to another network.
+        Refusal: the file is damaged or belongs to another network.
     """
     from cosmos_distill.models import weights
 
     network = models.build(config, device=device(), dtype=dtype, seed=None)
-    weights.load_into(network, files)
+    try:
+        weights.load_into(network, files)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from error
     return network.eval().requires_grad_(False)
 
 

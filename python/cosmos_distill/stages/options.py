@@ -52,8 +52,15 @@ class SampleOptions:
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
     data_root: Path | None = None
     """Folder of clips, for a student that was made on a folder."""
+    overwrite: bool = False
+    """Replace clips of the same names that are in the folder already."""
     traceback: bool = False
     """Show the Python traceback of an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -68,5 +75,7 @@ class ConsolidateOptions:
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
     traceback: bool = False
     """Show the Python traceback of an error."""

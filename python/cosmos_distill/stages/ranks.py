@@ -45,6 +45,27 @@ def is_main() -> bool:
     return world() == 1 or os.environ.get("RANK", "0") == "0"
 
 
+def end_with_launcher() -> None:
+    """From here on, end this process soon after the torchrun that started it has gone, however that ended.
+
+    A torchrun that is killed ends none of its ranks, and they may be in a collective that waits for half an
+    hour. Nothing where another launcher, or none, started this process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _launched:
+        _launched.append(threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True))
+        _launched[0].start()
+
+
+def _watch_launcher(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(_POLL)
+    try:
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: torchrun has gone, and this rank goes with it", file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
+
+
 def connect() -> None:
     """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`)."""
     if world() == 1:
@@ -191,6 +212,7 @@ class _Watch(threading.Thread):
 
 
 _watcher: list[_Watch] = []
+_launched: list[threading.Thread] = []
 
 
 def _store() -> Any:

@@ -13,10 +13,12 @@ from cosmos_distill import models
 from cosmos_distill.config import Control, Data, FewStep, Guidance
 from cosmos_distill.data.frames import to_frames
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
+from cosmos_distill.files import disk_errors
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.stages.conditions import Conditions
 from cosmos_distill.stages.export import FORMAT
+from cosmos_distill.stages.folder import blocked
 from cosmos_distill.stages.manifest import Refusal
 from cosmos_distill.stages.networks import DTYPES, device
 from cosmos_distill.stages.options import SampleOptions
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID_CLIPS = 4
+GRID = "grid.png"
 SMALLEST_SIDE = 256
 
 
@@ -57,13 +60,22 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     Raises:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
-    exported = read(student)
-    network = models.build(
-        exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
-    ).eval()
-    weights.load_into(network, student)
+    _refuse_earlier(options)
+    try:
+        exported = read(student)
+        precision = DTYPES[exported.precision]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Refusal(
+            f"{student} says of itself what this version does not understand ({error}): export it again"
+        ) from error
+    network = models.build(exported.network, device=device(), dtype=precision, seed=None).eval()
+    try:
+        weights.load_into(network, student)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from error
     clips = Conditions(options, exported.network, exported.control, exported.data, exported.schedule)
-    options.out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     pictures: dict[str, Tensor] = {}
     for first in range(0, options.clips, options.batch):
@@ -82,10 +94,34 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
             if control is not None:
                 pictures["control"] = control[:GRID_CLIPS]
         for clip, fps in zip(videos, batch.fps.tolist(), strict=True):
-            written.append(write_mp4(clip, options.out / f"clip-{len(written):03d}.mp4", fps))
-    picture = grid(pictures, options.out / "grid.png")
+            path = options.out / _name(len(written))
+            with disk_errors(path):
+                written.append(write_mp4(clip, path, fps))
+    picture = grid(pictures, options.out / GRID)
     print(f"{len(written)} clips and {picture.name} in {options.out}")
     return written
+
+
+def _name(index: int) -> str:
+    return f"clip-{index:03d}.mp4"
+
+
+def _refuse_earlier(options: SampleOptions) -> None:
+    """Nobody's clips are replaced unasked.
+
+    Raises:
+        Refusal: the folder cannot be made, or holds files of these names.
+    """
+    if reason := blocked(options.out):
+        raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
+    names = [_name(i) for i in range(options.clips)] + [GRID]
+    there = [name for name in names if (options.out / name).exists()]
+    if there and not options.overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise Refusal(
+            f"{options.out} holds {there[0]}{more} already: choose another folder with --out, or replace "
+            "them with --overwrite"
+        )
 
 
 def read(path: Path) -> Exported:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cosmos_distill.files import DiskError
 from cosmos_distill.train.checkpoint import (
     CheckpointError,
     Store,
@@ -31,7 +32,7 @@ def test_published_file_is_old_or_new_never_half(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-        with pytest.raises(CheckpointError, match="disk is full"):
+        with pytest.raises(DiskError, match="disk is full"):
             publish_tensors({"w": torch.ones(3)}, path, {"step": 2})
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cosmos_distill.train.checkpoint import CheckpointError, Store, shards
+from cosmos_distill.files import DiskError
+from cosmos_distill.train.checkpoint import Store, shards
 from cosmos_distill.train.checkpoint import store as store_module
 from tests.train.checkpoint.stores import fill, load, names, newest, wholes
 
@@ -52,7 +53,7 @@ def test_second_save_waits_for_the_first_and_raises_its_error_once(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_tensors", fails)
         store.save(1, {"network": wholes({"w": torch.zeros(1)})}, {})
-        with pytest.raises(CheckpointError, match=r"step_000000001.*free some space"):
+        with pytest.raises(DiskError, match=r"step_000000001.*free some space"):
             store.save(2, {"network": wholes({"w": torch.zeros(1)})}, {})
     store.wait()
     fill(store, 3)
@@ -72,7 +73,7 @@ def test_leaving_the_block_waits_and_does_not_hide_the_error_in_it(
         store.save(2, {"network": wholes({"w": torch.zeros(1)})}, {})
         raise ZeroDivisionError
     assert "free some space" in caplog.text
-    with pytest.raises(CheckpointError, match="free some space"), store:
+    with pytest.raises(DiskError, match="free some space"), store:
         store.save(2, {"network": wholes({"w": torch.zeros(1)})}, {})
 
 
@@ -114,7 +115,7 @@ def test_disk_errors_leave_the_previous_and_nothing_half_written(
     owner: Any = {"write_tensors": shards, "fsync": os, "mkdir": Path, "rename": Path}[call]
     with monkeypatch.context() as patch:
         patch.setattr(owner, call, fails)
-        with pytest.raises(CheckpointError, match=f"step_000000006.*{advice}"):
+        with pytest.raises(DiskError, match=f"step_000000006.*{advice}"):
             fill(store, 6)
     assert names(tmp_path) == ["step_000000005"]
     assert newest(store).step == 5
@@ -122,5 +123,5 @@ def test_disk_errors_leave_the_previous_and_nothing_half_written(
 
 def test_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"cannot write .*file/checkpoints"):
+    with pytest.raises(DiskError, match=r"cannot write .*file/checkpoints"):
         Store(tmp_path / "file" / "checkpoints", keep=1)

@@ -1,0 +1,39 @@
+"""The real command under torchrun."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.stages.conftest import ENV, RECIPE
+
+
+def launch(out: Path, *args: str, options: tuple[str, ...] = (), program: tuple[str, ...] = ()) -> list[str]:
+    """The smoke recipe on two ranks of one machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    options = options or ("--standalone", "--nproc-per-node", "2")
+    program = program or ("-m", "cosmos_distill")
+    return [*torchrun, *options, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    env = {k: v for k, v in ENV.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(RECIPE.parents[1])])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def end(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and everything it said, its words on one line."""
+    try:
+        said, _ = running.communicate(timeout=150)
+    finally:
+        running.kill()
+    return running.returncode, " ".join(said.replace("│", " ").split())
+
+
+def with_pairs(finished: Path, out: Path) -> Path:
+    """A run folder whose generate stage is complete."""
+    shutil.copytree(finished / "generate", out / "generate")
+    return out

@@ -1,0 +1,153 @@
+"""Bad inputs, each made here: it is refused by name, skipped and counted, or taken rightly.
+
+A file of this folder holds those of one kind in :data:`INPUTS`. They run in this process, through the same
+``main`` as the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+KINDS = ("recipes", "options", "folders", "students", "checkpoints")
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a user might give."""
+
+    make: Callable[[Path], Any]
+    """Makes it in an empty folder, which is the working directory, and returns the words that follow
+    ``cosmos-distill``, or does by itself what the command would and returns None or what it said."""
+    names: tuple[str, ...] = ()
+    """What a refusal, or the word of what was skipped, has to name."""
+    right: Callable[[Path], bool] | None = None
+    """Whether what came out is right, where it may be taken; left out: it must be refused or skipped."""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    quick: bool = False
+    """Cheap enough for every run of the tests."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of an input."""
+
+    outcome: str
+    """refused, skipped, right; or wrong."""
+    said: str
+
+
+def collect(beginnings: Sequence[str] = ()) -> dict[str, Input]:
+    """All inputs by ``kind/name``, or those whose names begin so."""
+    found = {
+        f"{kind}/{name}": one
+        for kind in KINDS
+        for name, one in importlib.import_module(f"{__name__}.{kind}").INPUTS.items()
+    }
+    return {n: one for n, one in found.items() if not beginnings or n.startswith(tuple(beginnings))}
+
+
+def judge(one: Input, folder: Path) -> Verdict:
+    """Give an input to the program, and look at what it does."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    status, said = _run(one, folder)
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", said).split())
+    unwrapped = "".join(text.split())
+    missing = [name for name in one.names if "".join(name.split()) not in unwrapped]
+    if "Traceback (most recent call last)" in text or "Exception ignored" in text:
+        return Verdict("wrong", f"a traceback: {text}")
+    if status == 2:
+        if missing:
+            return Verdict("wrong", f"refused without naming {missing}: {text}")
+        if "goes on from what is complete" in text:
+            return Verdict("wrong", f"refused, and said to go on: {text}")
+        return Verdict("refused", text)
+    if status:
+        return Verdict("wrong", f"status {status}: {text}")
+    if one.right is not None:
+        return Verdict("right" if one.right(folder) else "wrong", text)
+    if one.names and not missing and re.search("skip|not used", text):
+        return Verdict("skipped", text)
+    return Verdict("wrong", f"taken without a word: {text[-300:]}")
+
+
+def _run(one: Input, folder: Path) -> tuple[int, str]:
+    from cosmos_distill.cli import main
+    from cosmos_distill.cli.ending import end
+
+    said, before = io.StringIO(), Path.cwd()
+    heard = logging.StreamHandler(said)
+    logging.getLogger("cosmos_distill").addHandler(heard)
+    environment = {
+        k: v for k, v in (os.environ | one.environment | {"COLUMNS": "200"}).items() if v is not None
+    }
+    try:
+        os.chdir(folder)
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            try:
+                words = one.make(folder)
+                if isinstance(words, list):
+                    return main([str(word) for word in words]), said.getvalue()
+                print(words or "")
+                return 0, said.getvalue()
+            except SystemExit as error:
+                return error.code if isinstance(error.code, int) else 1, said.getvalue()
+            except Exception as error:
+                return end(error, traceback=False, running=False), said.getvalue()
+    finally:
+        os.chdir(before)
+        logging.getLogger("cosmos_distill").removeHandler(heard)
+
+
+@contextlib.contextmanager
+def nothing_runs() -> Iterator[None]:
+    """A run that would be started ends well at once instead, so that an input that is taken costs no time."""
+    with mock.patch("cosmos_distill.cli.commands._run", lambda invocation: print("taken") or 0):
+        yield
+
+
+def main(beginnings: Sequence[str], work: Path, record: Path | None = None) -> int:
+    """Judge them one by one; prints what was wrong and the counts, returns the number of wrong ones."""
+    verdicts = {}
+    for name, one in collect(beginnings).items():
+        verdicts[name] = judge(one, work / name.replace("/", "-").replace(" ", "_"))
+        shutil.rmtree(work / name.replace("/", "-").replace(" ", "_"), ignore_errors=True)
+        found = verdicts[name]
+        print(
+            f"{found.outcome:8} {name}" + (f": {found.said[:400]}" if found.outcome == "wrong" else ""),
+            flush=True,
+        )
+    print(table(verdicts))
+    if record is not None:
+        record.write_text(json.dumps({n: v.outcome for n, v in verdicts.items()}, indent=1) + "\n")
+    return sum(v.outcome == "wrong" for v in verdicts.values())
+
+
+def table(verdicts: Mapping[str, Verdict]) -> str:
+    """Counts by kind, as Markdown."""
+    outcomes = ("refused", "skipped", "right", "wrong")
+    lines = [f"| kind | inputs | {' | '.join(outcomes)} |", "|---|---|---|---|---|---|"]
+    for kind in (*dict.fromkeys(name.partition("/")[0] for name in verdicts), "all"):
+        of = Counter(v.outcome for n, v in verdicts.items() if kind in ("all", n.partition("/")[0]))
+        lines.append(f"| {kind} | {sum(of.values())} | {' | '.join(str(of[o]) for o in outcomes)} |")
+    return "\n".join(lines)

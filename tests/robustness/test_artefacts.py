@@ -1,0 +1,149 @@
+"""Files of a finished run that are lost, damaged or newer: the same command makes them again, or says in one
+sentence what to do, which then works."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cosmos_distill import cli, stages
+from cosmos_distill.config import Parallel, Stage
+from cosmos_distill.stages import Refusal, Run, run_recipe
+from cosmos_distill.stages.manifest import Output
+from tests.robustness import kills
+from tests.robustness.artefacts import DAMAGES, KINDS, STAGES, find, obey
+from tests.stages.conftest import RECIPE
+
+REMADE = {
+    "manifest of generate": "generate", "manifest of kd": "kd", "manifest of dmd2": "dmd2",
+    "manifest of evaluate": "evaluate", "manifest of export": "export",
+    "first pairs": "generate", "last pairs": "generate",
+    "student of kd": "kd", "student of dmd2": "dmd2",
+    "scores": "evaluate", "picture of the evaluation": "evaluate", "exported student": "export",
+}  # fmt: skip
+"""What is looked at when all is complete -> the stage that makes it again."""
+HANDED_ON = {"student of kd", "student of dmd2", "scores", "picture of the evaluation", "exported student"}
+
+
+class Ran(Exception):
+    """A stage was about to run."""
+
+
+@pytest.fixture(scope="module")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artefacts") / "run"
+    shutil.copytree(finished, out)
+    return out
+
+
+def first_stage(out: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which stage the same command would run first; empty if none."""
+
+    def load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path], Output]:
+        def stop(name: str, *rest: object) -> Output:
+            raise Ran(name)
+
+        return stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_load", load)
+        patch.setattr("cosmos_distill.stages.report.write", lambda *_: None)
+        recipe = cli.load(RECIPE).recipe(scale="smoke")
+        try:
+            run_recipe(recipe, out, recipe_file=RECIPE, console=Console(quiet=True))
+        except Ran as ran:
+            return str(ran)
+        return ""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_leads_somewhere(
+    kind: str, damage: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = find(run, kind)
+    before = {p: p.read_bytes() for p in [path, *(run / name / "manifest.json" for name in STAGES)]}
+    try:
+        DAMAGES[damage](path)
+        try:
+            found = first_stage(run, monkeypatch)
+            # A bit of a pair is found when the pair is read: see below.
+            late = kind in ("first pairs", "last pairs") and damage == "flipped"
+            assert found == ("" if late else REMADE.get(kind, ""))
+            assert not (kind in HANDED_ON and damage != "deleted"), "overwritten unasked"
+        except Refusal as error:
+            out = tmp_path / "run"
+            shutil.copytree(run, out)
+            deleted = obey(str(error).replace(str(run), str(out)), out)
+            assert deleted[0] in (out / KINDS[kind], (out / KINDS[kind]).parent)
+            assert first_stage(out, monkeypatch) == REMADE[kind]
+            assert kind in HANDED_ON or damage in ("newer", "flipped")
+    finally:
+        for file, content in before.items():
+            file.write_bytes(content)
+
+
+def go(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    status = cli.main([str(RECIPE), "--scale", "smoke", "--out", str(out)])
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["deleted", "flipped"])
+def test_a_file_of_every_kind_at_once(
+    damage: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for kind in KINDS:
+        # What no later stage needs, and nothing looks at, is not made again.
+        if "log" not in kind and kind not in ("events", "last picture"):
+            DAMAGES[damage](find(out, kind))
+    for _ in range(len(KINDS)):
+        status, said = go(out, capsys)
+        if status == cli.OK:
+            break
+        assert status == cli.REFUSED and "Traceback" not in said, said
+        obey(said, out)
+    assert status == cli.OK
+    found, whole = kills.results(out), kills.results(finished)
+    assert {n for n in whole.keys() | found.keys() if whole.get(n) != found.get(n)} <= {
+        "dmd2/checkpoints/step_000000020/ema_student/shard-00001.safetensors"
+    }
+
+
+def test_pairs_that_are_found_damaged_while_they_are_read(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    DAMAGES["flipped"](find(out, "last pairs"))
+    DAMAGES["text"](find(out, "settings of the pairs"))
+    shutil.rmtree(out / "kd")
+    status, said = go(out, capsys)
+    assert status == cli.REFUSED and "checksum differs" in " ".join(said.replace("│", " ").split())
+    assert obey(said, out) == [out / KINDS["last pairs"]]
+    assert go(out, capsys)[0] == cli.OK
+    assert kills.results(out) == kills.results(finished)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_all_checkpoints_of_a_stage_under_way(
+    damage: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is left out for an older one; where none is usable, what to delete is said."""
+    from cosmos_distill.train.checkpoint import CheckpointError, Store
+
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "kd" / "checkpoints", folder)
+    for name in ("index.json", "state.json", "network_student/shard-00001.safetensors"):
+        shutil.rmtree(folder)
+        shutil.copytree(finished / "kd" / "checkpoints", folder)
+        steps = sorted(folder.iterdir())
+        DAMAGES[damage](steps[-1] / name)
+        found = Store(folder, keep=2).newest()
+        assert found is not None and found.path == steps[-2]
+        DAMAGES[damage](steps[-2] / name)
+        with pytest.raises(CheckpointError, match="or delete this folder to start the stage from its"):
+            Store(folder, keep=2).newest()
