@@ -5,12 +5,8 @@ import pytest
 import torch
 
 from cosmos_distill.data.controls import canny
-<<<<<<< HEAD
 from cosmos_distill.eval.metrics import canny_f1
-=======
-from cosmos_distill.eval import canny_f1
 from cosmos_distill.eval.missing import NoScore
->>>>>>> deadends
 
 
 def squares(left: int) -> torch.Tensor:
