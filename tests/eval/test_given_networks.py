@@ -231,6 +231,14 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.needs("torchmetrics")
+def test_weights_that_are_not_inceptions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(DataError, match=r"cosmos-distill\[metrics\]|does not hold Inception's weights"):
+        given.network(path, "image", CPU)
+
+
 @pytest.mark.needs("transformers")
 def test_what_cannot_be_loaded_is_named(
     folders: dict[str, Path], scripts: dict[str, Path], tmp_path: Path
