@@ -79,7 +79,7 @@ def measurable() -> list[str]:
 
 Key = tuple[str, float]
 SIZES = {"clips": 60, "reference": 120, "frames": 5}
-"""Of what is recorded: about one window of each long shot, and two more to compare with."""
+"""Of what is recorded: about two windows of each long shot, and four more to compare with."""
 
 
 def measure(

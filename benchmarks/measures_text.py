@@ -17,7 +17,8 @@ DATA = {
 }
 _INTRODUCTION = """# Measures
 
-What each measure of the report sees, and what it is blind to: clips of {data}
+What each measure of the report sees, and what it is blind to: clips of
+{data}
 ({clips} held-out windows of {shots} shots, {frames} frames of {height} x {width} pixels, against
 {reference} other windows), made wrong on purpose at two strengths. Written by `python -m
 benchmarks.measures`.
@@ -52,12 +53,20 @@ with fewer clips.
 _CLOSING = """
 ## What follows
 
-- No measure sees everything. Those of appearance are blind to motion, `motion` to where things move,
-  `precision` to everything while few clips are compared, and the random filters to all that leaves local
-  statistics alone.
-- `mmd` forgives blur more than noise of the same error: read `gradient_energy` beside it. `paired` is
-  pleased by blur, too.
-- `recall` sees mode collapse; `mmd` sees it late.
+- `mmd` tells whatever is wrong with single frames from clean clips, at the weak strengths, too, and is
+  blind to
+  time: `motion`, `motion_correlation` and `motion_steps` are read beside it.
+- `kid` has the same features and a kernel that far clips rule: it tells less. `frechet` orders what `mmd`
+  orders, on a floor that grows as clips get fewer.
+- `paired` sees everything here because the right clip is known. A good clip that is not the real one is as
+  far from it as a bad one: it ranks candidates that follow one control, not generators. Blur is cheap in
+  it, as in `blur_ssim`: read `gradient_energy` beside both, which in turn a sharpening mask satisfies.
+- `recall` sees mode collapse, and `mmd` only when it is severe. `precision` says nothing as long as so few
+  clips are compared: the balls around them hold everything.
+- `video_mmd` sees layout, colour and exaggerated edges. Still and slow clips it does not tell from others
+  with so few of them, although its network has convolutions along time: how much real clips move differs
+  too much.
+- The distance of random filters sees noise and little else.
 
 ## Cost
 

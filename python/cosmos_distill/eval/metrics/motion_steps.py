@@ -50,7 +50,7 @@ def _detail(sample: Sample) -> list[float]:
 METRIC = Metric(
     title="motion, departure by step",
     direction="lower",
-    unit="mean of |ratio - 1|, 0 is real",
+    unit="mean distance of the ratios from 1",
     source="mean squared frame difference over that of the real clips, step by step",
     reads=energies,
     pool=_departure,

@@ -1,7 +1,8 @@
-"""Do the clips move like real ones? Squared MMD in features of a network with convolutions along time.
+"""Do the clips look like real ones to a network with convolutions along time? Squared MMD in its features.
 
-What an FVD is for, without I3D's weights. It sees motion and blur, and is nearly blind to noise, which the
-network was trained to overlook.
+What an FVD is for, without I3D's weights. It overlooks noise, which the network was trained to do, and in
+sets of some tens of clips it does not tell still clips from moving ones: that is what the measures of
+motion are for.
 """
 
 from __future__ import annotations
