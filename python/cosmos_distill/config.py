@@ -396,6 +396,14 @@ class Evaluate(Stage):
     """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
+    metrics: tuple[str, ...] | None = None
+    """Metrics by name, files of :mod:`cosmos_distill.eval.metrics`. The report then has schema 2, intervals
+    are over shots, and draws are of noise under the same clips. None: the Fréchet distance of random
+    filters, with Canny-F1 and blur-SSIM where there is a control and motion where there is none, and draws
+    of other clips."""
+    networks: Mapping[str, Path] | None = None
+    """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
+    seg_miou."""
 
     def rules(self) -> Iterator[Problem]:
         """Every clip has a number of given frames."""

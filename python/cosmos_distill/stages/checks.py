@@ -130,6 +130,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         wanted = [
             (f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None
         ]
+        if isinstance(stage, Evaluate) and (stage.metrics is not None or stage.networks):
+            from cosmos_distill.stages.measures import problems as unmeasurable
+
+            yield from unmeasurable(name, stage)
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)
