@@ -309,6 +309,11 @@ class Data(Checked):
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
 
+    @property
+    def saved_noise(self) -> bool:
+        """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""
+        return self.source == "folder" and self.root is not None and (self.root / "noise").is_dir()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Checked):
