@@ -1,4 +1,4 @@
-"""What several parts share: a look at the tools that tests ask for, one smoke run of the real command, and
+"""What several parts share: a look at the tools that tests ask for, one smoke run of each recipe, and
 fp64 where networks insist on fp32."""
 
 import os
@@ -11,7 +11,7 @@ import torch
 
 from cosmos_distill.data.packages import CACHE_VARIABLE, cache_folder
 from tests import lanes, rounding
-from tests.stages.conftest import ENV, smoke
+from tests.stages.conftest import ENV, PREDICT25, smoke
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,6 +38,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an uninterrupted smoke run."""
     out = tmp_path_factory.mktemp("smoke") / "run"
     done = smoke(out, "--traceback")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished_predict25(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted smoke run of the other recipe."""
+    out = tmp_path_factory.mktemp("predict25") / "run"
+    done = smoke(out, "--traceback", recipe=PREDICT25)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

@@ -231,11 +231,18 @@ def test_bash_completion_knows_the_options_of_a_recipe(tmp_path: Path) -> None:
         line = f"COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _cosmos_distill; echo ${{COMPREPLY[@]}}"
         script = f'eval "$(cosmos-distill completion bash)"; {line}'
         done = subprocess.run(["bash", "-c", script], env=env, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and done.stderr == "", done.stderr
         return done.stdout.split()
 
     assert {"sample", "plan"} <= set(complete("cosmos-distill", ""))
     options = complete("cosmos-distill", "recipes/transfer1_kd_dmd2.py", "--stages.kd.tr")
     assert "--stages.kd.trainer.max-steps" in options
     assert all(option.startswith("--stages.kd.tr") for option in options)
+    assert len(list((tmp_path / "cache" / "cosmos-distill").iterdir())) == 1
+    (tmp_path / "file").write_text("in the way")
+    env["XDG_CACHE_HOME"] = str(tmp_path / "file")  # nothing can be kept there, and nothing is said
+    assert "--stages.kd.trainer.max-steps" in complete(
+        "cosmos-distill", "recipes/transfer1_kd_dmd2.py", "--stages.kd.tr"
+    )
+    assert (tmp_path / "file").read_text() == "in the way"
     assert cli.main(["completion", "fish"]) == cli.REFUSED

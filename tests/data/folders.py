@@ -24,18 +24,27 @@ TEXT = 12
 
 
 def write_clip(
-    path: Path, frames: int, height: int = 32, width: int = 64, level: int = 0, fps: int = 24
+    path: Path,
+    frames: int,
+    height: int = 32,
+    width: int = 64,
+    level: int = 0,
+    fps: int = 24,
+    noise: int = 0,
+    **options: str,
 ) -> None:
-    """A bright square that moves right; the background has grey level ``level``. The header comes first, and
-    every frame stands for itself."""
+    """A bright square that moves right; the background has grey level ``level``, or the noise of a seed. The
+    header comes first, and every frame stands for itself. ``options`` are the encoder's."""
+    random = np.random.default_rng(noise)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(
-            "libx264", rate=fps, options={"crf": "5", "preset": "ultrafast", "g": "1"}
-        )
+        settings = {"crf": "5", "preset": "ultrafast", "g": "1"} | options
+        stream = container.add_stream("libx264", rate=fps, options=settings)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(frames):
             image = np.full((height, width, 3), level, np.uint8)
+            if noise:
+                image[height * 5 // 8 :] = random.integers(0, 255, image[height * 5 // 8 :].shape)
             image[8:20, 4 + 2 * i : 16 + 2 * i] = (230, 200, 90)
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from cosmos_distill.data import clips
+from cosmos_distill.data import clips, container, video
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from tests.data import folders
@@ -137,3 +140,41 @@ def test_a_clip_that_is_taken_away_meanwhile_is_no_damaged_one(data, tmp_path):
         source.batch(0, 10)
     write_clip(videos[0], 12)
     assert source.batch(0, 10).names  # though not with the same size: what decodes is used
+
+
+def spoil(path, seed):
+    """A long group of pictures in which some bytes are others: nothing but the decoder can tell."""
+    random = np.random.default_rng(seed)
+    write_clip(path, 40, 48, 64, noise=seed + 1, g="40", preset="fast", crf="8")
+    whole = bytearray(path.read_bytes())
+    begin = whole.index(b"mdat") + 4
+    at = begin + int(random.uniform(0.1, 0.8) * (len(whole) - begin))
+    whole[at : at + 60] = bytes(60) if seed % 2 else random.bytes(60)
+    path.write_bytes(whole)
+
+
+def test_damage_is_seen_alike_by_any_number_of_threads(tmp_path, monkeypatch):
+    def seen(path):
+        try:
+            frames = clips.window(path, range(28, 40)).frames
+            return hashlib.sha256(np.stack(frames).tobytes()).hexdigest()
+        except DataError:
+            return None
+
+    paths = [tmp_path / f"{seed}.mp4" for seed in range(6, 24)]
+    for seed, path in enumerate(paths, start=6):
+        spoil(path, seed)
+    opened, found = container.opened, []
+    for threads in (1, 2, 4, 8):
+
+        @contextmanager
+        def on_such_a_machine(path, threads=threads):
+            with opened(path) as file:
+                file.stream.codec_context.thread_count = threads
+                yield file
+
+        monkeypatch.setattr(container, "opened", on_such_a_machine)
+        monkeypatch.setattr(video, "opened", on_such_a_machine)
+        found.append([seen(path) for path in paths])
+    assert all(other == found[0] for other in found[1:])
+    assert len(set(found[0])) > 4 and None in found[0]  # some are shown with their damage, others refused

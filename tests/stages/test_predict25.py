@@ -16,18 +16,14 @@ from cosmos_distill.stages.manifest import Manifest
 from cosmos_distill.stages.sample import read, write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
 
-from .conftest import KILLER, RECIPE, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
+from .conftest import KILLER, PREDICT25, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
 
-PREDICT25 = RECIPE.with_name("predict25_dmd2_4step.py")
 WHO = {"teacher", "teacher_4step", "untrained_student", "student"}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("predict25") / "run"
-    done = smoke(out, "--traceback", recipe=PREDICT25)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+def run(finished_predict25: Path) -> Path:
+    return finished_predict25
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cosmos_distill.stages.manifest import Refusal
 
 BASH = r"""_cosmos_distill() {
-    local cur=${COMP_WORDS[COMP_CWORD]} recipe= word kept stamp
+    local cur=${COMP_WORDS[COMP_CWORD]} recipe= word kept stamp options
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         [[ $word == *.py && -f $word ]] && recipe=$word && break
@@ -27,12 +27,14 @@ BASH = r"""_cosmos_distill() {
     kept=${XDG_CACHE_HOME:-$HOME/.cache}/cosmos-distill
     stamp=$(stat -c '%Y' "$recipe" 2>/dev/null || stat -f '%m' "$recipe")
     kept=$kept/$(printf '%s' "$PWD/$recipe" | cksum | cut -d' ' -f1)-$stamp
-    if [[ ! -s $kept ]]; then
-        mkdir -p "${kept%/*}"
-        cosmos-distill "$recipe" --help 2>/dev/null | grep -oE -- '--[a-z][a-z0-9._-]+' | sort -u > "$kept"
+    options=$(cat "$kept" 2>/dev/null)
+    if [[ -z $options ]]; then
+        options=$(cosmos-distill "$recipe" --help 2>/dev/null | grep -oE -- '--[a-z][a-z0-9._-]+' | sort -u)
+        # Where they cannot be kept, they are asked for again the next time.
+        ( mkdir -p "${kept%/*}" && printf '%s\n' "$options" > "$kept" ) 2>/dev/null
     fi
     if [[ $cur == --* || -z $cur ]]; then
-        COMPREPLY=($(compgen -W "$(<"$kept")" -- "$cur"))
+        COMPREPLY=($(compgen -W "$options" -- "$cur"))
     else
         COMPREPLY=($(compgen -f -- "$cur"))
     fi

@@ -111,7 +111,7 @@ def _header(path: Path, key: str) -> list[Any]:
     """Type and shape of the array ``key`` of a file, or of its only one, from the header alone."""
     found: dict[str, list[Any]] = {}
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, framework="numpy") as file:

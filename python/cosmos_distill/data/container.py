@@ -10,11 +10,11 @@ marked as default is taken, or the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cosmos_distill.data import boxes
 from cosmos_distill.data.display import MAX_PIXELS, Display
@@ -22,6 +22,7 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
 from cosmos_distill.data.rates import Clock
 
+T = TypeVar("T")
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,yuv4mpegpipe,nut,ivf"
 """Demuxers of FFmpeg: none that names further files, no protocol, no device."""
 _ISO = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -83,6 +84,24 @@ def opened(path: Path) -> Iterator[Opened]:
             raise DataError(f"{path} cannot be decoded: it is no video file ({error.strerror})") from error
         except (av.error.FFmpegError, OSError) as error:
             raise DataError(f"{path} cannot be decoded ({error.strerror or error})") from error
+
+
+def read_alike(path: Path, read: Callable[[Opened], T]) -> T:
+    """``read`` of a file, the same on every machine, and DataError on every machine where it cannot be read.
+
+    FFmpeg conceals damage with what its threads have decoded by then, so that the pictures depend on how many
+    they are and on chance. Several threads therefore stop at the first sign of damage, and a single one then
+    reads the file again, as a player shows it.
+    """
+    try:
+        with opened(path) as file:
+            file.stream.thread_type = "AUTO"
+            file.stream.codec_context.options |= {"err_detect": "explode"}
+            return read(file)
+    except DataError:
+        with opened(path) as file:
+            file.stream.codec_context.thread_count = 1
+            return read(file)
 
 
 def _shown_stream(container: Any, path: Path) -> Any:

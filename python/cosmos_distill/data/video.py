@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cosmos_distill.data.container import decoder_of, index_of, is_hidden, opened, shown_frames, video_stream
+from cosmos_distill.data.container import (
+    Opened,
+    decoder_of,
+    index_of,
+    is_hidden,
+    opened,
+    read_alike,
+    shown_frames,
+    video_stream,
+)
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.rates import ROUNDING
 
@@ -105,20 +114,23 @@ def decode(
     """
     if wanted is not None:
         return window(path, wanted, transform)[:2]
-    frames: list[Any] = []
-    ticks: list[int | None] = []
-    with opened(path) as (container, stream, display, clock):
-        stream.thread_type = "AUTO"
+
+    def read(file: Opened) -> tuple[list[Any], float]:
+        container, stream, display, clock = file
+        frames: list[Any] = []
+        ticks: list[int | None] = []
         for frame in shown_frames(container, stream):
             image = display.rgb(frame)
             frames.append(image if transform is None else transform(image))
             ticks.append(frame.pts)
         promised = index_of(container, stream, path) or ()
-    if not frames:
-        raise DataError(f"{path}: holds no frame")
-    if len(frames) < len(promised):
-        raise DataError(f"{path}: truncated, {len(frames)} of {len(promised)} frames")
-    return frames, float(clock.mean_rate(ticks))
+        if not frames:
+            raise DataError(f"{path}: holds no frame")
+        if len(frames) < len(promised):
+            raise DataError(f"{path}: truncated, {len(frames)} of {len(promised)} frames")
+        return frames, float(clock.mean_rate(ticks))
+
+    return read_alike(path, read)
 
 
 def decode_as_stored(path: Path, transform: Transform) -> tuple[list[Any], float]:
@@ -141,10 +153,11 @@ def window(path: Path, wanted: range, transform: Transform | None = None) -> Win
     from the times of these frames. Raises DataError, naming the file, when it cannot be read that far, when a
     wanted frame is damaged or cannot be shown, or when the frames do not follow each other at a steady rate.
     """
-    frames: list[Any] = []
-    ticks: list[int | None] = []
-    with opened(path) as (container, stream, display, clock):
-        stream.thread_type = "AUTO"
+
+    def read(file: Opened) -> Window:
+        container, stream, display, clock = file
+        frames: list[Any] = []
+        ticks: list[int | None] = []
         for number, frame in enumerate(shown_frames(container, stream)):
             ticks.append(frame.pts)
             display.check(frame)
@@ -155,11 +168,13 @@ def window(path: Path, wanted: range, transform: Transform | None = None) -> Win
                 frames.append(image if transform is None else transform(image))
             if number == wanted[-1]:
                 break
-    if len(ticks) <= wanted[-1]:
-        raise DataError(f"{path}: ends after {len(ticks)} frames, and {wanted[-1] + 1} are needed")
-    first, *times = clock.seconds(ticks, chain([0], wanted))
-    rate = clock.steady_rate(times, wanted.step)
-    return Window(frames, float(rate), tuple(float(t - first) for t in times))
+        if len(ticks) <= wanted[-1]:
+            raise DataError(f"{path}: ends after {len(ticks)} frames, and {wanted[-1] + 1} are needed")
+        first, *times = clock.seconds(ticks, chain([0], wanted))
+        rate = clock.steady_rate(times, wanted.step)
+        return Window(frames, float(rate), tuple(float(t - first) for t in times))
+
+    return read_alike(path, read)
 
 
 def at_times(path: Path, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
@@ -169,14 +184,17 @@ def at_times(path: Path, times: Sequence[float], transform: Transform | None = N
 
     Raises DataError, naming the file, when it cannot be read or ends before the last of these times.
     """
-    frames: list[Any] = []
-    with opened(path) as (container, stream, display, clock):
-        stream.thread_type = "AUTO"
+
+    def read(file: Opened) -> list[Any]:
+        container, stream, display, clock = file
+        frames: list[Any] = []
         current: Any = None
         image: Any = None
         start = begin = end = length = Fraction(0)
         for number, frame in enumerate(chain(shown_frames(container, stream), [None])):
             if frame is not None:
+                if frame.is_corrupt:
+                    raise DataError(f"{path}: frame {number} is damaged")
                 now = clock.seconds_of(frame.pts, number)
                 start = start if number else now
                 length = now - start - begin if number else 1 / (clock.stated or Fraction(1))
@@ -190,7 +208,9 @@ def at_times(path: Path, times: Sequence[float], transform: Transform | None = N
             if len(frames) == len(times):
                 return frames
             current, image, begin = frame, None, end
-    raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
+        raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
+
+    return read_alike(path, read)
 
 
 def check_control(clip: ClipInfo, control: ClipInfo, name: str) -> None:

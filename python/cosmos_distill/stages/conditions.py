@@ -87,7 +87,7 @@ class Conditions:
             if path is not None:
                 _check(option, path)
         self.frames = self._count_frames()
-        if own is None and options.start is None:
+        if own is None and options.start is None and not self._text_alone():
             self._source = self._open(schedule)
             return
         self._tokenizer = build_tokenizer(self._data, device())
@@ -127,6 +127,21 @@ class Conditions:
         if hasattr(self, "_source"):
             return self._source.decode(latents)
         return self._tokenizer.decode(latents / self._sigma_data).cpu()
+
+    def _text_alone(self) -> bool:
+        """Whether clips are drawn for a prompt of the user's and nothing else."""
+        options = self._options
+        given = {"--prompt": options.prompt, "--prompt-embedding": options.prompt_embedding}
+        option = next((name for name, value in given.items() if value is not None), None)
+        if option is None:
+            return False
+        if self._control_name is not None:
+            raise Refusal(f"{option} needs a control beside it: give one with --control-video or --video")
+        if self.frames:
+            raise Refusal(
+                f"--condition-frames {self.frames} are to be given beside {option}: say of what with --start"
+            )
+        return True
 
     def _count_frames(self) -> int:
         options, most = self._options, self._data.max_condition_frames

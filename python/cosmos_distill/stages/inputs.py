@@ -40,11 +40,11 @@ from cosmos_distill.stages.sizes import STRIDES, latent_frames
 if TYPE_CHECKING:
     from cosmos_distill.data.survey import Survey
 
+_SHOWN = 10
+"""Clips that one message names."""
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
-_SHOWN = 10
-"""Names of clips in a message."""
 _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 
@@ -55,6 +55,7 @@ def look(recipe: Recipe) -> Survey | None:
     Raises:
         Refusal: there is none that can be used, or files beside the clips are wrong.
     """
+    from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
     from cosmos_distill.models.presets import PRESETS
 
     data, network = recipe.data, PRESETS.get(recipe.network)
@@ -65,8 +66,6 @@ def look(recipe: Recipe) -> Survey | None:
         space = STRIDES[data.tokenizer][1]
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
-        from cosmos_distill.data.survey import survey  # late: it reads files with torch
-
         return survey(
             data,
             recipe.control,

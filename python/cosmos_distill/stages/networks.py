@@ -12,11 +12,14 @@ from cosmos_distill import models
 from cosmos_distill.config import Recipe, Stored
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
 from cosmos_distill.stages.checks import teacher_files
 from cosmos_distill.stages.manifest import Refusal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
     from cosmos_distill.models.control import ControlledDiT
@@ -69,11 +72,25 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     from cosmos_distill.models import weights
 
     network = models.build(config, device=device(), dtype=dtype, seed=None)
+    refuse_missing_backends(next(network.parameters()))
     try:
         weights.load_into(network, files)
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
     return network.eval().requires_grad_(False)
+
+
+def refuse_missing_backends(example: Tensor) -> None:
+    """Look whether the backends that the environment insists on serve tensors like ``example``.
+
+    Raises:
+        Refusal: one does not, or is unknown.
+    """
+    for operator in ("adaln_modulate", "qk_norm_rope", "attention"):
+        try:
+            registry.pick(operator, None, example)
+        except (ValueError, registry.BackendUnavailable) as error:
+            raise Refusal(f"{registry.VARIABLE}: {error}") from error
 
 
 def load_to_draw(recipe: Recipe, files: tuple[Path, ...], batch: int) -> ControlledDiT:

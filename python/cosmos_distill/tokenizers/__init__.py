@@ -17,7 +17,11 @@ from cosmos_distill.files import sha256
 
 
 class Tokenizer(Protocol):
-    """Causal video tokenizer: the first frame becomes a latent frame of its own."""
+    """Causal video tokenizer: the first frame becomes a latent frame of its own.
+
+    What becomes of a clip has the same bits whatever clips are beside it in a batch: sample n of a source is
+    a function of the seed, n and the files.
+    """
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 [B, C, T, h, w] of about unit standard deviation."""

@@ -39,7 +39,7 @@ class Input:
     """Makes it in an empty folder, which is the working directory, and returns the words that follow
     ``cosmos-distill``, or does by itself what the command would and returns None or what it said."""
     names: tuple[str, ...] = ()
-    """What a refusal, or the word of what was skipped, has to name."""
+    """What a refusal, or the word of what was skipped, has to name; nothing where it must be taken."""
     right: Callable[[Path], bool] | None = None
     """Whether what came out is right, where it may be taken; left out: it must be refused or skipped."""
     environment: Mapping[str, str | None] = field(default_factory=dict)
@@ -78,6 +78,8 @@ def judge(one: Input, folder: Path) -> Verdict:
     if "Traceback (most recent call last)" in text or "Exception ignored" in text:
         return Verdict("wrong", f"a traceback: {text}")
     if status == 2:
+        if one.right is not None and not one.names:
+            return Verdict("wrong", f"refused, though nothing is wrong with it: {text}")
         if missing:
             return Verdict("wrong", f"refused without naming {missing}: {text}")
         if "goes on from what is complete" in text:

@@ -38,7 +38,8 @@ def _other_run(path: Path) -> None:
 
 
 def _newer_run(path: Path) -> None:
-    (path / "generate").mkdir(parents=True)
+    (path / "generate" / "pairs").mkdir(parents=True)
+    (path / "generate" / "pairs" / "pairs-00000000.safetensors").write_text(KEPT)
     (path / "generate" / "manifest.json").write_text(
         json.dumps({"stage": "generate", "version": "99.0", "new": 1})
     )

@@ -27,7 +27,7 @@ def start(name: str, make: Callable[[Path], object], *words: str) -> Callable[[P
 
 def _picture(mode: str = "RGB", **options: Any) -> Callable[[Path], None]:
     def make(path: Path) -> None:
-        Image.fromarray(frames(1)[0]).convert(mode).save(path, **options)
+        Image.fromarray(frames(1, 32, 32)[0]).convert(mode).save(path, **options)
 
     return make
 
@@ -49,12 +49,12 @@ def _bomb(path: Path) -> None:
 
 
 def _grey16(path: Path) -> None:
-    ramp = np.tile(np.linspace(0, 65535, 48, dtype=np.uint16), (32, 1))
+    ramp = np.tile(np.linspace(0, 65535, 32, dtype=np.uint16), (32, 1))
     Image.fromarray(ramp).save(path)
 
 
 def _sequence(path: Path) -> None:
-    first, *rest = (Image.fromarray(f) for f in frames(4))
+    first, *rest = (Image.fromarray(f) for f in frames(4, 32, 32))
     first.save(path, save_all=True, append_images=rest, duration=40)
 
 
@@ -71,8 +71,11 @@ INPUTS = {
     "16-bit grey": Input(start("a.png", _grey16), ("a.png",), right=drawn),
     "palette": Input(start("a.png", _picture("P")), right=drawn),
     "with alpha": Input(start("a.png", _picture("RGBA")), right=drawn),
-    "CMYK": Input(start("a.jpg", _picture("CMYK")), ("a.jpg",), right=drawn),
-    "WebP": Input(start("a.webp", _picture(lossless=True)), ("a.webp",), right=drawn),
+    "CMYK": Input(start("a.jpg", _picture("CMYK")), right=drawn),
+    "another shape": Input(
+        start("a.png", lambda p: Image.fromarray(frames(1)[0]).save(p)), ("a.png", "48 x 32"), quick=True
+    ),
+    "WebP": Input(start("a.webp", _picture(lossless=True)), right=drawn),
     "upper-case suffix": Input(start("A.PNG", _picture()), right=drawn),
     "moving GIF": Input(start("a.gif", _sequence), ("a.gif",), right=drawn),
     "a video under the name of a picture": Input(start("a.png", video), ("a.png",), right=drawn),

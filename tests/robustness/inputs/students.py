@@ -138,9 +138,23 @@ INPUTS = {
         ("seed",),
         right=lambda folder: (folder / "clips/clip-000.mp4").exists(),
     ),
-    "prompt too long": Input(lambda f: sample("--prompt", "word " * 99), ("words",), quick=True),
+    "prompt too long": Input(
+        lambda f: sample("--prompt", "word " * 99, student=PREDICT), ("99 words",), quick=True
+    ),
+    "prompt without control": Input(
+        lambda f: sample("--prompt", "a bike"), ("--prompt", "--video"), quick=True
+    ),
+    "prompt beside frames of nothing": Input(
+        lambda f: sample("--prompt", "a bike", "--condition-frames", 1, student=PREDICT),
+        ("--prompt", "--start"),
+        quick=True,
+    ),
+    "prompt alone": Input(
+        lambda f: sample("--prompt", "a bike", student=PREDICT),
+        right=lambda folder: (folder / "clips/clip-000.mp4").exists(),
+    ),
     "embedding missing": Input(
-        lambda f: sample("--prompt-embedding", "nowhere.npz"), ("nowhere.npz",), quick=True
+        lambda f: sample("--prompt-embedding", "nowhere.npz", student=PREDICT), ("nowhere.npz",), quick=True
     ),
     "video and control video": Input(
         lambda f: sample("--video", "a.mp4", "--control-video", "b.mp4"), ("exclude each other",), quick=True
