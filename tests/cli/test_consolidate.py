@@ -44,6 +44,7 @@ def test_role_and_weights_are_options(checkpoint: Path, tmp_path: Path) -> None:
     for name, value, options in (
         ("network", 1.0, ["--weights", "network"]),
         ("critic", 2.0, ["--role", "fake_score"]),
+        ("wide", 0.5, ["--precision", "fp32"]),
     ):
         out = tmp_path / f"{name}.safetensors"
         assert cli.main(["consolidate", str(checkpoint), str(out), *options]) == cli.OK

@@ -31,6 +31,7 @@ from cosmos_distill.config import (
     Trainer,
     TrigFlow,
 )
+from cosmos_distill.methods.autoencoder import Autoencoding
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
@@ -101,6 +102,13 @@ PREDICT25 = Recipe(
 PRETRAIN = dataclasses.replace(
     TRANSFER1,
     stages={"pretrain": Train(method=Denoising(student=OPTIM, levels=LogNormal()), trainer=trainer())},
+)
+
+TOKENIZER = Recipe(
+    network="mini-cv4x4x4",
+    data=dataclasses.replace(DATA, tokenizer="pixels"),
+    schedule=EDM(sigma_data=1.0),
+    stages={"pretrain": Train(method=Autoencoding(student=OPTIM), trainer=trainer())},
 )
 
 

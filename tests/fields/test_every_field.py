@@ -19,15 +19,15 @@ from cosmos_distill.eval import scores
 from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ranges import Checked, fits
-from cosmos_distill.stages import Refusal, evaluate, sample
+from cosmos_distill.stages import Refusal, autoencoders, evaluate, sample
 from cosmos_distill.stages.checks import check
 from cosmos_distill.stages.manifest import Exported
 from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
 from cosmos_distill.train import log
 from tests.fields import specimens
-from tests.fields.specimens import PREDICT25, PRETRAIN, TRANSFER1, Stages, changed
+from tests.fields.specimens import PREDICT25, PRETRAIN, TOKENIZER, TRANSFER1, Stages, changed
 
-RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN}
+RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN, "tokenizer": TOKENIZER}
 NETWORK = PRESETS["transfer1-smoke"]
 OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions())
 
@@ -83,6 +83,7 @@ def cheap() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "REFERENCE_CLIPS", (4, 8))
         patch.setattr(evaluate, "LATENCY_ROUNDS", 1)
+        patch.setattr(autoencoders, "COMPONENT_CLIPS", 64)
         patch.setattr(evaluate, "measure_step", lambda *args: None)
         patch.setattr(scores, "resamples", partial(scores.resamples, replicas=2))
         patch.setattr(os, "fsync", lambda file: None)

@@ -123,9 +123,11 @@ def _consolidate(args: list[str]) -> int:
         raise Refusal(f"{out} exists already: choose another file" + " or --overwrite" * (not out.is_dir()))
     if (checkpoint / "index.json").is_file() and checkpoint.resolve() in out.resolve().parents:
         raise Refusal(f"{out} lies in the checkpoint itself, which is only read: choose another folder")
+    from cosmos_distill.stages.networks import DTYPES
     from cosmos_distill.train.checkpoint import consolidate
 
-    print(consolidate(*paths, role=options.role, weights=options.weights))
+    dtype = None if options.precision is None else DTYPES[options.precision]
+    print(consolidate(*paths, role=options.role, weights=options.weights, dtype=dtype))
     return OK
 
 

@@ -169,11 +169,12 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
-    time, space = STRIDES[data.tokenizer]
+    tokenizer = recipe.network if recipe.network in AUTOENCODERS else data.tokenizer  # one in training
+    time, space = STRIDES[tokenizer]
     if (data.frames - 1) % time and not (data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(data)):
         below = 1 + (data.frames - 1) // time * time
         yield (
-            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer needs 1 + a multiple of {time} "
+            f"--data.frames {data.frames}: the {tokenizer} tokenizer needs 1 + a multiple of {time} "
             f"frames; nearest are {below} and {below + time}."
         )
     elif data.tokenizer == "cosmos-cv8x8x8" and data.frames > COSMOS_CHUNK and not whole_chunks(data):

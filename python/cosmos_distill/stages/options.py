@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cosmos_distill.config import GivenFrames, Seed, Strength
+from cosmos_distill.config import GivenFrames, Seed, Stored, Strength
 from cosmos_distill.ranges import Checked, Range
 
 
@@ -80,6 +80,8 @@ class ConsolidateOptions(Checked):
     """Which trained network: student, fake_score, ..."""
     weights: Literal["auto", "ema", "network"] = "auto"
     """Its average or its own; auto: the average where there is one, as at the end of the stage."""
+    precision: Stored | None = None
+    """Of the weights in the file; None: the network's. An average is fp32 until then."""
     overwrite: bool = False
     """Replace OUT if it exists."""
     traceback: bool = False

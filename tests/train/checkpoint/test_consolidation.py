@@ -81,3 +81,15 @@ def test_consolidate_says_what_there_is_and_refuses_damage(published: Any, tmp_p
         consolidate(checkpoint, out)
     assert not out.exists()
     assert consolidate(checkpoint, out, weights="network") == out
+
+
+@pytest.mark.parametrize("weights", ["ema", "network"])
+def test_a_type_is_given_to_what_is_a_number_and_averages_are_rounded_once(
+    weights: Any, published: Any, tmp_path: Path
+) -> None:
+    checkpoint, network, average = published
+    out = consolidate(checkpoint, tmp_path / "out.safetensors", weights=weights, dtype=torch.float16)
+    found = load_file(out)
+    for name in ("w", "b"):
+        assert torch.equal(found[name], (average if weights == "ema" else network)[name].half())
+    assert torch.equal(found["seen"], network["seen"])

@@ -17,7 +17,14 @@ from cosmos_distill.train.checkpoint.store import Store
 Weights = Literal["auto", "ema", "network"]
 
 
-def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: Weights = "auto") -> Path:
+def consolidate(
+    checkpoint: Path,
+    out: Path,
+    *,
+    role: str = "student",
+    weights: Weights = "auto",
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write the ``role`` of a checkpoint, saved under any layout, to ``out``. Needs no GPU and no other rank.
 
     Args:
@@ -25,6 +32,7 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
         out: a safetensors file; appears whole or not at all.
         role: which trained network.
         weights: its own, or their average in its types; "auto": the average where there is one.
+        dtype: of the weights in the file; None: the network's. Averages are fp32 until then.
 
     Returns:
         ``out``.
@@ -48,7 +56,7 @@ def consolidate(checkpoint: Path, out: Path, *, role: str = "student", weights: 
     averaged = average in groups and weights != "network"
     for name in ("state.json", f"{network}/", *([f"{average}/"] if averaged else [])):
         index.verify(checkpoint, within=name)
-    tensors = _read(checkpoint / network, checkpoint / average if averaged else None)
+    tensors = _read(checkpoint / network, checkpoint / average if averaged else None, dtype)
     fingerprint = read_json(checkpoint / "state.json").get("fingerprint")
     if not isinstance(fingerprint, dict) or not isinstance(fingerprint.get("method.name"), str):
         raise CheckpointError(f"{checkpoint / 'state.json'} does not say which method it is of")
@@ -68,20 +76,23 @@ def publish(store: Store, step: int, out: Path) -> Path:
     return store.ranks.main(lambda: consolidate(store.path(step), out))
 
 
-def _read(network: Path, average: Path | None) -> dict[str, Tensor]:
+def _read(network: Path, average: Path | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The network's tensors, with the averages in place of its weights."""
     own = Shards(network)
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in own.tensors.items()}
-    if average is None:
-        own.load({name: whole(value) for name, value in tensors.items()})
-        return tensors
-    averages = Shards(average)
-    for name, (shape, _) in averages.tensors.items():
+    tensors = {name: torch.empty(shape, dtype=kept) for name, (shape, kept) in own.tensors.items()}
+    averages = None if average is None else Shards(average)
+    averaged = {} if averages is None else averages.tensors
+    for name, (shape, _) in averaged.items():
         if name not in tensors or shape != tuple(tensors[name].shape):
             raise CheckpointError(f"{average}: {name} {list(shape)} is the average of nothing in {network}")
-    own.load({name: whole(value) for name, value in tensors.items() if name not in averages.tensors})
-    for name, (shape, dtype) in averages.tensors.items():
-        value = torch.empty(shape, dtype=dtype)  # one at a time: they are wider than the network's
+    own.load({name: whole(value) for name, value in tensors.items() if name not in averaged})
+    for name, (shape, kept) in averaged.items():
+        value = torch.empty(shape, dtype=kept)  # one at a time: they are wider than the network's
+        assert averages is not None
         averages.load({name: whole(value)})
-        tensors[name].copy_(value)
-    return tensors
+        tensors[name] = value.to(dtype or tensors[name].dtype)
+    return {name: value.to(_stored(value, dtype)) for name, value in tensors.items()}
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and value.is_floating_point() else value.dtype
