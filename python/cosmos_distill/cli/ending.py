@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cosmos_distill.files import printable
 from cosmos_distill.stages import ranks
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -136,4 +137,6 @@ def _box(title: str, text: str, colour: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    Console(stderr=True).print(Panel(Text(text), title=title, title_align="left", border_style=colour))
+    Console(stderr=True).print(
+        Panel(Text(printable(text)), title=title, title_align="left", border_style=colour)
+    )

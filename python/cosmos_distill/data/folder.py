@@ -41,6 +41,7 @@ from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.survey import HELD_OUT_EVERY, SHOWN, Sample, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
+from cosmos_distill.files import printable
 from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class FolderSource:
         self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
         self._paired, self._samples = self._survey.paired, list(self._survey.samples.values())
         for number, (name, reason) in enumerate(self._survey.skipped.items(), start=1):
-            log.warning("clip %s skipped (%d so far): %s", name, number, reason)
+            log.warning("clip %s skipped (%d so far): %s", printable(name), number, printable(reason))
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
         names = self._survey.split(split)

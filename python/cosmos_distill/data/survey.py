@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.text import PICKLES, refuse_pickle
+from cosmos_distill.files import encodable
 
 log = logging.getLogger(__name__)
 Split = Literal["train", "eval"]
@@ -229,7 +231,7 @@ class _Folders:
         self.control = control if paired or control not in controls.COMPUTED else None
         self.paired = paired
         self._text = data.text_folder or "t5_xxl"
-        self._there = {
+        self._there: dict[str, dict[str, dict[str, Path]]] = {
             folder: self._by_name(root / folder)
             for folder in (self._text, "noise" if paired else None, self.control)
             if folder is not None
@@ -240,6 +242,9 @@ class _Folders:
         found: dict[str, dict[str, Path]] = {}
         for path in _listed(folder):
             found.setdefault(path.stem, {}).setdefault(path.suffix.lower(), path)
+        # What a Mac wrote spells an accent apart from its letter, and looks the same.
+        for name, paths in list(found.items()):
+            found.setdefault(unicodedata.normalize("NFC", name), paths)
         return found
 
     def text(self, name: str) -> Path:
@@ -255,7 +260,8 @@ class _Folders:
         return self._companion(name, self.control, suffixes)
 
     def _companion(self, name: str, folder: str, suffixes: Sequence[str]) -> Path:
-        there = self._there[folder].get(name, {})
+        listed = self._there[folder]
+        there = listed.get(name) or listed.get(unicodedata.normalize("NFC", name), {})
         for suffix in suffixes:
             if (path := there.get(suffix)) is not None:
                 if (kind := _kind(path)) is not None:
@@ -272,6 +278,8 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
     try:
         if (kind := _kind(video)) is not None:
             raise _Unusable(name, kind)
+        if not encodable(Path(name)):
+            raise _Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
         text, noise, control = folders.text(name), folders.noise(name), folders.control_video(name)
         info = _info(name, video, index)
         if control is not None and folders.control is not None:
