@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
-from cosmos_distill.eval.missing import attempt, ratio
+from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
 from cosmos_distill.files import disk_errors, to_json
 from cosmos_distill.parallel import groups
@@ -154,8 +154,10 @@ def _score(
     """Measure the drawn clips of one contestant; without a label it has no picture."""
     parts, errors = [], []
     for first, count in batches:
-        videos = clips.decode(load_file(_kept(folder, key, first))["latents"])
-        parts.append(measure(run.recipe, videos, clips.pixels(first, count)[0]))
+        latents = load_file(_kept(folder, key, first))["latents"]
+        videos = clips.decode(latents)
+        part = measure(run.recipe, videos, clips.pixels(first, count)[0])
+        parts.append(part if latents.isfinite().all() else _without(part, first, count))
         if any(stage.condition_frames):
             batch = clips.batch(first, count)
             frames = who_draws.given_frames(stage, batch)
@@ -168,6 +170,12 @@ def _score(
     results.measured[key] = Clips.cat(parts)
     if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
         results.kept[key] = kept
+
+
+def _without(part: Clips, first: int, count: int) -> Clips:
+    """No scores: decoded, what is not finite looks like something that was drawn."""
+    reason = NoScore(f"among clips {first} to {first + count - 1} some hold NaN or infinity")
+    return Clips(reason, dict.fromkeys(part.values, reason))
 
 
 def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,11 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
             latents = few_steps(network, levels, batch, noise, sampler, frames=frames, seed=options.seed)
         else:
             latents = many_steps(network, levels, batch, noise, sampler.guidance, sampler.steps, frames)
+        if not latents.isfinite().all():
+            raise Refusal(
+                f"{student}: what it draws as clips {first} to {first + len(batch) - 1} holds NaN or "
+                "infinity, which no picture shows: export it again in fp32, or take an earlier one"
+            )
         videos = clips.decode(latents.cpu())
         if not pictures:
             pictures["sample"] = videos[:GRID_CLIPS]
@@ -96,7 +102,7 @@ def _refuse_earlier(options: SampleOptions) -> None:
     if reason := blocked(options.out):
         raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
     names = [_name(i) for i in range(options.clips)] + [GRID]
-    there = [name for name in names if (options.out / name).exists()]
+    there = [name for name in names if os.path.lexists(options.out / name)]
     if there and not options.overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise Refusal(
