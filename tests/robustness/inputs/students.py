@@ -171,7 +171,7 @@ INPUTS = {
         lambda f: sample("--data-root", "nowhere"), ("--data-root", "leave it out"), quick=True
     ),
     "negative prompt without guidance": Input(
-        lambda f: sample("--negative-prompt-embedding", "nowhere.npz"),
+        lambda f: [*_said(sampler={"kind": "few_step"})(f), "--negative-prompt-embedding", "nowhere.npz"],
         ("--negative-prompt-embedding", "without guidance"),
         quick=True,
     ),
