@@ -17,7 +17,7 @@ from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
-from cosmos_distill.files import disk_errors, to_json
+from cosmos_distill.files import disk_errors, regular, to_json
 from cosmos_distill.parallel import groups
 from cosmos_distill.stages import Run, ranks
 from cosmos_distill.stages import contestants as who_draws
@@ -130,6 +130,7 @@ def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tup
 
 def _whole(path: Path, count: int) -> bool:
     try:
+        regular(path)
         latents, said = load_file(path)["latents"], read_metadata(path)
     except (OSError, SafetensorError, KeyError, ValueError):
         return False
