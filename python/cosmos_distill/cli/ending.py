@@ -64,7 +64,7 @@ def end(error: BaseException, *, traceback: bool, running: bool) -> int:
 
 def _text(error: BaseException, status: int, running: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
-        then = " The same command goes on from the last checkpoint." if running else ""
+        then = " The same command goes on from what is complete." if running else ""
         return f"Stopped at once.{then}"
     text = str(error) or type(error).__name__
     if status != FAILED or type(error).__module__.startswith("cosmos_distill"):
