@@ -164,7 +164,7 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
         )
     elif missing:
         named = ", ".join(missing)
-        yield f"--teacher {recipe.teacher}: {named} is no file, nor a folder with .safetensors in it."
+        yield f"--teacher {recipe.teacher}: {named} does not exist, or is no file or folder of .safetensors."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
