@@ -383,6 +383,14 @@ class Train(Stage):
     pairs_from: str | None = None
     """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
 
+    def rules(self) -> Iterator[Problem]:
+        """The method is one that can be built."""
+        if not hasattr(self.method, "build"):
+            yield (
+                "method",
+                f"is a {type(self.method).__name__}, which describes no method",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
@@ -427,6 +435,10 @@ class Export(Stage):
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
 
 
+KINDS = (Generate, Train, Evaluate, Export)
+"""The stages that there are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
     """Everything that determines a run."""
@@ -450,5 +462,11 @@ class Recipe(Checked):
             yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
         yield from _names("stages", "stage", self.stages)
         for name, stage in self.stages.items():
+            if type(stage) not in KINDS:
+                kinds = ", ".join(kind.__name__ for kind in KINDS)
+                yield (
+                    f"stages.{name}",
+                    f"is a {type(stage).__name__}, which nothing runs: take one of {kinds}",
+                )
             if isinstance(stage, Evaluate):
                 yield from _names(f"stages.{name}.students", "column of the report", stage.students)

@@ -324,7 +324,7 @@ def _picture(caption: str, path: Path) -> str:
     """One figure; a file that is gone or is no picture any more is named in its place."""
     alt = escape(caption)
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() or not path.exists() else b""  # a pipe has no end
     except OSError as error:
         content, why = b"", error.strerror or "unreadable"
     else:

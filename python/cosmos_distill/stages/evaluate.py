@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.eval import latency
 from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
-from cosmos_distill.eval.missing import attempt, ratio
+from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
-from cosmos_distill.files import disk_errors, to_json
+from cosmos_distill.files import disk_errors, regular, to_json
 from cosmos_distill.parallel import groups
 from cosmos_distill.stages import Run, measures, ranks
 from cosmos_distill.stages import contestants as who_draws
@@ -131,6 +131,7 @@ def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tup
 
 def _whole(path: Path, count: int) -> bool:
     try:
+        regular(path)
         latents, said = load_file(path)["latents"], read_metadata(path)
     except (OSError, SafetensorError, KeyError, ValueError):
         return False
@@ -155,10 +156,12 @@ def _score(
     """Measure the drawn clips of one contestant; without a label it has no picture."""
     parts, errors = [], []
     for first, count in batches:
-        videos = clips.decode(load_file(_kept(folder, key, first))["latents"])
+        latents = load_file(_kept(folder, key, first))["latents"]
+        videos = clips.decode(latents)
         clip = who_draws.clip_of(stage, first)
         if stage.metrics is None:
-            parts.append(measure(run.recipe, videos, clips.pixels(clip, count)[0]))
+            part = measure(run.recipe, videos, clips.pixels(clip, count)[0])
+            parts.append(part if latents.isfinite().all() else _without(part, first, count))
         if any(stage.condition_frames):
             batch = clips.batch(clip, count)
             frames = who_draws.given_frames(stage, batch)
@@ -172,6 +175,12 @@ def _score(
         results.measured[key] = Clips.cat(parts)
     if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
         results.kept[key] = kept
+
+
+def _without(part: Clips, first: int, count: int) -> Clips:
+    """No scores: decoded, what is not finite looks like something that was drawn."""
+    reason = NoScore(f"among clips {first} to {first + count - 1} some hold NaN or infinity")
+    return Clips(reason, dict.fromkeys(part.values, reason))
 
 
 def _write(

@@ -148,6 +148,11 @@ def negative_text(exported: Exported, options: SampleOptions, student: Path) -> 
                 "--negative-prompt-embedding"
             )
         return None
+    if not isinstance(exported.sampler, ManySteps):
+        raise Refusal(
+            f"--negative-prompt-embedding {given}: {student} is sampled without guidance, which alone "
+            "reads one: leave it out"
+        )
     try:
         if wanted and (found := sha256(given)) != wanted:
             raise Refusal(

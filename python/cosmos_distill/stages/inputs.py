@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
+from cosmos_distill.files import read_json
 from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
 from cosmos_distill.stages.sizes import STRIDES, latent_frames
 
@@ -186,7 +187,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
         if not all(isinstance(files, dict) for files in record["clips"].values()):
             raise ValueError("no hashes")
         return record
