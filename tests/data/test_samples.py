@@ -71,6 +71,16 @@ def test_the_beginning_is_left_of_the_only_clip(data, tmp_path):
         open_(data).batch(0, 1)
 
 
+def test_all_windows_of_the_only_clip_are_tried(data, tmp_path):
+    """Of a clip that has lost its beginning only the end is left; the sample does not depend on the rest."""
+    videos = write_folder(tmp_path, 2, frames=30)
+    lose(videos[0], 0.01, 0.6)
+    through = digests(open_(data).batch(0, 8))
+    source = open_(data)
+    assert [digests(source.batch(i, 1))[0] for i in reversed(range(8))] == through[::-1]
+    assert len(set(open_(data).batch(0, 8).names)) > 1
+
+
 def test_two_ranks_read_what_one_process_reads(damaged, data):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),

@@ -111,8 +111,8 @@ class FolderSource:
 
     def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
-        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they
-        are left."""
+        numbers in [0, 1) of which its control is drawn. After one of every clip come their beginnings, which
+        are left of a file that is cut off, and then all that they have."""
         random = generator(self.seed, self.split, index)
         order = random.permutation(len(self._places))
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
@@ -121,8 +121,12 @@ class FolderSource:
             order = np.roll([i for i in mixed if self._places[i] is not None], -position)
         u = random.random(1 + controls.DRAWS)
         usable = [sample for i in order if (sample := self._places[i]) is not None]
-        drawn = ((sample, int(u[0] * (sample.info.frames - self._span + 1))) for sample in usable)
-        return chain(drawn, ((sample, 0) for sample in usable)), u[1:]
+        drawn = ((sample, int(u[0] * self._windows(sample))) for sample in usable)
+        rest = ((sample, int(k)) for sample in usable for k in random.permutation(self._windows(sample)))
+        return chain(drawn, ((sample, 0) for sample in usable), rest), u[1:]
+
+    def _windows(self, sample: Sample) -> int:
+        return sample.info.frames - self._span + 1
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
@@ -240,6 +244,6 @@ class FolderSource:
             "control": self.control,
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
-            "windows": sum(s.info.frames - self._span + 1 for s in self._chosen),
+            "windows": sum(map(self._windows, self._chosen)),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }
