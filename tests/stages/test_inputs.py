@@ -369,8 +369,21 @@ def test_runs_of_earlier_versions_go_on(
     )
     (clips / "videos" / "c02.mp4").write_bytes(b"no video, and longer")
     state, reason = status(recipe, out)["generate"]
-    assert (state, reason) == ("mismatch", "clips: recorded by names and sizes, which are others now")
+    assert state == "mismatch" and "Put them back for one run" in reason
     assert status(recipe, out)["kd"][0] == "resume"
+    (clips / "videos" / "c02.mp4").write_bytes(b"no video")
+    made.ran.clear()
+    go(recipe, out)
+    assert states(moved, out) == ALL_COMPLETE
+    (clips / "videos" / "c02.mp4").write_bytes(b"no video, and longer")
+    (clips / "videos" / "notes.txt").write_text("no clip")
+    write_clip(clips / "videos" / "d.mp4", 5)
+    write_text(clips, "d")
+    go(recipe, out)
+    assert states(recipe, out) == ALL_COMPLETE and not made.ran
+    write_text(clips, "c00", seed=77)
+    state, reason = status(recipe, out)["generate"]
+    assert state == "mismatch" and "others now: c00 (text)" in reason and "by the names" not in reason
 
 
 def test_a_damaged_record_is_named_where_it_is_needed(
