@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def _std_fault(std: float, size: float) -> str | None:
 
 def _header_fault(index: Index, check: _Check) -> str | None:
     try:
-        dtype, shape = index.fact(check.path, "header", lambda path: list(array_header(path, check.key)))
+        dtype, shape = index.fact(check.path, "header", partial(_header, key=check.key))
     except (DataError, OSError) as error:
         return str(error)
     if dtype not in _FLOATS:
@@ -103,6 +104,10 @@ def _content_fault(index: Index, check: _Check) -> str | None:
         return str(error)
     fault = check.std_fault and check.std_fault(std, size)
     return fault and f"{check.path}: {fault}"
+
+
+def _header(path: Path, key: str) -> list[Any]:
+    return list(array_header(path, key))
 
 
 def _content(path: Path, key: str) -> list[float]:
