@@ -178,6 +178,16 @@ def test_wrong_npz_and_unreadable_files_are_named_together(data, tmp_path):
     assert all(f"c{i:02d}.npz: expected" in line for i, line in enumerate(lines[:10]))
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_noise_that_is_no_folder_is_not_taken_for_none(data, tmp_path, kind):
+    """A disk that is not mounted must not turn distillation from saved noise into another one."""
+    write_folder(tmp_path, 2, frames=5)
+    noise = tmp_path / "noise"
+    noise.write_text("") if kind == "file" else noise.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match="noise is no folder, or a link that leads nowhere"):
+        open_(data)
+
+
 @pytest.mark.parametrize("descr, shape, message", [
     ("'<f4'", f"(-3, -{TEXT})", "its shape is"),
     ("'<c8'", f"(3, {TEXT})", "of type complex64, not of floating-point"),

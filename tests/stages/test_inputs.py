@@ -298,6 +298,23 @@ def test_a_wrong_file_is_refused_before_any_stage_and_mended_goes_on(
         go(recipe, out)
 
 
+def test_no_clip_for_a_later_stage_is_refused_before_the_first(
+    made: Made, recipe: Recipe, clips: Path, tmp_path: Path
+) -> None:
+    for video in sorted((clips / "videos").iterdir())[1:]:
+        video.write_bytes(b"no video")
+    with pytest.raises(Refusal, match=r"no usable clip for eval in(.|\n)*c01: "):
+        go(recipe, tmp_path / "run")
+    assert not made.ran
+    alone = dataclasses.replace(recipe, stages={"generate": recipe.stages["generate"]})
+    go(alone, tmp_path / "alone")
+    assert made.ran == ["generate"]
+    made.ran.clear()
+    write_clip(clips / "videos" / "c04.mp4", 5)
+    go(recipe, tmp_path / "run")
+    assert made.ran == list(KINDS)
+
+
 def test_an_evaluation_under_way_takes_no_other_clips(
     made: Made, recipe: Recipe, clips: Path, tmp_path: Path
 ) -> None:

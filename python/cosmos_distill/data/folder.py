@@ -39,7 +39,7 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.randomness import generator
-from cosmos_distill.data.survey import HELD_OUT_EVERY, SHOWN, Sample, survey, window_span
+from cosmos_distill.data.survey import Sample, reasons, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.tokenizers import Tokenizer
 
@@ -78,15 +78,8 @@ class FolderSource:
             log.warning("clip %s skipped (%d so far): %s", name, number, reason)
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
-        names = self._survey.split(split)
-        self._places = [self._survey.samples.get(name) for name in names]
-        self._chosen = [sample for sample in self._places if sample is not None]
-        if not self._chosen:
-            raise DataError(
-                f"no usable clip for {split} in {self._survey.root}/videos ({len(self._samples)} usable of "
-                f"{len(self._survey.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
-                f"{self._reasons()}"
-            )
+        self._chosen = self._survey.usable(split)
+        self._places = [self._survey.samples.get(name) for name in self._survey.split(split)]
         self._stamps: dict[Path, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
@@ -102,12 +95,6 @@ class FolderSource:
             name: f"damaged in places ({reason})" for name, (_, reason) in self._damaged.copy().items()
         }
         return dict(self._survey.skipped) | dict(sorted(damaged.items()))
-
-    def _reasons(self) -> str:
-        skipped = self.skipped
-        shown = [f"\n  {name}: {reason}" for name, reason in list(skipped.items())[:SHOWN]]
-        more = len(skipped) - len(shown)
-        return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
     def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
@@ -146,7 +133,7 @@ class FolderSource:
             return sample, start, video, control, mask, fps
         raise DataError(
             f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
-            f"{self._reasons()}"
+            f"{reasons(self.skipped)}"
         )
 
     def _pass_over(self, sample: Sample, start: int, error: DataError) -> None:

@@ -54,7 +54,7 @@ def look(recipe: Recipe) -> Survey | None:
     """The folder of clips as it is now; None where clips come from elsewhere.
 
     Raises:
-        Refusal: there is none that can be used, or files beside the clips are wrong.
+        Refusal: files beside the clips are wrong, or a stage would find no clip that can be used.
     """
     from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
     from cosmos_distill.models.presets import PRESETS
@@ -67,12 +67,16 @@ def look(recipe: Recipe) -> Survey | None:
         space = STRIDES[data.tokenizer][1]
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
-        return survey(
+        found = survey(
             data,
             recipe.control,
             text_channels=None if network is None else network.text_channels,
             latent_shape=latents,
         )
+        for stage in recipe.stages.values():
+            if (split := reads(stage)) is not None:
+                found.usable(split)
+        return found
     except DataError as error:
         raise Refusal(str(error)) from error
     except OSError as error:
