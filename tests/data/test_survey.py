@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -181,7 +183,7 @@ def test_all_formats_that_are_read_are_right(data, tmp_path):
     texts = tmp_path / "t5_xxl"
     embedding(texts / "c00.safetensors", torch.ones(3, TEXT, dtype=torch.bfloat16))
     embedding(texts / "c01.safetensors", bad((1, 3, TEXT), np.float16), key="anything")
-    for name, array in (("c02", bad(dtype=np.float64)), ("c03", bad((1, 9, TEXT), ">f4"))):
+    for name, array in (("c02", bad(dtype=">f8")), ("c03", bad((1, 9, TEXT), np.longdouble))):
         (texts / f"{name}.safetensors").unlink()
         embedding(texts / f"{name}.npz", array)
     assert len(open_(data).batch(0, 5)) == 5
@@ -199,6 +201,31 @@ def test_wrong_npz_and_unreadable_files_are_named_together(data, tmp_path):
     lines = str(error.value).splitlines()
     assert len(lines) == 11 and lines[-1] == "and 4 more"
     assert all(f"c{i:02d}.npz: expected" in line for i, line in enumerate(lines[:10]))
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_noise_that_is_no_folder_is_not_taken_for_none(data, tmp_path, kind):
+    """A disk that is not mounted must not turn distillation from saved noise into another one."""
+    write_folder(tmp_path, 2, frames=5)
+    noise = tmp_path / "noise"
+    noise.write_text("") if kind == "file" else noise.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match="noise is no folder, or a link that leads nowhere"):
+        open_(data)
+
+
+@pytest.mark.parametrize("descr, shape, message", [
+    ("'<f4'", f"(-3, -{TEXT})", "its shape is"),
+    ("'<c8'", f"(3, {TEXT})", "of type complex64, not of floating-point"),
+    ("'<f4'", f"(3, {2**40})", r"got \[3, 1099511627776\]"),
+])  # fmt: skip
+def test_forged_headers_are_refused_by_the_header(data, tmp_path, descr, shape, message):
+    write_folder(tmp_path, 2, frames=5)
+    (tmp_path / "t5_xxl" / "c00.safetensors").unlink()
+    said = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(tmp_path / "t5_xxl" / "c00.npz", "w") as archive:
+        archive.writestr("t5_text_embeddings.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(said)) + said)
+    with pytest.raises(DataError, match=rf"c00\.npz: .*{message}"):
+        open_(data)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -37,23 +37,18 @@ _BYTES = {
 }  # fmt: skip
 
 
-def header(path: Path) -> dict[str, Entry]:
-    """Types and shapes of the arrays of a file, none of which is read.
+def header(path: Path, key: str) -> Entry:
+    """Type and shape of the array ``key``, or of the only one that the file has; no array is read.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: damaged, or neither .safetensors nor .npz; the message names the file.
+        ValueError: damaged, neither .safetensors nor .npz, or without that array; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        return named.header(path)
+        return _chosen(path, key, named.header(path))[0]
     with _archive(path) as archive:
-        return {name: Entry(part.dtype.name, part.shape) for name, part in _parts(path, archive).items()}
-
-
-def entry(path: Path, key: str) -> Entry:
-    """Type and shape of the array that :func:`read` would read. Raises like :func:`header`, and ValueError
-    where there is no such array."""
-    return _chosen(path, key, header(path))[0]
+        part, _ = _chosen(path, key, _parts(path, archive))
+    return Entry(part.dtype.name, part.shape)
 
 
 def read(path: Path, key: str) -> np.ndarray:

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_distill.arrays import companions
 from cosmos_distill.config import Data
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
-from cosmos_distill.data.text import KEY, load_array, refuse_pickle
+from cosmos_distill.data.text import KEY, array_header, load_array
 
 Shape = tuple[int, ...]
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float128", "float64", "float32", "float16")
@@ -108,13 +107,7 @@ def _content_fault(index: Index, check: _Check) -> str | None:
 
 
 def _header(path: Path, key: str) -> list[Any]:
-    """Type and shape of the array ``key`` of a file, or of its only one, from the header alone."""
-    refuse_pickle(path)
-    try:
-        found = companions.entry(path, key)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    return [found.dtype, list(found.shape)]
+    return list(array_header(path, key))
 
 
 def _content(path: Path, key: str) -> list[float]:

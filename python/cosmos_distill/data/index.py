@@ -37,13 +37,14 @@ _HASH = "sha256"
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 def stamp(path: Path) -> Stamp:
-    """Size, and times of the last change of content and of anything else, in ns. OSError where nothing is."""
+    """Size, times of the last change of content and of anything else, in ns, and the file's number: a link
+    can come to lead to another that was written in the same tick. OSError where nothing is."""
     info = path.stat()
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 class Index:

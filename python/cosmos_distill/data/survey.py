@@ -16,6 +16,7 @@ away shifts those that come after it; a name that comes last shifts none, and an
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,17 @@ class Survey:
         """Names of the clips of one split, those that cannot be used included."""
         return [n for n in self.names if (n in self.held_out) == (split == "eval")]
 
+    def usable(self, split: Split) -> list[Sample]:
+        """The clips of one split that can be used. Raises DataError, with reasons, when there is none."""
+        found = [self.samples[name] for name in self.split(split) if name in self.samples]
+        if not found:
+            raise DataError(
+                f"no usable clip for {split} in {self.root}/videos ({len(self.samples)} usable of "
+                f"{len(self.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
+                f"{reasons(self.skipped)}"
+            )
+        return found
+
     def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of every file of these clips, by clip and by what the file is. Minutes, the first time."""
         chosen = [self.samples[name] for name in names]
@@ -88,6 +100,13 @@ class Survey:
 
     def _hash(self, sample: Sample) -> dict[str, str]:
         return {what: self.index.sha256(path) for what, path in sample.files().items() if path is not None}
+
+
+def reasons(skipped: Mapping[str, str]) -> str:
+    """Why clips are not used, a line for each of the first ten."""
+    shown = [f"\n  {name}: {reason}" for name, reason in list(skipped.items())[:SHOWN]]
+    more = len(skipped) - len(shown)
+    return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
 
 def window_span(data: Data) -> int:
@@ -113,7 +132,12 @@ def survey(
     """
     if data.root is None:
         raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
-    root, paired = data.root, data.saved_noise
+    root, noise, paired = data.root, data.root / "noise", data.saved_noise
+    if not paired and os.path.lexists(noise):
+        raise DataError(
+            f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
+            "saved noise"
+        )
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = _videos(root / "videos")

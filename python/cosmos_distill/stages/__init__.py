@@ -239,6 +239,10 @@ def _done(
     if lost := _lost(out, name, found.outputs):
         console.print(f"[bold]{name}[/]  {lost}: made again")
         return None
+    if inputs.goes_by_names(found):
+        wanted, record = _wanted(recipe, name, stage, outputs)
+        inputs.keep(out / name, record)
+        dataclasses.replace(found, inputs=wanted.inputs).write(out / name)
     return found.outputs
 
 
