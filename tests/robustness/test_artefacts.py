@@ -176,8 +176,8 @@ def test_a_file_of_every_kind_at_once(
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     for kind in KINDS:
-        # What no later stage needs, and nothing looks at, is not made again. A folder is still known as a run by
-        # its lock: without any such file it is somebody's, and refused.
+        # What no later stage needs, and nothing looks at, is not made again. A folder is still known as a run
+        # by its lock: without any such file it is somebody's, and refused.
         if "log" not in kind and kind not in ("events", "last picture", "lock"):
             DAMAGES[damage](find(out, kind))
     for _ in range(len(KINDS)):
