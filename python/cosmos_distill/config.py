@@ -317,6 +317,11 @@ class Data(Checked):
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""
 
+    @property
+    def saved_noise(self) -> bool:
+        """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""
+        return self.source == "folder" and self.root is not None and (self.root / "noise").is_dir()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Checked):

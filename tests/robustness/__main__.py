@@ -2,6 +2,7 @@
 
 python -m tests.robustness --kills 200 [--recipe predict25] [--record FILE] [--work FOLDER]
 python -m tests.robustness --inputs [NAME ...]
+python -m tests.robustness --tables
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ def main() -> int:
     parser.add_argument("--recipe", choices=("transfer1", "predict25"), help="this one alone")
     parser.add_argument("--record", type=Path, help="JSON file to write, or to go on with")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one if left out")
+    parser.add_argument(
+        "--tables", action="store_true", help="put the records' tables into docs/robustness.md"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
         "--inputs", nargs="*", metavar="NAME", help="bad inputs: all, or those whose names begin so"
     )
     asked = parser.parse_args()
-    if not asked.kills and asked.inputs is None:
-        parser.error("ask for --kills N or --inputs")
+    if asked.tables:
+        from tests.robustness import document
+
+        document.PAGE.write_text(document.page(document.PAGE.read_text()))
+    elif not asked.kills and asked.inputs is None:
+        parser.error("ask for --kills N, --inputs or --tables")
     with tempfile.TemporaryDirectory() as temporary:
         work = (asked.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)

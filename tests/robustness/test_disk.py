@@ -125,8 +125,6 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_the_same_command_goes_on(
 def test_training_goes_on_without_tensorboard(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tensorboard")
-
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,10 +1,11 @@
 """Bad inputs that are cheap to try; ``python -m tests.robustness --inputs`` tries all of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.robustness import inputs
+from tests.robustness import document, inputs
 from tests.robustness.inputs import Input, judge
 
 ALL = inputs.collect()
@@ -20,6 +21,15 @@ def test_bad_input(one: Input, tmp_path: Path) -> None:
 def test_the_list_is_as_long_as_it_is_said_to_be() -> None:
     assert len(ALL) >= 150
     assert {name.partition("/")[0] for name in ALL} == set(inputs.KINDS)
+
+
+def test_the_page_shows_the_records() -> None:
+    text = document.PAGE.read_text()
+    assert document.page(text) == text, "run python -m tests.robustness --tables"
+    for name in document.TABLES:
+        assert f"<!-- {name} -->" in text
+    recorded = json.loads((document.HERE / "inputs.json").read_text())
+    assert "wrong" not in recorded.values() and set(recorded) == set(ALL)
 
 
 def test_a_wrong_one_is_noticed(tmp_path: Path) -> None:

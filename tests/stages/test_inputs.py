@@ -18,6 +18,7 @@ from cosmos_distill.config import (
     Export,
     Generate,
     Guidance,
+    MethodConfig,
     Optim,
     Recipe,
     Stage,
@@ -25,6 +26,7 @@ from cosmos_distill.config import (
     Trainer,
 )  # fmt: skip
 from cosmos_distill.files import sha256
+from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.stages import Refusal, Run, inputs, run_recipe, status
 from cosmos_distill.stages.manifest import (
@@ -106,8 +108,10 @@ def recipe(tmp_path: Path, clips: Path) -> Recipe:
         (tmp_path / "tokenizer" / name).write_text(name)
     negative = write_text(tmp_path, "negative", seed=99)
 
-    def train(**more: str) -> Train:
-        return Train(method=KD(student=Optim(lr=1e-3)), trainer=Trainer(max_steps=4, global_batch=2), **more)
+    def train(method: MethodConfig, **more: str) -> Train:
+        return Train(method=method, trainer=Trainer(max_steps=4, global_batch=2), **more)
+
+    adam = Optim(lr=1e-3)
 
     return Recipe(
         network="transfer1-smoke",
@@ -118,9 +122,9 @@ def recipe(tmp_path: Path, clips: Path) -> Recipe:
         ),
         stages={
             "generate": Generate(pairs=2, guidance=Guidance(1.0)),
-            "kd": train(pairs_from="generate"),
-            "dmd2": train(start_from="kd"),
-            "evaluate": Evaluate(clips=1, guidance=Guidance(1.0), students={"student": "dmd2"}),
+            "kd": train(KD(student=adam), pairs_from="generate"),
+            "dmd2": train(DMD2(gan_weight=0), start_from="kd"),
+            "evaluate": Evaluate(clips=2, guidance=Guidance(1.0), students={"student": "dmd2"}),
             "export": Export(student_from="dmd2"),
         },
     )  # fmt: skip

@@ -111,7 +111,7 @@ def survey(
     """
     if data.root is None:
         raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
-    root, paired = data.root, (data.root / "noise").is_dir()
+    root, paired = data.root, data.saved_noise
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = _videos(root / "videos")

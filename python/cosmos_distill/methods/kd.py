@@ -32,7 +32,8 @@ class KD(MethodConfig):
     def misfits(self, setting: Setting) -> Iterator[Problem]:
         """It regresses stored clips."""
         if not setting.pairs:
-            yield "", "KD learns from pairs: name the stage that generates them in pairs_from"
+            text = "name the stage that generates them in pairs_from, or give a folder with noise/"
+            yield "", f"KD learns from pairs: {text}"
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> KDMethod:
         """The method over a student; the teacher is in the pairs."""

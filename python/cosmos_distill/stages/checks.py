@@ -347,7 +347,7 @@ def misfits(recipe: Recipe, name: str, stage: Train) -> Iterator[str]:
         width=config.width,
         grid=token_grid(config, recipe),
         max_steps=stage.trainer.max_steps,
-        pairs=stage.pairs_from is not None,
+        pairs=stage.pairs_from is not None or recipe.data.saved_noise,
     )
     for field, text in stage.method.misfits(setting):
         yield f"{option('.'.join(filter(None, ('stages', name, 'method', field))))} {text}."

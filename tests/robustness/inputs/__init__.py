@@ -150,17 +150,17 @@ def main(beginnings: Sequence[str], work: Path, record: Path | None = None) -> i
             f"{found.outcome:8} {name}" + (f": {found.said[:400]}" if found.outcome == "wrong" else ""),
             flush=True,
         )
-    print(table(verdicts))
+    print(table({n: v.outcome for n, v in verdicts.items()}))
     if record is not None:
-        record.write_text(json.dumps({n: v.outcome for n, v in verdicts.items()}, indent=1) + "\n")
+        record.write_text(json.dumps({n: v.outcome for n, v in verdicts.items()}, indent=0) + "\n")
     return sum(v.outcome == "wrong" for v in verdicts.values())
 
 
-def table(verdicts: Mapping[str, Verdict]) -> str:
-    """Counts by kind, as Markdown."""
+def table(found: Mapping[str, str]) -> str:
+    """Counts of outcomes by kind, as Markdown."""
     outcomes = ("refused", "skipped", "right", "wrong")
     lines = [f"| kind | inputs | {' | '.join(outcomes)} |", "|---|---|---|---|---|---|"]
-    for kind in (*dict.fromkeys(name.partition("/")[0] for name in verdicts), "all"):
-        of = Counter(v.outcome for n, v in verdicts.items() if kind in ("all", n.partition("/")[0]))
+    for kind in (*dict.fromkeys(name.partition("/")[0] for name in found), "all"):
+        of = Counter(outcome for n, outcome in found.items() if kind in ("all", n.partition("/")[0]))
         lines.append(f"| {kind} | {sum(of.values())} | {' | '.join(str(of[o]) for o in outcomes)} |")
     return "\n".join(lines)
