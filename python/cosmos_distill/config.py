@@ -383,6 +383,14 @@ class Train(Stage):
     pairs_from: str | None = None
     """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
 
+    def rules(self) -> Iterator[Problem]:
+        """The method is one that can be built."""
+        if not hasattr(self.method, "build"):
+            yield (
+                "method",
+                f"is a {type(self.method).__name__}, which describes no method",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
@@ -401,6 +409,14 @@ class Evaluate(Stage):
     """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
+    metrics: tuple[str, ...] | None = None
+    """Metrics by name, files of :mod:`cosmos_distill.eval.metrics`. The report then has schema 2, intervals
+    are over shots, and draws are of noise under the same clips. None: the Fréchet distance of random
+    filters, with Canny-F1 and blur-SSIM where there is a control and motion where there is none, and draws
+    of other clips."""
+    networks: Mapping[str, Path] | None = None
+    """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
+    seg_miou."""
 
     def rules(self) -> Iterator[Problem]:
         """Every clip has a number of given frames."""
@@ -417,6 +433,10 @@ class Export(Stage):
     names: Literal["own", "official"] = "own"
     """``official`` writes the published layout of the network, with the tensors that the teacher's file
     carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
+
+
+KINDS = (Generate, Train, Evaluate, Export)
+"""The stages that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,5 +462,11 @@ class Recipe(Checked):
             yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
         yield from _names("stages", "stage", self.stages)
         for name, stage in self.stages.items():
+            if type(stage) not in KINDS:
+                kinds = ", ".join(kind.__name__ for kind in KINDS)
+                yield (
+                    f"stages.{name}",
+                    f"is a {type(stage).__name__}, which nothing runs: take one of {kinds}",
+                )
             if isinstance(stage, Evaluate):
                 yield from _names(f"stages.{name}.students", "column of the report", stage.students)

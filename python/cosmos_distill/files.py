@@ -65,6 +65,11 @@ def regular(path: Path) -> int:
     return info.st_size
 
 
+def encodable(path: Path) -> bool:
+    """Whether the name of ``path`` is UTF-8; archives of other systems leave names in other encodings."""
+    return str(path).isascii() or not any("\ud800" <= char <= "\udfff" for char in str(path))
+
+
 def own(path: Path) -> None:
     """Make sure that appending to ``path``, or cutting it, changes no other file.
 
@@ -154,6 +159,12 @@ def sha256(path: Path) -> str:
     regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(text: str) -> str:
+    """``text`` of a file or its name with all that a terminal obeys or cannot show, but line ends, as Python
+    would escape it."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import struct
@@ -30,7 +31,7 @@ KEY = "noise"
 def test_an_npz_is_read_as_numpy_reads_it(tmp_path: Path, dtype: str, save: object, order: str) -> None:
     path, array = tmp_path / "a.npz", ARRAY.astype(dtype, order=order)  # type: ignore[call-overload]
     save(path, noise=array, text=np.array(["words"]))  # type: ignore[operator]
-    assert companions.header(path)[KEY].shape == (3, 4)
+    assert companions.header(path, KEY) == (np.dtype(dtype).name, (3, 4))
     found = companions.read(path, KEY)
     assert found.dtype == np.float32 and found.flags.writeable and found.tolist() == ARRAY.tolist()
 
@@ -188,3 +189,52 @@ def test_the_size_of_an_archive_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match="holds 1001 arrays"):
         load_array(tmp_path / "a.npz", KEY)
+
+
+def test_a_header_is_not_read_beyond_what_headers_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(f"{KEY}.npy", "w") as file:
+        file.write(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**28))
+        for _ in range(256):
+            file.write(bytes(2**20))
+    with limited(2**26), pytest.raises(ValueError, match=r"a\.npz: 'noise\.npy' cannot be read"):
+        companions.read(path, KEY)
+    with limited(2**26), pytest.raises(ValueError, match=r"a\.npz: 'noise\.npy' cannot be read"):
+        companions.header(path, KEY)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**61), (0, 2**63), (0, 2**40, 2**40), (1,) * 40, (1,) * 70], ids=str)
+def test_shapes_that_no_array_has_are_refused_by_name(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    content = ARRAY.tobytes()[: 4 * int(shape[0] == 1)]
+    header = {KEY: {"dtype": "F32", "shape": shape, "data_offsets": [0, len(content)]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content)
+    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
+    npz(tmp_path / "a.npz", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + content)
+    for name in ("a.safetensors", "a.npz"):
+        with pytest.raises(ValueError, match=name):
+            companions.read(tmp_path / name, KEY)
+
+
+def test_names_in_a_file_are_shown_short_and_as_python_spells_them(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("\x1b[2J" * 100, b"")
+    save_file({f"{i}\x1b{'x' * 500}": torch.zeros(1) for i in range(50)}, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        with pytest.raises(ValueError, match=name) as refusal:
+            companions.read(tmp_path / name, KEY)
+        said = str(refusal.value).removeprefix(str(tmp_path))
+        assert said.isprintable() and len(said) < 600
+
+
+def test_a_name_that_is_not_utf8_is_said_to_be_that(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    path.write_bytes(b"x")
+    with pytest.raises(ValueError, match="has a name that is not UTF-8"):
+        companions.read(path, KEY)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2", "f8", "g"])
+def test_types_are_named_without_their_byte_order(tmp_path: Path, dtype: str) -> None:
+    np.savez(tmp_path / "a.npz", noise=ARRAY.astype(dtype))
+    assert companions.header(tmp_path / "a.npz", KEY) == (np.dtype(dtype).newbyteorder("=").name, (3, 4))

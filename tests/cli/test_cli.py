@@ -1,5 +1,6 @@
 """The command line: options, suggestions, refusals, exit statuses; all before torch is imported."""
 
+import io
 import os
 import resource
 import subprocess
@@ -220,6 +221,20 @@ def test_generate_eval_and_export_run_the_stages_of_their_kind(monkeypatch: pyte
     assert seen == [("generate",), ("evaluate",), ("export",)]
 
 
+def test_what_a_word_runs_and_what_is_asked_for_besides_have_to_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "cosmos_distill.stages.run_recipe", lambda *a, **k: seen.append((k["only"], k["argv"]))
+    )
+    line = [str(RECIPE), "--scale", "smoke", "--only", "evaluate"]
+    assert cli.main(["eval", *line]) == cli.OK
+    assert seen == [(("evaluate",), ("eval", *line))]  # the word belongs to the command that is repeated
+    assert cli.main(["export", *line]) == cli.REFUSED
+    assert "--only evaluate: cosmos-distill export runs export" in capsys.readouterr().err
+
+
 def test_bash_completion_knows_the_options_of_a_recipe(tmp_path: Path) -> None:
     program = tmp_path / "cosmos-distill"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cosmos_distill "$@"\n')
@@ -246,3 +261,21 @@ def test_bash_completion_knows_the_options_of_a_recipe(tmp_path: Path) -> None:
     )
     assert (tmp_path / "file").read_text() == "in the way"
     assert cli.main(["completion", "fish"]) == cli.REFUSED
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "12"])
+def test_what_is_wrong_is_said_however_narrow_the_terminal(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.main(["nowhere.py"]) == cli.REFUSED
+    assert "cannot run this: nowhere.py is neither a recipe file" in capsys.readouterr().err
+
+
+def test_output_of_another_encoding_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr("cosmos_distill.stages.run_recipe", lambda *a, **k: print("Fréchet distance ↓"))
+    assert cli.main([str(RECIPE), "--scale", "smoke"]) == cli.OK
+    said.flush()
+    assert said.buffer.getvalue() == b"Fr?chet distance ?\n"  # type: ignore[attr-defined]

@@ -89,13 +89,13 @@ def test_command_converts_folders_and_reports_what_it_could_not(tmp_path, capsys
     for name, content in (("a", ARRAY), ("b", [{"segmentation": "rle"}]), ("c", ARRAY * np.nan)):
         (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(content))
     (tmp_path / "d.pickle").write_bytes(b"\x80\x04broken")
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert out.count("->") == 1 and "b.pickle: holds no plain array" in err and "write" in err
     assert "c.pickle: holds NaN" in err and "d.pickle: not converted" in err
     assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == ["a.safetensors"]
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 1
+    assert main([str(tmp_path / "empty")]) == 2
 
 
 def test_a_forged_array_reads_no_memory(tmp_path):
@@ -106,7 +106,7 @@ def test_a_forged_array_reads_no_memory(tmp_path):
     path.write_bytes(b"\x80\x02" + assemble(forged) + b".")
     command = [sys.executable, "-m", "cosmos_distill.data.convert", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "a.pickle: holds no plain array" in done.stderr, done
+    assert done.returncode == 2 and "a.pickle: holds no plain array" in done.stderr, done
 
 
 def array(shape=(3, 4), dtype=("f4", STATE), fortran=False, content=BYTES, **changes):
@@ -219,7 +219,7 @@ def test_nothing_is_overwritten(tmp_path):
     target.unlink()
     assert convert(path) == convert(path) == target  # what it wrote itself is no obstacle
     torch.save(torch.from_numpy(ARRAY + 1), tmp_path / "a.pt")
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     assert load_file(target)["t5_text_embeddings"].tolist() == ARRAY.tolist()
 
 
@@ -237,7 +237,7 @@ def test_every_error_names_the_file_and_none_ends_the_rest(tmp_path, capsys):
     (tmp_path / "c.pt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "d.pth").write_bytes(b"PK\x03\x04 broken")
     (tmp_path / "E.PICKLE").write_bytes(pickle.dumps(ARRAY))
-    assert main([str(tmp_path), str(tmp_path / "z.pickle")]) == 1
+    assert main([str(tmp_path), str(tmp_path / "z.pickle")]) == 2
     out, err = capsys.readouterr()
     assert out.count("->") == 1 and "E.PICKLE" in out
     lines = err.splitlines()
@@ -268,3 +268,20 @@ def test_a_full_disk_names_the_file_and_ends_no_other(tmp_path, capsys, monkeypa
     out, err = capsys.readouterr()
     assert "a.safetensors" in err and "full" in err and "b.pickle -> b.safetensors" in out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pickle", "b.pickle", "b.safetensors"]
+
+
+def test_what_a_file_or_its_name_says_does_not_reach_the_terminal_as_it_is(tmp_path, capsys):
+    (tmp_path / "a.pkl").write_bytes(b"cos\x1b[2J\nsystem\x07\n(tR.")
+    (tmp_path / os.fsdecode(b"caf\xe9.pkl")).write_bytes(pickle.dumps(ARRAY))
+    assert main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "os\\x1b[2J.system\\x07" in err and "caf\\udce9.safetensors" in out
+    (out + err).encode()
+
+
+def test_numbers_beyond_fp32_are_refused_without_a_warning(tmp_path, capsys):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(np.full((2, 2), 1e300)))
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/a.pkl: holds NaN or infinity: make the file again"
+    ]

@@ -262,3 +262,12 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             is_image(path)
         with pytest.raises(DataError):
             read_image(path)
+
+
+def test_what_a_png_says_of_light_is_found_behind_long_texts_and_nowhere_else(tmp_path: Path) -> None:
+    path, bright = tmp_path / "a.png", (b"cICP", bytes([9, 16, 0, 1]))
+    path.write_bytes(png(quadrants(), 8, [(b"tEXt", b"prompt\0" + b"x" * 2**17), bright], kind=2))
+    with pytest.raises(DataError, match=r"a\.png is HDR \(PQ\)"):
+        read_image(path)
+    path.write_bytes(png(quadrants(), 8, [(b"tEXt", b"about\0cICP\x10\x10\x10\x10")], kind=2))
+    assert off(read_image(path), quadrants()) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_distill.data import index as module
-from cosmos_distill.data.index import Index, index_of
+from cosmos_distill.data.index import Index, index_of, stamp
 from cosmos_distill.files import sha256
 
 
@@ -66,6 +66,21 @@ def test_a_change_that_keeps_size_and_time_is_noticed(settled, file, tmp_path):
     file.unlink()
     with pytest.raises(FileNotFoundError):
         index.fact(file, "text", look)
+
+
+def test_a_link_that_leads_to_a_file_of_the_same_size_and_times_is_noticed(settled, file, tmp_path):
+    other, link = file.with_name("b"), tmp_path / "link"
+    for _ in range(200):  # until both are written in one tick of the file system's clock
+        file.write_text("one")
+        other.write_text("two")
+        if stamp(file)[:3] == stamp(other)[:3]:
+            break
+    look, index = Look(), Index(tmp_path / "cache")
+    link.symlink_to(file)
+    assert index.fact(link, "text", look) == "one"
+    link.unlink()
+    link.symlink_to(other)
+    assert index.fact(link, "text", look) == "two"
 
 
 def test_a_file_that_has_just_been_written_is_read_again(file, tmp_path):

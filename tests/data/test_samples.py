@@ -71,6 +71,23 @@ def test_the_beginning_is_left_of_the_only_clip(data, tmp_path):
         open_(data).batch(0, 1)
 
 
+def test_all_windows_of_the_only_clip_are_tried(data, tmp_path, monkeypatch):
+    """Where neither what is drawn nor a beginning can be decoded, whatever else can is taken."""
+    write_folder(tmp_path, 2, frames=30)
+    read = clips.window
+
+    def window(path, wanted, fit):
+        if path.stem == "c00" and wanted.start not in (17, 24):
+            raise DataError(f"{path}: frame {wanted.start} is damaged")
+        return read(path, wanted, fit)
+
+    monkeypatch.setattr(clips, "window", window)
+    names = open_(data).batch(0, 12).names
+    assert set(names) == {"c00[17:22]", "c00[24:29]"}
+    source = open_(data)
+    assert [source.batch(i, 1).names[0] for i in reversed(range(12))] == list(names)[::-1]
+
+
 def test_two_ranks_read_what_one_process_reads(damaged, data):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),

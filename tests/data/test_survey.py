@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +116,31 @@ def test_every_suffix_is_used_and_what_is_not_is_named(data, tmp_path, caplog):
     assert "clip c00.mov skipped" in caplog.text and "3 so far" in caplog.text
 
 
+def test_names_that_look_alike_belong_together(data, tmp_path):
+    videos = write_folder(tmp_path, 4, frames=5, control="depth")
+    apart, whole = "cafe\u0301", "caf\u00e9"
+    for folder, old, new in (("videos", "c00.mp4", apart), ("t5_xxl", "c00.safetensors", whole),
+                             ("depth", "c00.mp4", apart), ("videos", "c01.mp4", "x" + whole),
+                             ("t5_xxl", "c01.safetensors", "x" + apart),
+                             ("depth", "c01.mp4", "x" + apart)):  # fmt: skip
+        path = tmp_path / folder / old
+        path.rename(path.with_stem(new))
+    assert len(videos) == 4
+    source = open_(data, control="depth")
+    assert {s.name for s in source._samples} == {apart, "x" + whole, "c02", "c03"} and not source.skipped
+
+
+def test_a_name_that_is_not_utf8_is_skipped_and_shown_as_python_spells_it(data, tmp_path, caplog):
+    write_folder(tmp_path, 4, frames=5)
+    odd = os.fsdecode(b"caf\xe9\x1b[31m")
+    (tmp_path / "videos/c00.mp4").rename(tmp_path / "videos" / f"{odd}.mp4")
+    (tmp_path / "t5_xxl/c00.safetensors").rename(tmp_path / "t5_xxl" / f"{odd}.safetensors")
+    with caplog.at_level(logging.WARNING):
+        source = open_(data)
+    assert "not UTF-8" in source.skipped[odd] and len(source._samples) == 3
+    assert "caf\\udce9\\x1b[31m skipped" in caplog.text
+
+
 def embedding(path, array, key="t5_text_embeddings"):
     path.unlink(missing_ok=True)
     if isinstance(array, torch.Tensor):
@@ -156,7 +183,7 @@ def test_all_formats_that_are_read_are_right(data, tmp_path):
     texts = tmp_path / "t5_xxl"
     embedding(texts / "c00.safetensors", torch.ones(3, TEXT, dtype=torch.bfloat16))
     embedding(texts / "c01.safetensors", bad((1, 3, TEXT), np.float16), key="anything")
-    for name, array in (("c02", bad(dtype=np.float64)), ("c03", bad((1, 9, TEXT)))):
+    for name, array in (("c02", bad(dtype=">f8")), ("c03", bad((1, 9, TEXT), np.longdouble))):
         (texts / f"{name}.safetensors").unlink()
         embedding(texts / f"{name}.npz", array)
     assert len(open_(data).batch(0, 5)) == 5
@@ -174,6 +201,31 @@ def test_wrong_npz_and_unreadable_files_are_named_together(data, tmp_path):
     lines = str(error.value).splitlines()
     assert len(lines) == 11 and lines[-1] == "and 4 more"
     assert all(f"c{i:02d}.npz: expected" in line for i, line in enumerate(lines[:10]))
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_noise_that_is_no_folder_is_not_taken_for_none(data, tmp_path, kind):
+    """A disk that is not mounted must not turn distillation from saved noise into another one."""
+    write_folder(tmp_path, 2, frames=5)
+    noise = tmp_path / "noise"
+    noise.write_text("") if kind == "file" else noise.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match="noise is no folder, or a link that leads nowhere"):
+        open_(data)
+
+
+@pytest.mark.parametrize("descr, shape, message", [
+    ("'<f4'", f"(-3, -{TEXT})", "its shape is"),
+    ("'<c8'", f"(3, {TEXT})", "of type complex64, not of floating-point"),
+    ("'<f4'", f"(3, {2**40})", r"got \[3, 1099511627776\]"),
+])  # fmt: skip
+def test_forged_headers_are_refused_by_the_header(data, tmp_path, descr, shape, message):
+    write_folder(tmp_path, 2, frames=5)
+    (tmp_path / "t5_xxl" / "c00.safetensors").unlink()
+    said = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile(tmp_path / "t5_xxl" / "c00.npz", "w") as archive:
+        archive.writestr("t5_text_embeddings.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(said)) + said)
+    with pytest.raises(DataError, match=rf"c00\.npz: .*{message}"):
+        open_(data)
 
 
 @pytest.mark.parametrize("change, message", [

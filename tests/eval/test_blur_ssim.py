@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_distill.eval import blur_ssim
+from cosmos_distill.eval.metrics import blur_ssim
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cosmos_distill.data.controls import canny
-from cosmos_distill.eval import canny_f1
+from cosmos_distill.eval.metrics import canny_f1
 from cosmos_distill.eval.missing import NoScore
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from cosmos_distill import cli
-from cosmos_distill.eval import blur_ssim, canny_f1, frechet, motion
+from cosmos_distill.eval.metrics import blur_ssim, canny_f1, motion, random_frechet
 from cosmos_distill.eval.missing import NoScore, known, ratio, shown
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
 from cosmos_distill.files import to_json
@@ -27,7 +27,7 @@ def noise(count: int, seed: int = 0, frames: int = 3, side: int = 16) -> torch.T
 
 def measured(video: torch.Tensor, real: torch.Tensor) -> Clips:
     return Clips(
-        numbers(lambda: frechet.features(video)),
+        numbers(lambda: random_frechet.features(video)),
         {
             "motion": numbers(lambda: motion.energies(video, real)),
             "canny_f1": canny_f1.counts(video, real),
@@ -37,7 +37,7 @@ def measured(video: torch.Tensor, real: torch.Tensor) -> Clips:
 
 
 def scored(video: torch.Tensor, real: torch.Tensor, draws: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
-    reference = Clips(numbers(lambda: frechet.features(noise(40, 1, *real.shape[2:4]))))
+    reference = Clips(numbers(lambda: random_frechet.features(noise(40, 1, *real.shape[2:4]))))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = score({"student": measured(video, real)}, measured(real, real), reference, draws)

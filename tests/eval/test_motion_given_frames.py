@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cosmos_distill.eval import given_frames, motion
+from cosmos_distill.eval.metrics import given_frames, motion
 from cosmos_distill.eval.missing import NoScore
 
 

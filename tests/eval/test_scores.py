@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cosmos_distill.eval import frechet, latency
-from cosmos_distill.eval.bootstrap import interval, resamples
+from cosmos_distill.eval import gaussians, latency
 from cosmos_distill.eval.scores import Clips, ratio_interval, score
+from cosmos_distill.eval.statistics import interval, resamples
 
 
 def clips(count: int, shift: float, seed: int) -> Clips:
@@ -25,7 +25,7 @@ def test_interval_of_a_mean_is_the_textbook_one() -> None:
 
 
 def test_centred_interval_holds_the_distance_that_resampling_inflates() -> None:
-    found, reference = clips(200, 0.1, 0), frechet.gaussian(clips(2000, 0.0, 1).features)
+    found, reference = clips(200, 0.1, 0), gaussians.gaussian(clips(2000, 0.0, 1).features)
     value, weights = found.frechet(reference), resamples(200)
     assert interval(lambda w: found.frechet(reference, w), weights)[0] > value  # why it is needed
     low, high = interval(lambda w: found.frechet(reference, w), weights, centred=True)
@@ -49,7 +49,7 @@ def test_scores_have_value_interval_and_draws_for_everyone() -> None:
 def test_ratio_interval_holds_the_ratio_of_distances() -> None:
     reference = clips(1000, 0.0, 2)
     near, far = clips(150, 0.3, 3), clips(150, 0.9, 4)
-    target = frechet.gaussian(reference.features)
+    target = gaussians.gaussian(reference.features)
     low, high = ratio_interval(near, far, reference)
     assert low < near.frechet(target) / far.frechet(target) < high < 0.5
     assert ratio_interval(near, near, reference) == (1.0, 1.0)

@@ -142,10 +142,14 @@ def test_groups_of_one_value_are_refused():
     ):
         Discriminator((1,), 6, head="conv2d", width=8)(features(grid=(3, 2, 2)))
     assert Discriminator((1,), 6, head="conv2d", width=8, groups=4)(features(grid=(3, 2, 2))).any()
+    with pytest.raises(ValueError, match=r"the attention head has its own.* needs larger features"):
+        Discriminator((1,), 6, head="attention", width=8)(features(grid=(1, 4, 4)))
 
 
 def test_bad_heads_are_refused():
     with pytest.raises(ValueError, match="choose one of conv3d"):
         Discriminator((0,), 6, head="mlp")
+    with pytest.raises(ValueError, match="head width 10 must be a multiple of 4, the heads of its attention"):
+        Discriminator((0,), 6, head="attention", width=10)
     with pytest.raises(ValueError, match="multiple of 8"):
         Discriminator((0,), 6, width=20)

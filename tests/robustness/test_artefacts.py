@@ -1,8 +1,12 @@
 """Files of a finished run that are lost, damaged or newer: the same command makes them again, or says in one
 sentence what to do, which then works."""
 
+import os
 import shutil
-from collections.abc import Callable
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,10 @@ from rich.console import Console
 
 from cosmos_distill import cli, stages
 from cosmos_distill.config import Parallel, Stage
-from cosmos_distill.stages import Refusal, Run, run_recipe
-from cosmos_distill.stages.manifest import Output
+from cosmos_distill.data import index
+from cosmos_distill.eval.report import _picture
+from cosmos_distill.stages import Refusal, Run, evaluate, inputs, run_recipe
+from cosmos_distill.stages.manifest import RECORD, Output
 from tests.robustness import kills
 from tests.robustness.artefacts import DAMAGES, KINDS, STAGES, find, obey
 from tests.stages.conftest import RECIPE
@@ -85,6 +91,79 @@ def test_every_file_leads_somewhere(
             file.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    "kind", ["student of dmd2", "scores", "picture of the evaluation", "exported student"]
+)
+def test_a_folder_in_the_place_of_a_result(
+    kind: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    find(out, kind).unlink()
+    (out / KINDS[kind]).mkdir()
+    with pytest.raises(Refusal, match=f"{KINDS[kind]} is a folder now: remove it"):
+        first_stage(out, monkeypatch)
+    (out / KINDS[kind]).rmdir()
+    assert first_stage(out, monkeypatch) == REMADE[kind]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lock"])  # which is opened both ways
+def test_nobody_waits_for_a_pipe(
+    kind: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of any file: it is named, or made again."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    path = find(out, kind)
+    path.unlink()
+    os.mkfifo(path)
+    with unread(path):
+        if kind == "drawn clips":
+            assert evaluate._missing(path.parents[1], "teacher", [(0, 32)]) == [(0, 32)]
+        elif kind in ("page", "report", "last picture", "picture of the evaluation"):
+            assert "cannot be shown" in _picture("here", path)
+        else:
+            try:
+                first_stage(out, monkeypatch)
+            except Refusal as refusal:
+                assert path.name in str(refusal)
+
+
+@pytest.mark.parametrize("file", ["clips of a stage", "index of a folder"])
+def test_nobody_waits_for_a_pipe_beside_them(file: str, tmp_path: Path) -> None:
+    pipe = tmp_path / RECORD
+    os.mkfifo(pipe)
+    with unread(pipe):
+        if file == "clips of a stage":
+            with pytest.raises(Refusal, match="named pipe"):
+                inputs._record(tmp_path)
+        else:
+            assert index._load(pipe) == {}
+
+
+@contextmanager
+def unread(pipe: Path) -> Iterator[None]:
+    """Nobody opens ``pipe`` to read it, which would wait for ever: who does finds it empty, and is named."""
+    over, readers = threading.Event(), []
+
+    def look() -> None:
+        while not over.wait(0.02):
+            with suppress(OSError):  # nobody reads, or it is gone
+                handle = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+                if stat.S_ISFIFO(os.fstat(handle).st_mode):
+                    readers.append(pipe)
+                os.close(handle)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not readers
+
+
 def go(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     status = cli.main([str(RECIPE), "--scale", "smoke", "--out", str(out)])
     return status, capsys.readouterr().err
@@ -97,9 +176,9 @@ def test_a_file_of_every_kind_at_once(
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     for kind in KINDS:
-        # What no later stage needs, and nothing looks at, is not made again; and something has to be left
-        # that says whose folder this is.
-        if "log" not in kind and kind not in ("events", "last picture", "recipe", "lock"):
+        # What no later stage needs, and nothing looks at, is not made again. A folder is still known as a run
+        # by its lock: without any such file it is somebody's, and refused.
+        if "log" not in kind and kind not in ("events", "last picture", "lock"):
             DAMAGES[damage](find(out, kind))
     for _ in range(len(KINDS)):
         status, said = go(out, capsys)

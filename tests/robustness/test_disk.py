@@ -20,12 +20,14 @@ from rich.console import Console
 from cosmos_distill import cli
 from cosmos_distill.data.files import publish
 from cosmos_distill.files import DiskError
+from cosmos_distill.stages import sample
 from cosmos_distill.stages.manifest import write_atomically
 from cosmos_distill.stages.progress import Log
 from cosmos_distill.train.checkpoint import Store, publish_tensors, whole
 from cosmos_distill.train.log import Board, RunLog
 from cosmos_distill.train.visuals import grid
 from tests.robustness import kills
+from tests.robustness.inputs.students import PREDICT
 from tests.stages.conftest import ENV, RECIPE
 
 SMALL = 4096
@@ -168,3 +170,23 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(finished: Path, tmp_path: 
     closed = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], env=ENV)
     assert closed.returncode == cli.OK
     assert kills.results(out) == kills.results(finished)
+
+
+def test_what_is_said_of_clips_that_a_full_disk_cuts_short_is_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = sample.write_mp4
+
+    def full(clip: torch.Tensor, path: Path, fps: float) -> Path:
+        if path.name == "clip-001.mp4":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(clip, path, fps)
+
+    command = ["sample", str(PREDICT), "--clips", "2", "--prompt", "a bike", "--out", str(tmp_path / "clips")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "write_mp4", full)
+        assert cli.main(command) == cli.FAILED
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "1 of 2 clips are there; once this is mended, the same command with --overwrite" in said
+    assert "the same command goes on" not in said
+    assert cli.main([*command, "--overwrite"]) == cli.OK

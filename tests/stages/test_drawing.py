@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cosmos_distill import cli
 from cosmos_distill.config import Train
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.stages import evaluate, networks, train
 from cosmos_distill.stages.contestants import Contestant
+from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +69,20 @@ def test_grids_draw_with_a_teacher_like_the_networks_in_training(
     method: Any = SimpleNamespace(roles={"student": of_role("student")})
     train._sampler_grid(method, of_role, stage, recipe, tmp_path)(0)
     assert used == [torch.bfloat16] * 3  # the teacher's two, and the student's
+
+
+@pytest.mark.parametrize("control", ["edge", None])
+def test_clips_that_are_not_finite_have_no_scores_and_a_reason(control: str | None, tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    for first, value in ((0, 0.0), (2, torch.nan)):
+        latents = torch.full((2, 16, 3, 8, 8), value)
+        save_file({"latents": latents}, tmp_path / "samples" / f"student-{first:06d}.safetensors")
+    clip = torch.randint(0, 255, (2, 3, 5, 32, 32), dtype=torch.uint8)
+    clips: Any = SimpleNamespace(decode=Haar().decode, pixels=lambda first, count: (clip, None))
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(control=control))
+    stage: Any = SimpleNamespace(condition_frames=(0,))
+    results = evaluate.Results({}, {}, {})
+    evaluate._score(results, "student", None, [(0, 2), (2, 2)], clips, stage, run, tmp_path)
+    found = results.measured["student"]
+    for numbers in (found.features, *found.values.values()):
+        assert isinstance(numbers, NoScore) and "clips 2 to 3" in str(numbers)

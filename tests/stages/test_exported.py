@@ -181,6 +181,11 @@ FORGED: dict[str, dict[str, Any]] = {
     "no table": {"data": []},
     "no schedule": {"schedule": {"kind": "pickle"}},
     "no sampler": {"sampler": {"kind": "teacher", "steps": "many", "guidance": {}}},
+    "no step": {"sampler": {"kind": "teacher", "steps": 0, "guidance": {"scale": 0.0}}},
+    "steps without end": {"sampler": {"kind": "teacher", "steps": 10**9, "guidance": {"scale": 0.0}}},
+    "an unknown sampler": {"sampler": {"kind": "x", "steps": 7, "guidance": {"scale": 0.0}}},
+    "a branch without a control": {"control": None},
+    "a control without a branch": {"network": "predict2.5-smoke"},
     "a precision": {"precision": "../fp32"},
     "checksums of lists": {"tokenizer": {"sha256": {"encoder.jit": ["a"]}}},
     "no checksums": {"tokenizer": {"sha256": 7}},
@@ -195,6 +200,25 @@ def test_a_forged_description_is_refused(tmp_path: Path, changes: dict[str, Any]
     path = student(tmp_path, description(**changes))
     with pytest.raises(Refusal, match=r"student\.safetensors"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "clip, said",
+    [
+        ({"frames": 40_001, "height": 4096, "width": 4096}, "4096"),
+        ({"frames": 6}, "frames"),
+        ({"height": 33}, "33"),
+        ({"max_condition_frames": 4, "height": 30}, "30"),
+    ],
+    ids=str,
+)
+def test_clips_that_cannot_be_made_are_refused(
+    tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str], clip: dict[str, int], said: str
+) -> None:
+    path = student(tmp_path, description(HAAR, data=clip))
+    for args in ((), ("--control-video", video)):
+        assert sample(path, tmp_path, *args) == cli.REFUSED
+        assert said in said_of(capsys)
 
 
 def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -298,6 +298,23 @@ def test_a_wrong_file_is_refused_before_any_stage_and_mended_goes_on(
         go(recipe, out)
 
 
+def test_no_clip_for_a_later_stage_is_refused_before_the_first(
+    made: Made, recipe: Recipe, clips: Path, tmp_path: Path
+) -> None:
+    for video in sorted((clips / "videos").iterdir())[1:]:
+        video.write_bytes(b"no video")
+    with pytest.raises(Refusal, match=r"no usable clip for eval in(.|\n)*c01: "):
+        go(recipe, tmp_path / "run")
+    assert not made.ran
+    alone = dataclasses.replace(recipe, stages={"generate": recipe.stages["generate"]})
+    go(alone, tmp_path / "alone")
+    assert made.ran == ["generate"]
+    made.ran.clear()
+    write_clip(clips / "videos" / "c04.mp4", 5)
+    go(recipe, tmp_path / "run")
+    assert made.ran == list(KINDS)
+
+
 def test_an_evaluation_under_way_takes_no_other_clips(
     made: Made, recipe: Recipe, clips: Path, tmp_path: Path
 ) -> None:
@@ -369,8 +386,21 @@ def test_runs_of_earlier_versions_go_on(
     )
     (clips / "videos" / "c02.mp4").write_bytes(b"no video, and longer")
     state, reason = status(recipe, out)["generate"]
-    assert (state, reason) == ("mismatch", "clips: recorded by names and sizes, which are others now")
+    assert state == "mismatch" and "Put them back for one run" in reason
     assert status(recipe, out)["kd"][0] == "resume"
+    (clips / "videos" / "c02.mp4").write_bytes(b"no video")
+    made.ran.clear()
+    go(recipe, out)
+    assert states(moved, out) == ALL_COMPLETE
+    (clips / "videos" / "c02.mp4").write_bytes(b"no video, and longer")
+    (clips / "videos" / "notes.txt").write_text("no clip")
+    write_clip(clips / "videos" / "d.mp4", 5)
+    write_text(clips, "d")
+    go(recipe, out)
+    assert states(recipe, out) == ALL_COMPLETE and not made.ran
+    write_text(clips, "c00", seed=77)
+    state, reason = status(recipe, out)["generate"]
+    assert state == "mismatch" and "others now: c00 (text)" in reason and "by the names" not in reason
 
 
 def test_a_damaged_record_is_named_where_it_is_needed(

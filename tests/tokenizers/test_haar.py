@@ -111,5 +111,5 @@ def test_build_names_the_choices():
 
     assert isinstance(build(Choice()), haar.Haar)
     Choice.tokenizer = "wan"
-    with pytest.raises(ValueError, match="choose haar, cosmos"):
+    with pytest.raises(ValueError, match="choose haar, mini-cv4x4x4, cosmos"):
         build(Choice())

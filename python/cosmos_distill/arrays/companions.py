@@ -6,6 +6,7 @@ declare a terabyte, and a compressed one of ten megabytes can hold ten gigabytes
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ SUFFIXES = (".safetensors", ".npz")
 LARGEST = 2**30
 """Bytes of one array: 70 times the noise of a clip at the published size."""
 _MOST_ARRAYS = 1000
+_MOST_DIMENSIONS = 16
+_LONGEST_HEADER = 10_000
+"""Bytes. NumPy takes no longer ones either, but reads them first."""
 _MOST_DEFLATED = 1032
 """Bytes that one byte of a deflate stream can become, at most."""
 _BYTES = {
@@ -33,17 +37,18 @@ _BYTES = {
 }  # fmt: skip
 
 
-def header(path: Path) -> dict[str, Entry]:
-    """Types and shapes of the arrays of a file, none of which is read.
+def header(path: Path, key: str) -> Entry:
+    """Type and shape of the array ``key``, or of the only one that the file has; no array is read.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: damaged, or neither .safetensors nor .npz; the message names the file.
+        ValueError: damaged, neither .safetensors nor .npz, or without that array; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        return named.header(path)
+        return _chosen(path, key, named.header(path))[0]
     with _archive(path) as archive:
-        return {name: Entry(str(part.dtype), part.shape) for name, part in _parts(path, archive).items()}
+        part, _ = _chosen(path, key, _parts(path, archive))
+    return Entry(part.dtype.name, part.shape)
 
 
 def read(path: Path, key: str) -> np.ndarray:
@@ -55,10 +60,10 @@ def read(path: Path, key: str) -> np.ndarray:
             numbers; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        entry, name = _chosen(path, key, named.header(path))
-        if entry.dtype not in _BYTES:
-            raise ValueError(f"{path}: {name} is of type {entry.dtype}, not of real numbers")
-        _limit(path, name, prod(entry.shape) * _BYTES[entry.dtype])
+        found, name = _chosen(path, key, named.header(path))
+        if found.dtype not in _BYTES:
+            raise ValueError(f"{path}: {name} is of type {found.dtype}, not of real numbers")
+        _size(path, name, found.shape, _BYTES[found.dtype])
         try:
             with safe_open(path, framework="pt") as file:
                 array: np.ndarray = file.get_tensor(name).float().numpy()
@@ -69,8 +74,7 @@ def read(path: Path, key: str) -> np.ndarray:
         part, name = _chosen(path, key, _parts(path, archive))
         if part.dtype.kind not in "fiu":
             raise ValueError(f"{path}: {name} is of type {part.dtype}, not of real numbers")
-        size = prod(part.shape) * part.dtype.itemsize
-        _limit(path, name, size)
+        size = _size(path, name, part.shape, part.dtype.itemsize)
         if part.begin + size != part.member.file_size:
             raise ValueError(
                 f"{path}: {name} declares {part.dtype} {list(part.shape)}, {size} bytes, and has "
@@ -88,7 +92,8 @@ def read(path: Path, key: str) -> np.ndarray:
                 f"{path}: {name} has {len(content)} bytes instead of {size}: make the file again"
             )
         values = np.frombuffer(content, part.dtype).reshape(part.shape, order="F" if part.fortran else "C")
-        return np.array(values, np.float32, order="C")
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite
+            return np.array(values, np.float32, order="C")
 
 
 class _Part(NamedTuple):
@@ -105,15 +110,22 @@ class _Part(NamedTuple):
 def _chosen(path: Path, key: str, found: dict[str, T]) -> tuple[T, str]:
     name = next(iter(found)) if key not in found and len(found) == 1 else key
     if name not in found:
-        raise ValueError(f"{path}: has no array {key!r}, only {sorted(found)}")
+        there = ", ".join(repr(other[:60]) for other in sorted(found)[:5]) or "none"
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(f"{path}: has no array {key!r}, only {there}{more}")
     return found[name], name
 
 
-def _limit(path: Path, name: str, size: int) -> None:
-    if size > LARGEST:
+def _size(path: Path, name: str, shape: tuple[int, ...], itemsize: int) -> int:
+    """Bytes of an array that may be read."""
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{path}: {name} has {len(shape)} axes: make the file again")
+    # An array without elements has strides as well, which have to fit into 64 bits.
+    if (size := prod(side or 1 for side in shape) * itemsize) > LARGEST:
         raise ValueError(
             f"{path}: {name} declares {size} bytes, more than the {LARGEST} that an array here may have"
         )
+    return prod(shape) * itemsize
 
 
 @contextmanager
@@ -140,12 +152,12 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, _Part]:
         deflated = member.compress_type == zipfile.ZIP_DEFLATED
         if not deflated and member.compress_type != zipfile.ZIP_STORED:
             raise ValueError(
-                f"{path}: {member.filename} is compressed as NumPy never does: make the file again"
+                f"{path}: {member.filename[:60]!r} is compressed as NumPy never does: make the file again"
             )
         possible = member.compress_size * (_MOST_DEFLATED if deflated else 1)
         if member.file_size > possible + _MOST_DEFLATED:
             raise ValueError(
-                f"{path}: {member.filename} declares {member.file_size} bytes and has "
+                f"{path}: {member.filename[:60]!r} declares {member.file_size} bytes and has "
                 f"{member.compress_size}: make the file again"
             )
         try:
@@ -153,13 +165,14 @@ def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, _Part]:
                 dtype, shape, fortran, begin = _array_header(stream)
         except Exception as error:
             raise ValueError(
-                f"{path}: {member.filename} cannot be read ({error}): make the file again"
+                f"{path}: {member.filename[:60]!r} cannot be read ({error}): make the file again"
             ) from error
         found[member.filename.removesuffix(".npy")] = _Part(dtype, shape, fortran, member, begin)
     return found
 
 
-def _array_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+def _array_header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    stream = io.BytesIO(member.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:  # the third is for structures with names beyond ASCII

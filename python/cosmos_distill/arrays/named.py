@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cosmos_distill.files import inside, read_json, regular
+from cosmos_distill.files import encodable, inside, read_json, regular
 
 State = dict[str, torch.Tensor]
 METADATA = "cosmos_distill"
@@ -132,6 +132,8 @@ def shards(folder: Path) -> list[Path]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     regular(path)
+    if not encodable(path):
+        raise ValueError(f"{path} has a name that is not UTF-8, which safetensors cannot open: rename it")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

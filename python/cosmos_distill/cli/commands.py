@@ -68,7 +68,7 @@ def _command(argv: list[str]) -> int:
 
         print(f"cosmos-distill {cosmos_distill.__version__}")
         return OK
-    if ranks.world() > 1 and word in ("completion", "sample"):
+    if ranks.world() > 1 and word in ("completion", "consolidate", "sample"):
         raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
         from cosmos_distill.cli.completion import script
@@ -89,9 +89,10 @@ def _command(argv: list[str]) -> int:
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
         if not names:
             raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
-        return _run(
-            dataclasses.replace(invocation, options=dataclasses.replace(invocation.options, only=names))
-        )
+        if others := [n for n in invocation.options.only if n not in names]:
+            raise Refusal(f"--only {' '.join(others)}: cosmos-distill {word} runs {', '.join(names)}")
+        options = dataclasses.replace(invocation.options, only=invocation.options.only or names)
+        return _run(dataclasses.replace(invocation, options=options, argv=(word, *invocation.argv)))
     return _run(_parse(argv))
 
 

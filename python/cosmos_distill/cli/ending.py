@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cosmos_distill.files import printable
 from cosmos_distill.stages import ranks
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+_NARROWEST = 30
+"""Columns of a terminal in which a message is framed."""
 _COLOURS = {FAILED: "red", REFUSED: "red", INTERRUPTED: "yellow"}
 
 
@@ -61,7 +65,7 @@ def end(error: BaseException, *, traceback: bool, running: bool) -> int:
 
 def _text(error: BaseException, status: int, running: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
-        then = " The same command goes on from the last checkpoint." if running else ""
+        then = " The same command goes on from what is complete." if running else ""
         return f"Stopped at once.{then}"
     text = str(error) or type(error).__name__
     if status != FAILED or type(error).__module__.startswith("cosmos_distill"):
@@ -120,7 +124,7 @@ def outlived(lost: type[OSError]) -> Iterator[None]:
 
 def open_streams() -> None:
     """Give a process that was started without standard streams some that lead nowhere: else the first files
-    that it opens take their places."""
+    that it opens take their places. Let others show a character that they have not as a question mark."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -129,6 +133,9 @@ def open_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+        # A terminal of another encoding must not end a run of hours at its last table.
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _box(title: str, text: str, colour: str) -> None:
@@ -136,4 +143,8 @@ def _box(title: str, text: str, colour: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    Console(stderr=True).print(Panel(Text(text), title=title, title_align="left", border_style=colour))
+    console, text = Console(stderr=True), printable(text)
+    if console.width < _NARROWEST:  # as COLUMNS=0 has it: nothing of the text would be seen
+        print(f"{title}: {text}", file=sys.stderr)
+        return
+    console.print(Panel(Text(text), title=title, title_align="left", border_style=colour))

@@ -169,7 +169,13 @@ def _own_arguments(path: Path, function: Callable[..., Recipe]) -> dict[str, tup
         p.arg_name: p.description or "" for p in docstring_parser.parse(inspect.getdoc(function) or "").params
     }
     arguments: dict[str, tuple[Any, Any]] = {}
+    taken = {"help", *(f.name for f in dataclasses.fields(RunOptions))}
     for name, parameter in signature.parameters.items():
+        if name in taken:
+            raise Refusal(
+                f"{place}: recipe(): argument '{name}' would be --{name.replace('_', '-')}, which every "
+                "recipe has already: choose another name"
+            )
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise Refusal(f"{place}: recipe(): '{parameter}' is no option: give every argument a name")
         if parameter.default is inspect.Parameter.empty:
@@ -214,6 +220,9 @@ def _expand_trainer(args: Sequence[str], stages: Mapping[str, Stage]) -> list[st
     """``--trainer.X V`` -> ``--stages.<name>.trainer.X V`` for every training stage.
 
     Expansions come first, so that an option that names its stage wins wherever it stands.
+
+    Raises:
+        Refusal: there is no training stage.
     """
     names = [name for name, stage in stages.items() if isinstance(stage, Train)]
     general: list[str] = []
@@ -224,6 +233,8 @@ def _expand_trainer(args: Sequence[str], stages: Mapping[str, Stage]) -> list[st
         while end < len(args) and not args[end].startswith("--"):
             end += 1
         if args[i].startswith("--trainer."):
+            if not names:
+                raise Refusal(f"{args[i]}: this recipe has no Train stage, in which it could be set")
             for name in names:
                 general += [f"--stages.{name}.{args[i][2:]}", *args[i + 1 : end]]
         else:

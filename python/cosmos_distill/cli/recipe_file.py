@@ -35,7 +35,9 @@ def load(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses defined in a recipe look themselves up here
     with blamed(path):
         spec.loader.exec_module(module)
-    if not callable(getattr(module, "recipe", None)):
+    function = getattr(module, "recipe", None)
+    whole = inspect.unwrap(function) if callable(function) else None
+    if not (inspect.isfunction(whole) or inspect.ismethod(whole)):
         raise Refusal(f"{path} defines no function recipe(...) -> Recipe")
     return module
 
@@ -80,9 +82,9 @@ def blamed(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Refusal:
+    except (Refusal, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # sys.exit(), and what a program defines for itself
         what = "sys.exit() was called" if isinstance(error, SystemExit) else type(error).__name__
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         text = f"{what}: {said}" if said else what

@@ -7,7 +7,6 @@ of all files come first: that a width is wrong is known before gigabytes are rea
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,10 @@ import numpy as np
 from cosmos_distill.config import Data
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
-from cosmos_distill.data.text import KEY, load_array
+from cosmos_distill.data.text import KEY, array_header, load_array
 
 Shape = tuple[int, ...]
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float64", "float32", "float16")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float128", "float64", "float32", "float16")
 """As safetensors and NumPy write them."""
 
 
@@ -108,31 +107,7 @@ def _content_fault(index: Index, check: _Check) -> str | None:
 
 
 def _header(path: Path, key: str) -> list[Any]:
-    """Type and shape of the array ``key`` of a file, or of its only one, from the header alone."""
-    found: dict[str, list[Any]] = {}
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="numpy") as file:
-                for name in list(file.keys()):
-                    part = file.get_slice(name)
-                    found[name] = [part.get_dtype(), part.get_shape()]
-        else:
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    with archive.open(name) as stream:
-                        first = np.lib.format.read_magic(stream) == (1, 0)
-                        reader = np.lib.format
-                        read = reader.read_array_header_1_0 if first else reader.read_array_header_2_0
-                        shape, _, dtype = read(stream)
-                    found[name.removesuffix(".npy")] = [str(dtype), list(shape)]
-    except Exception as error:  # safetensors, zipfile and numpy each raise their own types on a bad file
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    name = next(iter(found)) if key not in found and len(found) == 1 else key
-    if name not in found:
-        raise DataError(f"{path}: has no array {key!r}, only {sorted(found)}")
-    return found[name]
+    return list(array_header(path, key))
 
 
 def _content(path: Path, key: str) -> list[float]:

@@ -22,7 +22,7 @@ from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.text import KEY, PICKLES
-from cosmos_distill.files import DiskError
+from cosmos_distill.files import DiskError, printable
 
 NOISE_KEY = "noise"
 AV_PATH = ("pickle", "ground_truth", "embeddings", "t5_xxl")
@@ -66,7 +66,8 @@ def _find_array(content: Any) -> np.ndarray | None:
         array: np.ndarray | None = tensor.float().numpy() if not tensor.is_complex() else None
     else:
         array = rebuild.array(content)
-    return np.array(array, np.float32, order="C") if array is not None and array.ndim >= 2 else None
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite
+        return np.array(array, np.float32, order="C") if array is not None and array.ndim >= 2 else None
 
 
 def convert(path: Path) -> Path:
@@ -90,29 +91,30 @@ def convert(path: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert every file given and every pickle in the folders given; 1 when one could not be."""
+    """Convert every file given and every pickle in the folders given. 2 when one of them is refused, 1 when
+    one could not be written."""
     parser = argparse.ArgumentParser(prog="python -m cosmos_distill.data.convert", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
-    failures = 0
+    status = 0
     for path in parser.parse_args(arguments).paths:
         try:
             files = (
                 sorted(p for p in path.iterdir() if p.suffix.lower() in PICKLES) if path.is_dir() else [path]
             )
         except OSError as error:
-            print(f"{path}: cannot be read ({error.strerror})", file=sys.stderr)
-            failures += 1
+            print(printable(f"{path}: cannot be read ({error.strerror})"), file=sys.stderr)
+            status = 2
             continue
         if not files:
-            print(f"{path}: no {', '.join(PICKLES)} file", file=sys.stderr)
-            failures += 1
+            print(printable(f"{path}: no {', '.join(PICKLES)} file"), file=sys.stderr)
+            status = 2
         for file in files:
             try:
-                print(f"{file} -> {convert(file).name}")
+                print(printable(f"{file} -> {convert(file).name}"))
             except (DataError, DiskError) as error:
-                print(error, file=sys.stderr)
-                failures += 1
-    return 1 if failures else 0
+                print(printable(str(error)), file=sys.stderr)
+                status = max(status, 2 if isinstance(error, DataError) else 1)
+    return status
 
 
 if __name__ == "__main__":

@@ -39,8 +39,9 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.randomness import generator
-from cosmos_distill.data.survey import HELD_OUT_EVERY, SHOWN, Sample, survey, window_span
+from cosmos_distill.data.survey import Sample, reasons, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
+from cosmos_distill.files import printable
 from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -75,18 +76,11 @@ class FolderSource:
         self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
         self._paired, self._samples = self._survey.paired, list(self._survey.samples.values())
         for number, (name, reason) in enumerate(self._survey.skipped.items(), start=1):
-            log.warning("clip %s skipped (%d so far): %s", name, number, reason)
+            log.warning("clip %s skipped (%d so far): %s", printable(name), number, printable(reason))
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
-        names = self._survey.split(split)
-        self._places = [self._survey.samples.get(name) for name in names]
-        self._chosen = [sample for sample in self._places if sample is not None]
-        if not self._chosen:
-            raise DataError(
-                f"no usable clip for {split} in {self._survey.root}/videos ({len(self._samples)} usable of "
-                f"{len(self._survey.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
-                f"{self._reasons()}"
-            )
+        self._chosen = self._survey.usable(split)
+        self._places = [self._survey.samples.get(name) for name in self._survey.split(split)]
         self._stamps: dict[Path, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
@@ -103,16 +97,10 @@ class FolderSource:
         }
         return dict(self._survey.skipped) | dict(sorted(damaged.items()))
 
-    def _reasons(self) -> str:
-        skipped = self.skipped
-        shown = [f"\n  {name}: {reason}" for name, reason in list(skipped.items())[:SHOWN]]
-        more = len(skipped) - len(shown)
-        return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
-
     def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
-        numbers in [0, 1) of which its control is drawn. Beginnings come last: of a file that is cut off they
-        are left."""
+        numbers in [0, 1) of which its control is drawn. After one of every clip come their beginnings, which
+        are left of a file that is cut off, and then all that they have."""
         random = generator(self.seed, self.split, index)
         order = random.permutation(len(self._places))
         if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
@@ -121,8 +109,12 @@ class FolderSource:
             order = np.roll([i for i in mixed if self._places[i] is not None], -position)
         u = random.random(1 + controls.DRAWS)
         usable = [sample for i in order if (sample := self._places[i]) is not None]
-        drawn = ((sample, int(u[0] * (sample.info.frames - self._span + 1))) for sample in usable)
-        return chain(drawn, ((sample, 0) for sample in usable)), u[1:]
+        drawn = ((sample, int(u[0] * self._windows(sample))) for sample in usable)
+        rest = ((sample, int(k)) for sample in usable for k in random.permutation(self._windows(sample)))
+        return chain(drawn, ((sample, 0) for sample in usable), rest), u[1:]
+
+    def _windows(self, sample: Sample) -> int:
+        return sample.info.frames - self._span + 1
 
     def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
@@ -142,7 +134,7 @@ class FolderSource:
             return sample, start, video, control, mask, fps
         raise DataError(
             f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
-            f"{self._reasons()}"
+            f"{reasons(self.skipped)}"
         )
 
     def _pass_over(self, sample: Sample, start: int, error: DataError) -> None:
@@ -240,6 +232,6 @@ class FolderSource:
             "control": self.control,
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
-            "windows": sum(s.info.frames - self._span + 1 for s in self._chosen),
+            "windows": sum(map(self._windows, self._chosen)),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

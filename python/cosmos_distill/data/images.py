@@ -7,6 +7,7 @@ frames) is refused: it is neither a still nor a video. Colours of an embedded IC
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,15 +135,30 @@ def _srgb(image: Picture) -> Picture:
     return result
 
 
+def _png_chunk(file: io.FileIO, wanted: bytes) -> bytes:
+    """The first bytes of a chunk that comes before the pixels, however long the texts before it are; nothing
+    where there is none."""
+    file.seek(8)
+    while len(header := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        if kind == wanted:
+            return file.read(min(length, 16))
+        if kind == b"IDAT":
+            break
+        file.seek(length + 4, io.SEEK_CUR)
+    return b""
+
+
 def _refuse_hdr(image: Picture, path: Path) -> None:
     """Raises DataError for PQ and HLG. PNG says so in its chunk cICP and AVIF in its box colr, as numbers of
     ITU-T H.273; Pillow passes over both."""
     if image.format not in ("PNG", "AVIF"):
         return
     with open_regular(path) as file:
-        head = file.read(2**16)
-    mark, at = (b"cICP", 1) if image.format == "PNG" else (b"colrnclx", 3)
-    begin = head.find(mark) + len(mark)
-    kind = HDR.get(head[begin + at]) if mark in head and begin + at < len(head) else None
+        if image.format == "PNG":
+            transfer = _png_chunk(file, b"cICP")[1:2]
+        else:
+            transfer = file.read(2**16).partition(b"colrnclx")[2][3:4]
+    kind = HDR.get(int.from_bytes(transfer))
     if kind:
         raise DataError(f"{path} is HDR ({kind}), which is not tone-mapped here: save it in sRGB")

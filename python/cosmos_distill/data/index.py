@@ -19,14 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cosmos_distill.files import sha256
+from cosmos_distill.files import regular, sha256
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -39,13 +37,14 @@ _HASH = "sha256"
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 def stamp(path: Path) -> Stamp:
-    """Size, and times of the last change of content and of anything else, in ns. OSError where nothing is."""
+    """Size, times of the last change of content and of anything else, in ns, and the file's number: a link
+    can come to lead to another that was written in the same tick. OSError where nothing is."""
     info = path.stat()
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 class Index:
@@ -97,6 +96,8 @@ class Index:
         # Several at a time, as far as all threads have work: most looks end at what is remembered.
         size = max(1, min(32, len(items) // (8 * threads)))
         groups = [items[i : i + size] for i in range(0, len(items), size)]
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(threads) as pool:
             found: list[Any] = []
             said = time.monotonic()
@@ -183,6 +184,8 @@ def _head(content: bytes) -> bytes:
 @lru_cache(maxsize=1)
 def _reader() -> str:
     """Facts hold for the code that found them: this folder's, and the library that decodes."""
+    from importlib import metadata  # not needed for --help, and slow to import
+
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -195,6 +198,7 @@ def _load(file: Path) -> dict[str, dict[str, Any]]:
     """What is kept in ``file``; nothing where it cannot be used. Facts of another version are left out,
     hashes stay."""
     try:
+        regular(file)
         head, _, content = file.read_bytes().partition(b"\n")
         reader, _, checksum = head.decode().partition(" ")
         if hashlib.sha256(content).hexdigest() != checksum:

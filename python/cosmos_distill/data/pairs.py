@@ -137,7 +137,10 @@ class PairWriter:
             if len(tensor) != len(batch):
                 raise ValueError(f"{name} has {len(tensor)} rows, the batch {len(batch)}")
             if not torch.isfinite(tensor).all():
-                raise DataError(f"pairs from {batch.first} on: {name} holds NaN or infinity, nothing written")
+                raise DataError(
+                    f"pairs from {batch.first} on: {name} holds NaN or infinity, nothing written: lower the "
+                    "guidance with which they are drawn, or mend what they are drawn from"
+                )
         if (tensors["negative_text"] == tensors["negative_text"][:1]).all():
             tensors["negative_text"] = tensors["negative_text"][:1].clone()  # one row serves all
         path = self.folder / f"pairs-{batch.first:08d}.safetensors"

@@ -150,6 +150,11 @@ class ScikitVideoSource:
         u = generator(self.seed, "train", index).random(5 + controls.DRAWS)
         return self._draw(u[:5]), controls.draw(self.control, u[5:])
 
+    def unit(self, index: int) -> str:
+        """The shot of sample ``index``: what is independent of the others, for intervals."""
+        window = self.window(index)[0]
+        return f"{window.clip} shot {window.shot}"
+
     def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray | None]:
         window, settings = self.window(index)
         frames = self._clips[window.clip].frames[window.zoom][

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -36,6 +36,21 @@ class Source(Protocol):
 
     def description(self) -> dict[str, Any]:
         """What the stream is made of, for manifests: plain JSON values."""
+
+
+@runtime_checkable
+class Shots(Protocol):
+    """A source that knows which of its samples are independent of each other."""
+
+    def unit(self, index: int) -> str:
+        """Name of the shot that sample ``index`` is from; samples of different shots are independent."""
+
+
+def shots(source: Source, first: int, count: int) -> list[str] | None:
+    """Shot of each of the samples first .. first+count-1; None where the source does not know."""
+    if not isinstance(source, Shots):
+        return None
+    return [source.unit(index) for index in range(first, first + count)]
 
 
 def open_source(

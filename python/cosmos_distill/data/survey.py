@@ -16,7 +16,9 @@ away shifts those that come after it; a name that comes last shifts none, and an
 from __future__ import annotations
 
 import logging
+import os
 import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.text import PICKLES, refuse_pickle
+from cosmos_distill.files import encodable
 
 log = logging.getLogger(__name__)
 Split = Literal["train", "eval"]
@@ -78,6 +81,17 @@ class Survey:
         """Names of the clips of one split, those that cannot be used included."""
         return [n for n in self.names if (n in self.held_out) == (split == "eval")]
 
+    def usable(self, split: Split) -> list[Sample]:
+        """The clips of one split that can be used. Raises DataError, with reasons, when there is none."""
+        found = [self.samples[name] for name in self.split(split) if name in self.samples]
+        if not found:
+            raise DataError(
+                f"no usable clip for {split} in {self.root}/videos ({len(self.samples)} usable of "
+                f"{len(self.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
+                f"{reasons(self.skipped)}"
+            )
+        return found
+
     def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of every file of these clips, by clip and by what the file is. Minutes, the first time."""
         chosen = [self.samples[name] for name in names]
@@ -86,6 +100,13 @@ class Survey:
 
     def _hash(self, sample: Sample) -> dict[str, str]:
         return {what: self.index.sha256(path) for what, path in sample.files().items() if path is not None}
+
+
+def reasons(skipped: Mapping[str, str]) -> str:
+    """Why clips are not used, a line for each of the first ten."""
+    shown = [f"\n  {name}: {reason}" for name, reason in list(skipped.items())[:SHOWN]]
+    more = len(skipped) - len(shown)
+    return "".join(shown) + (f"\n  and {more} more" if more > 0 else "")
 
 
 def window_span(data: Data) -> int:
@@ -111,7 +132,12 @@ def survey(
     """
     if data.root is None:
         raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
-    root, paired = data.root, data.saved_noise
+    root, noise, paired = data.root, data.root / "noise", data.saved_noise
+    if not paired and os.path.lexists(noise):
+        raise DataError(
+            f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
+            "saved noise"
+        )
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = _videos(root / "videos")
@@ -229,7 +255,7 @@ class _Folders:
         self.control = control if paired or control not in controls.COMPUTED else None
         self.paired = paired
         self._text = data.text_folder or "t5_xxl"
-        self._there = {
+        self._there: dict[str, dict[str, dict[str, Path]]] = {
             folder: self._by_name(root / folder)
             for folder in (self._text, "noise" if paired else None, self.control)
             if folder is not None
@@ -240,6 +266,9 @@ class _Folders:
         found: dict[str, dict[str, Path]] = {}
         for path in _listed(folder):
             found.setdefault(path.stem, {}).setdefault(path.suffix.lower(), path)
+        # What a Mac wrote spells an accent apart from its letter, and looks the same.
+        for name, paths in list(found.items()):
+            found.setdefault(unicodedata.normalize("NFC", name), paths)
         return found
 
     def text(self, name: str) -> Path:
@@ -255,7 +284,8 @@ class _Folders:
         return self._companion(name, self.control, suffixes)
 
     def _companion(self, name: str, folder: str, suffixes: Sequence[str]) -> Path:
-        there = self._there[folder].get(name, {})
+        listed = self._there[folder]
+        there = listed.get(name) or listed.get(unicodedata.normalize("NFC", name), {})
         for suffix in suffixes:
             if (path := there.get(suffix)) is not None:
                 if (kind := _kind(path)) is not None:
@@ -272,6 +302,8 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
     try:
         if (kind := _kind(video)) is not None:
             raise _Unusable(name, kind)
+        if not encodable(Path(name)):
+            raise _Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
         text, noise, control = folders.text(name), folders.noise(name), folders.control_video(name)
         info = _info(name, video, index)
         if control is not None and folders.control is not None:

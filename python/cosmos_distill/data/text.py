@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from cosmos_distill.arrays import companions
+from cosmos_distill.arrays.named import Entry
 from cosmos_distill.data.errors import DataError
 
 T5_TOKENS, T5_CHANNELS = 512, 1024
@@ -61,18 +64,31 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with an array's file becomes a DataError that names it."""
+    refuse_pickle(path)
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def array_header(path: Path, key: str) -> Entry:
+    """Type and shape of what :func:`load_array` would read, from the header alone. Raises DataError."""
+    with _named(path):
+        return companions.header(path, key)
+
+
 def load_array(path: Path, key: str) -> np.ndarray:
     """The fp32 array ``key`` of a .safetensors or .npz file; a file with a single array may name it freely.
 
     Raises DataError for a pickle, another type, an unreadable file, a missing key or a non-finite value.
     """
-    refuse_pickle(path)
-    try:
+    with _named(path):
         array = companions.read(path, key)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(str(error)) from error
     if not np.isfinite(array).all():
         raise DataError(f"{path}: {key} holds NaN or infinity: make the file again")
     return array

@@ -30,6 +30,8 @@ METRICS = {
     "blur_ssim": "blur-SSIM ↑",
     "motion": "motion, 1 is real",
 }
+ARROWS = {"lower": " ↓", "higher": " ↑", "one": ", 1 is real"}
+"""Direction of a metric -> what its column's title ends in."""
 _CAUTION = {
     "canny_f1": "A blurry mean scores well on Canny-F1 and blur-SSIM: read them together with the distance.",
     "motion": "Motion is the energy of frame differences over that of the real clips: near 0 a clip stands "
@@ -45,12 +47,15 @@ def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
         scores: The content of scores.json; of earlier versions, which knew no reasons, too.
     """
     scores = known(scores)
-    kept = ("metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames", "ratio_intervals")
+    kept = ("metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames")
+    named = ("schema", "about", "differences", "shots")  # where the recipe names its metrics
     timed = scores["latency"][f"batch_{scores['settings']['batch']}"]
     return {
         "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
         "latency_ratio": timed["ratio"],
         **{key: scores[key] for key in kept},
+        **{key: scores[key] for key in named if key in scores},
+        "ratio_intervals": scores.get("ratio_intervals", {}),
         "ratio_reasons": scores.get("ratio_reasons", {}),
         "step": scores.get("step"),
     }
@@ -58,6 +63,8 @@ def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def metrics_of(report: Mapping[str, Any]) -> dict[str, str]:
     """The metrics of this report and their names."""
+    if "about" in report:
+        return {key: said["title"] + ARROWS[said["direction"]] for key, said in report["about"].items()}
     first = next(iter(report["metrics"].values()))
     return {key: name for key, name in METRICS.items() if key in first}
 
@@ -78,12 +85,14 @@ def targets(report: Mapping[str, Any], wall_limit: float | None, quality: bool) 
             name = "network evaluations, teacher / student"
             found.append(_target(name, report["nfe_ratio"], "at least", fewer))
             found.append(_target("latency, teacher / student", report["latency_ratio"], "at least", faster))
-        for name, key, other, direction, bound in _RATIOS:
+        # Metrics that the recipe names are for comparing: nothing is asked of their values.
+        named = "about" in report
+        for name, key, other, direction, bound in () if named else _RATIOS:
             if other in metrics and key in metrics[other]:
                 reasons, lost = _reasons(metrics[other]) | _reasons(metrics["student"]), dict[str, str]()
                 value = ratio(metrics["student"][key], metrics[other][key], lost, "")
                 found.append(_target(name, value, direction, bound, reasons.get(key, lost.get(""))))
-        if "motion" in metrics["student"]:
+        if "motion" in metrics["student"] and not named:
             motion, why = metrics["student"]["motion"], _reasons(metrics["student"]).get("motion")
             found.append(
                 _target("motion energy, student / real clips", motion, "at least", _LEAST_MOTION, why)
@@ -119,6 +128,7 @@ def html(
         metrics=_metrics(report),
         compared=_compared(report),
         caution=" ".join(text for key, text in _CAUTION.items() if key in metrics_of(report)),
+        units="shots" if "about" in report else "clips",
         latency=_latency(report["latency"]),
         step=_step(report["step"]),
         stages=_stages(report),
@@ -173,6 +183,9 @@ def _targets(found: Sequence[Mapping[str, Any]]) -> str:
     return f"<table><tr><th></th><th>reached</th><th>target</th><th></th></tr>{''.join(rows)}</table>"
 
 
+_OLD_FLOOR = {"intervals": "interval", "draws": "draws"}
+
+
 def _metrics(report: Mapping[str, Any]) -> str:
     names = metrics_of(report)
     head = "".join(f"<th>{name}</th>" for name in names.values())
@@ -182,11 +195,13 @@ def _metrics(report: Mapping[str, Any]) -> str:
         label = report["labels"].get(who, "codec alone: an upper bound" if who == "codec" else who)
         rows.append(f'<tr class="{escape(who)}"><td class=name>{escape(label)}</td>{cells}</tr>')
     floor = report["floor"]
-    cell = _cell(floor, "frechet", floor["interval"], floor["draws"])
-    rows.append(
-        f"<tr><td class=name>real clips against other real clips: the floor</td>{cell}"
-        f"{'<td></td>' * (len(names) - 1)}</tr>"
+    if "about" not in report:  # one metric alone has a floor
+        floor = floor | {key: {"frechet": floor[old]} for key, old in _OLD_FLOOR.items()}
+    cells = "".join(
+        _cell(floor, m, floor["intervals"][m], floor["draws"][m]) if m in floor else "<td></td>"
+        for m in names
     )
+    rows.append(f"<tr><td class=name>real clips against other real clips: the floor</td>{cells}</tr>")
     table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
     return table + _missing(names, [*report["metrics"].values(), floor])
 
@@ -220,8 +235,9 @@ def _missing(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def _compared(report: Mapping[str, Any]) -> str:
-    """Ratios of distances with their intervals, and what became of given frames."""
+    """Differences or ratios of distances with their intervals, and what became of given frames."""
     found = []
+    text = _differences(report) if "differences" in report else ""
     student = report["metrics"].get("student")
     for who, interval in report["ratio_intervals"].items():
         label = escape(report["labels"].get(who, who))
@@ -232,12 +248,33 @@ def _compared(report: Mapping[str, Any]) -> str:
         else:
             low, high = interval
             found.append(f"student / {label}: {value:.2f} <small>{low:.2f} – {high:.2f}</small>")
-    text = f"<p>Fréchet distances compared clip by clip: {'; '.join(found)}.</p>" if found else ""
+    if found:
+        text += f"<p>Fréchet distances compared clip by clip: {'; '.join(found)}.</p>"
     for who, kept in report["given_frames"].items():
         if who == "student":
             psnr = ", ".join("exact" if p == 100 else f"{p:.1f} dB" for p in kept["psnr"])
             text += f"<p>Given frames in the student's clips, frame by frame: {psnr}.</p>"
     return text
+
+
+def _differences(report: Mapping[str, Any]) -> str:
+    """The student less everyone else, on the same replicas of the shots."""
+    names = metrics_of(report)
+    rows = []
+    for pair, apart in report["differences"].items():
+        who, _, other = pair.partition("-")
+        if who == "student":
+            cells = "".join(_difference(apart[m]) for m in names)
+            label = escape(report["labels"].get(other, other))
+            rows.append(f"<tr><td class=name>student less {label}</td>{cells}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in names.values())
+    return f"<div class=scroll><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>" if rows else ""
+
+
+def _difference(of: Mapping[str, Any]) -> str:
+    if of["low"] is None:
+        return f'<td title="{escape(of.get("reason", _UNKNOWN))}">{shown(of["value"])}</td>'
+    return f"<td>{shown(of['value'])} <small>{shown(of['low'])} – {shown(of['high'])}</small></td>"
 
 
 def _latency(latency: Mapping[str, Mapping[str, Any]]) -> str:
@@ -287,7 +324,7 @@ def _picture(caption: str, path: Path) -> str:
     """One figure; a file that is gone or is no picture any more is named in its place."""
     alt = escape(caption)
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() or not path.exists() else b""  # a pipe has no end
     except OSError as error:
         content, why = b"", error.strerror or "unreadable"
     else:
@@ -328,7 +365,7 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; border-radius: .
 <h2>Targets</h2><div class="scroll">$targets</div>
 <h2>Held-out clips</h2><div class="scroll">$metrics</div>
 $compared
-<p><small>Small numbers are 95 % bootstrap intervals over clips; a cell's tooltip has the value of each draw.
+<p><small>Small numbers are 95 % bootstrap intervals over $units; a cell's tooltip has the value of each draw.
 Distances to real clips near the floor cannot be told apart. $caution</small></p>
 <h2>Latency</h2><div class="scroll">$latency</div>
 <p><small>Median over interleaved warm rounds on this machine, latents only (no decoder, no text

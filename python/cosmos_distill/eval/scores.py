@@ -10,16 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_distill.eval import blur_ssim, canny_f1, frechet, motion
-from cosmos_distill.eval.bootstrap import interval, resamples
+from cosmos_distill.eval import gaussians
+from cosmos_distill.eval.metrics import find
 from cosmos_distill.eval.missing import NoScore, attempt
+from cosmos_distill.eval.statistics import interval, resamples
 
-POOLED: dict[str, Callable[[Tensor, Tensor | None], float]] = {
-    "canny_f1": canny_f1.score,
-    "blur_ssim": blur_ssim.score,
-    "motion": motion.score,
-}
-"""Metric -> its score of numbers per clip, each clip taken so many times."""
+REPLICAS = 200
 Numbers = Tensor | NoScore
 """Of clips that a metric is not made for, why."""
 
@@ -37,9 +33,9 @@ class Clips:
     """Numbers per clip of one set of clips."""
 
     features: Numbers
-    """Of :mod:`~cosmos_distill.eval.frechet`, [N, 64]."""
+    """Of :mod:`~cosmos_distill.eval.metrics.random_frechet`, [N, 64]."""
     values: Mapping[str, Numbers] = field(default_factory=dict)
-    """Metric of :data:`POOLED` -> what it pools, [N, ...]."""
+    """Metric -> what it pools, [N, ...]."""
 
     def __len__(self) -> int:
         return next((len(x) for x in (self.features, *self.values.values()) if isinstance(x, Tensor)), 0)
@@ -61,13 +57,13 @@ class Clips:
             for i, features in enumerate(_chunk(self.features, count))
         ]
 
-    def gaussian(self, weights: Tensor | None = None) -> frechet.Gaussian:
+    def gaussian(self, weights: Tensor | None = None) -> gaussians.Gaussian:
         """Of the features, each clip taken ``weights`` [N] times.
 
         Raises:
             NoScore: there are no features, or one clip alone.
         """
-        return frechet.gaussian(_there(self.features), weights)
+        return gaussians.gaussian(_there(self.features), weights)
 
     def pooled(self, metric: str, weights: Tensor | None = None) -> float:
         """Score of ``metric``, each clip taken ``weights`` [N] times.
@@ -75,11 +71,13 @@ class Clips:
         Raises:
             NoScore: these clips have none.
         """
-        return POOLED[metric](_there(self.values[metric]), weights)
+        pool = find(metric).pool
+        assert pool is not None
+        return pool(_there(self.values[metric]), weights)
 
-    def frechet(self, reference: frechet.Gaussian, weights: Tensor | None = None) -> float:
+    def frechet(self, reference: gaussians.Gaussian, weights: Tensor | None = None) -> float:
         """Distance to ``reference``, each clip taken ``weights`` [N] times. Raises like :meth:`gaussian`."""
-        return frechet.distance(self.gaussian(weights), reference)
+        return gaussians.distance(self.gaussian(weights), reference)
 
 
 def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) 
         reference: Other real clips, that distances are measured to.
         draws: Equal parts that ``sets`` consist of; the value of each is reported beside that of all.
     """
-    weights = resamples(max(1, len(real)))
+    weights = resamples(max(1, len(real)), REPLICAS)
     target = cache(reference.gaussian)
 
     def value(metric: str, clips: Clips, w: Tensor | None = None) -> float:
@@ -142,7 +140,7 @@ def ratio_interval(one: Clips, other: Clips, reference: Clips) -> tuple[float, f
 
     if not other.frechet(target):
         raise NoScore("it would be a ratio to 0")
-    weights = resamples(len(one))
+    weights = resamples(len(one), REPLICAS)
     above, below = centred(one), centred(other)
     return interval(lambda w: above(w) / below(w), weights)
 

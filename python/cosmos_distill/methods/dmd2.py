@@ -137,7 +137,7 @@ class DMD2(MethodConfig):
             try:
                 head = self._discriminator(setting.blocks, setting.width, seed=0)
             except ValueError as error:
-                yield "head_width", f"{self.head_width} with head_groups {self.head_groups}: {error}"
+                yield "head_width", f"{self.head_width}: {error}"
                 return
             try:
                 head({block: torch.empty(1, *setting.grid, setting.width) for block in blocks})

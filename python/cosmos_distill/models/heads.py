@@ -23,8 +23,8 @@ class _Norm(nn.GroupNorm):
         if x[0].numel() == self.num_groups:
             raise ValueError(
                 f"features too small for this head: {self.num_groups} groups of its {self.num_channels} "
-                "channels have one value each, and normalised it is zero: choose fewer head_groups, or "
-                "another head"
+                "channels have one value each, and normalised it is zero: choose fewer head_groups (the "
+                "attention head has its own, one per channel, and needs larger features), or another head"
             )
         return super().forward(x)
 
@@ -213,10 +213,10 @@ class Discriminator(nn.Module):
             raise ValueError(f"unknown discriminator head {head!r}: choose one of {', '.join(HEADS)}")
         if groups is None:
             groups = width if head == "attention" else 8
-        if head != "query_token" and (width % groups or (head == "attention" and width % 4)):
-            raise ValueError(
-                f"head width {width} must be a multiple of {groups} groups (and of 4 for attention)"
-            )
+        if head == "attention" and width % 4:
+            raise ValueError(f"head width {width} must be a multiple of 4, the heads of its attention")
+        if head != "query_token" and width % groups:
+            raise ValueError(f"head width {width} must be a multiple of {groups}, its head_groups")
         self.head, self.t_min = head, t_min
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

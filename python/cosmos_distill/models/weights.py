@@ -66,6 +66,7 @@ def load_into(network: nn.Module, source: Source) -> State:
             (the network is then partly overwritten).
     """
     state, carried = load(source)
+    named = " with ".join(map(str, source if isinstance(source, tuple) else (source,)))
     parameters = dict(network.named_parameters())
     parts = parts_of(network)
     group = groups.tensor_group()
@@ -92,7 +93,7 @@ def load_into(network: nn.Module, source: Source) -> State:
         problems.append(f"wrong: {_listed(wrong)}")
     if problems:
         raise ValueError(
-            f"{source} does not fit this network. " + "; ".join(problems)
+            f"{named} does not fit this network. " + "; ".join(problems)
             + ". Use the preset (scale) these weights were made for, or weights of this one."
         )  # fmt: skip
     with torch.no_grad():
@@ -101,7 +102,7 @@ def load_into(network: nn.Module, source: Source) -> State:
             if (dim := parts[name].split) is not None:
                 value = value.chunk(group.size(), dim=dim)[group.rank()]
             parameter.copy_(value)
-            _require_finite(name, parameter, f"{source}: damaged, or too large for {parameter.dtype}")
+            _require_finite(name, parameter, f"{named} is damaged, or too large for {parameter.dtype}")
     return carried
 
 

@@ -62,6 +62,12 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
     return (path,)
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a path may be a network's weights. Nothing is opened; a folder of other things, which may be
+    somebody's whole disk, is not searched either."""
+    return path.is_file() or (path.is_dir() and any(path.glob("*.safetensors")))
+
+
 def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
@@ -130,6 +136,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         wanted = [
             (f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None
         ]
+        if isinstance(stage, Evaluate) and (stage.metrics is not None or stage.networks):
+            from cosmos_distill.stages.measures import problems as unmeasurable
+
+            yield from unmeasurable(name, stage)
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)
@@ -152,7 +162,7 @@ def _columns(name: str, stage: Evaluate) -> Iterator[str]:
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    missing = [str(path) for path in teacher_files(recipe) if not (path.is_file() or path.is_dir())]
+    missing = [str(path) for path in teacher_files(recipe) if not holds_weights(path)]
     if recipe.teacher is None and missing:
         yield (
             f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
@@ -160,7 +170,8 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
             "base_model and <control>_control)."
         )
     elif missing:
-        yield f"--teacher {recipe.teacher}: {', '.join(missing)} does not exist, or is no file or folder."
+        named = ", ".join(missing)
+        yield f"--teacher {recipe.teacher}: {named} does not exist, or is no file or folder of .safetensors."
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

@@ -83,6 +83,10 @@ class Conditions:
             raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
         if options.start and control is not None and own is None:
             raise Refusal("--start needs a control beside it: give one with --control-video or --video")
+        if options.data_root and data.source != "folder":
+            raise Refusal(
+                "--data-root: this student's clips come with a package, and no folder: leave it out"
+            )
         for option, path in (("--control-video", options.control_video), ("--video", options.video)):
             if path is not None:
                 _check(option, path)
@@ -90,6 +94,8 @@ class Conditions:
         if own is None and options.start is None and not self._text_alone():
             self._source = self._open(schedule)
             return
+        if options.data_root:
+            raise Refusal("--data-root: clips are drawn from what the other options name: leave it out")
         self._tokenizer = build_tokenizer(self._data, device())
         shape = self._tokenizer.latent_shape(data.frames, data.height, data.width)
         latents = torch.zeros(1, *shape)

@@ -90,7 +90,13 @@ def given_frames(stage: Evaluate, batch: Batch) -> Tensor | None:
     if not any(stage.condition_frames):
         return None
     cycle = stage.condition_frames
-    return torch.tensor([cycle[(batch.first + i) % len(cycle)] for i in range(len(batch))])
+    return torch.tensor([cycle[clip_of(stage, batch.first + i) % len(cycle)] for i in range(len(batch))])
+
+
+def clip_of(stage: Evaluate, sample: int) -> int:
+    """Which held-out clip gives the conditions of a sample: where the stage names its metrics, draws are of
+    noise alone and go through the same clips."""
+    return sample if stage.metrics is None else sample % stage.clips
 
 
 def steps_text(count: int) -> str:

@@ -16,7 +16,7 @@ from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.stages import inputs, ranks, status
-from cosmos_distill.stages.checks import check, misfits, needs_teacher, teacher_files
+from cosmos_distill.stages.checks import check, holds_weights, misfits, needs_teacher, teacher_files
 from cosmos_distill.stages.layout import launch, smallest_world
 from cosmos_distill.stages.manifest import Refusal, plain
 from cosmos_distill.stages.text import yaml
@@ -67,7 +67,7 @@ def _ranks(recipe: Recipe) -> int:
 def _states(recipe: Recipe, out: Path) -> Table:
     table = Table("stage", "kind", "state", "", title=str(out), title_justify="left")
     blocked = any(map(needs_teacher, recipe.stages.values())) and not all(
-        path.exists() for path in teacher_files(recipe)
+        map(holds_weights, teacher_files(recipe))
     )
     try:
         states = {} if blocked else status(recipe, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
-from cosmos_distill.eval import blur_ssim, canny_f1, frechet, given_frames, latency, motion
-from cosmos_distill.eval.missing import attempt, ratio
+from cosmos_distill.eval import latency
+from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
+from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
-from cosmos_distill.files import disk_errors, to_json
+from cosmos_distill.files import disk_errors, regular, to_json
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, ranks
+from cosmos_distill.stages import Run, measures, ranks
 from cosmos_distill.stages import contestants as who_draws
 from cosmos_distill.stages.contestants import Contestant, contestants, student_sampler
 from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
@@ -55,8 +56,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     clips = open_clips(run.recipe, "eval") if Shared.reads() else None
     source = Shared(clips)
     who = contestants(stage, run)
-    total = stage.clips * stage.draws
-    batches = [(first, min(stage.batch, total - first)) for first in range(0, total, stage.batch)]
+    batches = measures.pieces(stage)
     log = Log(folder)
     results = Results({}, {}, {})
     pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
@@ -98,7 +98,8 @@ def _draw(
     network = load_to_draw(recipe, contestant.weights, stage.batch)
 
     def draw(first: int, count: int) -> tuple[int, Tensor]:
-        batch = source.batch(first, count).to(device())
+        batch = source.batch(who_draws.clip_of(stage, first), count).to(device())
+        batch = replace(batch, first=first)  # which the noise depends on
         noise = noise_of(recipe.seed, "evaluate", batch)
         return first, contestant.draw(network, batch, noise, bar.advance).cpu()
 
@@ -130,6 +131,7 @@ def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tup
 
 def _whole(path: Path, count: int) -> bool:
     try:
+        regular(path)
         latents, said = load_file(path)["latents"], read_metadata(path)
     except (OSError, SafetensorError, KeyError, ValueError):
         return False
@@ -154,10 +156,14 @@ def _score(
     """Measure the drawn clips of one contestant; without a label it has no picture."""
     parts, errors = [], []
     for first, count in batches:
-        videos = clips.decode(load_file(_kept(folder, key, first))["latents"])
-        parts.append(measure(run.recipe, videos, clips.pixels(first, count)[0]))
+        latents = load_file(_kept(folder, key, first))["latents"]
+        videos = clips.decode(latents)
+        clip = who_draws.clip_of(stage, first)
+        if stage.metrics is None:
+            part = measure(run.recipe, videos, clips.pixels(clip, count)[0])
+            parts.append(part if latents.isfinite().all() else _without(part, first, count))
         if any(stage.condition_frames):
-            batch = clips.batch(first, count)
+            batch = clips.batch(clip, count)
             frames = who_draws.given_frames(stage, batch)
             assert frames is not None
             given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
@@ -165,9 +171,16 @@ def _score(
         if first < GRID_CLIPS and label is not None:
             shown = [results.pictures[label]] if first else []
             results.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
-    results.measured[key] = Clips.cat(parts)
+    if parts:
+        results.measured[key] = Clips.cat(parts)
     if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
         results.kept[key] = kept
+
+
+def _without(part: Clips, first: int, count: int) -> Clips:
+    """No scores: decoded, what is not finite looks like something that was drawn."""
+    reason = NoScore(f"among clips {first} to {first + count - 1} some hold NaN or infinity")
+    return Clips(reason, dict.fromkeys(part.values, reason))
 
 
 def _write(
@@ -181,16 +194,48 @@ def _write(
     folder: Path,
 ) -> Scores:
     """scores.json and the grid."""
-    total, measured = stage.clips * stage.draws, results.measured
-    codec, real, reference = _real(clips, batches, total, run)
-    reasons: dict[str, str] = {}
+
+    def drawn(key: str, first: int) -> Tensor:
+        return load_file(_kept(folder, key, first))["latents"]
+
+    if stage.metrics is None:
+        scored = _scored(results.measured, batches, clips, stage, run)
+    else:
+        wanted = _reference(run, stage.clips)
+        scored = measures.measured(stage, run.recipe, list(who), drawn, clips, wanted)
     document = {
-        **score(measured | {"codec": codec}, real, reference, stage.draws),
+        **scored,
         "nfe": {
             "teacher": evaluations(teacher_calls(schedule(run.recipe), stage.steps), stage.guidance),
             "student": student_sampler(stage, run).steps,
         },
         "given_frames": results.kept,
+        "latency": latencies,
+        "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
+        "labels": {key: contestant.label for key, contestant in who.items()},
+        "settings": plain(stage),
+    }
+    write_atomically(folder / "scores.json", to_json(document, indent=2) + "\n")
+    pictures = dict(results.pictures)
+    video, control = clips.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
+    if control is not None:
+        pictures["control"] = control
+    picture = grid(pictures | {"ground truth": video}, folder / "grid.png")
+    return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(picture, run.out))
+
+
+def _scored(
+    measured: dict[str, Clips],
+    batches: list[tuple[int, int]],
+    clips: Source,
+    stage: Evaluate,
+    run: Run,
+) -> dict[str, Any]:
+    """The metrics of a stage that names none."""
+    codec, real, reference = _real(clips, batches, stage.clips * stage.draws, run)
+    reasons: dict[str, str] = {}
+    return {
+        **score(measured | {"codec": codec}, real, reference, stage.draws),
         "ratio_intervals": {
             other: attempt(
                 partial(ratio_interval, measured["student"], measured[other], reference), reasons, other
@@ -199,18 +244,7 @@ def _write(
             if "student" in measured and other != "student"
         },
         "ratio_reasons": reasons,
-        "latency": latencies,
-        "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
-        "labels": {key: contestant.label for key, contestant in who.items()},
-        "settings": plain(stage),
     }
-    write_atomically(folder / "scores.json", to_json(document, indent=2) + "\n")
-    pictures = dict(results.pictures)
-    video, control = clips.pixels(0, min(GRID_CLIPS, total))
-    if control is not None:
-        pictures["control"] = control
-    picture = grid(pictures | {"ground truth": video}, folder / "grid.png")
-    return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(picture, run.out))
 
 
 def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
@@ -218,7 +252,7 @@ def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
 
     With a control, a clip has to match the real one; without, nothing but its motion tells it from a still.
     """
-    features = numbers(partial(frechet.features, video))
+    features = numbers(partial(random_frechet.features, video))
     if recipe.control is None:
         return Clips(features, {"motion": numbers(partial(motion.energies, video, real))})
     ssim = numbers(partial(blur_ssim.per_clip, video, real))
@@ -232,14 +266,20 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
         video = clips.pixels(first, count)[0]
         codec.append(measure(run.recipe, clips.decode(clips.batch(first, count).latents), video))
         real.append(measure(run.recipe, video, video))
-    available = run.details["data"].get("distinct_eval_windows")
-    wanted = min(max(REFERENCE_CLIPS[0], 4 * total), REFERENCE_CLIPS[1])
-    run.details["reference_clips"] = wanted
-    run.details["reference_is_disjoint"] = available is not None and total + wanted <= available
+    wanted = _reference(run, total)
     for first in range(total, total + wanted, 64):
         video = clips.pixels(first, min(64, total + wanted - first))[0]
-        reference.append(Clips(numbers(partial(frechet.features, video))))
+        reference.append(Clips(numbers(partial(random_frechet.features, video))))
     return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
+
+
+def _reference(run: Run, scored: int) -> int:
+    """How many clips to compare ``scored`` others with; what they are is recorded."""
+    available = run.details["data"].get("distinct_eval_windows")
+    wanted = min(max(REFERENCE_CLIPS[0], 4 * scored), REFERENCE_CLIPS[1])
+    run.details["reference_clips"] = wanted
+    run.details["reference_is_disjoint"] = available is not None and scored + wanted <= available
+    return wanted
 
 
 def _final(stage: Evaluate) -> str:

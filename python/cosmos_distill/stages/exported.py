@@ -10,14 +10,16 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cosmos_distill.arrays.named import metadata
-from cosmos_distill.config import Control, Data, FewStep, Guidance, Precision
+from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance, Precision
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.text import load_embedding
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.files import inside, sha256
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.ranges import Checked
 from cosmos_distill.stages.export import FORMAT
 from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.stages.sizes import STRIDES, latents_of, whole_chunks
 from cosmos_distill.tokenizers import fingerprint
 
 if TYPE_CHECKING:
@@ -30,10 +32,10 @@ _PATHS = ("root", "tokenizer_path")
 
 
 @dataclass(frozen=True)
-class ManySteps:
+class ManySteps(Checked):
     """The sampler of a teacher."""
 
-    steps: int
+    steps: Evaluations
     guidance: Guidance
 
 
@@ -75,10 +77,15 @@ def read(path: Path) -> Exported:
     try:
         data = _mapping(said["data"])
         negative = _negative(said, data)
+        control = _fitting(said["control"], Control | None, "control")
+        if (control is None) == bool(PRESETS[network].control_blocks):
+            raise ValueError(f"control {control!r} of the network {network}")
+        clips = _data(data)
+        _check_size(clips, PRESETS[network])
         return Exported(
             network=PRESETS[network],
-            control=_fitting(said["control"], Control | None, "control"),
-            data=_data(data),
+            control=control,
+            data=clips,
             schedule=schedule_from_dict(_mapping(said["schedule"])),
             sampler=_sampler(_mapping(said["sampler"])),
             precision=_fitting(said["precision"], Precision, "precision"),
@@ -141,6 +148,11 @@ def negative_text(exported: Exported, options: SampleOptions, student: Path) -> 
                 "--negative-prompt-embedding"
             )
         return None
+    if not isinstance(exported.sampler, ManySteps):
+        raise Refusal(
+            f"--negative-prompt-embedding {given}: {student} is sampled without guidance, which alone "
+            "reads one: leave it out"
+        )
     try:
         if wanted and (found := sha256(given)) != wanted:
             raise Refusal(
@@ -160,6 +172,18 @@ def _data(said: Mapping[str, Any]) -> Data:
     return data if data.source != "folder" else dataclasses.replace(data, negative_prompt="")
 
 
+def _check_size(data: Data, network: NetworkConfig) -> None:
+    """Raises ValueError for clips that the tokenizer or the network does not take."""
+    time, space = STRIDES[data.tokenizer]
+    uneven = any(side % (space * network.patch) for side in (data.height, data.width))
+    if data.tokenizer != "cosmos-cv8x8x8" or not whole_chunks(data):
+        uneven |= (data.frames - 1) % time > 0
+    latents = latents_of(data), data.height // space, data.width // space
+    most = network.max_frames, network.max_height, network.max_width
+    if uneven or any(size > limit for size, limit in zip(latents, most, strict=True)):
+        raise ValueError(f"clips of {data.frames} frames of {data.width} x {data.height}")
+
+
 def _negative(said: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Checksum of the embedding; earlier versions stored its path, which is not opened."""
     if data.get("source", "folder") == "folder" and data.get("negative_prompt"):
@@ -173,6 +197,8 @@ def _sampler(said: Mapping[str, Any]) -> FewStep | ManySteps:
     settings = {key: value for key, value in said.items() if key != "kind"}
     if said["kind"] in ("few_step", "one_step"):
         return _build(FewStep, settings)
+    if said["kind"] not in ("teacher", "res_2ab"):
+        raise ValueError(f"sampler {str(said['kind'])[:100]!r}")
     guidance = _build(Guidance, _mapping(settings["guidance"]))
     return ManySteps(_fitting(settings["steps"], int, "steps"), guidance)
 
@@ -191,7 +217,7 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     """A configuration from JSON, each value of the type that its field declares."""
     hints = get_type_hints(cls)
     if unknown := values.keys() - hints.keys():
-        raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown: {', '.join(sorted(unknown))[:100]!r}")
     return cls(**{name: _fitting(value, hints[name], name) for name, value in values.items()})
 
 

@@ -21,7 +21,8 @@ that exist. A stage keeps :data:`RECORD`, the hashes of the files that it was ma
   record; whoever wants it made from the new files deletes the stage's folder, and those made from it.
 
 Manifests of earlier versions hold a hash over names and sizes instead (:func:`_names_and_sizes`), and the
-places of negative prompt and tokenizer: they hold as long as these are the same. Torch-free.
+places of negative prompt and tokenizer: they hold as long as these are the same, and once a run has found a
+complete stage so, it has it go by contents like any other. Torch-free.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
+from cosmos_distill.files import read_json
 from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
 from cosmos_distill.stages.sizes import STRIDES, latent_frames
 
@@ -53,7 +55,7 @@ def look(recipe: Recipe) -> Survey | None:
     """The folder of clips as it is now; None where clips come from elsewhere.
 
     Raises:
-        Refusal: there is none that can be used, or files beside the clips are wrong.
+        Refusal: files beside the clips are wrong, or a stage would find no clip that can be used.
     """
     from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
     from cosmos_distill.models.presets import PRESETS
@@ -66,12 +68,16 @@ def look(recipe: Recipe) -> Survey | None:
         space = STRIDES[data.tokenizer][1]
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
-        return survey(
+        found = survey(
             data,
             recipe.control,
             text_channels=None if network is None else network.text_channels,
             latent_shape=latents,
         )
+        for stage in recipe.stages.values():
+            if (split := reads(stage)) is not None:
+                found.usable(split)
+        return found
     except DataError as error:
         raise Refusal(str(error)) from error
     except OSError as error:
@@ -129,6 +135,12 @@ def of_files(paths: Iterable[Path], suffixes: tuple[str, ...] = ()) -> str:
     return sha256_of_listing([f"{file.name} {hashed}" for file, hashed in zip(files, hashes, strict=True)])
 
 
+def goes_by_names(found: Manifest) -> bool:
+    """Whether an earlier version made the stage, from a folder of clips of which it knew names and sizes."""
+    folder = found.configuration.get("data", {}).get("source") == "folder"
+    return folder and not found.inputs.get("clips", _CONTENT).startswith(_CONTENT)
+
+
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage that begins or goes on."""
     if record:
@@ -151,7 +163,12 @@ def change(
     if made_from is None or not record or not made_from.startswith(_CONTENT):
         if record and made_from == _names_and_sizes(recipe):
             return None, ""
-        then = "by names and sizes, which are others now" if record else f"as {made_from!r}, not {now!r}"
+        then = (
+            "by the names and sizes of all files there, as earlier versions did, and one is another now. Put "
+            "them back for one run: from then on contents count, and what comes to them takes nothing back"
+            if record and made_from
+            else f"as {made_from!r}, not {now!r}"
+        )
         return f"clips: recorded {then}", ""
     if isinstance(stage, Evaluate) and not found.complete:
         return "held-out clips were changed, added or removed since it began to draw", ""
@@ -186,7 +203,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
         if not all(isinstance(files, dict) for files in record["clips"].values()):
             raise ValueError("no hashes")
         return record

@@ -78,7 +78,8 @@ def _summary(report: dict[str, Any], console: Console) -> None:
     table = Table("", *names.values(), title="held-out clips", title_justify="left")
     for who, values in report["metrics"].items():
         table.add_row(who, *(shown(values[m], ".3f") for m in names))
-    table.add_row("floor (real against real)", shown(report["floor"]["frechet"], ".3f"))
+    floor = report["floor"]
+    table.add_row("floor (real against real)", *(shown(floor[m], ".3f") if m in floor else "" for m in names))
     console.print(table)
     for who, values in {**report["metrics"], "floor": report["floor"]}.items():
         for metric, why in values.get("reasons", {}).items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ import torch
 from cosmos_distill import models
 from cosmos_distill.config import FewStep
 from cosmos_distill.data.write_video import write_mp4
-from cosmos_distill.files import disk_errors
+from cosmos_distill.files import DiskError, disk_errors
 from cosmos_distill.models import weights
 from cosmos_distill.stages.conditions import Conditions
 from cosmos_distill.stages.exported import negative_text, read, with_files
@@ -55,32 +58,57 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     pictures: dict[str, Tensor] = {}
-    for first in range(0, options.clips, options.batch):
-        batch, control = clips.batch(first, min(options.batch, options.clips - first))
-        if negative is not None:
-            batch = dataclasses.replace(
-                batch, negative_text=torch.from_numpy(negative).expand_as(batch.negative_text)
-            )
-        batch = batch.to(device())
-        noise = noise_of(options.seed, "sample", batch)
-        frames = torch.full((len(batch),), clips.frames)
-        levels, sampler = exported.schedule, exported.sampler
-        if isinstance(sampler, FewStep):
-            latents = few_steps(network, levels, batch, noise, sampler, frames=frames, seed=options.seed)
-        else:
-            latents = many_steps(network, levels, batch, noise, sampler.guidance, sampler.steps, frames)
-        videos = clips.decode(latents.cpu())
-        if not pictures:
-            pictures["sample"] = videos[:GRID_CLIPS]
-            if control is not None:
-                pictures["control"] = control[:GRID_CLIPS]
-        for clip, fps in zip(videos, batch.fps.tolist(), strict=True):
-            path = options.out / _name(len(written))
-            with disk_errors(path):
-                written.append(write_mp4(clip, path, fps))
-    picture = grid(pictures, options.out / GRID)
+    with _disk(options, written):
+        for first in range(0, options.clips, options.batch):
+            batch, control = clips.batch(first, min(options.batch, options.clips - first))
+            if negative is not None:
+                batch = dataclasses.replace(
+                    batch, negative_text=torch.from_numpy(negative).expand_as(batch.negative_text)
+                )
+            batch = batch.to(device())
+            noise = noise_of(options.seed, "sample", batch)
+            frames = torch.full((len(batch),), clips.frames)
+            levels, sampler = exported.schedule, exported.sampler
+            if isinstance(sampler, FewStep):
+                latents = few_steps(network, levels, batch, noise, sampler, frames=frames, seed=options.seed)
+            else:
+                latents = many_steps(network, levels, batch, noise, sampler.guidance, sampler.steps, frames)
+            if not latents.isfinite().all():
+                raise Refusal(
+                    f"{student}: what it draws as clips {first} to {first + len(batch) - 1} holds NaN or "
+                    "infinity, which no picture shows: export it again in fp32, or take an earlier one"
+                )
+            videos = clips.decode(latents.cpu())
+            if not pictures:
+                pictures["sample"] = videos[:GRID_CLIPS]
+                if control is not None:
+                    pictures["control"] = control[:GRID_CLIPS]
+            for clip, fps in zip(videos, batch.fps.tolist(), strict=True):
+                path = options.out / _name(len(written))
+                with disk_errors(path):
+                    written.append(write_mp4(clip, path, fps))
+        picture = grid(pictures, options.out / GRID)
     print(f"{len(written)} clips and {picture.name} in {options.out}")
     return written
+
+
+@contextmanager
+def _disk(options: SampleOptions, written: list[Path]) -> Iterator[None]:
+    """Say what is true of this command where a file cannot be written: clips that it finds stop it.
+
+    Raises:
+        DiskError: for any other.
+    """
+    try:
+        yield
+    except DiskError as error:
+        if not written or options.overwrite:
+            raise
+        why = getattr(error.__cause__, "strerror", None) or error.__cause__ or error
+        raise DiskError(
+            f"cannot write into {options.out} ({why}): {len(written)} of {options.clips} clips are there; "
+            "once this is mended, the same command with --overwrite draws all of them"
+        ) from error
 
 
 def _name(index: int) -> str:
@@ -96,7 +124,7 @@ def _refuse_earlier(options: SampleOptions) -> None:
     if reason := blocked(options.out):
         raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
     names = [_name(i) for i in range(options.clips)] + [GRID]
-    there = [name for name in names if (options.out / name).exists()]
+    there = [name for name in names if os.path.lexists(options.out / name)]
     if there and not options.overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise Refusal(

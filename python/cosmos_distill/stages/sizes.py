@@ -25,11 +25,16 @@ COSMOS_CHUNK = 121
 
 
 def latent_frames(recipe: Recipe) -> int:
+    """T of the recipe's latent clips."""
+    return latents_of(recipe.data)
+
+
+def latents_of(data: Data) -> int:
     """T of a latent clip: the first frame alone, then one per temporal stride. Of several chunks of the
     Cosmos tokenizer each is such a clip."""
-    if recipe.data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(recipe.data):
-        return recipe.data.frames // COSMOS_CHUNK * (1 + (COSMOS_CHUNK - 1) // STRIDES["cosmos-cv8x8x8"][0])
-    return 1 + (recipe.data.frames - 1) // STRIDES[recipe.data.tokenizer][0]
+    if data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(data):
+        return data.frames // COSMOS_CHUNK * (1 + (COSMOS_CHUNK - 1) // STRIDES["cosmos-cv8x8x8"][0])
+    return 1 + (data.frames - 1) // STRIDES[data.tokenizer][0]
 
 
 def pixel_frames(recipe: Recipe, latents: int) -> int:

@@ -20,8 +20,8 @@ class NonFiniteError(RuntimeError):
 
 
 _ADVICE = (
-    "The newest checkpoint is intact, and no weight in it is touched by these steps. Look at the samples of "
-    "these steps, or start anew with a lower learning rate, a clip_norm or less guidance"
+    "No weight and no checkpoint is touched by these steps. Look at their samples, or start anew with a "
+    "lower learning rate, a clip_norm or less guidance"
 )
 
 

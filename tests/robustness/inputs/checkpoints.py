@@ -100,6 +100,9 @@ INPUTS = {
         ("mine.safetensors",),
         quick=True,
     ),
+    "the whole disk": Input(
+        lambda folder: ["consolidate", "/", "out.safetensors"], ("/ is no checkpoint",), quick=True
+    ),
     "role unknown": Input(consolidate(lambda p: None, "--role", "tutor"), ("tutor", "student"), quick=True),
     "no average": Input(consolidate(lambda p: None, "--weights", "ema"), ("average",), quick=True),
     "target exists": Input(_there, ("out.safetensors", "--overwrite"), quick=True),
@@ -124,6 +127,12 @@ INPUTS = {
     "teacher is empty": Input(_teacher(Path.touch), ("teacher.safetensors",)),
     "teacher is cut off": Input(_teacher(_half), ("teacher.safetensors",)),
     "teacher is an empty folder": Input(_teacher(Path.mkdir), ("teacher.safetensors",)),
+    "teacher is a folder of other things": Input(
+        _teacher(lambda p: (p.mkdir(), (p / "cat.png").touch())), ("--teacher", ".safetensors"), quick=True
+    ),
+    "teacher is a folder of other things in the plan": Input(
+        lambda f: [*_teacher(Path.mkdir)(f), "--dry-run"], ("--teacher", ".safetensors"), quick=True
+    ),
     "teacher is a dangling link": Input(
         _teacher(lambda p: p.symlink_to("gone")), ("teacher.safetensors",), quick=True
     ),

@@ -37,6 +37,12 @@ INPUTS = {
         environment={"WORLD_SIZE": "2", "RANK": "0"},
         quick=True,
     ),
+    "consolidate under torchrun": Input(
+        lambda folder: ["consolidate", "checkpoint", "out.safetensors"],
+        ("torchrun",),
+        environment={"WORLD_SIZE": "2", "RANK": "0"},
+        quick=True,
+    ),
     "backend unknown": Input(_generate, ("abacus",), environment={"COSMOS_DISTILL_BACKEND": "abacus"}),
     "no HOME": Input(_generate, right=_drawn, environment={"HOME": None}),
     "HOME that does not exist": Input(_generate, right=_drawn, environment={"HOME": "/nonexistent"}),

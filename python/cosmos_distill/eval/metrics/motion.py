@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 
 
@@ -41,3 +42,14 @@ def score(energies: Tensor, weights: Tensor | None = None) -> float:
 def _energy(video: Tensor) -> Tensor:
     x = video.cpu().double() / 127.5
     return (x[:, :, 1:] - x[:, :, :-1]).square().flatten(1).mean(1)
+
+
+METRIC = Metric(
+    title="motion",
+    direction="one",
+    unit="1 is real",
+    source="mean squared frame difference over that of the real clips",
+    reads=lambda view: energies(view.video, view.real.video),
+    pool=score,
+    paired=True,
+)

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmos_distill.data.controls import blur
+from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.eval.pools import mean
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -23,11 +25,6 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def per_clip(video: Tensor, real: Tensor) -> Tensor:
     """Blur-SSIM of each clip, fp64 [B], at most 1. Both are uint8 [B, 3, F, H, W]."""
     return torch.stack([ssim(_blurred(v), _blurred(r)) for v, r in zip(video, real, strict=True)])
-
-
-def score(values: Tensor, weights: Tensor | None = None) -> float:
-    """Mean over clips with ``values`` [B], each taken ``weights`` [B] times (once if left out)."""
-    return float(values.mean() if weights is None else weights @ values / weights.sum())
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -54,3 +51,14 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 def _blurred(clip: Tensor) -> Tensor:
     frames = blur(np.ascontiguousarray(clip.cpu().permute(1, 2, 3, 0).numpy()))
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+METRIC = Metric(
+    title="blur-SSIM",
+    direction="higher",
+    unit="at most 1",
+    source="Wang et al. 2004, eq. 13, of blurred frames",
+    reads=lambda view: per_clip(view.video, view.real.video),
+    pool=mean,
+    paired=True,
+)

@@ -1,0 +1,140 @@
+"""The metrics that an Evaluate stage names: every candidate in one pass over the held-out clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cosmos_distill.config import Evaluate, Recipe
+from cosmos_distill.data import packages
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.sources import shots
+from cosmos_distill.eval.measure import Readings, document, load
+from cosmos_distill.eval.views import View
+from cosmos_distill.files import sha256
+from cosmos_distill.stages.contestants import clip_of, given_frames
+from cosmos_distill.stages.networks import device
+from cosmos_distill.stages.sizes import pixel_frames
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cosmos_distill.data.batch import Batch
+    from cosmos_distill.data.sources import Source
+
+SCHEMA = 2
+"""Of a report whose metrics the recipe names."""
+REFERENCE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out clips of one batch of samples."""
+
+    video: Tensor
+    """Real, uint8 [B, 3, F, H, W]."""
+    batch: Batch
+    units: Tensor | None
+
+
+def problems(name: str, stage: Evaluate) -> Iterator[str]:
+    """Why the metrics of ``stage`` cannot be computed here, one sentence each."""
+    networks = stage.networks or {}
+    try:
+        chosen = load(stage.metrics or ())
+    except ValueError as error:
+        yield f"--stages.{name}.metrics: {error}."
+        return
+    for metric, found in chosen.items():
+        if found.network and metric not in networks:
+            yield f"--stages.{name}.metrics {metric} needs a network: --stages.{name}.networks {metric} PATH."
+        for weights in found.weights:
+            try:
+                packages.path(weights)
+            except DataError as error:
+                yield f"--stages.{name}.metrics {metric}: {error}."
+    for metric, path in networks.items():
+        if metric not in chosen or not chosen[metric].network:
+            yield f"--stages.{name}.networks {metric}: no metric of that name takes a network here."
+        elif not path.exists():
+            yield f"--stages.{name}.networks {metric} {path}: no such file or folder."
+
+
+def pieces(stage: Evaluate) -> list[tuple[int, int]]:
+    """(first sample, count) of every batch of samples; where draws repeat the clips, none lies in two
+    draws."""
+    if stage.metrics is None:
+        total = stage.clips * stage.draws
+        return [(first, min(stage.batch, total - first)) for first in range(0, total, stage.batch)]
+    return [
+        (draw * stage.clips + first, min(stage.batch, stage.clips - first))
+        for draw in range(stage.draws)
+        for first in range(0, stage.clips, stage.batch)
+    ]
+
+
+def measured(
+    stage: Evaluate,
+    recipe: Recipe,
+    who: Sequence[str],
+    drawn: Callable[[str, int], Tensor],
+    clips: Source,
+    reference: int,
+) -> dict[str, Any]:
+    """What scores.json has of metrics: ``metrics``, ``floor``, ``differences``, ``about``.
+
+    Args:
+        who: Candidates; the tokenizer's round trip of the real clips joins them as ``codec``.
+        drawn: (candidate, first sample) -> latents of that batch.
+        reference: Number of further held-out clips that sets are compared with.
+    """
+    metrics = load(stage.metrics or ())
+    numbers: dict[str, int] = {}
+    sets = {key: Readings(metrics) for key in (*who, "codec")}
+    real, others = Readings(metrics), Readings(metrics, as_set=True)
+    where = device()
+
+    def view(video: Tensor, *of: View, **also: Any) -> View:
+        return View(video, *of, networks=stage.networks, device=where, **also)
+
+    for first, count in pieces(stage):
+        held = _held(clips, clip_of(stage, first), count, numbers)
+        whole = view(held.video)
+        codec = clips.decode(held.batch.latents)
+        frames = given_frames(stage, held.batch)
+        given = None if frames is None else torch.tensor([pixel_frames(recipe, n) for n in frames.tolist()])
+        real.add(view(held.video, whole, codec=held.video, given=given), held.units)
+        for key, readings in sets.items():
+            video = codec if key == "codec" else clips.decode(drawn(key, first))
+            readings.add(view(video, whole, codec=codec, given=given), held.units)
+    for first in range(stage.clips, stage.clips + reference, REFERENCE_BATCH):
+        count = min(REFERENCE_BATCH, stage.clips + reference - first)
+        others.add(view(clips.pixels(first, count)[0]), _units(clips, first, count, numbers))
+    found = document(metrics, sets, real, others, stage.draws)
+    for name, path in (stage.networks or {}).items():
+        found["about"][name]["network"] = identity(path)
+    return found | {"schema": SCHEMA, "clips": stage.clips, "shots": len(numbers) or None}
+
+
+def identity(path: Path) -> dict[str, str]:
+    """Name of a network that the user gave, and the hash of its weights."""
+    weights = path / "model.safetensors" if path.is_dir() else path
+    return {"name": path.name} | ({"sha256": sha256(weights)} if weights.is_file() else {})
+
+
+def _held(clips: Source, first: int, count: int, numbers: dict[str, int]) -> Held:
+    video = clips.pixels(first, count)[0]
+    return Held(video, clips.batch(first, count), _units(clips, first, count, numbers))
+
+
+def _units(clips: Source, first: int, count: int, numbers: dict[str, int]) -> Tensor | None:
+    """Number of each clip's shot, int64 [count], from a numbering that grows; None where shots are
+    unknown."""
+    found = shots(clips, first, count)
+    if found is None:
+        return None
+    return torch.tensor([numbers.setdefault(shot, len(numbers)) for shot in found])
