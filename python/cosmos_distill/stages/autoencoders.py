@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe
+from cosmos_distill.models import files
 from cosmos_distill.models.autoencoder import Autoencoder
 from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.stages import Run, ranks
@@ -44,7 +44,7 @@ def networks(recipe: Recipe, student: tuple[Path, ...] | None) -> Callable[[str]
     def build(role: str) -> Autoencoder:
         network = Autoencoder(AUTOENCODERS[recipe.network])
         if student is not None:
-            network.load_state_dict({k: v.float() for k, v in load_file(student[0]).items()})
+            network.load_state_dict({k: v.float() for k, v in files.read(student[0]).items()})
         else:
             clips = open_clips(recipe, "train")
             pixels = torch.cat([clips.pixels(n, 64)[0] for n in range(0, COMPONENT_CLIPS, 64)])
@@ -74,7 +74,7 @@ def sampler_grid(network: torch.nn.Module, recipe: Recipe, folder: Path) -> Call
 def export(stage: Export, run: Run, folder: Path) -> Exported:
     """Write tokenizer.safetensors and, beside it, report.json with its scores on held-out clips."""
     recipe = run.recipe
-    state = load_file(run.student(stage.student_from))
+    state = files.read(run.student(stage.student_from))
     dtype = DTYPES[stage.precision]
     said = {"network": recipe.network, "version": __version__, "seed": recipe.seed}
     network = Autoencoder(AUTOENCODERS[recipe.network])

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import cosmos_distill
+from cosmos_distill.models import files
 from cosmos_distill.models.autoencoder import COLOURS, GROUP, SIDE, Autoencoder
 from cosmos_distill.models.presets import AUTOENCODERS
 
@@ -27,16 +28,13 @@ class Learned:
     """
 
     def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = path or shipped()
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
         network = Autoencoder(AUTOENCODERS[NAME])
         try:
-            network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-        except (RuntimeError, SafetensorError) as error:
+            network.load_state_dict({name: value.float() for name, value in files.read(path).items()})
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not hold the weights of {NAME} ({error})") from error
         self.channels = network.config.channels
         self._device = torch.device(device)
