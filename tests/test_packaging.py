@@ -112,7 +112,7 @@ print(len(said), said[0].message)
 def test_the_wheel_holds_what_the_package_needs(tmp_path: Path):
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "CMakeLists.txt", "README.md"):
+    for name in ("pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     for name in ("python", "csrc"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
