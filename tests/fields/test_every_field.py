@@ -20,8 +20,8 @@ from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ranges import Checked, fits
 from cosmos_distill.stages import Refusal, autoencoders, evaluate, sample
 from cosmos_distill.stages.checks import check
-from cosmos_distill.stages.manifest import Exported
 from cosmos_distill.stages.exported import ManySteps
+from cosmos_distill.stages.manifest import Exported
 from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
 from cosmos_distill.train import log
 from tests.fields import specimens
