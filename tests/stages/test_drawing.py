@@ -41,7 +41,7 @@ def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.
     source: Any = SimpleNamespace(batch=ToySource().batch)
     bar: Any = SimpleNamespace(advance=lambda: None, together=lambda: None)
     recipe: Any = SimpleNamespace(seed=0)
-    stage: Any = SimpleNamespace(batch=2)
+    stage: Any = SimpleNamespace(batch=2, metrics=None)
     for missing in ([(0, 2), (2, 1)], [], [(2, 1)]):
         who = Contestant(draw, (), 1, "somebody")
         made = list(evaluate._draw(who, missing, source, stage, recipe, bar))
@@ -80,7 +80,7 @@ def test_clips_that_are_not_finite_have_no_scores_and_a_reason(control: str | No
     clip = torch.randint(0, 255, (2, 3, 5, 32, 32), dtype=torch.uint8)
     clips: Any = SimpleNamespace(decode=Haar().decode, pixels=lambda first, count: (clip, None))
     run: Any = SimpleNamespace(recipe=SimpleNamespace(control=control))
-    stage: Any = SimpleNamespace(condition_frames=(0,))
+    stage: Any = SimpleNamespace(condition_frames=(0,), metrics=None)
     results = evaluate.Results({}, {}, {})
     evaluate._score(results, "student", None, [(0, 2), (2, 2)], clips, stage, run, tmp_path)
     found = results.measured["student"]
