@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # Two processes of one thread each, a file's tests together, for its fixtures' sake.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-CHECKS := tests/test_architecture.py $(addprefix tests/,data diffusion methods models tokenizers) \
+CHECKS := tests/test_architecture.py $(addprefix tests/,diffusion methods models tokenizers) \
+  $(addprefix tests/data/test_,controls_text.py folder.py pairs.py survey.py) \
   $(addprefix tests/train/test_,loop.py optim.py ema_guard_log.py) \
   $(addprefix tests/ops/test_,arguments.py gradcheck.py library.py registry.py)
 
