@@ -242,6 +242,31 @@ def test_a_film_is_decoded_once_at_every_height(monkeypatch, tmp_path):
     film_frames.frames.cache_clear()
 
 
+def test_colours_are_those_that_a_player_shows(monkeypatch, tmp_path):
+    """Of 720 lines without a named matrix: BT.709, whose green of these three numbers BT.601 misses by 13."""
+    import av
+
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "1", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        frame = av.VideoFrame(1280, 720, "yuv420p")
+        for plane, level in zip(frame.planes, (173, 42, 26), strict=True):
+            plane.update(bytes([level]) * plane.buffer_size)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    monkeypatch.setenv(packages.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(packages, "path", lambda name: path)
+    monkeypatch.setattr(film_frames, "FRAMES", 1)
+    film_frames.frames.cache_clear()
+    # (219, 224 ranges) Y = 157 / 219, Cb = -86 / 224, Cr = -102 / 224 by ITU-R BT.709's inverse matrix
+    y, cb, cr = (173 - 16) / 219, (42 - 128) / 224, (26 - 128) / 224
+    rgb = [y + 1.5748 * cr, y - 0.1873 * cb - 0.4681 * cr, y + 1.8556 * cb]
+    shown = film_frames.frames((48,))[48][0, 24, 40]
+    film_frames.frames.cache_clear()
+    assert np.allclose(shown, np.clip(np.array(rgb) * 255, 0, 255), atol=2)
+
+
 def test_fades_and_flashes_are_no_shots():
     frames = drawn(16, 28)
     frames[200:260] = 255 - frames[200:260]
@@ -260,14 +285,7 @@ def test_out_of_domain_clips_cover_the_window():
 
 
 def test_the_real_film_where_it_is_cached():
-    if not all(
-        (
-            packages.cache_folder()
-            / "film"
-            / "{}-{}x{}.npy".format(film_frames.NAME, *film_frames.picture(h))
-        ).is_file()
-        for h in (48, 60)
-    ):
+    if not all(film_frames.cached(h).is_file() for h in (48, 60)):
         lanes.missing("the film is not decoded yet: run a recipe of the film once")
     film.load_film.cache_clear()
     film_frames.frames.cache_clear()

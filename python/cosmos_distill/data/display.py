@@ -80,6 +80,23 @@ class Display:
             image = image.transpose(1, 0, 2)
         return np.ascontiguousarray(image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
+    def reduced(self, frame: Any, height: int, width: int) -> np.ndarray:
+        """The frame as RGB uint8 [height, width, 3], averaged over areas while its colours are converted: for
+        a large picture that is to become a small one :meth:`rgb` would cost more than decoding. It must be
+        stored as it is shown: upright, whole, with square pixels and without transparency."""
+        image: np.ndarray = frame.reformat(
+            width=width, height=height, format="rgb24", interpolation="AREA", **self._colours(frame)
+        ).to_ndarray()
+        return image
+
+    def _colours(self, frame: Any) -> dict[str, Any]:
+        """swscale's arguments for the frame's colours."""
+        return {
+            "src_colorspace": self._matrix(frame),
+            "src_color_range": frame.color_range if frame.color_range in (1, _FULL_RANGE) else None,
+            "dst_color_range": _FULL_RANGE,
+        }
+
     def _cropped(self, frame: Any) -> tuple[int, int]:
         left, top, right, bottom = self._crop
         return frame.width - left - right, frame.height - top - bottom
@@ -87,10 +104,7 @@ class Display:
     def _convert(self, frame: Any) -> np.ndarray:
         transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
         image: np.ndarray = frame.reformat(
-            format="rgba" if transparent else "rgb24",
-            src_colorspace=self._matrix(frame),
-            src_color_range=frame.color_range if frame.color_range in (1, _FULL_RANGE) else None,
-            dst_color_range=_FULL_RANGE,
+            format="rgba" if transparent else "rgb24", **self._colours(frame)
         ).to_ndarray()
         return on_black(image) if transparent else image
 

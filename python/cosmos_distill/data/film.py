@@ -258,6 +258,7 @@ class FilmSource:
             "seed": self.seed,
             "control": self.control,
             "clips": {name: footage.sha256 for name, footage in self._footage.items()},
+            "colours": film_frames.COLOURS,
             "stretches": [f"{s.clip} shot {s.shot}: frames {s.start}..{s.stop - 1}" for s in self._stretches],
             "starts": sum(map(self._starts, self._stretches)),
             "distinct_eval_windows": None if self.split == "train" else self.distinct,

@@ -14,13 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosmos_distill.data import clips, controls, packages
+from cosmos_distill.data import container, controls, packages
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.files import replacing
 
 NAME = "big-buck-bunny"
 ATTRIBUTION = "Big Buck Bunny, (c) copyright 2008, Blender Foundation, www.bigbuckbunny.org, CC BY 3.0"
 FRAMES, HEIGHT, WIDTH, FPS = 14_315, 720, 1280, 24.0
+FOLDER = "film"
+COLOURS = "bt709"
+"""How the film's colours are shown: its file names no matrix, and players take BT.709 for 720 lines."""
 
 
 class Size(NamedTuple):
@@ -40,6 +43,11 @@ def close(height: int) -> int:
     return height * 5 // 4
 
 
+def cached(height: int) -> Path:
+    """Where the frames of that height are kept."""
+    return packages.cache_folder() / FOLDER / "{}-{}-{}x{}.npy".format(NAME, COLOURS, *picture(height))
+
+
 @lru_cache(maxsize=4)
 def frames(heights: tuple[int, ...]) -> dict[int, np.ndarray]:
     """Every frame of the film at every height, uint8 [14315, height, width, 3] mapped from the cache.
@@ -47,11 +55,10 @@ def frames(heights: tuple[int, ...]) -> dict[int, np.ndarray]:
     What the cache lacks is decoded first: under a minute of one core for all heights together. Raises
     DataError when the film is not in the cache or cannot be decoded.
     """
-    folder = packages.cache_folder() / "film"
-    paths = {height: folder / "{}-{}x{}.npy".format(NAME, *picture(height)) for height in heights}
+    paths = {height: cached(height) for height in heights}
     if not all(path.is_file() for path in paths.values()):
         source = packages.path(NAME)
-        with packages.locked(folder):
+        with packages.locked(packages.cache_folder() / FOLDER):
             missing = {height: path for height, path in paths.items() if not path.is_file()}
             if missing:
                 _decode(source, missing)
@@ -86,10 +93,7 @@ def _decode(source: Path, targets: dict[int, Path]) -> None:
 def _decoded(source: Path, largest: Size) -> Iterator[np.ndarray]:
     """Every frame of the film, RGB uint8, averaged by FFmpeg's scaler to ``largest`` where it is larger: in
     full size its conversion to RGB would cost more than decoding."""
-    with clips.video_stream(source) as (container, stream):
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            height, width = min(largest, Size(frame.height, frame.width))
-            yield frame.reformat(
-                width=width, height=height, format="rgb24", interpolation="AREA"
-            ).to_ndarray()
+    with container.opened(source) as film:
+        film.stream.thread_type = "AUTO"
+        for frame in film.container.decode(film.stream):
+            yield film.display.reduced(frame, *min(largest, Size(frame.height, frame.width)))
