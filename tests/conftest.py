@@ -11,7 +11,7 @@ import torch
 
 from cosmos_distill.data.packages import CACHE_VARIABLE, cache_folder
 from tests import lanes, rounding
-from tests.stages.conftest import ENV, PREDICT25, smoke
+from tests.run.commands import ENV, PREDICT25, smoke
 
 
 def pytest_configure(config: pytest.Config) -> None:

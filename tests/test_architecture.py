@@ -20,6 +20,10 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Part -> the parts it may import. A part is a folder or file right under the package; what is not listed
 # here (cli, stages) may import everything. `data.batch` is narrower than `data`: that one file only.
 # A method builds its discriminator itself (models.heads), and is handed every other network.
+EVERYTHING_BELOW = {
+    "arrays", "config", "data", "diffusion", "errors", "files", "methods", "models", "ops", "parallel",
+    "ranges", "tokenizers", "train",
+}  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
     "config": {"ranges"},
@@ -34,12 +38,16 @@ ARROWS: dict[str, set[str]] = {
     "data": {"config", "diffusion", "tokenizers", "files", "arrays"},
     "train": {"methods", "models", "data", "parallel", "config", "files", "arrays"},
     "eval": {"data.controls", "data.errors", "data.packages"},
+    "errors": set(),
+    "launch": {"config", "errors", "models.presets", "parallel", "data", "train.plan"},
+    "run": EVERYTHING_BELOW | {"eval", "launch"},
+    "sampling": EVERYTHING_BELOW | {"launch", "run"},
 }
 # Of third-party packages, the heavy ones belong to one part each; megatron is the contract's. An owner is a
 # part, or one folder of it.
 OWNERS = {
     "megatron": {"parallel"},
-    "av": {"data", "eval", "stages", "train"},
+    "av": {"data", "eval", "run", "sampling", "stages", "train"},
     "tyro": {"cli"},
     "tensorboard": {"train"},
     "triton": {"ops"},
@@ -60,8 +68,13 @@ LIGHT = [
     "parallel/__init__",
     "parallel/runs",
     "models/__init__",
-    "stages/__init__",
-    "stages/manifest",
+    "errors",
+    "launch/__init__",
+    "run/__init__",
+    "run/runner",
+    "run/manifest",
+    "sampling/__init__",
+    "sampling/options",
 ]
 HEAVY = {"torch", "megatron", "triton", "av", "cv2", "safetensors", "tensorboard", "diffusers", "scipy"}
 LONGEST = 500

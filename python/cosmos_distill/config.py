@@ -4,7 +4,7 @@ A recipe file holds one function, ``recipe(scale=..., control=..., ...) -> Recip
 only *describes*; the objects that compute are built from it in one place each. Every field is checked
 against its type and range when it is set (:mod:`cosmos_distill.ranges`) and never converted, so a value
 printed is the value used. What depends on the network, the data or other stages is checked before a run
-(:mod:`cosmos_distill.stages.checks`).
+(:mod:`cosmos_distill.run.checks`).
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def test_failure_is_framed_and_the_traceback_is_on_request(
     def broken(*args: object, **options: object) -> None:
         raise OSError("disk on fire")
 
-    monkeypatch.setattr("cosmos_distill.stages.run_recipe", broken)
+    monkeypatch.setattr("cosmos_distill.run.runner.run_recipe", broken)
     args = [str(RECIPE), "--scale", "smoke", "--out", str(tmp_path)]
     assert cli.main(args) == cli.FAILED
     shown = capsys.readouterr().err
@@ -205,7 +205,9 @@ def test_interrupt_has_its_own_status(monkeypatch: pytest.MonkeyPatch, tmp_path:
     from cosmos_distill.train.guard import Interrupted
 
     for error in (Interrupted("saved"), KeyboardInterrupt()):
-        monkeypatch.setattr("cosmos_distill.stages.run_recipe", lambda *a, _error=error, **k: _raise(_error))
+        monkeypatch.setattr(
+            "cosmos_distill.run.runner.run_recipe", lambda *a, _error=error, **k: _raise(_error)
+        )
         assert cli.main([str(RECIPE), "--scale", "smoke", "--out", str(tmp_path)]) == cli.INTERRUPTED
 
 
@@ -215,7 +217,7 @@ def _raise(error: BaseException) -> None:
 
 def test_generate_eval_and_export_run_the_stages_of_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("cosmos_distill.stages.run_recipe", lambda *a, only, **k: seen.append(only))
+    monkeypatch.setattr("cosmos_distill.run.runner.run_recipe", lambda *a, only, **k: seen.append(only))
     for word in ("generate", "eval", "export"):
         assert cli.main([word, str(RECIPE), "--scale", "smoke"]) == cli.OK
     assert seen == [("generate",), ("evaluate",), ("export",)]
@@ -226,7 +228,7 @@ def test_what_a_word_runs_and_what_is_asked_for_besides_have_to_agree(
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        "cosmos_distill.stages.run_recipe", lambda *a, **k: seen.append((k["only"], k["argv"]))
+        "cosmos_distill.run.runner.run_recipe", lambda *a, **k: seen.append((k["only"], k["argv"]))
     )
     line = [str(RECIPE), "--scale", "smoke", "--only", "evaluate"]
     assert cli.main(["eval", *line]) == cli.OK
@@ -275,7 +277,7 @@ def test_what_is_wrong_is_said_however_narrow_the_terminal(
 def test_output_of_another_encoding_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", said)
-    monkeypatch.setattr("cosmos_distill.stages.run_recipe", lambda *a, **k: print("Fréchet distance ↓"))
+    monkeypatch.setattr("cosmos_distill.run.runner.run_recipe", lambda *a, **k: print("Fréchet distance ↓"))
     assert cli.main([str(RECIPE), "--scale", "smoke"]) == cli.OK
     said.flush()
     assert said.buffer.getvalue() == b"Fr?chet distance ?\n"  # type: ignore[attr-defined]

@@ -16,8 +16,8 @@ from cosmos_distill.eval.metrics import blur_ssim, canny_f1, motion, random_frec
 from cosmos_distill.eval.missing import NoScore, known, ratio, shown
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
 from cosmos_distill.files import to_json
-from cosmos_distill.stages import report
-from tests.stages.conftest import RECIPE
+from cosmos_distill.run import report
+from tests.run.commands import RECIPE
 
 
 def noise(count: int, seed: int = 0, frames: int = 3, side: int = 16) -> torch.Tensor:

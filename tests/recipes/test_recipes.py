@@ -24,7 +24,7 @@ from cosmos_distill.config import (
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
-from cosmos_distill.stages.sizes import latent_frames
+from cosmos_distill.run.sizes import latent_frames
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 TRANSFER1 = Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py"
@@ -120,7 +120,7 @@ def test_transfer1_7b_is_the_published_recipe() -> None:
 @pytest.mark.parametrize("scale", get_args(Scale))
 def test_teacher_costs_72_evaluations(scale: Scale) -> None:
     from cosmos_distill.diffusion import build_schedule
-    from cosmos_distill.stages.sampling import evaluations, teacher_calls
+    from cosmos_distill.sampling.samplers import evaluations, teacher_calls
 
     recipe: Recipe = cli.load(TRANSFER1).recipe(scale=scale)
     stage = recipe.stages["evaluate"]
@@ -134,7 +134,7 @@ def test_teacher_costs_72_evaluations(scale: Scale) -> None:
 def test_predict25_is_the_published_recipe(scale: str, fake_score_lr: float, clean_times: bool) -> None:
     from cosmos_distill.diffusion import build_schedule
     from cosmos_distill.models.presets import PRESETS
-    from cosmos_distill.stages.sampling import evaluations, teacher_calls
+    from cosmos_distill.sampling.samplers import evaluations, teacher_calls
 
     recipe: Recipe = cli.load(PREDICT25).recipe(scale=scale)
     dmd2, evaluate = recipe.stages["dmd2"], recipe.stages["evaluate"]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.stages.conftest import ENV, PREDICT25, RECIPE, losses
+from tests.run.commands import ENV, PREDICT25, RECIPE, losses
 
 RECIPES = {"transfer1": RECIPE, "predict25": PREDICT25}
 PER_RUN = 5

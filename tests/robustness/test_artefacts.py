@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cosmos_distill import cli, stages
+from cosmos_distill import cli
 from cosmos_distill.config import Parallel, Stage
 from cosmos_distill.data import index
+from cosmos_distill.errors import Refusal
 from cosmos_distill.eval.report import _picture
-from cosmos_distill.stages import Refusal, Run, evaluate, inputs, run_recipe
-from cosmos_distill.stages.manifest import RECORD, Output
+from cosmos_distill.run import inputs, runner
+from cosmos_distill.run.manifest import RECORD, Output
+from cosmos_distill.run.runner import Run, run_recipe
+from cosmos_distill.stages import evaluate
 from tests.robustness import kills
 from tests.robustness.artefacts import DAMAGES, KINDS, STAGES, find, obey
-from tests.stages.conftest import RECIPE
+from tests.run.commands import RECIPE
 
 REMADE = {
     "manifest of generate": "generate", "manifest of kd": "kd", "manifest of dmd2": "dmd2",
@@ -54,8 +57,8 @@ def first_stage(out: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         return stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "_load", load)
-        patch.setattr("cosmos_distill.stages.report.write", lambda *_: None)
+        patch.setattr(runner, "_load", load)
+        patch.setattr("cosmos_distill.run.report.write", lambda *_: None)
         recipe = cli.load(RECIPE).recipe(scale="smoke")
         try:
             run_recipe(recipe, out, recipe_file=RECIPE, console=Console(quiet=True))

@@ -20,15 +20,15 @@ from rich.console import Console
 from cosmos_distill import cli
 from cosmos_distill.data.files import publish
 from cosmos_distill.files import DiskError
-from cosmos_distill.stages import sample
-from cosmos_distill.stages.manifest import write_atomically
-from cosmos_distill.stages.progress import Log
+from cosmos_distill.run.manifest import write_atomically
+from cosmos_distill.run.progress import Log
+from cosmos_distill.sampling import sample
 from cosmos_distill.train.checkpoint import Store, publish_tensors, whole
 from cosmos_distill.train.log import Board, RunLog
 from cosmos_distill.train.visuals import grid
 from tests.robustness import kills
 from tests.robustness.inputs.students import PREDICT
-from tests.stages.conftest import ENV, RECIPE
+from tests.run.commands import ENV, RECIPE
 
 SMALL = 4096
 

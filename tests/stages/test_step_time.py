@@ -13,9 +13,9 @@ from cosmos_distill import cli
 from cosmos_distill.config import Parallel
 from cosmos_distill.eval import latency
 from cosmos_distill.ops import registry
+from cosmos_distill.run.checks import teacher_files
+from cosmos_distill.run.networks import open_clips
 from cosmos_distill.stages import step_time
-from cosmos_distill.stages.checks import teacher_files
-from cosmos_distill.stages.networks import open_clips
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from cosmos_distill.config import Recipe
+from cosmos_distill.errors import Refusal
 from cosmos_distill.models import names, weights
-from cosmos_distill.stages.checks import check, teacher_files
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.networks import load_teacher
-
-from .conftest import RECIPE
+from cosmos_distill.run.checks import check, teacher_files
+from cosmos_distill.run.networks import load_teacher
+from tests.run.commands import RECIPE
 
 
 @pytest.fixture

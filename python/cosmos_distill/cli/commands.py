@@ -13,9 +13,10 @@ from pathlib import Path
 
 from cosmos_distill.cli.ending import OK, REFUSED, end, open_streams, outlived
 from cosmos_distill.cli.parsing import Invocation, options_of, parse
-from cosmos_distill.stages import Refusal, ranks
-from cosmos_distill.stages.folder import blocked
-from cosmos_distill.stages.options import ConsolidateOptions, SampleOptions
+from cosmos_distill.errors import Refusal
+from cosmos_distill.launch import ranks
+from cosmos_distill.run.folder import blocked
+from cosmos_distill.sampling.options import ConsolidateOptions, SampleOptions
 from cosmos_distill.train.guard import StopFlag
 
 USAGE = """\
@@ -103,7 +104,7 @@ def _sample(args: list[str]) -> int:
     options = options_of(SampleOptions, args, prog)
     if student is None:
         raise Refusal(f"{prog}: which student? The export stage of a recipe writes one")
-    from cosmos_distill.stages.sample import draw
+    from cosmos_distill.sampling.sample import draw
 
     draw(student, options)
     return OK
@@ -124,7 +125,7 @@ def _consolidate(args: list[str]) -> int:
         raise Refusal(f"{out} exists already: choose another file" + " or --overwrite" * (not out.is_dir()))
     if (checkpoint / "index.json").is_file() and checkpoint.resolve() in out.resolve().parents:
         raise Refusal(f"{out} lies in the checkpoint itself, which is only read: choose another folder")
-    from cosmos_distill.stages.networks import DTYPES
+    from cosmos_distill.run.networks import DTYPES
     from cosmos_distill.train.checkpoint import consolidate
 
     dtype = None if options.precision is None else DTYPES[options.precision]
@@ -150,7 +151,7 @@ def _parse(argv: Sequence[str]) -> Invocation:
 def _run(invocation: Invocation) -> int:
     if invocation.options.dry_run:
         return _dry_run(invocation)
-    from cosmos_distill.stages import run_recipe
+    from cosmos_distill.run.runner import run_recipe
 
     ranks.connect()
     with StopFlag() as stop:  # after that, so that torchrun can end a rank that waits for one that is gone
@@ -167,7 +168,7 @@ def _run(invocation: Invocation) -> int:
 
 
 def _dry_run(invocation: Invocation) -> int:
-    from cosmos_distill.stages.dry_run import show
+    from cosmos_distill.run.dry_run import show
 
     if not ranks.is_main():
         return OK

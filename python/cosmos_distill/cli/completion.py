@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.errors import Refusal
 
 BASH = r"""_cosmos_distill() {
     local cur=${COMP_WORDS[COMP_CWORD]} recipe= word kept stamp options

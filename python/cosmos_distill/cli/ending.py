@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cosmos_distill.files import printable
-from cosmos_distill.stages import ranks
+from cosmos_distill.launch import ranks
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _NARROWEST = 30
@@ -36,7 +36,7 @@ def status_of(error: BaseException) -> int:
 
 def end(error: BaseException, *, traceback: bool, running: bool) -> int:
     """Say why the command ends, and return its status; of several ranks one speaks (see
-    :func:`cosmos_distill.stages.ranks.leave`).
+    :func:`cosmos_distill.launch.ranks.leave`).
 
     Args:
         running: whether it runs a recipe, which the same command may go on with.

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
+from cosmos_distill.errors import Refusal
 from cosmos_distill.ranges import unchecked
-from cosmos_distill.stages import Refusal
-from cosmos_distill.stages.checks import wrong_numbers
-from cosmos_distill.stages.options import RunOptions
+from cosmos_distill.run.checks import wrong_numbers
+from cosmos_distill.sampling.options import RunOptions
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry

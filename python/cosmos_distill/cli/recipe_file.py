@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from cosmos_distill.config import Data, Recipe, Stage
-from cosmos_distill.stages import Refusal
+from cosmos_distill.errors import Refusal
 
 
 def load(path: Path) -> ModuleType:

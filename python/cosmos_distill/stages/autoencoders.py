@@ -13,12 +13,13 @@ import torch
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe
+from cosmos_distill.launch import ranks
 from cosmos_distill.models import files
 from cosmos_distill.models.autoencoder import Autoencoder
 from cosmos_distill.models.presets import AUTOENCODERS
-from cosmos_distill.stages import Run, ranks
-from cosmos_distill.stages.manifest import Exported, File, Student, write_atomically
-from cosmos_distill.stages.networks import DTYPES, device, open_clips
+from cosmos_distill.run.manifest import Exported, File, Student, write_atomically
+from cosmos_distill.run.networks import DTYPES, device, open_clips
+from cosmos_distill.run.runner import Run
 from cosmos_distill.tokenizers.learned import Learned
 from cosmos_distill.tokenizers.pixels import Pixels
 from cosmos_distill.train.checkpoint import publish_tensors

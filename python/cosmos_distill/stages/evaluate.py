@@ -19,16 +19,18 @@ from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motio
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
 from cosmos_distill.files import disk_errors, regular, to_json
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, measures, ranks
-from cosmos_distill.stages import contestants as who_draws
-from cosmos_distill.stages.contestants import Contestant, contestants, student_sampler
-from cosmos_distill.stages.manifest import File, Scores, plain, write_atomically
-from cosmos_distill.stages.networks import device, load_to_draw, open_clips, schedule
-from cosmos_distill.stages.progress import Log, Work, work
-from cosmos_distill.stages.sampling import evaluations, noise_of, teacher_calls
-from cosmos_distill.stages.shared import Shared, drawn
-from cosmos_distill.stages.sizes import pixel_frames
+from cosmos_distill.run.manifest import File, Scores, plain, write_atomically
+from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
+from cosmos_distill.run.progress import Log, Work, work
+from cosmos_distill.run.runner import Run
+from cosmos_distill.run.sizes import pixel_frames
+from cosmos_distill.sampling import candidates as who_draws
+from cosmos_distill.sampling.candidates import Contestant, contestants, student_sampler
+from cosmos_distill.sampling.samplers import evaluations, noise_of, teacher_calls
+from cosmos_distill.stages import measures
 from cosmos_distill.stages.step_time import measure as measure_step
 from cosmos_distill.train.checkpoint import publish_tensors, read_metadata
 from cosmos_distill.train.visuals import grid

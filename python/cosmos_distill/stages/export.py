@@ -10,18 +10,19 @@ from typing import Any
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
+from cosmos_distill.launch import ranks
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import AUTOENCODERS
-from cosmos_distill.stages import Run, autoencoders, ranks
-from cosmos_distill.stages.checks import needs_teacher, teacher_files
-from cosmos_distill.stages.manifest import Exported, File, Manifest, plain, sha256_of_listing
-from cosmos_distill.stages.networks import DTYPES, schedule
-from cosmos_distill.stages.sampling import evaluations, teacher_calls
+from cosmos_distill.run.checks import needs_teacher, teacher_files
+from cosmos_distill.run.manifest import Exported, File, Manifest, plain, sha256_of_listing
+from cosmos_distill.run.networks import DTYPES, schedule
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.exported import FORMAT
+from cosmos_distill.sampling.samplers import evaluations, teacher_calls
+from cosmos_distill.stages import autoencoders
 from cosmos_distill.stages.train import many_step_settings
 from cosmos_distill.tokenizers import fingerprint
 from cosmos_distill.train.checkpoint import publish_tensors
-
-FORMAT = 1
 
 
 def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:

@@ -12,14 +12,15 @@ from cosmos_distill.config import Generate
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.pairs import PairWriter
 from cosmos_distill.files import sha256
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, ranks
-from cosmos_distill.stages.checks import teacher_files
-from cosmos_distill.stages.manifest import Pairs, sha256_of_listing
-from cosmos_distill.stages.networks import device, load_to_draw, open_clips, schedule
-from cosmos_distill.stages.progress import Log, work
-from cosmos_distill.stages.sampling import evaluations, many_steps, noise_of, teacher_calls
-from cosmos_distill.stages.shared import Shared, drawn
+from cosmos_distill.run.checks import teacher_files
+from cosmos_distill.run.manifest import Pairs, sha256_of_listing
+from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
+from cosmos_distill.run.progress import Log, work
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.samplers import evaluations, many_steps, noise_of, teacher_calls
 
 
 def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from cosmos_distill.config import Recipe
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EDMSchedule, Schedule
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.shared import Shared
 from cosmos_distill.methods.denoiser import Condition, Denoiser
-from cosmos_distill.stages import ranks
-from cosmos_distill.stages.networks import device, open_clips, schedule
-from cosmos_distill.stages.sampling import noise_of
-from cosmos_distill.stages.shared import Shared
+from cosmos_distill.run.networks import device, open_clips, schedule
+from cosmos_distill.sampling.samplers import noise_of
 
 LEVELS = (80.0, 10.0, 3.0, 1.0, 0.3, 0.1)
 """Noise over signal, sigma under EDM."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cosmos_distill.config import Evaluate, Recipe
-from cosmos_distill.data import packages
-from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.sources import shots
 from cosmos_distill.eval.measure import Readings, document, load
 from cosmos_distill.eval.views import View
 from cosmos_distill.files import sha256
-from cosmos_distill.stages.contestants import clip_of, given_frames
-from cosmos_distill.stages.networks import device
-from cosmos_distill.stages.sizes import pixel_frames
+from cosmos_distill.run.networks import device
+from cosmos_distill.run.sizes import pixel_frames
+from cosmos_distill.sampling.candidates import clip_of, given_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,29 +37,6 @@ class Held:
     """Real, uint8 [B, 3, F, H, W]."""
     batch: Batch
     units: Tensor | None
-
-
-def problems(name: str, stage: Evaluate) -> Iterator[str]:
-    """Why the metrics of ``stage`` cannot be computed here, one sentence each."""
-    networks = stage.networks or {}
-    try:
-        chosen = load(stage.metrics or ())
-    except ValueError as error:
-        yield f"--stages.{name}.metrics: {error}."
-        return
-    for metric, found in chosen.items():
-        if found.network and metric not in networks:
-            yield f"--stages.{name}.metrics {metric} needs a network: --stages.{name}.networks {metric} PATH."
-        for weights in found.weights:
-            try:
-                packages.path(weights)
-            except DataError as error:
-                yield f"--stages.{name}.metrics {metric}: {error}."
-    for metric, path in networks.items():
-        if metric not in chosen or not chosen[metric].network:
-            yield f"--stages.{name}.networks {metric}: no metric of that name takes a network here."
-        elif not path.exists():
-            yield f"--stages.{name}.networks {metric} {path}: no such file or folder."
 
 
 def pieces(stage: Evaluate) -> list[tuple[int, int]]:

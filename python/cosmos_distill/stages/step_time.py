@@ -17,9 +17,9 @@ from cosmos_distill.eval.missing import ratio
 from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ops import registry
-from cosmos_distill.stages import Run
-from cosmos_distill.stages.networks import DTYPES, device, load, preset, schedule
-from cosmos_distill.stages.sampling import noise_of
+from cosmos_distill.run.networks import DTYPES, device, load, preset, schedule
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.samplers import noise_of
 
 ROUNDS = 5
 RIVALS = {"reference": "reference", "reference_sdpa": "sdpa,reference"}

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.prefetch import Prefetch, within_share
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.shared import Shared
 from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import Run, autoencoders, held_out, ranks
-from cosmos_distill.stages.checks import needs_teacher, teacher_files
-from cosmos_distill.stages.contestants import steps_text
-from cosmos_distill.stages.manifest import File, Pairs, Student
-from cosmos_distill.stages.networks import DTYPES, by_role, device, open_clips, schedule
-from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of, teacher_calls
-from cosmos_distill.stages.shared import Shared
+from cosmos_distill.run.checks import needs_teacher, teacher_files
+from cosmos_distill.run.manifest import File, Pairs, Student
+from cosmos_distill.run.networks import DTYPES, by_role, device, open_clips, schedule
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.candidates import steps_text
+from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of, teacher_calls
+from cosmos_distill.stages import autoencoders, held_out
 from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import grid
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.robustness.inputs import Input
-from tests.stages.conftest import RECIPE
+from tests.run.commands import RECIPE
 
 _GOOD = "def recipe(): ...\n"
 

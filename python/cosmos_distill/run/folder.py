@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_distill.files import read_json
-from cosmos_distill.stages.manifest import MANIFEST, RECORD
+from cosmos_distill.run.manifest import MANIFEST, RECORD
 
 _LOGS = {".log", ".out", ".err", ".txt"}
 _NAMED = 3

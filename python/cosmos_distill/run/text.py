@@ -8,7 +8,7 @@ from typing import Any
 
 
 def yaml(value: Any, indent: int = 0) -> str:
-    """What :func:`~cosmos_distill.stages.manifest.plain` gives, as YAML (scalars in JSON's spelling, which is
+    """What :func:`~cosmos_distill.run.manifest.plain` gives, as YAML (scalars in JSON's spelling, which is
     YAML's too)."""
     lines = []
     for key, item in value.items():

@@ -10,9 +10,8 @@ import pytest
 
 from cosmos_distill import cli
 from cosmos_distill.config import Parallel, Recipe, Train
-from cosmos_distill.stages.layout import launch, problems, smallest_world
-
-from .conftest import ENV, RECIPE  # type: ignore[import-not-found,unused-ignore]
+from cosmos_distill.launch.layout import launch, problems, smallest_world
+from tests.run.commands import ENV, RECIPE
 
 
 def recipe(parallel: Parallel, network: str = "transfer1-smoke", **trainer: int) -> Recipe:

@@ -14,20 +14,21 @@ from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance,
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.text import load_embedding
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import inside, sha256
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ranges import Checked
-from cosmos_distill.stages.export import FORMAT
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.sizes import STRIDES, latents_of, whole_chunks
+from cosmos_distill.run.sizes import STRIDES, latents_of, whole_chunks
 from cosmos_distill.tokenizers import fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cosmos_distill.stages.options import SampleOptions
+    from cosmos_distill.sampling.options import SampleOptions
 
 T = TypeVar("T")
+FORMAT = 1
+"""Of exported files."""
 _PATHS = ("root", "tokenizer_path")
 
 

@@ -12,14 +12,17 @@ from rich.table import Table
 from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.diffusion import build_schedule
+from cosmos_distill.errors import Refusal
+from cosmos_distill.launch import ranks
+from cosmos_distill.launch.layout import launch, smallest_world
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
-from cosmos_distill.stages import inputs, ranks, status
-from cosmos_distill.stages.checks import check, holds_weights, misfits, needs_teacher, teacher_files
-from cosmos_distill.stages.layout import launch, smallest_world
-from cosmos_distill.stages.manifest import Refusal, plain
-from cosmos_distill.stages.text import yaml
+from cosmos_distill.run import inputs
+from cosmos_distill.run.checks import check, holds_weights, misfits, needs_teacher, teacher_files
+from cosmos_distill.run.manifest import plain
+from cosmos_distill.run.runner import status
+from cosmos_distill.run.text import yaml
 from cosmos_distill.train.plan import plan
 
 

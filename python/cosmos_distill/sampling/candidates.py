@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill.config import ONE_STEP, Evaluate, FewStep, Guidance, Train
-from cosmos_distill.stages import Run
-from cosmos_distill.stages.checks import teacher_files
-from cosmos_distill.stages.networks import schedule
-from cosmos_distill.stages.sampling import few_steps, many_steps, teacher_calls
+from cosmos_distill.run.checks import teacher_files
+from cosmos_distill.run.networks import schedule
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.samplers import few_steps, many_steps, teacher_calls
 
 if TYPE_CHECKING:
     from torch import Tensor

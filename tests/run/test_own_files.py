@@ -15,10 +15,10 @@ from PIL import Image
 import cosmos_distill
 from cosmos_distill import cli
 from cosmos_distill.data.clips import decode, probe
-from cosmos_distill.stages.conditions import Conditions
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.options import SampleOptions
-from cosmos_distill.stages.sample import read
+from cosmos_distill.errors import Refusal
+from cosmos_distill.sampling.conditions import Conditions
+from cosmos_distill.sampling.options import SampleOptions
+from cosmos_distill.sampling.sample import read
 from tests.data.video_files import encode, quadrants, trim
 
 WEIGHTS = Path(cosmos_distill.__file__).parent / "weights"

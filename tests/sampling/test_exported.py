@@ -17,11 +17,11 @@ from cosmos_distill import cli
 from cosmos_distill.arrays import named
 from cosmos_distill.config import EDM, Data, FewStep, Guidance, Recipe
 from cosmos_distill.diffusion import EDMSchedule
+from cosmos_distill.errors import Refusal
+from cosmos_distill.run.manifest import plain
+from cosmos_distill.sampling.exported import FORMAT, ManySteps, read
+from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.stages import export
-from cosmos_distill.stages.export import FORMAT
-from cosmos_distill.stages.exported import ManySteps, read
-from cosmos_distill.stages.manifest import Refusal, plain
-from cosmos_distill.stages.sample import write_mp4
 from cosmos_distill.tokenizers import fingerprint
 from cosmos_distill.train.checkpoint import publish_tensors
 from tests.tokenizers import scripted

@@ -10,21 +10,21 @@ import pytest
 
 import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
-from cosmos_distill.stages.lock import locked
-from cosmos_distill.stages.manifest import (
+from cosmos_distill.run.lock import locked
+from cosmos_distill.run.manifest import (
     File,
     Manifest,
     Pairs,
-    Refusal,
     Student,
     configuration,
     plain,
     sha256,
     write_atomically,
 )  # fmt: skip
-from cosmos_distill.stages.progress import Log
+from cosmos_distill.run.progress import Log
 from cosmos_distill.train.fingerprint import fingerprint, require_same
 from cosmos_distill.train.log import RunLog
 

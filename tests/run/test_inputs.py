@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from cosmos_distill import stages
 from cosmos_distill.config import (
     Data,
     Evaluate,
@@ -25,11 +24,12 @@ from cosmos_distill.config import (
     Train,
     Trainer,
 )  # fmt: skip
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import sha256
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
-from cosmos_distill.stages import Refusal, Run, inputs, run_recipe, status
-from cosmos_distill.stages.manifest import (
+from cosmos_distill.run import inputs, runner
+from cosmos_distill.run.manifest import (
     RECORD,
     Exported,
     File,
@@ -40,6 +40,7 @@ from cosmos_distill.stages.manifest import (
     Student,
     plain,
 )  # fmt: skip
+from cosmos_distill.run.runner import Run, run_recipe, status
 from tests.data.folders import write_clip, write_folder
 
 KINDS = {"generate": "train", "kd": "pairs", "dmd2": "train", "evaluate": "eval", "export": None}
@@ -74,8 +75,8 @@ class Made:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     made = Made()
-    monkeypatch.setattr(stages, "_load", lambda stage, parallel: made)
-    monkeypatch.setattr("cosmos_distill.stages.report.write", lambda *args: None)
+    monkeypatch.setattr(runner, "_load", lambda stage, parallel: made)
+    monkeypatch.setattr("cosmos_distill.run.report.write", lambda *args: None)
     return made
 
 

@@ -15,8 +15,8 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from cosmos_distill.config import Parallel
+from cosmos_distill.errors import Refusal
 from cosmos_distill.parallel.environment import launch, rendezvous
-from cosmos_distill.stages.manifest import Refusal
 
 T = TypeVar("T")
 

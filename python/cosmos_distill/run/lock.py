@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.errors import Refusal
 
 
 @contextmanager

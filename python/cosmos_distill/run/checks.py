@@ -14,13 +14,13 @@ from typing import Any
 import cosmos_distill
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
 from cosmos_distill.data import packages
+from cosmos_distill.errors import Refusal
+from cosmos_distill.launch.layout import problems
 from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.stages import folder
-from cosmos_distill.stages.layout import problems
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.sizes import (
+from cosmos_distill.run import folder
+from cosmos_distill.run.sizes import (
     COSMOS_CHUNK,
     LATENT_CHANNELS,
     STRIDES,
@@ -137,9 +137,9 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             (f, getattr(stage, f), kind) for f, kind in kinds.items() if getattr(stage, f, None) is not None
         ]
         if isinstance(stage, Evaluate) and (stage.metrics is not None or stage.networks):
-            from cosmos_distill.stages.measures import problems as unmeasurable
+            from cosmos_distill.eval.needs import problems as unmeasurable
 
-            yield from unmeasurable(name, stage)
+            yield from unmeasurable(f"--stages.{name}", stage.metrics or (), stage.networks or {})
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)

@@ -35,9 +35,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import read_json
-from cosmos_distill.stages.manifest import RECORD, Manifest, Refusal, sha256_of_listing, write_atomically
-from cosmos_distill.stages.sizes import STRIDES, latent_frames
+from cosmos_distill.run.manifest import RECORD, Manifest, sha256_of_listing, write_atomically
+from cosmos_distill.run.sizes import STRIDES, latent_frames
 
 if TYPE_CHECKING:
     from cosmos_distill.data.survey import Survey

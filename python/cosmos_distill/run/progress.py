@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from cosmos_distill.files import disk_errors, own, to_json
-from cosmos_distill.stages import ranks
+from cosmos_distill.launch import ranks
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 

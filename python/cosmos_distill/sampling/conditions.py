@@ -19,9 +19,9 @@ from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.images import is_image, read_image
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.networks import device
-from cosmos_distill.stages.sizes import STRIDES
+from cosmos_distill.errors import Refusal
+from cosmos_distill.run.networks import device
+from cosmos_distill.run.sizes import STRIDES
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.diffusion import Schedule
     from cosmos_distill.models.presets import NetworkConfig
-    from cosmos_distill.stages.options import SampleOptions
+    from cosmos_distill.sampling.options import SampleOptions
 
 FPS = 24.0
 """Of clips that are made from still images alone."""

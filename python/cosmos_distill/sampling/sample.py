@@ -14,16 +14,16 @@ import torch
 from cosmos_distill import models
 from cosmos_distill.config import FewStep
 from cosmos_distill.data.write_video import write_mp4
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import DiskError, disk_errors
 from cosmos_distill.models import weights
-from cosmos_distill.stages.conditions import Conditions
-from cosmos_distill.stages.exported import negative_text, read, with_files
-from cosmos_distill.stages.folder import blocked
-from cosmos_distill.stages.manifest import Refusal
-from cosmos_distill.stages.networks import DTYPES, device
-from cosmos_distill.stages.options import SampleOptions
-from cosmos_distill.stages.sampling import few_steps, many_steps, noise_of
-from cosmos_distill.stages.sizes import clip_bytes, too_large
+from cosmos_distill.run.folder import blocked
+from cosmos_distill.run.networks import DTYPES, device
+from cosmos_distill.run.sizes import clip_bytes, too_large
+from cosmos_distill.sampling.conditions import Conditions
+from cosmos_distill.sampling.exported import negative_text, read, with_files
+from cosmos_distill.sampling.options import SampleOptions
+from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
 from cosmos_distill.train.visuals import grid
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import finite, inside, read_json, regular, replacing, sha256, to_json
 
 MANIFEST = "manifest.json"
@@ -44,11 +45,7 @@ _WITHOUT_EFFECT = (
 # Where files of the user's lie. What they hold is among the inputs.
 _PLACES = ("root", "tokenizer_path", "negative_prompt")
 FILES = ("clips", "tokenizer", "negative_prompt")
-"""Inputs that are files of the user's; :mod:`cosmos_distill.stages.inputs` compares them."""
-
-
-class Refusal(Exception):
-    """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
+"""Inputs that are files of the user's; :mod:`cosmos_distill.run.inputs` compares them."""
 
 
 def _require_inside(path: str) -> None:

@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 
 import cosmos_distill
-from cosmos_distill import stages
 from cosmos_distill.config import Data, Export, Generate, Guidance, Optim, Recipe, Stage, Train, Trainer
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import sha256
 from cosmos_distill.methods.kd import KD
-from cosmos_distill.stages import Refusal, Run, run_recipe, status
-from cosmos_distill.stages.lock import locked
-from cosmos_distill.stages.manifest import Exported, File, Manifest, Output, Pairs, Student
+from cosmos_distill.run import runner
+from cosmos_distill.run.lock import locked
+from cosmos_distill.run.manifest import Exported, File, Manifest, Output, Pairs, Student
+from cosmos_distill.run.runner import Run, run_recipe, status
 
 CONSOLE = Console(quiet=True)
 
@@ -45,7 +46,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(stages, "_load", lambda stage, parallel: fake)
+    monkeypatch.setattr(runner, "_load", lambda stage, parallel: fake)
     return fake
 
 
@@ -184,7 +185,7 @@ def test_run_folder_is_locked_by_a_living_process_only(fake: Fake, recipe: Recip
     out = tmp_path / "run"
     out.mkdir()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom cosmos_distill.stages.lock import locked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom cosmos_distill.run.lock import locked\n"
         f"with locked(Path({str(out)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     env = {"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1])}

@@ -14,8 +14,8 @@ from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.eval import report as page
 from cosmos_distill.eval.missing import shown
 from cosmos_distill.files import read_json, to_json
-from cosmos_distill.stages.manifest import Manifest, Scores, plain, write_atomically
-from cosmos_distill.stages.text import yaml
+from cosmos_distill.run.manifest import Manifest, Scores, plain, write_atomically
+from cosmos_distill.run.text import yaml
 
 # Seconds that all stages may take together on two cores; the other presets have no such promise.
 WALL_LIMITS = {

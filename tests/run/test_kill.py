@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .conftest import KILLER, ended, losses, smoke  # type: ignore[import-not-found,unused-ignore]
+from tests.run.commands import KILLER, ended, losses, smoke
 
 
 def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path: Path) -> None:

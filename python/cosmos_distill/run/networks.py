@@ -11,11 +11,11 @@ import torch
 from cosmos_distill import models
 from cosmos_distill.config import Recipe, Stored
 from cosmos_distill.diffusion import Schedule, build_schedule
+from cosmos_distill.errors import Refusal
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
-from cosmos_distill.stages.checks import teacher_files
-from cosmos_distill.stages.manifest import Refusal
+from cosmos_distill.run.checks import teacher_files
 
 if TYPE_CHECKING:
     from torch import Tensor

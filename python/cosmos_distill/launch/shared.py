@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.launch import ranks
 from cosmos_distill.parallel import groups
-from cosmos_distill.stages import ranks
 
 if TYPE_CHECKING:
     from cosmos_distill.data.prefetch import Prefetch

@@ -1,0 +1,1 @@
+"""Drawing clips: samplers bound to networks, the conditions of ``sample``, who is compared."""
