@@ -11,6 +11,8 @@ import cosmos_distill
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "transfer1_kd_dmd2.py"
+SMOKE = Path(cosmos_distill.__file__).with_name("weights") / "transfer1-smoke.safetensors"
+"""The shipped teacher of that recipe's smoke scale."""
 PREDICT25 = RECIPE.with_name("predict25_dmd2_4step.py")
 ENV = os.environ | {
     "PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1]),

@@ -42,6 +42,7 @@ from cosmos_distill.run.manifest import (
 )  # fmt: skip
 from cosmos_distill.run.runner import Run, run_recipe, status
 from tests.data.folders import write_clip, write_folder
+from tests.run.commands import SMOKE
 
 KINDS = {"generate": "train", "kd": "pairs", "dmd2": "train", "evaluate": "eval", "export": None}
 
@@ -103,7 +104,7 @@ def clips(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, clips: Path) -> Recipe:
-    (tmp_path / "teacher").write_text("weights")
+    shutil.copy(SMOKE, tmp_path / "teacher.safetensors")
     (tmp_path / "tokenizer").mkdir()
     for name in ("encoder.jit", "README.md"):
         (tmp_path / "tokenizer" / name).write_text(name)
@@ -116,7 +117,7 @@ def recipe(tmp_path: Path, clips: Path) -> Recipe:
 
     return Recipe(
         network="transfer1-smoke",
-        teacher=tmp_path / "teacher",
+        teacher=tmp_path / "teacher.safetensors",
         data=Data(
             source="folder", root=clips, tokenizer="haar", tokenizer_path=tmp_path / "tokenizer",
             frames=5, height=32, width=32, negative_prompt=str(negative),

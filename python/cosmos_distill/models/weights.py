@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 """One file or folder, or the pair (base, control) in either order."""
 
 
-def load(source: Source) -> tuple[State, State]:
+def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
     """Read weights of any known format. Returns (tensors in our names, carried).
 
     Known: our own files; Cosmos-Transfer1's ``base_model.pt``, ``<control>_control.pt``, their merged
@@ -34,7 +34,8 @@ def load(source: Source) -> tuple[State, State]:
     ``carried`` holds tensors that belong to official files but to no forward pass (``logvar.*``,
     ``pos_embedder.*``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
     the official (merged) file, for :func:`save_official` to write back. Values are not looked at:
-    tensors are mapped from disk and read when used.
+    tensors are mapped from disk and read when used, all of them at once only where ``verify`` finds a
+    checksum to compare them with.
 
     Raises:
         FileNotFoundError: no such file.
@@ -44,7 +45,7 @@ def load(source: Source) -> tuple[State, State]:
     state: State = {}
     carried: State = {}
     for path in map(Path, sources):
-        found, extra = _to_ours(read(path), path)
+        found, extra = _to_ours(read(path, verify=verify), path)
         if twice := found.keys() & state.keys():
             raise ValueError(
                 f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "
@@ -66,7 +67,35 @@ def load_into(network: nn.Module, source: Source) -> State:
             (the network is then partly overwritten).
     """
     state, carried = load(source)
-    named = " with ".join(map(str, source if isinstance(source, tuple) else (source,)))
+    _refuse_others(network, state, source)
+    parts, group = parts_of(network), groups.tensor_group()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            value = state.pop(name)
+            if (dim := parts[name].split) is not None:
+                value = value.chunk(group.size(), dim=dim)[group.rank()]
+            parameter.copy_(value)
+            _require_finite(
+                name, parameter, f"{_said(source)} is damaged, or too large for {parameter.dtype}"
+            )
+    return carried
+
+
+def check(network: nn.Module, source: Source) -> None:
+    """Compare ``source`` with ``network``, which may lie on the meta device, by what its headers say: names,
+    shapes and types. No value is read, so that it costs milliseconds at any size.
+
+    Collective under pipeline parallelism, like :func:`load_into`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, or missing, unexpected or wrongly shaped tensors, all listed.
+    """
+    _refuse_others(network, load(source, verify=False)[0], source)
+
+
+def _refuse_others(network: nn.Module, state: State, source: Source) -> None:
+    """Raises ValueError unless ``state`` has the parameters of ``network``, whole, and no others."""
     parameters = dict(network.named_parameters())
     parts = parts_of(network)
     group = groups.tensor_group()
@@ -93,17 +122,13 @@ def load_into(network: nn.Module, source: Source) -> State:
         problems.append(f"wrong: {_listed(wrong)}")
     if problems:
         raise ValueError(
-            f"{named} does not fit this network. " + "; ".join(problems)
+            f"{_said(source)} does not fit this network. " + "; ".join(problems)
             + ". Use the preset (scale) these weights were made for, or weights of this one."
         )  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            value = state.pop(name)
-            if (dim := parts[name].split) is not None:
-                value = value.chunk(group.size(), dim=dim)[group.rank()]
-            parameter.copy_(value)
-            _require_finite(name, parameter, f"{named} is damaged, or too large for {parameter.dtype}")
-    return carried
+
+
+def _said(source: Source) -> str:
+    return " with ".join(map(str, source if isinstance(source, tuple) else (source,)))
 
 
 def save(network: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:

@@ -21,6 +21,7 @@ from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.run import inputs
 from cosmos_distill.run.checks import check, holds_weights, misfits, needs_teacher, teacher_files
 from cosmos_distill.run.manifest import plain
+from cosmos_distill.run.networks import refuse_other_teacher
 from cosmos_distill.run.runner import status
 from cosmos_distill.run.text import yaml
 from cosmos_distill.train.plan import plan
@@ -58,6 +59,7 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
                     _memory(recipe, stage, console)
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
+    refuse_other_teacher(recipe, recipe.stages.values())
     inputs.look(recipe)
 
 

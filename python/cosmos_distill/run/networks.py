@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from cosmos_distill import models
-from cosmos_distill.config import Recipe, Stored
+from cosmos_distill.config import Recipe, Stage, Stored
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
-from cosmos_distill.run.checks import teacher_files
+from cosmos_distill.run.checks import needs_teacher, teacher_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,7 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     """
     from cosmos_distill.models import weights
 
+    refuse_others(config, files)  # before memory is taken for a network that may be another
     network = models.build(config, device=device(), dtype=dtype, seed=None)
     refuse_missing_backends(next(network.parameters()))
     try:
@@ -78,6 +79,27 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
     return network.eval().requires_grad_(False)
+
+
+def refuse_others(config: NetworkConfig, files: tuple[Path, ...]) -> None:
+    """Compare the headers of ``files`` with the network: names, shapes and types of all tensors. Collective
+    in a pipeline.
+
+    Raises:
+        Refusal: a file is missing or damaged, or belongs to another network.
+    """
+    from cosmos_distill.models import weights
+
+    try:
+        weights.check(models.build(config, device="meta", seed=None), files)
+    except (ValueError, OSError) as error:
+        raise Refusal(str(error)) from error
+
+
+def refuse_other_teacher(recipe: Recipe, stages: Iterable[Stage]) -> None:
+    """The same of the teacher, if one of ``stages`` reads it."""
+    if recipe.network in PRESETS and any(map(needs_teacher, stages)):
+        refuse_others(preset(recipe), teacher_files(recipe))
 
 
 def refuse_missing_backends(example: Tensor) -> None:

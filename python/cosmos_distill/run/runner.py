@@ -127,6 +127,7 @@ def run_recipe(
 
         ranks.on_main(begin)
         outputs: dict[str, Output] = {}
+        checked = False
         for name, stage in recipe.stages.items():
             done = ranks.on_main(partial(_done, recipe, name, stage, out, outputs, console))
             if only and name not in only:
@@ -139,6 +140,9 @@ def run_recipe(
                 console.print(f"[bold]{name}[/]  already complete")
                 outputs[name] = done
                 continue
+            if not checked:
+                _refuse_other_teacher(recipe, only)
+                checked = True
             outputs[name] = _run_stage(Run(recipe, out, dict(outputs), stop, console, {}), name, stage)
         from cosmos_distill.run import report
 
@@ -215,6 +219,15 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
             dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
     run.console.print(f"[bold]{name}[/]  complete after {seconds:.1f} s")
     return output
+
+
+def _refuse_other_teacher(recipe: Recipe, only: Sequence[str]) -> None:
+    """Look at the teacher's file before the first stage that has work to do, whichever it is: a later one may
+    be the first to read it."""
+    ranks.lay_out(recipe.parallel)
+    from cosmos_distill.run.networks import refuse_other_teacher
+
+    refuse_other_teacher(recipe, (s for name, s in recipe.stages.items() if not only or name in only))
 
 
 def _load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path], Output]:

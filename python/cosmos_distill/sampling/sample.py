@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill import models
 from cosmos_distill.config import FewStep
 from cosmos_distill.data.write_video import write_mp4
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import DiskError, disk_errors
-from cosmos_distill.models import weights
 from cosmos_distill.run.folder import blocked
-from cosmos_distill.run.networks import DTYPES, device
+from cosmos_distill.run.networks import DTYPES, device, load
 from cosmos_distill.run.sizes import clip_bytes, too_large
 from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import negative_text, read, with_files
@@ -46,13 +44,7 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
     negative = negative_text(exported, options, student)
-    network = models.build(
-        exported.network, device=device(), dtype=DTYPES[exported.precision], seed=None
-    ).eval()
-    try:
-        weights.load_into(network, student)
-    except (ValueError, OSError) as error:
-        raise Refusal(str(error)) from error
+    network = load(exported.network, (student,), DTYPES[exported.precision])
     clips = Conditions(options, exported.network, exported.control, data, exported.schedule)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
