@@ -126,6 +126,7 @@ def measure(parallel: Parallel, recompute: Any) -> Held:
 
     def networks(role: str) -> nn.Module:
         network = models.build(NETWORK, seed=0)
+        network.activation_checkpointing = recompute
         data.shard(network, parallel)
         return network
 

@@ -74,8 +74,8 @@ def test_frames_need_their_latent(batch):
 
 def test_bf16_networks_leave_everything_else_in_fp32(schedule, batch):
     network = FakeNetwork().bfloat16()
-    x0, features = Denoiser(network, schedule)(
-        noisy(batch), SIGMA, Condition.from_batch(batch, torch.tensor([1, 0])), features=(1,)
+    x0, features = Denoiser(network, schedule).with_features(
+        noisy(batch), SIGMA, Condition.from_batch(batch, torch.tensor([1, 0])), (1,)
     )
     call = network.calls[0]
     narrow = (call.x, call.text, call.hint, call.condition_mask, call.padding_mask)
@@ -93,12 +93,25 @@ def test_fp64_stays_fp64(schedule):
     assert x0.dtype == torch.float64
 
 
-def test_features_only_stops_early(schedule, batch):
-    x0, features = Denoiser(FakeNetwork(), schedule)(
-        noisy(batch), SIGMA, Condition.from_batch(batch), features=(0,), features_only=True
-    )
-    assert x0 is None and list(features) == [0]
-    assert features[0].shape == (2, 3, 4, 4, 16)
+def test_features_alone_stop_early(schedule, batch):
+    network = FakeNetwork()
+    denoiser, condition = Denoiser(network, schedule), Condition.from_batch(batch)
+    features = denoiser.features(noisy(batch), SIGMA, condition, (0,))
+    assert list(features) == [0] and features[0].shape == (2, 3, 4, 4, 16)
+    assert network.calls[0].features_only
+    x0, same = denoiser.with_features(noisy(batch), SIGMA, condition, (0,))
+    assert torch.equal(features[0], same[0])
+    assert torch.equal(x0, denoiser(noisy(batch), SIGMA, condition))
+
+
+def test_a_network_may_say_in_which_type_it_takes_its_inputs(schedule, batch):
+    """Its first parameter may be one that is kept in another, as in diffusers' Wan."""
+    network = FakeNetwork().bfloat16()
+    network.enter.float()
+    network.dtype = torch.bfloat16
+    with pytest.raises(RuntimeError):
+        Denoiser(network, schedule)(noisy(batch), SIGMA, Condition.from_batch(batch))
+    assert network.calls[0].text.dtype == torch.bfloat16
 
 
 def test_guided_keeps_frames_and_control_in_both_branches(schedule, batch):

@@ -110,7 +110,7 @@ def test_student_phase_in_fp64_is_the_papers(networks, schedule):
         normaliser = (eps - eps_teacher).abs().flatten(1).mean(1)
         v = (eps_teacher - eps_fake) / normaliser[:, None, None, None, None]
     vsd = 0.5 * (x_g - (x_g - v).detach()).square().flatten(1).mean(1)
-    features = predict["teacher"](x_t, sigma, condition, features=(1,), features_only=True)[1]
+    features = predict["teacher"].features(x_t, sigma, condition, (1,))
     gan = torch.nn.functional.softplus(-method.roles["discriminator"](features)).mean(1)
     recon = (x_g - batch.latents).square().flatten(1).mean(1)
     torch.testing.assert_close(terms["loss/vsd"], vsd)
@@ -145,7 +145,7 @@ def test_critic_phase_is_the_papers(networks, schedule, prediction):
         eps_fake = (x_t - method.denoiser("fake_score")(x_t, sigma, condition)) / wide
         error = (eps - eps_fake) if prediction == "eps" else (eps - eps_fake) * wide
         logits = [
-            method.roles["discriminator"](method.denoiser("teacher")(x, sigma, condition, features=(1,))[1])
+            method.roles["discriminator"](method.denoiser("teacher").features(x, sigma, condition, (1,)))
             for x in (x_t, x_r)
         ]
     torch.testing.assert_close(terms["loss/fake_score"], error.square().flatten(1).mean(1))

@@ -191,6 +191,8 @@ def networks(case: Case, layout: Layout, seed: int, dtype: torch.dtype) -> Netwo
             for block in of.blocks:
                 box = tuple(slice(o, o + n) for o, n in zip(block.offsets, block.value.shape, strict=True))
                 block.value.detach().add_(noise[box])
+        network.activation_checkpointing = layout.recompute
+        network.micro_batch = layout.micro_batch
         data.shard(network, layout.parallel)
         return network
 

@@ -56,7 +56,8 @@ def test_grids_draw_with_a_teacher_like_the_networks_in_training(
     recipe = cli.load(ROOT / "recipes" / "transfer1_kd_dmd2.py").recipe(scale="smoke")
     stage = recipe.stages["kd"]
     assert isinstance(stage, Train)
-    stage = replace(stage, trainer=replace(stage.trainer, precision="bf16"))
+    asked = replace(stage.trainer, precision="bf16", activation_checkpointing="full", micro_batch=2)
+    stage = replace(stage, trainer=asked)
     used: list[torch.dtype] = []
 
     def sample(network: nn.Module, levels: Any, batch: Batch, *_: Any) -> Tensor:
@@ -66,8 +67,10 @@ def test_grids_draw_with_a_teacher_like_the_networks_in_training(
     monkeypatch.setattr(train, "few_steps", sample)
     monkeypatch.setattr(train, "many_steps", sample)
     monkeypatch.setattr(train, "grid", lambda *_: None)
-    of_role = networks.by_role(recipe, None, torch.bfloat16)
-    method: Any = SimpleNamespace(roles={"student": of_role("student")})
+    of_role = networks.by_role(recipe, None, stage.trainer)
+    student = of_role("student")
+    assert (student.activation_checkpointing, student.micro_batch) == ("full", 2)
+    method: Any = SimpleNamespace(roles={"student": student})
     train._sampler_grid(method, of_role, stage, recipe, tmp_path)(0)
     assert used == [torch.bfloat16] * 3  # the teacher's two, and the student's
 

@@ -13,6 +13,7 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.methods.denoising import Denoising
+from cosmos_distill.models.control import ControlledDiT
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import fit
@@ -22,10 +23,14 @@ from tests.train.fakes import trainer
 
 def run(folder: Path, dtype: torch.dtype = torch.float32, clips: Clips | None = None, **changes: Any) -> Any:
     config = Denoising(student=Optim(lr=3e-3, warmup_steps=3, clip_norm=10.0))
-    method = methods.build(
-        config, lambda _: models.build(CONFIG, dtype=dtype, seed=0), EDMSchedule(EDM()), seed=0
-    )
     settings = trainer(**({"max_steps": 6, "log_every": 1, "micro_batch": 4} | changes))
+
+    def networks(role: str) -> ControlledDiT:
+        network = models.build(CONFIG, dtype=dtype, seed=0)
+        network.activation_checkpointing = settings.activation_checkpointing
+        return network
+
+    method = methods.build(config, networks, EDMSchedule(EDM()), seed=0)
     clips = clips or Clips()
     return fit(method, clips, settings, folder, seed=3, stop=clips.stop)
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cosmos_distill import diffusion
-from cosmos_distill.methods.conditioning import give_frames
+from cosmos_distill.methods.conditioning import Given, give_frames
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from cosmos_distill.config import Guidance, UnconditionalFrames
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.diffusion import Denoise, Schedule
+
+Features = dict[int, "Tensor"]
+"""Outputs of blocks by number, each [B, T, H', W', D]."""
 
 
 @dataclass(frozen=True)
@@ -75,41 +79,94 @@ class Condition:
         return (index < self.frames[:, None])[:, None, :, None, None]
 
 
+class Network(Protocol):
+    """What the seam asks of a network: our own have this signature, and an
+    :class:`~cosmos_distill.adapters.Adapter` gives it to any other.
+
+    ``config`` says what a method has to know of it: ``blocks``, how many blocks there are to read features
+    from, ``width``, their channels, and ``clean_condition_times`` (see
+    :mod:`~cosmos_distill.methods.conditioning`). Where a network has a ``dtype`` it takes its inputs in that,
+    else in that of its first parameter.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        text: Tensor,
+        *,
+        hint: Tensor | None,
+        condition_mask: Tensor | None,
+        padding_mask: Tensor | None,
+        fps: Tensor | None,
+        features: Sequence[int],
+        features_only: bool,
+    ) -> Tensor | tuple[Tensor | None, Features]:
+        """The output [B, C, T, H, W]; with ``features`` a pair of it and them. Under ``features_only`` it is
+        not computed, and None."""
+
+
+class Prediction(NamedTuple):
+    """What :meth:`Denoiser.with_features` returns."""
+
+    x0: Tensor
+    """[B, C, T, H, W]"""
+    features: Features
+    """block -> [B, T, H', W', D]"""
+
+
+class _Inputs(NamedTuple):
+    """What a network is called with, and how x0 is made of what it returns."""
+
+    x: Tensor
+    c_noise: Tensor
+    skip: Tensor
+    out: Tensor
+    given: Given | None
+
+
 class Denoiser:
     """A network as a map (x_t, t, condition) -> x0, with t the noise coordinate of the schedule.
 
+    x_t is the noisy latent, [B, C, T, H, W], in the scale of the schedule; t the noise coordinate of each
+    sample, [B] (sigma under EDM, the angle under TrigFlow). In fp64 t is exact: only the coefficients are
+    rounded, to the precision of x_t.
+
     The network's inputs are cast to its own dtype, except c_noise and fps, which it embeds in fp32;
     everything before and after it is in the dtype of ``x_t``, fp32 in all methods.
+
+    Given frames are shown to the network as :mod:`~cosmos_distill.methods.conditioning` says, and marked in
+    its mask channel; x0 there is the clean latent.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         self.network = network
         self.schedule = schedule
 
-    def __call__(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        condition: Condition,
-        *,
-        features: Sequence[int] = (),
-        features_only: bool = False,
-    ) -> Any:
-        """Predict x0 [B, C, T, H, W].
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Predict x0, [B, C, T, H, W]."""
+        inputs = self._prepare(x_t, t, condition)
+        return self._x0(x_t, condition, inputs, self._call(inputs, condition))
 
-        Args:
-            x_t: noisy latent, [B, C, T, H, W], in the scale of the schedule.
-            t: noise coordinate of each sample, [B] (sigma under EDM, the angle under TrigFlow). In fp64 it is
-                exact: only the coefficients are rounded, to the precision of x_t.
-            features: base blocks whose output is wanted; makes the result (x0, {block: [B, T, H', W', D]}).
-            features_only: stop after the last wanted block; x0 is then None.
+    def with_features(
+        self, x_t: Tensor, t: Tensor, condition: Condition, blocks: Sequence[int]
+    ) -> Prediction:
+        """Predict x0, and return the outputs of ``blocks``, the numbers of base blocks, of the same pass."""
+        inputs = self._prepare(x_t, t, condition)
+        raw, features = self._call(inputs, condition, features=tuple(blocks))
+        return Prediction(self._x0(x_t, condition, inputs, raw), features)
 
-        Given frames are shown to the network as :mod:`~cosmos_distill.methods.conditioning` says, and marked
-        in its mask channel; x0 there is the clean latent.
-        """
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition, blocks: Sequence[int]) -> Features:
+        """The outputs of ``blocks`` alone: the network may stop after the last of them."""
+        inputs = self._prepare(x_t, t, condition)
+        found: tuple[None, Features] = self._call(
+            inputs, condition, features=tuple(blocks), features_only=True
+        )
+        return found[1]
+
+    def _prepare(self, x_t: Tensor, t: Tensor, condition: Condition) -> _Inputs:
         import torch
 
-        dtype = next(self.network.parameters()).dtype
         wide = torch.promote_types(x_t.dtype, torch.float32)
         told, given = t, None
         mask = condition.given(x_t.shape[2])
@@ -121,28 +178,42 @@ class Denoiser:
         x_in = scale * x_t
         if given is not None:
             x_in = torch.where(given.mask, given.latent, x_in)
+        return _Inputs(x_in, c_noise, skip, out, given)
+
+    def _call(
+        self,
+        inputs: _Inputs,
+        condition: Condition,
+        *,
+        features: tuple[int, ...] = (),
+        features_only: bool = False,
+    ) -> Any:
+        dtype, given = dtype_of(self.network), inputs.given
+        size = inputs.x.shape[3:]
 
         def cast(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(dtype)
 
-        result = self.network(
-            x_in.to(dtype),
-            c_noise,
+        return self.network(
+            inputs.x.to(dtype),
+            inputs.c_noise,
             cast(condition.text),
             hint=cast(condition.hint),
-            condition_mask=None if given is None else given.mask.to(dtype).expand(-1, -1, -1, *x_t.shape[3:]),
+            condition_mask=None if given is None else given.mask.to(dtype).expand(-1, -1, -1, *size),
             padding_mask=cast(condition.padding_mask),
             fps=condition.fps,
-            features=tuple(features),
+            features=features,
             features_only=features_only,
         )
-        raw, taken = result if features else (result, None)
-        if raw is None:
-            return None, taken
-        x0 = skip * x_t + out * raw.to(x_t.dtype)
-        if given is not None and condition.clean is not None:
-            x0 = torch.where(given.mask, condition.clean, x0)
-        return (x0, taken) if features else x0
+
+    @staticmethod
+    def _x0(x_t: Tensor, condition: Condition, inputs: _Inputs, raw: Tensor) -> Tensor:
+        import torch
+
+        x0 = inputs.skip * x_t + inputs.out * raw.to(x_t.dtype)
+        if inputs.given is not None and condition.clean is not None:
+            x0 = torch.where(inputs.given.mask, condition.clean, x0)
+        return x0
 
     def bind(self, condition: Condition) -> Denoise:
         """denoise(x_t, t) -> x0 under a fixed condition, as the samplers take it."""
@@ -156,3 +227,11 @@ def guided(denoiser: Denoiser, condition: Condition, negative_text: Tensor, guid
         return conditional
     unconditional = denoiser.bind(condition.unconditional(negative_text, guidance.unconditional_frames))
     return lambda x_t, t: diffusion.combine(conditional(x_t, t), unconditional(x_t, t), guidance)
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type in which a network takes its inputs: its ``dtype``, or that of its first parameter."""
+    import torch
+
+    said = getattr(network, "dtype", None)
+    return said if isinstance(said, torch.dtype) else next(network.parameters()).dtype

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.diffusion import Schedule
-    from cosmos_distill.methods.denoiser import Condition
+    from cosmos_distill.methods.denoiser import Condition, Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +277,11 @@ class DMD2Method(Method):
             x_g = self.generate(batch, condition, noise)
             x_t = self.renoise(x_g, eps, t)
         adversarial, shared = "discriminator" in self.roles, config.gan_features == "fake_score"
-        generated: dict[int, Tensor] | None = None
+        generated: Features | None = None
         if "fake_score" in self.roles:
             fake_score = self.denoiser("fake_score")
             if adversarial and shared:
-                x0_fake, generated = fake_score(x_t, t, condition, features=self.blocks)
+                x0_fake, generated = fake_score.with_features(x_t, t, condition, self.blocks)
             else:
                 x0_fake = fake_score(x_t, t, condition)
             alpha, sigma = self.schedule.noising(t)
@@ -321,7 +321,7 @@ class DMD2Method(Method):
 
     def judge(
         self, role: str, x_t: Tensor, t: Tensor, condition: Condition
-    ) -> tuple[Tensor | None, dict[int, Tensor] | None]:
+    ) -> tuple[Tensor | None, Features | None]:
         """The role's x0 without a graph, and, of the network that D reads, features with one: the adversarial
         gradient reaches G through them. One pass serves both; LADD needs no prediction."""
         import torch
@@ -330,8 +330,10 @@ class DMD2Method(Method):
         if "discriminator" not in self.roles or role != self.config.gan_features:
             with torch.no_grad():
                 return denoiser(x_t, t, condition), None
-        x0, features = denoiser(x_t, t, condition, features=self.blocks, features_only=self.config.ladd)
-        return None if x0 is None else x0.detach(), features
+        if self.config.ladd:
+            return None, denoiser.features(x_t, t, condition, self.blocks)
+        x0, features = denoiser.with_features(x_t, t, condition, self.blocks)
+        return x0.detach(), features
 
     def guide(self, cond: Tensor, x_t: Tensor, t: Tensor, condition: Condition, batch: Batch) -> Tensor:
         """T's guided prediction. The control is the same in both branches."""
@@ -341,13 +343,10 @@ class DMD2Method(Method):
         negative = condition.unconditional(batch.negative_text, guidance.unconditional_frames)
         return diffusion.combine(cond, self.denoiser("teacher")(x_t, t, negative), guidance)
 
-    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[int, Tensor]:
+    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> Features:
         """What D reads, with a graph only of the fake score network; it runs up to the last block needed."""
         import torch
 
         role = self.config.gan_features
         with torch.no_grad() if role == "teacher" else nullcontext():
-            found: tuple[Any, dict[int, Tensor]] = self.denoiser(role)(
-                x_t, t, condition, features=self.blocks, features_only=True
-            )
-        return found[1]
+            return self.denoiser(role).features(x_t, t, condition, self.blocks)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill import models
-from cosmos_distill.config import Recipe, Stage, Stored
+from cosmos_distill.config import Recipe, Stage, Stored, Trainer
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
@@ -128,13 +128,16 @@ def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Controll
 
 
 def by_role(
-    recipe: Recipe, student: tuple[Path, ...] | None, dtype: torch.dtype
+    recipe: Recipe, student: tuple[Path, ...] | None, trainer: Trainer
 ) -> Callable[[str], ControlledDiT]:
     """networks(role) for :func:`cosmos_distill.methods.build`; of data "fsdp", this rank's share of them.
 
     Args:
         student: Weights that the student starts from; None initialises it afresh from the recipe's seed.
+        trainer: Of the stage: its precision, and what it asks of a network's own passes, how much of them is
+            computed again in the backward one and how many samples go through a pipeline together.
     """
+    dtype = DTYPES[trainer.precision]
 
     def networks(role: str) -> ControlledDiT:
         if role != "student":
@@ -143,6 +146,8 @@ def by_role(
             network = models.build(preset(recipe), device=device(), dtype=dtype, seed=recipe.seed)
         else:
             network = load(preset(recipe), student, dtype)
+        network.activation_checkpointing = trainer.activation_checkpointing
+        network.micro_batch = trainer.micro_batch
         data.shard(network, recipe.parallel)
         return network
 

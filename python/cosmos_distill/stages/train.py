@@ -16,7 +16,7 @@ from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.parallel import groups
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import File, Pairs, Student
-from cosmos_distill.run.networks import DTYPES, by_role, device, open_clips, schedule
+from cosmos_distill.run.networks import by_role, device, open_clips, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.candidates import steps_text
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of, teacher_calls
@@ -44,7 +44,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     networks: Networks = (
         autoencoders.networks(recipe, student)
         if recipe.network in AUTOENCODERS
-        else by_role(recipe, student, DTYPES[stage.trainer.precision])
+        else by_role(recipe, student, stage.trainer)
     )
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
     with _read_ahead(source, recipe, stage) as stream:

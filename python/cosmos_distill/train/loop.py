@@ -72,7 +72,8 @@ def fit(
     of them after the same step.
 
     Args:
-        method: networks by role, their losses and whose turn it is.
+        method: networks by role, their losses and whose turn it is. ``activation_checkpointing`` of the
+            trainer is for whoever builds the networks: this loop sets nothing on them.
         source: the data.
         trainer: length, batch and bookkeeping.
         folder: the stage's folder, made if missing.
@@ -95,9 +96,6 @@ def fit(
     """
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
     store = Store(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
-    for network in method.roles.values():
-        network.activation_checkpointing = trainer.activation_checkpointing  # type: ignore[assignment]
-        network.micro_batch = trainer.micro_batch  # type: ignore[assignment]
     state = TrainState(method, trainer, seed)
     checkpoint = store.newest()
     if checkpoint is not None:
