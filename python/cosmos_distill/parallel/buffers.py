@@ -22,8 +22,9 @@ from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import parts_of
 from cosmos_distill.parallel.share import Share, Span
 
-# groups has already imported megatron.core with its fallback warnings silenced.
-from megatron.core import distributed, parallel_state  # isort: skip
+# Before anything else of Megatron, which it silences.
+from cosmos_distill.parallel.megatron import parallel_state  # isort: skip
+from megatron.core import distributed  # isort: skip
 from megatron.core.process_groups_config import ProcessGroupCollection  # isort: skip
 from megatron.core.transformer.transformer_config import TransformerConfig  # isort: skip
 

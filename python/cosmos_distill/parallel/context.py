@@ -12,6 +12,8 @@ from cosmos_distill import ops
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.tokens import TokenSplit
 
+# Before anything else of Megatron, which it silences.
+from cosmos_distill.parallel import megatron  # noqa: F401  # isort: skip
 from megatron.core.tensor_parallel import mappings  # isort: skip
 
 

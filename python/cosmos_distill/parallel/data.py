@@ -6,7 +6,6 @@ from torch import nn
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.parallel import fsdp
-from cosmos_distill.parallel.buffers import BufferedShare
 from cosmos_distill.parallel.parts import reduction_group
 from cosmos_distill.parallel.share import PlainShare, Share
 
@@ -30,4 +29,6 @@ def share_of(network: nn.Module, parallel: Parallel) -> Share:
         return fsdp.FsdpShare(network, parameters)
     if group.size() == 1:
         return PlainShare(network, parameters)
+    from cosmos_distill.parallel.buffers import BufferedShare  # and with it Megatron
+
     return BufferedShare(network, parameters, group, parallel.data == "sharded_optimizer")

@@ -3,13 +3,19 @@
 The ranks of one *model group* (tensor x context x pipeline) hold one copy of the networks between them and
 act as one: each has the same samples, latents and losses, and only the inside of the networks is spread over
 them. What differs between model groups is the samples: they are the data-parallel ranks.
+
+Between several ranks the groups are Megatron-core's. A process alone is in one group, whichever is asked for,
+and imports Megatron only for Megatron's own layers (:func:`megatron_config`).
 """
 
 from __future__ import annotations
 
 import os
-import warnings
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,14 +25,8 @@ from cosmos_distill.config import Parallel
 from cosmos_distill.parallel import environment
 from cosmos_distill.parallel.meeting import meet
 
-with warnings.catch_warnings():
-    # Without Transformer Engine or Apex the import warns once per fallback; the fallbacks are what we use.
-    warnings.simplefilter("ignore")
-    from megatron.core import ModelParallelConfig, parallel_state
-
-    from cosmos_distill.parallel import cpu
-
-    cpu.adapt()
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
 
 _layout: Parallel | None = None
 _model_group: dist.ProcessGroup | None = None
@@ -79,14 +79,12 @@ def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = 
             f"{dist.get_world_size()} ranks are not a multiple of tensor {layout.tensor} x context "
             f"{layout.context} x pipeline {layout.pipeline}: start a multiple of {layout.model}"
         )
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor,
-        pipeline_model_parallel_size=layout.pipeline,
-        virtual_pipeline_model_parallel_size=(
-            layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
-        ),
-        context_parallel_size=layout.context,
-    )
+    if dist.get_world_size() == 1:
+        _layout, _model_group = layout, dist.group.WORLD
+        return layout
+    from cosmos_distill.parallel import megatron
+
+    megatron.set_up(layout)
     _layout = layout
     by_sample: list[list[int]] = [[] for _ in range(data_size())]
     mine: list[int] = [0] * dist.get_world_size()
@@ -94,8 +92,25 @@ def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = 
     for rank, sample in enumerate(mine):
         by_sample[sample].append(rank)
     _model_group, _ = dist.new_subgroups_by_enumeration(by_sample, backend=dist.get_backend_config())
-    _background_group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+    _background_group = dist.new_group(backend="gloo")
     return layout
+
+
+@contextmanager
+def borrowed(parallel: Parallel | None = None) -> Iterator[Parallel]:
+    """Inside the block the process is laid out (:func:`initialize`). One that was alone and had no process
+    group before has none afterwards, so that a caller may still start one of its own; nothing else is undone.
+    """
+    global _layout, _model_group
+    found = dist.is_initialized()
+    try:
+        yield initialize(parallel)
+    finally:
+        # Megatron's layers keep the groups that they were made with.
+        made = dist.is_initialized() and not found
+        if made and dist.get_world_size() == 1 and "megatron.core" not in sys.modules:
+            _layout = _model_group = None
+            dist.destroy_process_group()
 
 
 def layout() -> Parallel:
@@ -116,22 +131,30 @@ def world_group() -> dist.ProcessGroup:
     return dist.group.WORLD
 
 
+def _group(name: str, **options: bool) -> dist.ProcessGroup:
+    """The group that this function of Megatron's ``parallel_state`` returns."""
+    world = world_group()
+    if world.size() == 1:
+        return world
+    from cosmos_distill.parallel.megatron import parallel_state
+
+    group: dist.ProcessGroup = getattr(parallel_state, name)(**options)
+    return group
+
+
 def tensor_group() -> dist.ProcessGroup:
     """Ranks that share every tensor-parallel weight."""
-    layout()
-    return parallel_state.get_tensor_model_parallel_group()
+    return _group("get_tensor_model_parallel_group")
 
 
 def context_group() -> dist.ProcessGroup:
     """Ranks that share the tokens of a clip."""
-    layout()
-    return parallel_state.get_context_parallel_group()
+    return _group("get_context_parallel_group")
 
 
 def pipeline_group() -> dist.ProcessGroup:
     """Ranks that share the blocks."""
-    layout()
-    return parallel_state.get_pipeline_model_parallel_group()
+    return _group("get_pipeline_model_parallel_group")
 
 
 def model_group() -> dist.ProcessGroup:
@@ -143,14 +166,12 @@ def model_group() -> dist.ProcessGroup:
 
 def data_group() -> dist.ProcessGroup:
     """Ranks with the same part of the networks and other samples."""
-    layout()
-    return parallel_state.get_data_parallel_group(with_context_parallel=False)
+    return _group("get_data_parallel_group", with_context_parallel=False)
 
 
 def gradient_group() -> dist.ProcessGroup:
     """Ranks over which the gradients of a network are summed: other samples, or other tokens of the same."""
-    layout()
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return _group("get_data_parallel_group", with_context_parallel=True)
 
 
 def background_group() -> dist.ProcessGroup | None:
@@ -179,9 +200,7 @@ def all_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def tokens_group() -> dist.ProcessGroup:
     """Ranks that hold different tokens outside the tensor-parallel linears, in the order of the tokens."""
-    if layout().sequence:
-        return parallel_state.get_tensor_and_context_parallel_group()
-    return context_group()
+    return _group("get_tensor_and_context_parallel_group") if layout().sequence else context_group()
 
 
 def megatron_config(dtype: torch.dtype, *, sequence: bool = False) -> ModelParallelConfig:
@@ -190,8 +209,11 @@ def megatron_config(dtype: torch.dtype, *, sequence: bool = False) -> ModelParal
     Weights are allocated on the current default device (so ``with torch.device("meta")`` works) and
     left uninitialised: initial values are ours, keyed by global name, hence equal in every layout.
     """
+    from cosmos_distill.parallel import megatron
+
     current = layout()
-    return ModelParallelConfig(
+    megatron.set_up(current)
+    return megatron.ModelParallelConfig(
         tensor_model_parallel_size=current.tensor,
         pipeline_model_parallel_size=current.pipeline,
         context_parallel_size=current.context,

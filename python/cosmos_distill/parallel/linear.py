@@ -14,7 +14,8 @@ from torch import nn
 
 from cosmos_distill.parallel import groups
 
-# groups has already imported megatron.core with its fallback warnings silenced.
+# Before anything else of Megatron, which it silences.
+from cosmos_distill.parallel import megatron  # noqa: F401  # isort: skip
 from megatron.core.tensor_parallel import layers, mappings  # isort: skip
 
 

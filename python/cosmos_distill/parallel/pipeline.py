@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from cosmos_distill.parallel import fsdp, groups
 from cosmos_distill.parallel.runs import split_blocks
 
-# groups has already imported megatron.core with its fallback warnings silenced.
+# Before anything else of Megatron, which it silences.
+from cosmos_distill.parallel import megatron  # noqa: F401  # isort: skip
 from megatron.core.enums import ModelType  # isort: skip
 from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
 from megatron.core.transformer import TransformerConfig  # isort: skip
