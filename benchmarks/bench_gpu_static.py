@@ -27,6 +27,7 @@ from benchmarks.gpu.triton_aot import Failure, available, compile_kernels
 from benchmarks.gpu.work import SHAPES, Shape, Work, works
 
 RESULTS = Path(__file__).parent / "results"
+BUILD = Path(__file__).parents[1] / "build"
 
 
 class Printer:
@@ -85,7 +86,7 @@ def _nvcc() -> dict[str, str]:
 @pytest.mark.skipif(not available(), reason="triton is not installed")
 def bench_gpu_static(pytestconfig: pytest.Config) -> None:
     report = gather()
-    report.write(RESULTS)
+    report.write(RESULTS, BUILD)
     pytestconfig.pluginmanager.register(Printer(report))
     if report.complaints():
         pytest.fail("\n".join(report.complaints()), pytrace=False)

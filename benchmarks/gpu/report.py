@@ -103,11 +103,15 @@ class Report:
         ]
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: Path) -> None:
-        """gpu.md and gpu.json into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def write(self, folder: Path, build: Path) -> None:
+        """gpu.md and gpu.json into ``folder``, which git holds; into ``build`` a gpu.json that has every kernel,
+        too: in ``folder`` only gpu.md has those, a line each."""
+        everything = self.as_json()
+        recorded = {name: value for name, value in everything.items() if name != "kernels"}
+        for where, document in ((folder, recorded), (build, everything)):
+            where.mkdir(parents=True, exist_ok=True)
+            (where / "gpu.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         (folder / "gpu.md").write_text(self.as_markdown(), encoding="utf-8")
-        (folder / "gpu.json").write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 _ROOFLINE_HEAD = (

@@ -4,4 +4,4 @@ Importing the package imports no torch, so that the command line answers at once
 compute (:mod:`~cosmos_distill.ops`, :mod:`~cosmos_distill.models`, ...) are imported when used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -15,10 +15,12 @@ from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
+    RESULTS,
     File,
     Manifest,
     Pairs,
     Student,
+    _checksum,
     configuration,
     plain,
     sha256,
@@ -65,7 +67,7 @@ def test_first_difference_is_named() -> None:
     assert manifest().mismatch(changed) == "stage.trainer.max_steps: made with 4, now asked for 5"
     assert "input teacher" in (manifest().mismatch(manifest(inputs={"teacher": "b"})) or "")
     assert "seed" in (manifest().mismatch(manifest(seed=1)) or "")
-    assert "code version" in (manifest().mismatch(manifest(version="2")) or "")
+    assert "code version" in (manifest(version="2").mismatch(manifest()) or "")
     edm = dataclasses.replace(r, schedule=dataclasses.replace(r.schedule, sigma_max=70.0))
     assert "schedule.sigma_max" in (manifest().mismatch(manifest(configuration=configuration(edm, kd))) or "")
 
@@ -138,6 +140,31 @@ def test_manifest_of_another_version_is_none_that_is_asked_for(change: dict, tmp
     found = Manifest.read(tmp_path)
     assert found is not None
     assert found.mismatch(asked) == f"code version: made by 99.0, this is {asked.version}"
+
+
+@pytest.mark.parametrize("made_by", ["0.1.0", "0.1.9", "0.2.0"])
+def test_what_earlier_releases_finished_is_used(made_by: str, tmp_path: Path) -> None:
+    """A release that computes the same goes on with their runs: 0.1.0 did not write RESULTS yet."""
+    manifest(version=made_by, outputs=Student(File("kd/s.safetensors", "ab"), 4)).write(tmp_path)
+    path = tmp_path / "manifest.json"
+    document = json.loads(path.read_text())
+    for name in ("results", "checksum"):
+        del document[name]
+    document["checksum"] = _checksum(document)
+    path.write_text(json.dumps(document))
+    found = Manifest.read(tmp_path)
+    assert found is not None and found.complete
+    assert found.mismatch(manifest(version="0.2.0")) is None
+    asked = manifest(version="0.3.0", results=RESULTS + 1)
+    assert found.mismatch(asked) == f"code version: made by {made_by}, and 0.3.0 computes other results"
+    path.write_text(path.read_text().replace('"steps": 4', '"steps": 5'))
+    assert Manifest.read(tmp_path) is None, "their checksums count"
+
+
+@pytest.mark.parametrize("version", ["0.10.0", "1.0", "0.2.0.1", "words", ""])
+def test_what_newer_releases_made_is_refused(version: str) -> None:
+    reason = manifest(version=version).mismatch(manifest(version="0.2.0"))
+    assert reason == f"code version: made by {version}, this is 0.2.0"
 
 
 def test_numbers_that_json_has_not_are_words(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 A manifest is written when a stage starts and again, atomically, when it has finished: a stage whose
 manifest does not say ``complete`` is resumed, and so is one whose manifest is lost or damaged. Inputs (by
-sha256), configuration, seed and package version decide whether what lies in the folder belongs to the run
-asked for; a hash of the sources is recorded for the record only, so that mending a comment does not throw
-away a week of training.
+sha256), configuration, seed and :data:`RESULTS` decide whether what lies in the folder belongs to the run
+asked for. The package's version and a hash of the sources are recorded for the record only, so that a new
+release, or a comment that was mended, does not throw away a week of training; what a newer release made is
+refused.
 
 Torch-free: the command line reads manifests to show the state of a run.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +29,10 @@ from cosmos_distill.files import finite, inside, read_json, regular, replacing, 
 MANIFEST = "manifest.json"
 RECORD = "clips.json"
 """In a stage's folder: the hashes of the files that it was made from, by clip."""
+RESULTS = 1
+"""Version of what stages compute. It is raised when the same configuration, inputs and seed give other
+numbers than before, or files that a stage cannot go on from. A release that changes neither leaves it alone,
+and goes on with the runs of the one before. Manifests of 0.1.0 do not have it and count as the first."""
 _CHECKSUM = "checksum"
 
 # Bookkeeping: how often something is written or shown does not change what is computed; nor does how a batch
@@ -117,6 +123,9 @@ class Manifest:
     inputs: dict[str, str]
     seed: int
     version: str
+    """Of the package. Recorded; compared only to refuse what a newer one made."""
+    results: int = 1
+    """:data:`RESULTS` of the package that made this."""
     sources: str = ""
     """sha256 over the package's Python files; recorded, not compared."""
     seconds: float = 0.0
@@ -133,8 +142,10 @@ class Manifest:
     def mismatch(self, other: Manifest) -> str | None:
         """The first field by which ``other`` asks for something else than this one holds, in words. Files of
         the user's are left out."""
-        if self.version != other.version:
+        if _newer(self.version, other.version):
             return f"code version: made by {self.version}, this is {other.version}"
+        if self.results != other.results:
+            return f"code version: made by {self.version}, and {other.version} computes other results"
         mine, theirs = self._compared(), other._compared()
         for key in dict.fromkeys([*theirs, *mine]):
             if mine.get(key) != theirs.get(key):
@@ -157,7 +168,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest | None:
         """The manifest in ``folder``, or None where there is none, or only a damaged one.
 
-        Of a manifest that another version wrote there is at least the version, which tells it from every one
+        Of a manifest that a newer version wrote there is at least the version, which tells it from every one
         that is asked for (see :meth:`mismatch`).
 
         Raises:
@@ -179,7 +190,7 @@ class Manifest:
         if not isinstance(document, dict):
             return None
         version, checksum = str(document.get("version")), document.pop(_CHECKSUM, None)
-        ours = "version" not in document or version == cosmos_distill.__version__
+        ours = "version" not in document or not _newer(version, cosmos_distill.__version__)
         if ours and checksum not in (None, _checksum(document)):
             return None
         try:
@@ -190,6 +201,15 @@ class Manifest:
                 return None
             assert isinstance(version, str)
             return cls(stage=folder.name, configuration={}, inputs={}, seed=0, version=version)
+
+
+def _newer(version: str, than: str) -> bool:
+    """Whether a release comes after another; one whose number cannot be read counts as newer."""
+    if version == than:
+        return False
+    found = [re.fullmatch(r"\d+(?:\.\d+)*", text) for text in (version, than)]
+    first, second = (None if one is None else [int(n) for n in one[0].split(".")] for one in found)
+    return first is None or second is None or first > second
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from cosmos_distill.run.checks import check, depends_on, needs_teacher, teacher_
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
     MANIFEST,
+    RESULTS,
     Manifest,
     Output,
     Pairs,
@@ -296,6 +297,7 @@ def _wanted(
         inputs=found,
         seed=recipe.seed,
         version=cosmos_distill.__version__,
+        results=RESULTS,
         sources=sources_sha256(),
     )
     return manifest, record
