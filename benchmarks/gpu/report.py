@@ -104,8 +104,8 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path, build: Path) -> None:
-        """gpu.md and gpu.json into ``folder``, which git holds; into ``build`` a gpu.json that has every kernel,
-        too: in ``folder`` only gpu.md has those, a line each."""
+        """gpu.md and gpu.json into ``folder``, which git holds; into ``build`` a gpu.json that has every
+        kernel, too: in ``folder`` only gpu.md has those, a line each."""
         everything = self.as_json()
         recorded = {name: value for name, value in everything.items() if name != "kernels"}
         for where, document in ((folder, recorded), (build, everything)):

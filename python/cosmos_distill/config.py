@@ -414,6 +414,9 @@ class Evaluate(Stage):
     are over shots, and draws are of noise under the same clips. None: the Fréchet distance of random
     filters, with Canny-F1 and blur-SSIM where there is a control and motion where there is none, and draws
     of other clips."""
+    split: Literal["hard", "validation", "out_of_domain"] | None = None
+    """Which held-out clips, of data that have several kinds (the film); None: those of the headline. Settings
+    are chosen on ``validation``."""
     networks: Mapping[str, Path] | None = None
     """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
     seg_miou."""

@@ -29,7 +29,7 @@ def test_ranks_end_soon_after_their_killed_launcher(finished: Path, tmp_path: Pa
         while any(_alive(rank) for rank in ranks) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not any(_alive(rank) for rank in ranks)
-        assert "torchrun has gone" in torchrun.stdout.read()
+        assert "what started it has gone" in torchrun.stdout.read()
     finally:
         torchrun.kill()
         for rank in filter(_alive, ranks):

@@ -11,12 +11,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from itertools import takewhile
 from pathlib import Path
 
-from cosmos_distill.cli.ending import OK, REFUSED, end, open_streams, outlived
-from cosmos_distill.cli.parsing import Invocation, options_of, parse
+from cosmos_distill.cli.ending import FAILED, OK, REFUSED, end, open_streams, outlived
+from cosmos_distill.cli.parsing import Invocation, options_of, parse, split_options
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.sampling.options import ConsolidateOptions, SampleOptions
+from cosmos_distill.sweep.options import SweepOptions
 from cosmos_distill.train.guard import StopFlag
 
 USAGE = """\
@@ -26,6 +27,8 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
        cosmos-distill generate|eval|export RECIPE.py [options]
                                                  only the stages of that kind
        cosmos-distill plan RECIPE.py [options]   the same as --dry-run
+       cosmos-distill sweep RECIPE.py --vary OPTION=VALUE,VALUE [options]
+                                                 many settings of a recipe, compared on held-out clips
        cosmos-distill sample STUDENT.safetensors [options]
                                                  draw clips from an exported student
        cosmos-distill consolidate CHECKPOINT OUT.safetensors [options]
@@ -36,7 +39,7 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 
 
 # Words before RECIPE.py -> the kind of stage they run.
-WORDS = ("-h", "--help", "--version", "completion", "consolidate", "plan", "sample")
+WORDS = ("-h", "--help", "--version", "completion", "consolidate", "plan", "sample", "sweep")
 """First words of commands that run no recipe."""
 ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
 
@@ -69,7 +72,7 @@ def _command(argv: list[str]) -> int:
 
         print(f"cosmos-distill {cosmos_distill.__version__}")
         return OK
-    if ranks.world() > 1 and word in ("completion", "consolidate", "sample"):
+    if ranks.world() > 1 and word in ("completion", "consolidate", "sample", "sweep"):
         raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
         from cosmos_distill.cli.completion import script
@@ -78,6 +81,8 @@ def _command(argv: list[str]) -> int:
         return OK
     if word == "sample":
         return _sample(rest)
+    if word == "sweep":
+        return _sweep(rest)
     if word == "consolidate":
         return _consolidate(rest)
     kind = ONLY_KIND.get(word)
@@ -108,6 +113,18 @@ def _sample(args: list[str]) -> int:
 
     draw(student, options)
     return OK
+
+
+def _sweep(args: list[str]) -> int:
+    prog = "cosmos-distill sweep RECIPE.py"
+    if not args or args[0].startswith("-"):
+        options_of(SweepOptions, args, prog)
+        raise Refusal(f"{prog}: which recipe?")
+    options, rest = split_options(SweepOptions, args[1:], prog)
+    from cosmos_distill.sweep.command import sweep
+
+    with StopFlag() as stop:
+        return FAILED if sweep(args[0], rest, options, lambda argv: parse(argv).recipe, stop) else OK
 
 
 def _consolidate(args: list[str]) -> int:

@@ -109,6 +109,29 @@ def options_of(cls: type[Options], args: Sequence[str], prog: str) -> Options:
     return found
 
 
+def split_options(cls: type[Options], args: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """The options of a command that passes all others on to a recipe, and these.
+
+    Raises:
+        Refusal: a number is out of its range.
+        SystemExit: an option is wrong (2), or help was asked for (0); tyro has printed why.
+    """
+    import tyro
+
+    with unchecked():
+        found, rest = tyro.cli(
+            cls,
+            args=args,
+            prog=prog,
+            registry=_registry(),
+            return_unknown_args=True,
+            config=(tyro.conf.UseAppendAction,),  # what may be given several times takes one word each time
+        )
+    if wrong := list(wrong_numbers(found)):
+        raise Refusal("\n".join(wrong))
+    return found, rest
+
+
 def _registry() -> ConstructorRegistry:
     """How option values are read where tyro's own way is not enough: a path is not empty."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo

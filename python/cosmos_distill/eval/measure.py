@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,13 +116,20 @@ def _difference(metric: Metric, a: Score, b: Score) -> Score:
 
 
 def document(
-    metrics: Metrics, sets: Mapping[str, Readings], real: Readings, reference: Readings | None, draws: int = 1
+    metrics: Metrics,
+    sets: Mapping[str, Readings],
+    real: Readings,
+    reference: Readings | None,
+    draws: int = 1,
+    replicas: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """``metrics``, ``floor``, ``differences`` and ``about`` of a report, for JSON.
 
     Args:
         sets: Of each candidate, see :func:`score`.
         real: The real clips that the conditions came from: their score against ``reference`` is the floor.
+        replicas: Filled with the scores' replicas by ``who.metric``, fp64 [replicas]; they tell differences
+            to another report on the same clips.
     """
     scored = score(metrics, {**sets, _REAL: real}, reference, draws)
     floor = {name: s for name, s in scored.pop(_REAL).items() if metrics[name].against is not None}
@@ -134,6 +142,10 @@ def document(
         },
         "about": {name: about(metric) for name, metric in metrics.items()},
     }
+    if replicas is not None:
+        for who, of_metric in scored.items():
+            kept = {f"{who}.{name}": s.replicas for name, s in of_metric.items()}
+            replicas |= {key: value for key, value in kept.items() if value is not None}
     for name, metric in metrics.items():
         if metric.detail is not None:
             for who, readings in sets.items():

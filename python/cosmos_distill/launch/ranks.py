@@ -24,6 +24,8 @@ TIMEOUT = timedelta(minutes=30)
 """Longest that a rank waits for the others, while rank 0 scores clips for example. A rank that has died is
 noticed by its launcher, not by this."""
 _FAILED, _SAID = "cosmos_distill/failed", "cosmos_distill/said"
+CHILD = "COSMOS_DISTILL_CHILD"
+"""Environment variable of a run that a sweep has started."""
 _POLL = 2.0
 _PATIENCE, _GRACE = 10.0, 1.0
 
@@ -55,12 +57,13 @@ def is_main() -> bool:
 
 
 def end_with_launcher() -> None:
-    """From here on, end this process soon after the torchrun that started it has gone, however that ended.
+    """From here on, end this process soon after the torchrun or the sweep that started it has gone, however
+    that ended.
 
     A torchrun that is killed ends none of its ranks, and they may be in a collective that waits for half an
     hour. Nothing where another launcher, or none, started this process.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and not _launched:
+    if {"TORCHELASTIC_RUN_ID", CHILD} & set(os.environ) and not _launched:
         _launched.append(threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True))
         _launched[0].start()
 
@@ -70,7 +73,9 @@ def _watch_launcher(launcher: int) -> None:
         time.sleep(_POLL)
     try:
         rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: torchrun has gone, and this rank goes with it", file=sys.stderr, flush=True)
+        print(
+            f"rank {rank}: what started it has gone, and this rank goes with it", file=sys.stderr, flush=True
+        )
     finally:
         os._exit(1)
 

@@ -140,6 +140,11 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             from cosmos_distill.eval.needs import problems as unmeasurable
 
             yield from unmeasurable(f"--stages.{name}", stage.metrics or (), stage.networks or {})
+        if isinstance(stage, Evaluate) and stage.split is not None and recipe.data.source != "film":
+            yield (
+                f"{option(f'stages.{name}.split')} {stage.split}: only --data.source film has such clips: "
+                "leave it out."
+            )
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)

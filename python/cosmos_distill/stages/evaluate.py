@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -55,7 +56,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     may be spread over any of them, and rank 0's clock counts.
     """
     torch.manual_seed(run.recipe.seed)
-    clips = open_clips(run.recipe, "eval") if Shared.reads() else None
+    clips = open_clips(run.recipe, stage.split or "eval") if Shared.reads() else None
     source = Shared(clips)
     who = contestants(stage, run)
     batches = measures.pieces(stage)
@@ -204,7 +205,9 @@ def _write(
         scored = _scored(results.measured, batches, clips, stage, run)
     else:
         wanted = _reference(run, stage.clips)
-        scored = measures.measured(stage, run.recipe, list(who), drawn, clips, wanted)
+        replicas: dict[str, np.ndarray] = {}
+        scored = measures.measured(stage, run.recipe, list(who), drawn, clips, wanted, replicas)
+        measures.keep_replicas(folder, replicas)
     document = {
         **scored,
         "nfe": {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.data.sources import shots
@@ -17,6 +19,7 @@ from cosmos_distill.files import sha256
 from cosmos_distill.run.networks import device
 from cosmos_distill.run.sizes import pixel_frames
 from cosmos_distill.sampling.candidates import clip_of, given_frames
+from cosmos_distill.train.checkpoint import publish_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 """Of a report whose metrics the recipe names."""
 REFERENCE_BATCH = 64
+REPLICAS = "replicas.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def measured(
     drawn: Callable[[str, int], Tensor],
     clips: Source,
     reference: int,
+    replicas: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """What scores.json has of metrics: ``metrics``, ``floor``, ``differences``, ``about``.
 
@@ -66,6 +71,7 @@ def measured(
         who: Candidates; the tokenizer's round trip of the real clips joins them as ``codec``.
         drawn: (candidate, first sample) -> latents of that batch.
         reference: Number of further held-out clips that sets are compared with.
+        replicas: Filled with the scores' replicas, for :func:`keep_replicas`.
     """
     metrics = load(stage.metrics or ())
     numbers: dict[str, int] = {}
@@ -89,10 +95,27 @@ def measured(
     for first in range(stage.clips, stage.clips + reference, REFERENCE_BATCH):
         count = min(REFERENCE_BATCH, stage.clips + reference - first)
         others.add(view(clips.pixels(first, count)[0]), _units(clips, first, count, numbers))
-    found = document(metrics, sets, real, others, stage.draws)
+    found = document(metrics, sets, real, others, stage.draws, replicas)
     for name, path in (stage.networks or {}).items():
         found["about"][name]["network"] = identity(path)
     return found | {"schema": SCHEMA, "clips": stage.clips, "shots": len(numbers) or None}
+
+
+def keep_replicas(folder: Path, replicas: Mapping[str, np.ndarray]) -> None:
+    """Write the scores' replicas beside scores.json."""
+    if replicas:
+        publish_tensors(
+            {key: torch.from_numpy(value) for key, value in replicas.items()}, folder / REPLICAS, {}
+        )
+
+
+def replicas(folder: Path, who: str, metric: str) -> np.ndarray | None:
+    """Those of one score, fp64 [replicas]; None where it has none."""
+    try:
+        found: np.ndarray | None = load_file(folder / REPLICAS).get(f"{who}.{metric}")
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def identity(path: Path) -> dict[str, str]:
