@@ -108,15 +108,17 @@ class Clips:
             return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
         clip = (16, FRAMES, HEIGHT, WIDTH)
-        return Batch(
-            latents=draw(0, *clip),
-            text=draw(1, NETWORK.text_tokens, NETWORK.text_dim),
-            negative_text=torch.zeros(count, NETWORK.text_tokens, NETWORK.text_dim),
-            hint=draw(2, *clip),
-            fps=torch.full((count,), 24.0),
-            padding_mask=torch.zeros(count, 1, HEIGHT, WIDTH),
-            first=first,
-            names=tuple(map(str, range(first, first + count))),
+        return Batch.of(
+            first,
+            {
+                "latents": draw(0, *clip),
+                "text": draw(1, NETWORK.text_tokens, NETWORK.text_dim),
+                "negative_text": torch.zeros(count, NETWORK.text_tokens, NETWORK.text_dim),
+                "hint": draw(2, *clip),
+                "fps": torch.full((count,), 24.0),
+                "padding_mask": torch.zeros(count, 1, HEIGHT, WIDTH),
+            },
+            tuple(map(str, range(first, first + count))),
         )
 
 

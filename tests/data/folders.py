@@ -96,8 +96,8 @@ def open_(data: Data, control: str | None = "edge", split: Split = "train", seed
 
 def digests(batch: Batch) -> list[str]:
     """Of all that a batch holds, by sample."""
-    assert batch.hint is not None
-    parts = batch.latents, batch.hint, batch.text, batch.fps
+    assert batch.conditioning.hint is not None
+    parts = batch.latents, batch.conditioning.hint, batch.conditioning.text, batch.conditioning.fps
     return [
         hashlib.sha256(name.encode() + b"".join(part[i].numpy().tobytes() for part in parts)).hexdigest()
         for i, name in enumerate(batch.names)

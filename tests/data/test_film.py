@@ -90,8 +90,8 @@ def test_a_sample_depends_on_seed_and_number_only(footage):
     for first in (4, 0, 2):
         part = other.batch(first, 2)
         assert torch.equal(part.latents, whole.latents[first : first + 2])
-        assert torch.equal(part.hint, whole.hint[first : first + 2])
-        assert torch.equal(part.text, whole.text[first : first + 2])
+        assert torch.equal(part.conditioning.hint, whole.conditioning.hint[first : first + 2])
+        assert torch.equal(part.conditioning.text, whole.conditioning.text[first : first + 2])
         assert part.names == whole.names[first : first + 2]
     assert not torch.equal(source(seed=1).batch(0, 6).latents, whole.latents)
 
@@ -149,7 +149,7 @@ def test_edges_and_no_control(footage):
     _, edges = source(control="edge").pixels(0, 2)
     assert set(edges.unique().tolist()) <= {0, 255}
     batch = source(control=None).batch(0, 2)
-    assert batch.hint is None and batch.latents.shape == (2, 3, 5, 16, 24)
+    assert batch.conditioning.hint is None and batch.latents.shape == (2, 3, 5, 16, 24)
 
 
 def test_prompts_name_no_shot(footage):
@@ -163,7 +163,7 @@ def test_prompts_name_no_shot(footage):
         ("grey",),
     )
     assert words <= {w for group in known for w in group}
-    assert not source().batch(0, 1).negative_text.any()
+    assert not source().batch(0, 1).conditioning.negative_text.any()
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,19 @@ def data(mini, tmp_path):
 def test_batches_are_stateless_and_complete(root, data):
     source = open_(data)
     batch = source.batch(3, 6)
-    assert batch.latents.shape == batch.hint.shape == (6, *source.latent_shape) == (6, 16, 3, 8, 8)
-    assert batch.text.shape == (6, 16, TEXT) and batch.noise is None and set(batch.fps.tolist()) == {24.0}
+    assert (
+        batch.latents.shape == batch.conditioning.hint.shape == (6, *source.latent_shape) == (6, 16, 3, 8, 8)
+    )
+    assert (
+        batch.conditioning.text.shape == (6, 16, TEXT)
+        and batch.noise is None
+        and set(batch.conditioning.fps.tolist()) == {24.0}
+    )
     again = open_(data).batch(5, 2)
     assert torch.equal(again.latents, batch.latents[2:4]) and again.names == batch.names[2:4]
-    assert torch.equal(again.hint, batch.hint[2:4]) and torch.equal(again.text, batch.text[2:4])
+    assert torch.equal(again.conditioning.hint, batch.conditioning.hint[2:4]) and torch.equal(
+        again.conditioning.text, batch.conditioning.text[2:4]
+    )
     assert not torch.equal(open_(data, seed=1).batch(3, 6).latents, batch.latents)
     assert len({name.split("[")[1] for name in source.batch(0, 40).names}) > 3  # windows start anywhere
 
@@ -71,9 +79,17 @@ def test_every_fifth_clip_is_held_out(root, data):
 
 
 def test_text_is_padded_and_cut(root, data):
-    text = open_source(data, "edge", 0, split="eval", text_channels=TEXT, text_tokens=16).batch(0, 1).text[0]
+    text = (
+        open_source(data, "edge", 0, split="eval", text_channels=TEXT, text_tokens=16)
+        .batch(0, 1)
+        .conditioning.text[0]
+    )
     assert text[:9].any(dim=1).all() and not text[9:].any()
-    cut = open_source(data, "edge", 0, split="eval", text_channels=TEXT, text_tokens=4).batch(0, 1).text[0]
+    cut = (
+        open_source(data, "edge", 0, split="eval", text_channels=TEXT, text_tokens=4)
+        .batch(0, 1)
+        .conditioning.text[0]
+    )
     assert torch.equal(cut, text[:4])
     with pytest.raises(DataError, match=rf"\[tokens, 1024\], got \[9, {TEXT}\]"):
         open_source(data, "edge", 0, split="eval").batch(0, 1)
@@ -87,7 +103,7 @@ def test_aspect_ratio_is_kept_and_the_rest_reflected(root, data):
         video[..., 0, :], video[..., 16, :]
     )
     assert torch.equal(video[..., 24, :], video[..., 22, :])
-    mask = source.batch(0, 1).padding_mask[0, 0]
+    mask = source.batch(0, 1).conditioning.padding_mask[0, 0]
     assert mask[:2].eq(1).all() and mask[2:6].eq(0).all() and mask[6:].eq(1).all()
 
 
@@ -164,14 +180,14 @@ def test_file_controls(root, data):
         write_clip(root / "depth" / f"clip{i}.mp4", 8 + i - (i == 2), level=100)
     source = open_(data, control="depth")
     assert "10 frames, but its depth control has 9" in source.skipped["clip2"]
-    assert source.batch(0, 2).hint.shape == (2, 16, 3, 8, 8)
+    assert source.batch(0, 2).conditioning.hint.shape == (2, 16, 3, 8, 8)
     with pytest.raises(DataError, match=r"has no seg/clip0\.mp4"):
         open_(data, control="seg")
 
 
 def test_negative_prompt_is_zeros_or_a_file(root, data):
-    assert not open_(data).batch(0, 1).negative_text.any()
+    assert not open_(data).batch(0, 1).conditioning.negative_text.any()
     named = replace(data, negative_prompt=str(root / "t5_xxl" / "clip3.safetensors"))
-    assert open_(named).batch(0, 2).negative_text[1, :8].any(dim=1).all()
+    assert open_(named).batch(0, 2).conditioning.negative_text[1, :8].any(dim=1).all()
     with pytest.raises(DataError, match="give the path of its embedding"):
         open_(replace(data, negative_prompt="an old video game"))

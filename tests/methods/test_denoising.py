@@ -31,7 +31,12 @@ def test_loss_is_the_weighted_regression(networks, schedule):
     skip, out, _, _ = schedule.precondition(sigma)
     call = method.roles["student"].calls[0]
     raw = method.roles["student"](
-        call.x, call.c_noise, batch.text, hint=batch.hint, padding_mask=batch.padding_mask, fps=batch.fps
+        call.x,
+        call.c_noise,
+        batch.conditioning.text,
+        hint=batch.conditioning.hint,
+        padding_mask=batch.conditioning.padding_mask,
+        fps=batch.conditioning.fps,
     )
     expected = (raw - (batch.latents - skip * x_t) / out).square().flatten(1).mean(1)
     torch.testing.assert_close(terms["loss/denoising"], expected, rtol=1e-4, atol=1e-5)
@@ -51,8 +56,8 @@ def test_micro_batches_add_up(networks, schedule):
 def test_text_is_dropped_for_the_negative_prompt(networks, schedule):
     method, batch, _ = losses(Denoising(text_dropout=0.3), networks, schedule, count=200)
     told = method.roles["student"].calls[0].text
-    dropped = (told == batch.negative_text).flatten(1).all(1)
-    kept = (told == batch.text).flatten(1).all(1)
+    dropped = (told == batch.conditioning.negative_text).flatten(1).all(1)
+    kept = (told == batch.conditioning.text).flatten(1).all(1)
     assert bool((dropped ^ kept).all()) and 40 <= int(dropped.sum()) <= 80
 
 
@@ -92,8 +97,9 @@ def test_under_rectified_flow_the_velocity_is_regressed(networks):
     told = torch.where(given[:, 0, :, 0, 0], 1e-4, tau[:, 0, :, 0, 0].expand(-1, 3))
     torch.testing.assert_close(call.c_noise.double(), told, rtol=1e-3, atol=1e-6)
     raw = method.roles["student"](
-        call.x, call.c_noise, batch.text, hint=batch.hint, condition_mask=call.condition_mask,
-        padding_mask=batch.padding_mask, fps=batch.fps,
+        call.x, call.c_noise, batch.conditioning.text, hint=batch.conditioning.hint,
+        condition_mask=call.condition_mask,
+        padding_mask=batch.conditioning.padding_mask, fps=batch.conditioning.fps,
     )  # fmt: skip
     error = (raw - (eps - batch.latents)).square().masked_fill(given, 0.0)
     torch.testing.assert_close(

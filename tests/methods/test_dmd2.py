@@ -8,8 +8,7 @@ import torch
 from cosmos_distill.config import Guidance, Optim
 from cosmos_distill.diffusion import combine
 from cosmos_distill.methods import Noise, build
-from cosmos_distill.methods.base import draw_condition, unit_noise
-from cosmos_distill.methods.denoiser import Condition
+from cosmos_distill.methods.base import draw_given_frames, unit_noise
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.levels import Grid
 from tests.methods.fake_network import FakeNetwork, make_batch
@@ -94,13 +93,13 @@ def test_student_phase_in_fp64_is_the_papers(networks, schedule):
     method = method_of(double, schedule, guidance=guidance, recon_loss_weight=0.3)
     batch, terms = run(method, STUDENT_STEP, dtype=torch.float64)
     noise = Noise(0, STUDENT_STEP, 0, 2)
-    condition = draw_condition(batch, noise, method.config.condition_frames)
+    condition = draw_given_frames(batch, noise, method.config.condition_frames)
     sigma = method.config.levels.draw(batch, schedule, noise)
     wide = sigma[:, None, None, None, None]
     eps = unit_noise(batch, noise, "renoise")
     x_g = method.sample("student", unit_noise(batch, noise, "student"), condition).detach().requires_grad_()
     x_t = x_g + wide * eps
-    negative = condition.with_text(batch.negative_text)
+    negative = condition.unconditional("kept")
     with torch.no_grad():
         predict = {role: method.denoiser(role) for role in ("teacher", "fake_score")}
         eps_c = (x_t - predict["teacher"](x_t, sigma, condition)) / wide
@@ -135,7 +134,7 @@ def test_critic_phase_is_the_papers(networks, schedule, prediction):
     method = method_of(double, schedule, fake_score_weighting=prediction)
     batch, terms = run(method, CRITIC_STEP, dtype=torch.float64)
     noise = Noise(0, CRITIC_STEP, 0, 2)
-    condition = draw_condition(batch, noise, method.config.condition_frames)
+    condition = draw_given_frames(batch, noise, method.config.condition_frames)
     sigma = method.config.levels.draw(batch, schedule, noise)
     wide = sigma[:, None, None, None, None]
     eps = unit_noise(batch, noise, "renoise")
@@ -221,7 +220,9 @@ def test_guidance_uses_the_negative_prompt_and_costs_nothing_when_off(networks, 
     method = method_of(networks, schedule)
     batch, _ = run(method, STUDENT_STEP)
     texts = [call.text for call in method.roles["teacher"].calls]
-    assert torch.equal(texts[0], batch.text) and torch.equal(texts[1], batch.negative_text)
+    assert torch.equal(texts[0], batch.conditioning.text) and torch.equal(
+        texts[1], batch.conditioning.negative_text
+    )
     for off in (Guidance(0.0, "added"), Guidance(1.0, "standard")):
         method = method_of(networks, schedule, guidance=off)
         run(method, STUDENT_STEP)
@@ -244,7 +245,7 @@ def test_noise_levels_have_the_published_range(schedule):
 
 def test_given_frames_pull_neither_student_nor_fake_score(networks, schedule, batch):
     method = method_of(networks, schedule, gan_weight=0.0)
-    condition = Condition.from_batch(batch, torch.tensor([3, 3]))  # all of them
+    condition = batch.given(torch.tensor([3, 3]))  # all of them
     noise = Noise(0, 0, 0, 2)
     assert not method.student_losses(batch, condition, noise)["loss/vsd"].any()
     assert not method.critic_losses(batch, condition, noise)["loss/fake_score"].any()

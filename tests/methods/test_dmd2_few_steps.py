@@ -1,6 +1,7 @@
 """DMD2 as Predict2.5 runs it: several steps under TrigFlow, given frames, features of the fake score."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,7 @@ import torch
 from cosmos_distill.config import FewStep, Guidance, TrigFlow
 from cosmos_distill.diffusion import TrigFlowSchedule, few_step
 from cosmos_distill.methods import Noise, build
-from cosmos_distill.methods.base import draw_condition, unit_noise
-from cosmos_distill.methods.denoiser import Condition
+from cosmos_distill.methods.base import draw_given_frames, unit_noise
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.levels import ShiftedTime
 from cosmos_distill.sampling.samplers import few_steps, noise_of
@@ -65,7 +65,7 @@ def test_backward_simulation_is_the_exported_sampler_step_by_step(networks, fres
     method = build(config(sampler=sampler), networks, SCHEDULE)
     batch = make_batch(2)
     frames = torch.tensor([1, 0])
-    condition = Condition.from_batch(batch, frames)
+    condition = batch.given(frames)
     student = method.roles["student"]
     noise = noise_of(0, "student", batch)
     exported = few_steps(student, SCHEDULE, batch, noise, sampler, frames=frames)
@@ -88,7 +88,7 @@ def test_training_draws_the_samplers_noise(networks):
     method = build(config(sampler=FewStep(steps=4, fresh_noise=True)), networks, SCHEDULE)
     batch, step = make_batch(2), 5
     noise = Noise(0, step, 0, 2)
-    condition = draw_condition(batch, noise, method.config.condition_frames)
+    condition = draw_given_frames(batch, noise, method.config.condition_frames)
     n = noise.integer_of_step("student_steps", 1, 5)
     expected = few_step(
         method.denoiser("student").bind(condition),
@@ -108,7 +108,7 @@ def test_both_phases_are_the_papers_in_fp64(networks, masked):
     for step in (STUDENT_STEP, CRITIC_STEP):
         noise = Noise(0, step, 0, count)
         terms = method.losses(batch, step, noise)
-        condition = draw_condition(batch, noise, (0.6, 0.2, 0.2))
+        condition = draw_given_frames(batch, noise, (0.6, 0.2, 0.2))
         t = method.config.levels.draw(batch, SCHEDULE, noise)
         cos, sin = (f(t)[:, None, None, None, None] for f in (torch.cos, torch.sin))
         with torch.no_grad():
@@ -116,11 +116,11 @@ def test_both_phases_are_the_papers_in_fp64(networks, masked):
             x_t = cos * x_g + sin * unit_noise(batch, noise, "renoise")
             x_s = method.denoiser("fake_score")(x_t, t, condition)
             x_c, x_u = (
-                method.denoiser("teacher")(x_t, t, condition.with_text(text))
-                for text in (batch.text, batch.negative_text)
+                method.denoiser("teacher")(x_t, t, replace(condition, text=text))
+                for text in (batch.conditioning.text, batch.conditioning.negative_text)
             )
         x_teacher = x_c + 3 * (x_c - x_u)
-        given = condition.given(3)
+        given = condition.given_mask(3)
         assert given is not None and 0 < int(given.sum()) < given.numel()
         m = (~given if masked else torch.ones_like(given)).double().expand_as(x_g)
         if step == STUDENT_STEP:

@@ -9,8 +9,7 @@ import torch
 from cosmos_distill.config import Optim
 from cosmos_distill.diffusion import few_step
 from cosmos_distill.methods import Noise, build
-from cosmos_distill.methods.base import draw_condition
-from cosmos_distill.methods.denoiser import Condition
+from cosmos_distill.methods.base import draw_given_frames
 from cosmos_distill.methods.kd import KD
 from tests.methods.fake_network import make_batch
 
@@ -28,7 +27,7 @@ def test_loss_is_half_the_squared_distance_to_the_teachers_clip(networks, schedu
     call = method.roles["student"].calls[0]
     torch.testing.assert_close(call.x, batch.noise * 80 / math.sqrt(80**2 + 0.25))
     torch.testing.assert_close(call.c_noise, torch.full((2,), math.log(80) / 4))
-    x_g = method.sample("student", batch.noise, Condition.from_batch(batch))
+    x_g = method.sample("student", batch.noise, batch.conditioning)
     expected = 0.5 * ((x_g - batch.latents) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(terms["loss/kd"], expected)
     assert terms["total"].shape == (2,) and method.turn(7) == ("student",) == method.trainable
@@ -42,7 +41,9 @@ def test_given_frames_are_the_teachers_and_count_in_the_mean(networks, schedule)
     terms = method.losses(batch, 3, noise)
     mask = method.roles["student"].calls[0].condition_mask[:, 0, :, 0, 0]
     assert sorted(set(mask.sum(1).int().tolist())) == [0, 1, 2]
-    x_g = method.sample("student", batch.noise, draw_condition(batch, noise, method.config.condition_frames))
+    x_g = method.sample(
+        "student", batch.noise, draw_given_frames(batch, noise, method.config.condition_frames)
+    )
     error = (x_g - batch.latents).square()
     assert torch.equal(error.mean((1, 3, 4)) == 0, mask.bool())
     torch.testing.assert_close(terms["loss/kd"], 0.5 * error.flatten(1).mean(1))
@@ -50,7 +51,7 @@ def test_given_frames_are_the_teachers_and_count_in_the_mean(networks, schedule)
 
 def test_training_and_export_sample_alike_bit_for_bit(networks, schedule, batch):
     method = build(KD(), networks, schedule)
-    condition = Condition.from_batch(batch, torch.tensor([1, 0]))
+    condition = batch.given(torch.tensor([1, 0]))
     rollout = method.sample("student", batch.noise, condition)
     exported = few_step(
         method.denoiser("student").bind(condition), batch.noise, [schedule.sigma_max], schedule.noising

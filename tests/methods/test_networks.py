@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def network(role):
 def test_every_role_whose_turn_it_is_gets_all_its_gradients(schedule, config, steps):
     method = build(config, network, schedule)
     batch = make_batch(2, shape=(SMOKE.latent_channels, 3, 8, 8))
-    batch.text = torch.randn(2, SMOKE.text_tokens, SMOKE.text_dim)
-    batch.negative_text = torch.zeros_like(batch.text)
+    text = torch.randn(2, SMOKE.text_tokens, SMOKE.text_dim)
+    batch.conditioning = replace(batch.conditioning, text=text, negative_text=torch.zeros_like(text))
     for step in steps:
         for role in method.roles.values():
             role.zero_grad()

@@ -7,8 +7,9 @@ import torch
 
 from cosmos_distill import models
 from cosmos_distill.config import Guidance, TrigFlow
+from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.diffusion import TrigFlowSchedule, combine, few_step
-from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
+from cosmos_distill.methods.denoiser import Denoiser, guided
 from cosmos_distill.models.presets import PRESETS
 from tests.methods.fake_network import FakeNetwork, make_batch
 
@@ -31,13 +32,13 @@ def noisy(batch, schedule):
 def test_x0_is_rectified_flows(batch, sd):
     """x0 = x_rf - tau * network(x_rf, tau)."""
     schedule, network = TrigFlowSchedule(TrigFlow(sigma_data=sd)), FakeNetwork()
-    x0 = Denoiser(network, schedule)(noisy(batch, schedule), T, Condition(text=batch.text))
+    x0 = Denoiser(network, schedule)(noisy(batch, schedule), T, Conditioning(text=batch.conditioning.text))
     tau = torch.tensor([sd * math.tan(0.4) / (1 + sd * math.tan(0.4)), 1.0])
     x_rf = (1 - tau)[:, None, None, None, None] * batch.latents + tau[:, None, None, None, None] * batch.noise
     call = network.calls[0]
     torch.testing.assert_close(call.c_noise, tau)
     torch.testing.assert_close(call.x, x_rf)
-    velocity = network(call.x, call.c_noise, batch.text)
+    velocity = network(call.x, call.c_noise, batch.conditioning.text)
     torch.testing.assert_close(x0, x_rf - tau[:, None, None, None, None] * velocity)
     assert x0.dtype == call.x.dtype == call.c_noise.dtype == torch.float32
 
@@ -46,8 +47,8 @@ def test_x0_is_rectified_flows(batch, sd):
 def test_given_frames_enter_as_they_are_and_come_back_exact(schedule, batch, count):
     network = FakeNetwork()
     x_t = noisy(batch, schedule)
-    bare = Denoiser(network, schedule)(x_t, T, Condition.from_batch(batch))
-    x0 = Denoiser(network, schedule)(x_t, T, Condition.from_batch(batch, torch.tensor(count)))
+    bare = Denoiser(network, schedule)(x_t, T, batch.conditioning)
+    x0 = Denoiser(network, schedule)(x_t, T, batch.given(torch.tensor(count)))
     plain, call = network.calls
     assert plain.condition_mask is None and plain.c_noise.shape == (2,), "no given frame costs nothing"
     for sample, given in enumerate(count):
@@ -65,7 +66,7 @@ def test_given_frames_enter_as_they_are_and_come_back_exact(schedule, batch, cou
 
 def test_given_frames_are_scaled_by_sigma_data(batch):
     network = FakeNetwork()
-    condition = Condition.from_batch(batch, torch.tensor([1, 2]))
+    condition = batch.given(torch.tensor([1, 2]))
     x0 = Denoiser(network, ODD)(noisy(batch, ODD), T, condition)
     assert torch.equal(network.calls[0].x[1, :, :2], batch.latents[1, :, :2] / 0.5)
     assert network.calls[0].c_noise[1, :2].tolist() == pytest.approx([CLEAN_TAU] * 2, rel=1e-6)
@@ -74,7 +75,7 @@ def test_given_frames_are_scaled_by_sigma_data(batch):
 
 def test_a_network_may_want_the_samples_time_on_given_frames(schedule, batch):
     network = FakeNetwork(clean_condition_times=False)
-    condition = Condition.from_batch(batch, torch.tensor([1, 2]))
+    condition = batch.given(torch.tensor([1, 2]))
     Denoiser(network, schedule)(noisy(batch, schedule), T, condition)
     call = network.calls[0]
     torch.testing.assert_close(call.c_noise, schedule.to_tau(T).float())
@@ -82,22 +83,22 @@ def test_a_network_may_want_the_samples_time_on_given_frames(schedule, batch):
 
 
 def test_the_mask_of_given_frames(batch):
-    mask = Condition.from_batch(batch, torch.tensor([0, 2])).given(3)
+    mask = batch.given(torch.tensor([0, 2])).given_mask(3)
     assert mask.shape == (2, 1, 3, 1, 1)
     assert mask.flatten(1).tolist() == [[False] * 3, [True, True, False]]
-    assert Condition.from_batch(batch, torch.tensor([0, 0])).given(3) is None
+    assert batch.given(torch.tensor([0, 0])).given_mask(3) is None
 
 
 def test_the_unconditional_branch_keeps_or_zeroes_the_frames(schedule, batch):
     """Zeroed, the mask, the time and the frames of the result stay."""
     network = FakeNetwork()
     denoiser, x_t = Denoiser(network, schedule), noisy(batch, schedule)
-    condition = Condition.from_batch(batch, torch.tensor([1, 2]))
+    condition = batch.given(torch.tensor([1, 2]))
     kept, zeroed = Guidance(3.0), Guidance(3.0, unconditional_frames="zeroed")
-    x0 = {g: guided(denoiser, condition, batch.negative_text, g)(x_t, T) for g in (kept, zeroed)}
+    x0 = {g: guided(denoiser, condition, g)(x_t, T) for g in (kept, zeroed)}
     cond, with_frames, again, without = network.calls
     assert torch.equal(cond.x, with_frames.x) and torch.equal(cond.x, again.x)
-    assert all(torch.equal(call.text, batch.negative_text) for call in (with_frames, without))
+    assert all(torch.equal(call.text, batch.conditioning.negative_text) for call in (with_frames, without))
     for sample, given in enumerate((1, 2)):
         assert not without.x[sample, :, :given].any()
         assert torch.equal(without.x[sample, :, given:], cond.x[sample, :, given:])
@@ -105,7 +106,7 @@ def test_the_unconditional_branch_keeps_or_zeroes_the_frames(schedule, batch):
     assert torch.equal(without.c_noise, cond.c_noise)
     for result in x0.values():
         assert torch.equal(result[1, :, :2], batch.latents[1, :, :2])
-    unconditional = condition.unconditional(batch.negative_text, "zeroed")
+    unconditional = condition.unconditional("zeroed")
     branches = [denoiser(x_t, T, c) for c in (condition, unconditional)]
     torch.testing.assert_close(x0[zeroed], combine(*branches, zeroed))
 
@@ -115,7 +116,7 @@ def test_times_reach_the_coefficients_unrounded(schedule, batch):
     t = torch.full((2,), math.atan(5), dtype=torch.float64)
     for x_t in (batch.noise, batch.noise.bfloat16()):
         network = FakeNetwork().bfloat16()
-        x0 = Denoiser(network, schedule)(x_t, t, Condition(text=batch.text))
+        x0 = Denoiser(network, schedule)(x_t, t, Conditioning(text=batch.conditioning.text))
         assert network.calls[0].c_noise.tolist() == pytest.approx([5 / 6] * 2, rel=1e-7)
         assert network.calls[0].c_noise.dtype == x0.dtype == torch.float32
         assert network.calls[0].x.dtype == torch.bfloat16
@@ -131,7 +132,7 @@ def test_the_four_step_student_keeps_given_frames_through_all_steps(schedule):
     batch = make_batch(shape=(config.latent_channels, 3, 4, 4))
     g = torch.Generator().manual_seed(0)
     text = torch.randn(2, config.text_tokens, config.text_channels, generator=g)
-    condition = Condition(text=text, clean=batch.latents, frames=torch.tensor([0, 2]))
+    condition = Conditioning(text=text, clean=batch.latents, given_frames=torch.tensor([0, 2]))
     denoise = Denoiser(network, schedule).bind(condition)
     x0 = few_step(denoise, batch.noise, schedule.student_times(), schedule.noising, last_gradient_only=True)
     assert torch.equal(x0[1, :, :2], batch.latents[1, :, :2])

@@ -149,15 +149,17 @@ class Clips:
 
         padding = torch.zeros(count, 1, *size[1:])
         padding[..., -1] = (torch.arange(first, first + count) % 2)[:, None, None]
-        return Batch(
-            first=first,
-            latents=0.5 * drawn(1, network.latent_channels, *size),
-            hint=0.5 * drawn(2, 16, *size) if network.control_blocks else None,
-            text=drawn(3, network.text_tokens, network.text_channels),
-            negative_text=drawn(4, network.text_tokens, network.text_channels),
-            fps=12.0 * (1 + torch.arange(first, first + count) % 3),
-            padding_mask=padding,
-            noise=drawn(5, network.latent_channels, *size) if isinstance(case.method, KD) else None,
+        return Batch.of(
+            first,
+            {
+                "latents": 0.5 * drawn(1, network.latent_channels, *size),
+                "hint": 0.5 * drawn(2, 16, *size) if network.control_blocks else None,
+                "text": drawn(3, network.text_tokens, network.text_channels),
+                "negative_text": drawn(4, network.text_tokens, network.text_channels),
+                "fps": 12.0 * (1 + torch.arange(first, first + count) % 3),
+                "padding_mask": padding,
+                "noise": drawn(5, network.latent_channels, *size) if isinstance(case.method, KD) else None,
+            },
         )
 
 

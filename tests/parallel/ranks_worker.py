@@ -53,10 +53,14 @@ def between(folder: Path) -> dict[str, Any]:
     first = 10 * groups.data_rank()
     batch, expected = shared.batch(first, 3), ToySource().batch(first, 3)
     found["same"] = all(
-        torch.equal(getattr(batch, name), getattr(expected, name))
-        for name in ("latents", "text", "fps", "padding_mask")
+        torch.equal(batch.tensors()[name], value) for name, value in expected.tensors().items()
     )
-    found |= {"first": batch.first, "names": batch.names, "hint": batch.hint, "noise": batch.noise}
+    found |= {
+        "first": batch.first,
+        "names": batch.names,
+        "hint": batch.conditioning.hint,
+        "noise": batch.noise,
+    }
     plain: Any = Shared(ToySource() if Shared.reads() else None)  # type: ignore[arg-type]
     found["without_names"] = plain.batch(first, 3).names
     found["read"] = None if source is None else source.read

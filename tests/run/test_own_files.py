@@ -83,7 +83,7 @@ def test_a_still_is_the_control_of_the_whole_clip(tmp_path: Path) -> None:
     edges = control(video=tmp_path / "a.webp")
     assert set(np.unique(edges)) <= {0, 255} and edges.any() and (edges == edges[:1]).all()
     batch, _ = conditions(TRANSFER, control_video=tmp_path / "a.webp").batch(0, 3)
-    assert batch.fps.tolist() == [24.0] * 3 and batch.padding_mask.any()
+    assert batch.conditioning.fps.tolist() == [24.0] * 3 and batch.conditioning.padding_mask.any()
 
 
 def test_cut_clips_and_rates_of_their_own(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_cut_clips_and_rates_of_their_own(tmp_path: Path) -> None:
     path = trim(long, tmp_path / "cut.mp4", 10, 20, fps=30)
     stride = read(TRANSFER).data.stride
     batch, _ = conditions(TRANSFER, control_video=path).batch(0, 1)
-    assert batch.fps.item() == pytest.approx(30 / stride)
+    assert batch.conditioning.fps.item() == pytest.approx(30 / stride)
     slow = encode(tmp_path / "slow.mp4", frames(9), fps=Fraction(12))
-    assert conditions(PREDICT, start=slow).batch(0, 1)[0].fps.item() == pytest.approx(
+    assert conditions(PREDICT, start=slow).batch(0, 1)[0].conditioning.fps.item() == pytest.approx(
         12 / read(PREDICT).data.stride
     )
 
@@ -121,7 +121,7 @@ def test_a_control_is_read_at_the_times_of_the_beginning(tmp_path: Path) -> None
     slow = encode(tmp_path / "control.mp4", levels, fps=12)
     clips = both(tmp_path, start, control_video=slow)
     batch, shown = clips.batch(0, 1)
-    assert shown is not None and batch.fps.item() == 12.0  # every second frame of 24
+    assert shown is not None and batch.conditioning.fps.item() == 12.0  # every second frame of 24
     assert [round(float(shown[0, :, i].float().mean()) / 20) for i in range(5)] == [0, 1, 2, 3, 4]
     fast = encode(tmp_path / "fast.mp4", levels, fps=48)
     with pytest.raises(Refusal, match=r"--control-video: .*fast\.mp4: ends after 0\.250 s"):
@@ -131,7 +131,7 @@ def test_a_control_is_read_at_the_times_of_the_beginning(tmp_path: Path) -> None
         both(tmp_path, start, control_video=wide)
     Image.fromarray(SQUARE).save(tmp_path / "still.png")
     batch, _ = both(tmp_path, tmp_path / "still.png", control_video=slow).batch(0, 1)
-    assert batch.fps.item() == 6.0  # a still has no rate of its own
+    assert batch.conditioning.fps.item() == 6.0  # a still has no rate of its own
     big = encode(tmp_path / "big.mp4", frames(9, quadrants(64, 64)), fps=24)
     assert both(tmp_path, start, control_video=big).batch(0, 1)[1] is not None
 

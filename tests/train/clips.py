@@ -26,12 +26,14 @@ class Clips:
         text = torch.stack(
             [torch.randn(CONFIG.text_tokens, CONFIG.text_dim, generator=g) for g in generators]
         )
-        return Batch(
-            first=first,
-            latents=latents,
-            hint=latents.sign() * 0.5,
-            text=text,
-            negative_text=torch.zeros_like(text),
-            fps=torch.full((count,), 24.0),
-            padding_mask=torch.zeros(count, 1, 4, 4),
+        return Batch.of(
+            first,
+            {
+                "latents": latents,
+                "hint": latents.sign() * 0.5,
+                "text": text,
+                "negative_text": torch.zeros_like(text),
+                "fps": torch.full((count,), 24.0),
+                "padding_mask": torch.zeros(count, 1, 4, 4),
+            },
         )

@@ -102,14 +102,16 @@ class ToySource:
                 for index in range(first, first + count)
             ]
         )
-        return Batch(
-            first=first,
-            latents=latents,
-            hint=latents,
-            text=torch.zeros(count, 2, 4),
-            negative_text=torch.zeros(count, 2, 4),
-            fps=torch.full((count,), 24.0),
-            padding_mask=torch.zeros(count, 1, 4, 4),
+        return Batch.of(
+            first,
+            {
+                "latents": latents,
+                "hint": latents,
+                "text": torch.zeros(count, 2, 4),
+                "negative_text": torch.zeros(count, 2, 4),
+                "fps": torch.full((count,), 24.0),
+                "padding_mask": torch.zeros(count, 1, 4, 4),
+            },
         )
 
 

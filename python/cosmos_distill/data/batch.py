@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
+
+from cosmos_distill.data.conditioning import Conditioning
 
 
 @dataclass
@@ -19,16 +21,8 @@ class Batch:
     """Global index of the first sample: samples first .. first+B-1 of the endless, seeded stream."""
     latents: torch.Tensor
     """Clip (real, or the teacher's in pairs), [B, C, T, H, W]."""
-    hint: torch.Tensor | None
-    """Control video through the same tokenizer, [B, C, T, H, W]; None where there is no control."""
-    text: torch.Tensor
-    """Prompt embedding, [B, tokens, channels]."""
-    negative_text: torch.Tensor
-    """Embedding of the unconditional branch, [B, tokens, channels]."""
-    fps: torch.Tensor
-    """Frames per second of the decoded video, [B]."""
-    padding_mask: torch.Tensor
-    """1 where the latent is padding, [B, 1, H, W]."""
+    conditioning: Conditioning
+    """What the network is told of the samples."""
     noise: torch.Tensor | None = None
     """Unit Gaussian noise the teacher started from, [B, C, T, H, W]; pairs only."""
     names: tuple[str, ...] = ()
@@ -37,11 +31,33 @@ class Batch:
     def __len__(self) -> int:
         return self.latents.shape[0]
 
+    @classmethod
+    def of(cls, first: int, tensors: Mapping[str, torch.Tensor | None], names: tuple[str, ...] = ()) -> Batch:
+        """The batch of tensors by name: ``latents``, ``noise`` and those of its conditioning, ``text`` at
+        least. None stands for a tensor that is not there."""
+        there = {name: value for name, value in tensors.items() if value is not None}
+        latents, noise = there.pop("latents"), there.pop("noise", None)
+        return cls(first, latents, Conditioning.of(there), noise, names)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors that there are, by name: the inverse of :meth:`of`, for what is stored or sent."""
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return {"latents": self.latents, **noise, **self.conditioning.tensors()}
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same batch with ``function`` of every tensor."""
+        return replace(
+            self,
+            latents=function(self.latents),
+            conditioning=self.conditioning.map(function),
+            noise=None if self.noise is None else function(self.noise),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return self.map(lambda value: value.to(device))
+
+    def given(self, frames: torch.Tensor | None) -> Conditioning:
+        """The batch's conditioning with its clips' first frames given, as many of each sample as ``frames``,
+        integers [B], says; keep those on the CPU. None gives none."""
+        return self.conditioning.with_given_frames(self.latents, frames)

@@ -9,17 +9,15 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, controls, film_frames, packages
-from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import FilmSplit, Stretch
 from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
 from cosmos_distill.data.film_table import SHOTS
-from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.files import sha256
@@ -100,7 +98,7 @@ def load_out_of_domain(height: int, width: int, span: int) -> dict[str, Footage]
     return found
 
 
-class FilmSource:
+class FilmSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over one split of the film, or the clips outside of it.
 
     Training windows are random in shot (in proportion to frames), start, size and position; half of them are
@@ -148,6 +146,7 @@ class FilmSource:
         lengths = np.array([self._starts(s) for s in self._stretches], np.float64)
         self._edges = np.cumsum(lengths / lengths.sum())
         self._text = HashTextEncoder(*text_shape)
+        self._negative = self._text(data.negative_prompt)
 
     def _starts(self, stretch: Stretch) -> int:
         """Number of windows of one stretch that start at different frames."""
@@ -190,8 +189,8 @@ class FilmSource:
         free = self._footage[self._stretches[0].clip].wide.shape[2] - self.data.width
         return min(map(self._starts, self._stretches)) * len(self._stretches) * (free + 1)
 
-    def _cut(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Frames and control of one sample, uint8 [F, H, W, 3]."""
+    def decoded(self, index: int) -> Decoded:
+        """Sample ``index``, cut out of the footage in memory and, in training, changed."""
         window = self.window(index)
         footage = self._footage[window.stretch.clip]
         source = footage.close if window.close else footage.wide
@@ -208,46 +207,18 @@ class FilmSource:
             random = generator(self.seed, "change", index)
             frames = change(frames, random)
             settings = self._draw_control(random)
-        return frames, None if self.control is None else controls.compute(self.control, frames, settings)
+        return Decoded(
+            name=f"{self.unit(index)} frames {window.start}..{window.start + self._span - 1}",
+            video=frames,
+            control=None if self.control is None else controls.compute(self.control, frames, settings),
+            text=self._text(describe(frames)),
+            fps=footage.fps / self.data.stride,
+        )
 
     def _draw_control(self, random: np.random.Generator) -> controls.Settings | None:
         if self.control == "vis" and self.data.vis_thumbnail is not None:
             return controls.Thumbnail(random.uniform(*THUMBNAIL_FACTORS))
         return controls.draw(self.control, random.random(controls.DRAWS))
-
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
-        video, control = zip(*(self._cut(i) for i in range(first, first + count)), strict=True)
-        return to_video(np.stack(video)), None if self.control is None else to_video(np.stack(control))
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples first .. first+count-1, encoded."""
-        numbers = range(first, first + count)
-        video, control = zip(*(self._cut(i) for i in numbers), strict=True)
-        both = video if self.control is None else video + control
-        latents = self._tokenizer.encode(to_video(np.stack(both))) * self._sigma_data
-        text = torch.from_numpy(np.stack([self._text(describe(frames)) for frames in video]))
-        windows = [self.window(i) for i in numbers]
-        fps = [self._footage[w.stretch.clip].fps / self.data.stride for w in windows]
-        return Batch(
-            first=first,
-            latents=latents[:count],
-            hint=None if self.control is None else latents[count:],
-            text=text,
-            negative_text=torch.from_numpy(self._text(self.data.negative_prompt))
-            .expand_as(text)
-            .contiguous(),
-            fps=torch.tensor(fps, dtype=torch.float32),
-            padding_mask=torch.zeros(count, 1, *self.latent_shape[2:]),
-            names=tuple(
-                f"{self.unit(i)} frames {w.start}..{w.start + self._span - 1}"
-                for i, w in zip(numbers, windows, strict=True)
-            ),
-        )
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
-        return self._tokenizer.decode(latents / self._sigma_data)
 
     def description(self) -> dict[str, Any]:
         """Where the frames come from, stretches of this split, numbers of windows."""

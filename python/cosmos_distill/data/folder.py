@@ -28,15 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, controls
-from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
-from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span
@@ -49,7 +47,7 @@ _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 """Errors that say nothing about a clip."""
 
 
-class FolderSource:
+class FolderSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over ``data.root`` (layout: see the module).
 
     Opening looks at all files, whichever split they are in, and decodes none; what it finds is remembered.
@@ -116,8 +114,8 @@ class FolderSource:
     def _windows(self, sample: Sample) -> int:
         return sample.info.frames - self._span + 1
 
-    def _read(self, index: int) -> tuple[Sample, int, np.ndarray, np.ndarray | None, np.ndarray, float]:
-        """Sample ``index``: clip, first frame, video, control [F, H, W, 3], padding mask [H, W], fps."""
+    def decoded(self, index: int) -> Decoded:
+        """Sample ``index``. Raises DataError when nothing can be read any more."""
         candidates, u = self._candidates(index)
         for sample, start in candidates:
             if (sample.name, start) in self._unreadable:
@@ -131,7 +129,15 @@ class FolderSource:
             if control is None and self.control is not None:
                 settings = controls.draw(self.control, u) if self.split == "train" else None
                 control = controls.compute(self.control, video, settings)
-            return sample, start, video, control, mask, fps
+            return Decoded(
+                name=f"{sample.name}[{start}:{start + self._span}]",
+                video=video,
+                control=control,
+                text=load_embedding(sample.text, *self.text_shape),
+                fps=fps,
+                padding=mask,
+                noise=load_array(sample.noise, "noise") if self._paired and sample.noise else None,
+            )
         raise DataError(
             f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
             f"{reasons(self.skipped)}"
@@ -179,48 +185,6 @@ class FolderSource:
             place = Fit(*size, nearest=self.control in ("seg", "keypoint"))
             control = np.stack(clips.at_times(sample.control, times, place))
         return np.stack(frames), control, fit.padding, rate / self.data.stride
-
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
-        read = [self._read(i) for i in range(first, first + count)]
-        video = to_video(np.stack([r[2] for r in read]))
-        return video, None if self.control is None else to_video(
-            np.stack([r[3] for r in read if r[3] is not None])
-        )
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples first .. first+count-1, encoded. DataError when nothing can be read any more."""
-        samples, starts, video, control, masks, fps = zip(
-            *(self._read(i) for i in range(first, first + count)), strict=True
-        )
-        both = video if self.control is None else video + control
-        latents = self._tokenizer.encode(to_video(np.stack(both))).cpu() * self._sigma_data
-        bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]
-        if bad:
-            raise DataError(f"the tokenizer gave NaN or infinity for {', '.join(bad)}: check its files")
-        noise = None
-        if self._paired:
-            noise = torch.from_numpy(np.stack([load_array(s.noise, "noise") for s in samples]))
-        text = torch.from_numpy(np.stack([load_embedding(s.text, *self.text_shape) for s in samples]))
-        h, w = self.latent_shape[2:]
-        padding = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.stack(masks))[:, None], (h, w))
-        return Batch(
-            first=first,
-            latents=latents[:count],
-            hint=None if self.control is None else latents[count:],
-            text=text,
-            negative_text=torch.from_numpy(self._negative).expand_as(text).contiguous(),
-            fps=torch.tensor(fps, dtype=torch.float32),
-            padding_mask=(padding > 0.5).float(),
-            noise=noise,
-            names=tuple(
-                f"{s.name}[{start}:{start + self._span}]" for s, start in zip(samples, starts, strict=True)
-            ),
-        )
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
-        return self._tokenizer.decode(latents / self._sigma_data)
 
     def description(self) -> dict[str, Any]:
         """Clips of this split by hash, and what :attr:`skipped` says."""

@@ -1,4 +1,4 @@
-"""Teacher pairs on disk: (noise, teacher clip) with control and prompt, in shards of safetensors.
+"""Teacher pairs on disk: (noise, teacher clip) with all that the teacher was told, in shards of safetensors.
 
 A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards, which say
 what an interrupted generation still has to draw: the rest, and what was damaged or deleted since.
@@ -23,13 +23,15 @@ from cosmos_distill import tokenizers
 from cosmos_distill.arrays.named import digest
 from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.conditioning import NEGATIVE
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.files import publish
 from cosmos_distill.data.pair_files import shards
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.files import DiskError, read_json, regular, to_json
 
-TENSORS = ("noise", "latents", "hint", "text", "negative_text", "fps", "padding_mask")
+REQUIRED = {"noise", "latents", "text"}
+"""Tensors that every pair has; whatever else conditions its teacher lies beside them."""
 SETTINGS = "pairs.json"
 _AGAIN = "delete this file, and the command that drew its pairs draws them again"
 _UNKNOWN_SETTINGS = "restore it, or delete {} to draw its pairs again"
@@ -78,6 +80,12 @@ def _refuse_differences(folder: Path, expects: Mapping[str, Any]) -> None:
             f"the pairs in {folder} were made with other settings ({detail}): choose another folder, or "
             "delete this one to generate them again"
         )
+
+
+def _stored(value: torch.Tensor) -> torch.Tensor:
+    """As it is written: floating point as fp32, whatever the networks compute in."""
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).contiguous()
 
 
 class PairWriter:
@@ -132,7 +140,7 @@ class PairWriter:
             raise ValueError("a pair needs the noise that its clip was drawn from (batch.noise is None)")
         if batch.first != self._done:
             raise ValueError(f"expected pairs from {self._done} on, got pairs from {batch.first} on")
-        tensors = {name: getattr(batch, name).detach().cpu().float().contiguous() for name in TENSORS}
+        tensors = {name: _stored(value) for name, value in batch.tensors().items()}
         for name, tensor in tensors.items():
             if len(tensor) != len(batch):
                 raise ValueError(f"{name} has {len(tensor)} rows, the batch {len(batch)}")
@@ -141,8 +149,9 @@ class PairWriter:
                     f"pairs from {batch.first} on: {name} holds NaN or infinity, nothing written: lower the "
                     "guidance with which they are drawn, or mend what they are drawn from"
                 )
-        if (tensors["negative_text"] == tensors["negative_text"][:1]).all():
-            tensors["negative_text"] = tensors["negative_text"][:1].clone()  # one row serves all
+        for name, value in tensors.items():
+            if name.startswith(NEGATIVE) and (value == value[:1]).all():
+                tensors[name] = value[:1].clone()  # one row serves all
         path = self.folder / f"pairs-{batch.first:08d}.safetensors"
         metadata = {
             "first": str(batch.first),
@@ -171,7 +180,7 @@ class PairSource:
         data: Data,
         *,
         seed: int,
-        control: str = "edge",
+        control: str | None = None,
         schedule: EDM | TrigFlow | None = None,
         device: torch.device | str = "cpu",
         expects: Mapping[str, Any] | None = None,
@@ -207,7 +216,7 @@ class PairSource:
         except (OSError, ValueError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read ({error}): {_AGAIN}") from error
         if index not in self._verified:
-            if set(tensors) != set(TENSORS) or digest(tensors) != header["sha256"]:
+            if not set(tensors) >= REQUIRED or digest(tensors) != header["sha256"]:
                 raise DataError(f"{path} is corrupt (its checksum differs): {_AGAIN}")
             self._verified.add(index)
         self._cache[index] = tensors
@@ -224,23 +233,28 @@ class PairSource:
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, as they were written."""
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in TENSORS}
-        names = []
+        rows: dict[str, list[torch.Tensor]] = {}
+        names: list[str] = []
         for index in range(first, first + count):
             pair = self.pair(index)
             shard = int(np.searchsorted(self._starts, pair, side="right")) - 1
             tensors, row = self._shard(shard), pair - self._starts[shard]
-            for name in TENSORS:
-                rows[name].append(tensors[name][row if len(tensors[name]) > 1 else 0])
+            if rows and rows.keys() != tensors.keys():
+                raise DataError(
+                    f"{self._shards[shard][0]} holds {', '.join(sorted(tensors))}, and other pairs "
+                    f"{', '.join(sorted(rows))}: {_AGAIN}"
+                )
+            for name, value in tensors.items():
+                rows.setdefault(name, []).append(value[row if len(value) > 1 else 0])
             shard_names = self._shards[shard][1]["names"]
             names.append(f"pair {pair}" + (f": {shard_names[row]}" if shard_names else ""))
-        return Batch(first=first, names=tuple(names), **{name: torch.stack(x) for name, x in rows.items()})
+        return Batch.of(first, {name: torch.stack(x) for name, x in rows.items()}, tuple(names))
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Teacher clip and control, decoded from the latents, uint8 [B, 3, F, H, W] each."""
+        """Teacher clip and control, if there is one, decoded from the latents, uint8 [B, 3, F, H, W] each."""
         batch = self.batch(first, count)
-        assert batch.hint is not None
-        return self.decode(batch.latents), self.decode(batch.hint)
+        hint = batch.conditioning.hint
+        return self.decode(batch.latents), None if hint is None else self.decode(hint)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""

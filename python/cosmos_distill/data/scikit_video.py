@@ -10,10 +10,9 @@ import torch
 
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, controls
-from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.data.video import decode_as_stored
@@ -77,7 +76,7 @@ def load_clips(height: int, span: int) -> dict[str, Clip]:
     return loaded
 
 
-class ScikitVideoSource:
+class ScikitVideoSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over the stretches of one split.
 
     A window is random in clip and shot (in proportion to frames), start, zoom and position; never
@@ -121,6 +120,7 @@ class ScikitVideoSource:
         lengths = np.array([len(s) for s in self._stretches], np.float64)
         self._edges = np.cumsum(lengths / lengths.sum())
         self._text = HashTextEncoder(*text_shape)
+        self._negative = self._text(data.negative_prompt)
         self._eval = self._list_windows() if split == "eval" else []
 
     def _draw(self, u: np.ndarray) -> Window:
@@ -155,45 +155,22 @@ class ScikitVideoSource:
         window = self.window(index)[0]
         return f"{window.clip} shot {window.shot}"
 
-    def _cut(self, index: int) -> tuple[Window, np.ndarray, np.ndarray | None]:
+    def decoded(self, index: int) -> Decoded:
+        """Sample ``index``, cut out of the clips in memory."""
         window, settings = self.window(index)
-        frames = self._clips[window.clip].frames[window.zoom][
+        clip = self._clips[window.clip]
+        frames = clip.frames[window.zoom][
             window.start : window.start + self._span : self.data.stride,
             window.top : window.top + self.data.height,
             window.left : window.left + self.data.width,
         ]
-        if self.control is None:
-            return window, frames, None
-        return window, frames, controls.compute(self.control, frames, settings)
-
-    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
-        _, video, control = zip(*(self._cut(i) for i in range(first, first + count)), strict=True)
-        return to_video(np.stack(video)), None if self.control is None else to_video(np.stack(control))
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples first .. first+count-1, encoded."""
-        windows, video, control = zip(*(self._cut(i) for i in range(first, first + count)), strict=True)
-        both = video if self.control is None else video + control
-        latents = self._tokenizer.encode(to_video(np.stack(both))) * self._sigma_data
-        text = torch.from_numpy(np.stack([self._text(w.prompt) for w in windows]))
-        fps = [self._clips[w.clip].fps / self.data.stride for w in windows]
-        return Batch(
-            first=first,
-            latents=latents[:count],
-            hint=None if self.control is None else latents[count:],
-            text=text,
-            negative_text=torch.from_numpy(self._text(self.data.negative_prompt))
-            .expand_as(text)
-            .contiguous(),
-            fps=torch.tensor(fps, dtype=torch.float32),
-            padding_mask=torch.zeros(count, 1, *self.latent_shape[2:]),
-            names=tuple(f"{w.clip}[{w.start}:{w.start + self._span}] {w.prompt}" for w in windows),
+        return Decoded(
+            name=f"{window.clip}[{window.start}:{window.start + self._span}] {window.prompt}",
+            video=frames,
+            control=None if self.control is None else controls.compute(self.control, frames, settings),
+            text=self._text(window.prompt),
+            fps=clip.fps / self.data.stride,
         )
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
-        return self._tokenizer.decode(latents / self._sigma_data)
 
     def description(self) -> dict[str, Any]:
         """Clips by hash, stretches of this split, numbers of windows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -61,19 +60,17 @@ def batch_from_first(batch: Batch | None) -> Batch:
         return batch
     source = dist.get_global_rank(group, 0)
     box: list[Any] = [None]
-    values: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     if batch is not None and group.rank() == 0:
-        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        values = {k: v.cpu().contiguous() if isinstance(v, Tensor) else v for k, v in values.items()}
-        box = [{k: (v.shape, v.dtype) if isinstance(v, Tensor) else v for k, v in values.items()}]
+        tensors = {name: value.cpu().contiguous() for name, value in batch.tensors().items()}
+        box = [(batch.first, batch.names, {name: (v.shape, v.dtype) for name, v in tensors.items()})]
     dist.broadcast_object_list(box, src=source, group=group)
-    for name, described in box[0].items():
+    first, names, described = box[0]
+    for name, (shape, dtype) in described.items():
         if group.rank() != 0:
-            is_tensor = isinstance(described, tuple) and isinstance(next(iter(described), None), torch.Size)
-            values[name] = torch.empty(described[0], dtype=described[1]) if is_tensor else described
-        if isinstance(values[name], Tensor):
-            dist.broadcast(values[name], src=source, group=group)
-    return Batch(**values)
+            tensors[name] = torch.empty(shape, dtype=dtype)
+        dist.broadcast(tensors[name], src=source, group=group)
+    return Batch.of(first, tensors, names)
 
 
 def drawn(

@@ -78,9 +78,10 @@ class AutoencodingMethod(Method):
         config, network = self.config, cast(Any, self.roles["student"])
         x = batch.latents
         importance = x.new_ones(len(batch))
-        if batch.hint is not None:
+        hint = batch.conditioning.hint
+        if hint is not None:
             control = noise.uniform("control", x.device) < config.controls
-            x = batch.hint.where(diffusion.per_sample(control, 5), x)
+            x = hint.where(diffusion.per_sample(control, 5), x)
             importance = importance.masked_fill(control, config.control_weight)
         z = network.encode(x)
         noisy = z + config.latent_noise * noise.normal("latent", z.shape[1:]).to(z)

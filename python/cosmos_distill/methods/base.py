@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cosmos_distill import diffusion
 from cosmos_distill.config import MethodConfig, Optim
-from cosmos_distill.methods.denoiser import Condition, Denoiser
+from cosmos_distill.methods.denoiser import Denoiser
 from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cosmos_distill.data.batch import Batch
+    from cosmos_distill.data.conditioning import Conditioning
     from cosmos_distill.diffusion import Schedule
 
     Device = torch.device | str
@@ -115,14 +116,14 @@ class Method(ABC):
         self,
         role: str,
         noise: Tensor,
-        condition: Condition,
+        conditioning: Conditioning,
         times: Sequence[float] | None = None,
         fresh: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
         """x0 from unit ``noise`` [B, C, T, H, W] at ``times`` (None: one step), with the graph of the last
         evaluation only: the export's sampler as training uses it."""
         return diffusion.few_step(
-            self.denoiser(role).bind(condition),
+            self.denoiser(role).bind(conditioning),
             noise,
             self.schedule.student_times(1) if times is None else times,
             self.schedule.noising,
@@ -141,13 +142,13 @@ def unit_noise(batch: Batch, noise: Noise, name: str) -> Tensor:
     return noise.normal(name, batch.latents.shape[1:]).to(batch.latents)
 
 
-def draw_condition(batch: Batch, noise: Noise, probabilities: Sequence[float]) -> Condition:
-    """The batch's condition with n leading latent frames given with ``probabilities[n]``, per sample."""
+def draw_given_frames(batch: Batch, noise: Noise, probabilities: Sequence[float]) -> Conditioning:
+    """The batch's conditioning with n leading latent frames given with ``probabilities[n]``, per sample."""
     import torch
 
     bounds = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
     drawn = noise.uniform("condition_frames").double()
-    return Condition.from_batch(batch, torch.searchsorted(bounds, drawn, right=True))
+    return batch.given(torch.searchsorted(bounds, drawn, right=True))
 
 
 def probabilities(name: str, values: Sequence[float]) -> Iterator[Problem]:

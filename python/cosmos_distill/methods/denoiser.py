@@ -6,7 +6,6 @@ Above it (losses, samplers, metrics) nothing knows the network; below it nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cosmos_distill import diffusion
@@ -16,67 +15,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from cosmos_distill.config import Guidance, UnconditionalFrames
-    from cosmos_distill.data.batch import Batch
+    from cosmos_distill.config import Guidance
+    from cosmos_distill.data.conditioning import Conditioning
     from cosmos_distill.diffusion import Denoise, Schedule
 
 Features = dict[int, "Tensor"]
 """Outputs of blocks by number, each [B, T, H', W', D]."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All that a network is told besides the noisy latent."""
-
-    text: Tensor
-    """[B, tokens, channels]"""
-    hint: Tensor | None = None
-    """Control latent, [B, C, T, H, W]; None leaves the control branch out."""
-    fps: Tensor | None = None
-    """[B]"""
-    padding_mask: Tensor | None = None
-    """1 on padding, [B, 1, H, W]"""
-    clean: Tensor | None = None
-    """Latent whose leading frames are given, [B, C, T, H, W]; only with ``frames``."""
-    frames: Tensor | None = None
-    """Number of leading clean latent frames, integers [B]; None: none in any sample, at no cost."""
-    zeroed: bool = False
-    """Show the network zeros in place of the given frames; all else about them stays."""
-
-    def __post_init__(self) -> None:
-        if (self.clean is None) != (self.frames is None):
-            raise ValueError("conditioning frames need both the clean latent and the number of frames")
-
-    @classmethod
-    def from_batch(cls, batch: Batch, frames: Tensor | None = None) -> Condition:
-        """The condition of ``batch``; keep ``frames`` [B] on the CPU, where reading it waits for nothing."""
-        given = frames is not None and bool(frames.any())
-        return cls(
-            text=batch.text,
-            hint=batch.hint,
-            fps=batch.fps,
-            padding_mask=batch.padding_mask,
-            clean=batch.latents if given else None,
-            frames=frames.to(batch.latents.device) if frames is not None and given else None,
-        )
-
-    def with_text(self, text: Tensor) -> Condition:
-        """The same condition under another text."""
-        return replace(self, text=text)
-
-    def unconditional(self, text: Tensor, frames: UnconditionalFrames) -> Condition:
-        """The unconditional branch of guidance: another text, the same control, and the given frames
-        ``kept`` or ``zeroed`` in the network's input."""
-        return replace(self, text=text, zeroed=frames == "zeroed")
-
-    def given(self, total: int) -> Tensor | None:
-        """True on the given ones of ``total`` latent frames, [B, 1, T, 1, 1]; None if no sample has any."""
-        if self.frames is None:
-            return None
-        import torch
-
-        index = torch.arange(total, device=self.frames.device)
-        return (index < self.frames[:, None])[:, None, :, None, None]
 
 
 class Network(Protocol):
@@ -86,7 +30,9 @@ class Network(Protocol):
     ``config`` says what a method has to know of it: ``blocks``, how many blocks there are to read features
     from, ``width``, their channels, and ``clean_condition_times`` (see
     :mod:`~cosmos_distill.methods.conditioning`). Where a network has a ``dtype`` it takes its inputs in that,
-    else in that of its first parameter.
+    else in that of its first parameter. It gets the tensors of the conditioning, None for a missing ``hint``,
+    ``padding_mask`` or ``fps``; what a source gives beside these
+    (:attr:`~cosmos_distill.data.conditioning.Conditioning.extra`) are further arguments by name.
     """
 
     def __call__(
@@ -126,7 +72,7 @@ class _Inputs(NamedTuple):
 
 
 class Denoiser:
-    """A network as a map (x_t, t, condition) -> x0, with t the noise coordinate of the schedule.
+    """A network as a map (x_t, t, conditioning) -> x0, with t the noise coordinate of the schedule.
 
     x_t is the noisy latent, [B, C, T, H, W], in the scale of the schedule; t the noise coordinate of each
     sample, [B] (sigma under EDM, the angle under TrigFlow). In fp64 t is exact: only the coefficients are
@@ -143,35 +89,35 @@ class Denoiser:
         self.network = network
         self.schedule = schedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict x0, [B, C, T, H, W]."""
-        inputs = self._prepare(x_t, t, condition)
-        return self._x0(x_t, condition, inputs, self._call(inputs, condition))
+        inputs = self._prepare(x_t, t, conditioning)
+        return self._x0(x_t, conditioning, inputs, self._call(inputs, conditioning))
 
     def with_features(
-        self, x_t: Tensor, t: Tensor, condition: Condition, blocks: Sequence[int]
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]
     ) -> Prediction:
         """Predict x0, and return the outputs of ``blocks``, the numbers of base blocks, of the same pass."""
-        inputs = self._prepare(x_t, t, condition)
-        raw, features = self._call(inputs, condition, features=tuple(blocks))
-        return Prediction(self._x0(x_t, condition, inputs, raw), features)
+        inputs = self._prepare(x_t, t, conditioning)
+        raw, features = self._call(inputs, conditioning, features=tuple(blocks))
+        return Prediction(self._x0(x_t, conditioning, inputs, raw), features)
 
-    def features(self, x_t: Tensor, t: Tensor, condition: Condition, blocks: Sequence[int]) -> Features:
+    def features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, blocks: Sequence[int]) -> Features:
         """The outputs of ``blocks`` alone: the network may stop after the last of them."""
-        inputs = self._prepare(x_t, t, condition)
+        inputs = self._prepare(x_t, t, conditioning)
         found: tuple[None, Features] = self._call(
-            inputs, condition, features=tuple(blocks), features_only=True
+            inputs, conditioning, features=tuple(blocks), features_only=True
         )
         return found[1]
 
-    def _prepare(self, x_t: Tensor, t: Tensor, condition: Condition) -> _Inputs:
+    def _prepare(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> _Inputs:
         import torch
 
         wide = torch.promote_types(x_t.dtype, torch.float32)
         told, given = t, None
-        mask = condition.given(x_t.shape[2])
-        if mask is not None and condition.clean is not None:
-            shown = torch.zeros_like(condition.clean) if condition.zeroed else condition.clean
+        mask, clean = conditioning.given_mask(x_t.shape[2]), conditioning.clean
+        if mask is not None and clean is not None:
+            shown = torch.zeros_like(clean) if conditioning.zeroed else clean
             given = give_frames(self.network, self.schedule, mask, shown, t)
             told = given.times
         skip, out, scale, c_noise = (c.to(wide) for c in self.schedule.precondition(told))
@@ -183,7 +129,7 @@ class Denoiser:
     def _call(
         self,
         inputs: _Inputs,
-        condition: Condition,
+        conditioning: Conditioning,
         *,
         features: tuple[int, ...] = (),
         features_only: bool = False,
@@ -191,41 +137,36 @@ class Denoiser:
         dtype, given = dtype_of(self.network), inputs.given
         size = inputs.x.shape[3:]
 
-        def cast(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(dtype)
-
+        told: dict[str, Tensor | None] = dict.fromkeys(("hint", "padding_mask", "fps"))
         return self.network(
             inputs.x.to(dtype),
             inputs.c_noise,
-            cast(condition.text),
-            hint=cast(condition.hint),
             condition_mask=None if given is None else given.mask.to(dtype).expand(-1, -1, -1, *size),
-            padding_mask=cast(condition.padding_mask),
-            fps=condition.fps,
+            **told | conditioning.network_inputs(dtype),
             features=features,
             features_only=features_only,
         )
 
     @staticmethod
-    def _x0(x_t: Tensor, condition: Condition, inputs: _Inputs, raw: Tensor) -> Tensor:
+    def _x0(x_t: Tensor, conditioning: Conditioning, inputs: _Inputs, raw: Tensor) -> Tensor:
         import torch
 
         x0 = inputs.skip * x_t + inputs.out * raw.to(x_t.dtype)
-        if inputs.given is not None and condition.clean is not None:
-            x0 = torch.where(inputs.given.mask, condition.clean, x0)
+        if inputs.given is not None and conditioning.clean is not None:
+            x0 = torch.where(inputs.given.mask, conditioning.clean, x0)
         return x0
 
-    def bind(self, condition: Condition) -> Denoise:
-        """denoise(x_t, t) -> x0 under a fixed condition, as the samplers take it."""
-        return lambda x_t, t: self(x_t, t, condition)
+    def bind(self, conditioning: Conditioning) -> Denoise:
+        """denoise(x_t, t) -> x0 under a fixed conditioning, as the samplers take it."""
+        return lambda x_t, t: self(x_t, t, conditioning)
 
 
-def guided(denoiser: Denoiser, condition: Condition, negative_text: Tensor, guidance: Guidance) -> Denoise:
+def guided(denoiser: Denoiser, conditioning: Conditioning, guidance: Guidance) -> Denoise:
     """denoise(x_t, t) -> x0 with classifier-free guidance, in two evaluations (one if it is off)."""
-    conditional = denoiser.bind(condition)
+    conditional = denoiser.bind(conditioning)
     if guidance.as_added().scale == 0:
         return conditional
-    unconditional = denoiser.bind(condition.unconditional(negative_text, guidance.unconditional_frames))
+    unconditional = denoiser.bind(conditioning.unconditional(guidance.unconditional_frames))
     return lambda x_t, t: diffusion.combine(conditional(x_t, t), unconditional(x_t, t), guidance)
 
 

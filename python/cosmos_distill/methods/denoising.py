@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from cosmos_distill import diffusion, ops
+from cosmos_distill import ops
 from cosmos_distill.config import MethodConfig, Optim, Setting, Share
 from cosmos_distill.methods.base import (
     Method,
     Networks,
     Noise,
-    draw_condition,
+    draw_given_frames,
     probabilities,
     unit_noise,
 )
@@ -80,10 +80,11 @@ class DenoisingMethod(Method):
         t = self.config.levels.draw(batch, self.schedule, noise)
         alpha, sigma = self.schedule.noising(t)
         x_t = ops.renoise(x0, unit_noise(batch, noise, "eps"), sigma.to(x0), alpha=alpha.to(x0))
-        dropped = noise.uniform("text_dropout", x0.device) < self.config.text_dropout
-        text = batch.negative_text.where(diffusion.per_sample(dropped, 3), batch.text)
-        condition = draw_condition(batch, noise, self.config.condition_frames).with_text(text)
-        denoised = self.denoiser("student")(x_t, t, condition)
+        conditioning = draw_given_frames(batch, noise, self.config.condition_frames)
+        if self.config.text_dropout:
+            dropped = noise.uniform("text_dropout", x0.device) < self.config.text_dropout
+            conditioning = conditioning.dropped(dropped)
+        denoised = self.denoiser("student")(x_t, t, conditioning)
         weight = self.schedule.loss_weight(t).to(x0)
         loss = weight * (denoised - x0).square().flatten(1).mean(1)
         return {"loss/denoising": loss, "total": loss}

@@ -30,7 +30,7 @@ from cosmos_distill.methods.base import (
     Method,
     Networks,
     Noise,
-    draw_condition,
+    draw_given_frames,
     probabilities,
     unit_noise,
 )
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cosmos_distill.data.batch import Batch
+    from cosmos_distill.data.conditioning import Conditioning
     from cosmos_distill.diffusion import Schedule
-    from cosmos_distill.methods.denoiser import Condition, Features
+    from cosmos_distill.methods.denoiser import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +218,11 @@ class DMD2Method(Method):
         Critic phase: ``loss/fake_score``, ``loss/gan_discriminator``. Terms that are off are absent."""
         turn = self.turn(step)
         self.enable_gradients(turn)
-        condition = draw_condition(batch, noise, self.config.condition_frames)
+        conditioning = draw_given_frames(batch, noise, self.config.condition_frames)
         phase = self.student_losses if "student" in turn else self.critic_losses
-        return phase(batch, condition, noise)
+        return phase(batch, conditioning, noise)
 
-    def student_losses(self, batch: Batch, condition: Condition, noise: Noise) -> dict[str, Tensor]:
+    def student_losses(self, batch: Batch, conditioning: Conditioning, noise: Noise) -> dict[str, Tensor]:
         """Losses of G. The total is VSD + gan_weight * GAN + recon_loss_weight * reconstruction.
 
         Predict2.5's form leaves samples out whose VSD term is not finite; ``nonfinite/vsd`` is 1 for those:
@@ -232,7 +233,7 @@ class DMD2Method(Method):
         config = self.config
         terms: dict[str, Tensor] = {}
         left_out: dict[str, Tensor] = {}
-        x_g = self.generate(batch, condition, noise)
+        x_g = self.generate(batch, conditioning, noise)
         if config.recon_loss_only or config.recon_loss_weight > 0:
             terms["loss/recon"] = (x_g - batch.latents).square().flatten(1).mean(1)
         if config.recon_loss_only:
@@ -240,15 +241,15 @@ class DMD2Method(Method):
 
         t = config.levels.draw(batch, self.schedule, noise)
         x_t = self.renoise(x_g, unit_noise(batch, noise, "renoise"), t)
-        x0_teacher, features = self.judge("teacher", x_t, t, condition)
+        x0_teacher, features = self.judge("teacher", x_t, t, conditioning)
         if "fake_score" in self.roles:
-            x0_fake, own = self.judge("fake_score", x_t, t, condition)
+            x0_fake, own = self.judge("fake_score", x_t, t, conditioning)
             features = own if features is None else features
             assert x0_teacher is not None and x0_fake is not None
             with torch.no_grad():
-                x0_teacher = self.guide(x0_teacher, x_t, t, condition, batch)
+                x0_teacher = self.guide(x0_teacher, x_t, t, conditioning)
             form = ops.dm_loss.PREDICT25 if config.vsd_form == "predict2.5" else ops.dm_loss.TRANSFER1
-            mask = self.frame_mask(batch, condition)
+            mask = self.frame_mask(batch, conditioning)
             terms["loss/vsd"], zeroed = ops.vsd_loss(
                 x_g, x0_teacher, x0_fake, form, frame_mask=mask, return_zeroed=True
             )
@@ -265,7 +266,7 @@ class DMD2Method(Method):
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
         return {**terms, **left_out, "total": total}
 
-    def critic_losses(self, batch: Batch, condition: Condition, noise: Noise) -> dict[str, Tensor]:
+    def critic_losses(self, batch: Batch, conditioning: Conditioning, noise: Noise) -> dict[str, Tensor]:
         """Losses of S and D on fresh samples of G; their sum is the total."""
         import torch
 
@@ -274,53 +275,55 @@ class DMD2Method(Method):
         t = config.levels.draw(batch, self.schedule, noise)
         eps = unit_noise(batch, noise, "renoise")
         with torch.no_grad():
-            x_g = self.generate(batch, condition, noise)
+            x_g = self.generate(batch, conditioning, noise)
             x_t = self.renoise(x_g, eps, t)
         adversarial, shared = "discriminator" in self.roles, config.gan_features == "fake_score"
         generated: Features | None = None
         if "fake_score" in self.roles:
             fake_score = self.denoiser("fake_score")
             if adversarial and shared:
-                x0_fake, generated = fake_score.with_features(x_t, t, condition, self.blocks)
+                x0_fake, generated = fake_score.with_features(x_t, t, conditioning, self.blocks)
             else:
-                x0_fake = fake_score(x_t, t, condition)
+                x0_fake = fake_score(x_t, t, conditioning)
             alpha, sigma = self.schedule.noising(t)
             terms["loss/fake_score"] = ops.fake_score_loss(
                 x0_fake,
                 x_g,
                 sigma / alpha,  # EDM: sigma; TrigFlow: tan t
                 config.fake_score_weighting,
-                frame_mask=self.frame_mask(batch, condition),
+                frame_mask=self.frame_mask(batch, conditioning),
             )
         if adversarial:
             real = self.renoise(batch.latents, eps if shared else unit_noise(batch, noise, "renoise_real"), t)
             discriminator = self.roles["discriminator"]
             if generated is None:
-                generated = self.features(x_t, t, condition)
+                generated = self.features(x_t, t, conditioning)
             terms["loss/gan_discriminator"] = ops.discriminator_loss(
-                discriminator(generated), discriminator(self.features(real, t, condition))
+                discriminator(generated), discriminator(self.features(real, t, conditioning))
             )
         return {**terms, "total": torch.stack(list(terms.values())).sum(0)}
 
-    def generate(self, batch: Batch, condition: Condition, noise: Noise) -> Tensor:
+    def generate(self, batch: Batch, conditioning: Conditioning, noise: Noise) -> Tensor:
         """G after its first n steps: the backward simulation is the exported sampler, cut short."""
         sampler = self.config.sampler
         n = noise.integer_of_step("student_steps", 1, sampler.steps + 1)
         fresh = (lambda i: unit_noise(batch, noise, f"student_{i}")) if sampler.fresh_noise else None
-        return self.sample("student", unit_noise(batch, noise, "student"), condition, self.times[:n], fresh)
+        return self.sample(
+            "student", unit_noise(batch, noise, "student"), conditioning, self.times[:n], fresh
+        )
 
     def renoise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t at the schedule's coordinate ``t`` [B], differentiable in x0."""
         alpha, sigma = self.schedule.noising(t)
         return ops.renoise(x0, eps, sigma.to(x0), alpha=alpha.to(x0))
 
-    def frame_mask(self, batch: Batch, condition: Condition) -> Tensor | None:
+    def frame_mask(self, batch: Batch, conditioning: Conditioning) -> Tensor | None:
         """1 on frames to generate and 0 on given ones, [B, T]; None where all count."""
-        given = condition.given(batch.latents.shape[2]) if self.config.mask_given_frames else None
+        given = conditioning.given_mask(batch.latents.shape[2]) if self.config.mask_given_frames else None
         return None if given is None else 1 - given[:, 0, :, 0, 0].to(batch.latents)
 
     def judge(
-        self, role: str, x_t: Tensor, t: Tensor, condition: Condition
+        self, role: str, x_t: Tensor, t: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor | None, Features | None]:
         """The role's x0 without a graph, and, of the network that D reads, features with one: the adversarial
         gradient reaches G through them. One pass serves both; LADD needs no prediction."""
@@ -329,24 +332,24 @@ class DMD2Method(Method):
         denoiser = self.denoiser(role)
         if "discriminator" not in self.roles or role != self.config.gan_features:
             with torch.no_grad():
-                return denoiser(x_t, t, condition), None
+                return denoiser(x_t, t, conditioning), None
         if self.config.ladd:
-            return None, denoiser.features(x_t, t, condition, self.blocks)
-        x0, features = denoiser.with_features(x_t, t, condition, self.blocks)
+            return None, denoiser.features(x_t, t, conditioning, self.blocks)
+        x0, features = denoiser.with_features(x_t, t, conditioning, self.blocks)
         return x0.detach(), features
 
-    def guide(self, cond: Tensor, x_t: Tensor, t: Tensor, condition: Condition, batch: Batch) -> Tensor:
+    def guide(self, cond: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """T's guided prediction. The control is the same in both branches."""
         guidance = self.config.guidance
         if guidance.as_added().scale == 0:
             return cond
-        negative = condition.unconditional(batch.negative_text, guidance.unconditional_frames)
+        negative = conditioning.unconditional(guidance.unconditional_frames)
         return diffusion.combine(cond, self.denoiser("teacher")(x_t, t, negative), guidance)
 
-    def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> Features:
+    def features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Features:
         """What D reads, with a graph only of the fake score network; it runs up to the last block needed."""
         import torch
 
         role = self.config.gan_features
         with torch.no_grad() if role == "teacher" else nullcontext():
-            return self.denoiser(role).features(x_t, t, condition, self.blocks)
+            return self.denoiser(role).features(x_t, t, conditioning, self.blocks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cosmos_distill.config import MethodConfig, Optim, Setting, Share
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_condition, probabilities
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_given_frames, probabilities
 from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class KDMethod(Method):
         """
         if batch.noise is None:
             raise ValueError("KD needs pairs: name the stage that generates them in Train.pairs_from")
-        condition = draw_condition(batch, noise, self.config.condition_frames)
-        x_g = self.sample("student", batch.noise, condition)
+        conditioning = draw_given_frames(batch, noise, self.config.condition_frames)
+        x_g = self.sample("student", batch.noise, conditioning)
         loss = 0.5 * (x_g - batch.latents).square().flatten(1).mean(1)
         return {"loss/kd": loss, "total": loss}

@@ -210,8 +210,6 @@ def _data(recipe: Recipe) -> Iterator[str]:
                 f"--stages.{name}.condition-frames {stage.condition_frames} leaves nothing to generate of "
                 f"{latents} latent frames: choose at most {latents - 1}."
             )
-        if isinstance(stage, Generate) and recipe.control is None:
-            yield f"'{name}' writes pairs, which need a control: give one with --control."
         if isinstance(stage, Evaluate):
             yield from _scores(name, stage, data)
         given: tuple[float, ...] = (

@@ -13,6 +13,8 @@ import torch
 from cosmos_distill.config import Control, Data
 from cosmos_distill.data import controls, video
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.clip_source import padding_mask
+from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
@@ -111,22 +113,22 @@ class Conditions:
             hint, padding, own_fps = self._encode_control(own, beginning)
             fps = fps or own_fps
         text = torch.from_numpy(self._text())[None]
-        self._one = Batch(
-            first=0, latents=latents, hint=hint, text=text, negative_text=torch.zeros_like(text),
-            fps=torch.tensor([fps or FPS]), padding_mask=padding,
-        )  # fmt: skip
+        conditioning = Conditioning(
+            text=text,
+            negative_text=torch.zeros_like(text),
+            hint=hint,
+            fps=torch.tensor([fps or FPS]),
+            padding_mask=padding,
+        )
+        self._one = Batch(first=0, latents=latents, conditioning=conditioning)
 
     def batch(self, first: int, count: int) -> tuple[Batch, Tensor | None]:
         """The batch and its control as pixels, uint8 [B, 3, F, H, W], where there is one."""
         if hasattr(self, "_source"):
             return self._source.batch(first, count), self._source.pixels(first, count)[1]
-        repeated: dict[str, Any] = {
-            f.name: value.expand(count, *value.shape[1:])
-            for f in dataclasses.fields(Batch)
-            if isinstance(value := getattr(self._one, f.name), torch.Tensor)
-        }
+        repeated = self._one.map(lambda value: value.expand(count, *value.shape[1:]))
         control = None if self._control is None else self._control.expand(count, -1, -1, -1, -1)
-        return Batch(first=first, **{"hint": None, **repeated}), control
+        return dataclasses.replace(repeated, first=first), control
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to uint8 [B, 3, F, H, W]."""
@@ -209,11 +211,7 @@ class Conditions:
             frames = controls.compute(self._control_name, frames, settings)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
-        size = (hint.shape[-2], hint.shape[-1])
-        share = torch.nn.functional.adaptive_avg_pool2d(
-            torch.from_numpy(place(read.size).padding)[None, None], size
-        )
-        return hint, (share > 0.5).float(), read.rate
+        return hint, padding_mask(place(read.size).padding, *hint.shape[-2:]), read.rate
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""

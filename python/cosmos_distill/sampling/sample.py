@@ -54,9 +54,9 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         for first in range(0, options.clips, options.batch):
             batch, control = clips.batch(first, min(options.batch, options.clips - first))
             if negative is not None:
-                batch = dataclasses.replace(
-                    batch, negative_text=torch.from_numpy(negative).expand_as(batch.negative_text)
-                )
+                told, one = batch.conditioning, torch.from_numpy(negative)
+                told = dataclasses.replace(told, negative_text=one.expand_as(told.text))
+                batch = dataclasses.replace(batch, conditioning=told)
             batch = batch.to(device())
             noise = noise_of(options.seed, "sample", batch)
             frames = torch.full((len(batch),), clips.frames)
@@ -75,7 +75,8 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
                 pictures["sample"] = videos[:GRID_CLIPS]
                 if control is not None:
                     pictures["control"] = control[:GRID_CLIPS]
-            for clip, fps in zip(videos, batch.fps.tolist(), strict=True):
+            assert batch.conditioning.fps is not None
+            for clip, fps in zip(videos, batch.conditioning.fps.tolist(), strict=True):
                 path = options.out / _name(len(written))
                 with disk_errors(path):
                     written.append(write_mp4(clip, path, fps))

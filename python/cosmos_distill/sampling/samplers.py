@@ -10,7 +10,7 @@ import torch
 from cosmos_distill.config import FewStep, Guidance
 from cosmos_distill.diffusion import EDMSchedule, Schedule, few_step, teacher_sample
 from cosmos_distill.methods.base import Noise
-from cosmos_distill.methods.denoiser import Condition, Denoiser, guided
+from cosmos_distill.methods.denoiser import Denoiser, guided
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,9 +51,7 @@ def many_steps(
         frames: Leading latent frames given to the network clean, [B]; None gives none.
         on_evaluation: Called before each denoise, for progress; it may raise to stop.
     """
-    denoise = guided(
-        Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance
-    )
+    denoise = guided(Denoiser(network, schedule), batch.given(frames), guidance)
 
     def watched(x_t: Tensor, t: Tensor) -> Tensor:
         if on_evaluation is not None:
@@ -77,8 +75,6 @@ def few_steps(
     """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in twice the
     evaluations. ``frames`` as in :func:`many_steps`; ``seed`` is of fresh noise between steps."""
     off = Guidance(0.0, "added")
-    denoise = guided(
-        Denoiser(network, schedule), Condition.from_batch(batch, frames), batch.negative_text, guidance or off
-    )
+    denoise = guided(Denoiser(network, schedule), batch.given(frames), guidance or off)
     fresh = (lambda i: noise_of(seed, f"student_{i}", batch)) if sampler.fresh_noise else None
     return few_step(denoise, noise, schedule.student_times(sampler.steps), schedule.noising, fresh=fresh)

@@ -62,7 +62,7 @@ def sampler_grid(network: torch.nn.Module, recipe: Recipe, folder: Path) -> Call
 
     def draw(step: int) -> None:
         rows = {}
-        for label, x in (("clip", batch.latents), ("control", batch.hint)):
+        for label, x in (("clip", batch.latents), ("control", batch.conditioning.hint)):
             if x is not None:
                 back = network.decode(network.encode(x))  # type: ignore[operator]
                 rows[f"{label}, back"], rows[label] = clips.decode(back), clips.decode(x)

@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EDMSchedule, Schedule
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
-from cosmos_distill.methods.denoiser import Condition, Denoiser
+from cosmos_distill.methods.denoiser import Denoiser
 from cosmos_distill.run.networks import device, open_clips, schedule
 from cosmos_distill.sampling.samplers import noise_of
 
@@ -71,5 +71,5 @@ def _errors(network: nn.Module, levels: Schedule, batch: Batch, level: float, se
     t = torch.full((len(batch),), level, dtype=torch.float64, device=x0.device)
     alpha, sigma = (c.to(x0).reshape(-1, 1, 1, 1, 1) for c in levels.noising(t))
     noisy = alpha * x0 + sigma * noise_of(seed, "held_out", batch)
-    denoised = Denoiser(network, levels)(noisy, t, Condition.from_batch(batch))
+    denoised = Denoiser(network, levels)(noisy, t, batch.conditioning)
     return levels.loss_weight(t).to(x0) * (denoised - x0).square().flatten(1).mean(1)

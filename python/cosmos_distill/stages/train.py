@@ -85,7 +85,7 @@ def _source(stage: Train, run: Run) -> Source:
         run.out / output.folder,
         recipe.data,
         seed=recipe.seed,
-        control=recipe.control or "",
+        control=recipe.control,
         schedule=recipe.schedule,
         device=device(),
         pairs=output.count,

@@ -1,0 +1,127 @@
+"""What sources of clips have in common: one sample as it was decoded, and how samples become a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.conditioning import Conditioning
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.frames import to_video
+from cosmos_distill.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sample before the tokenizer has seen it: arrays of the CPU, which another process may have made."""
+
+    name: str
+    """Where it comes from, for error messages and the report."""
+    video: np.ndarray
+    """RGB uint8 [F, H, W, 3]."""
+    control: np.ndarray | None
+    """Likewise; None where there is no control."""
+    text: np.ndarray
+    """Prompt embedding, fp32 [tokens, channels]."""
+    fps: float
+    padding: np.ndarray | None = None
+    """1 on pixels that are padding, fp32 [H, W]; None: none."""
+    noise: np.ndarray | None = None
+    """Unit noise the clip was drawn from, fp32 [C, T, h, w]; None where it was not drawn."""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further conditioning of this sample, by the name of the network's argument."""
+
+
+class ClipSource(ABC):
+    """A :class:`~cosmos_distill.data.sources.Source` over clips that are decoded one by one.
+
+    Attributes:
+        latent_shape: (C, T, h, w) of one sample.
+        text_shape: (tokens, channels) of one prompt embedding.
+    """
+
+    latent_shape: tuple[int, int, int, int]
+    text_shape: tuple[int, int]
+    _tokenizer: Tokenizer
+    _sigma_data: float
+    _negative: np.ndarray
+    """Prompt embedding of the unconditional branch, fp32 [tokens, channels]."""
+
+    @abstractmethod
+    def decoded(self, index: int) -> Decoded:
+        """Sample ``index``. Raises DataError when nothing can be read any more."""
+
+    def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
+        return _pixels([self.decoded(i) for i in range(first, first + count)])
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first .. first+count-1, encoded. DataError when nothing can be read any more."""
+        return self.encoded(first, [self.decoded(i) for i in range(first, first + count)])
+
+    def encoded(self, first: int, samples: Sequence[Decoded]) -> Batch:
+        """The batch of samples that were decoded, the first of which is number ``first`` of the stream.
+
+        Raises:
+            DataError: the tokenizer gave NaN or infinity.
+        """
+        count = len(samples)
+        both = torch.cat([part for part in _pixels(samples) if part is not None])
+        latents = self._tokenizer.encode(both).cpu() * self._sigma_data
+        bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]
+        if bad:
+            raise DataError(f"the tokenizer gave NaN or infinity for {', '.join(bad)}: check its files")
+        text = _stacked([s.text for s in samples])
+        negative = torch.from_numpy(self._negative).expand(count, -1, -1).contiguous()
+        height, width = self.latent_shape[2:]
+        conditioning = Conditioning(
+            text=text,
+            negative_text=negative,
+            hint=latents[count:] if len(latents) > count else None,
+            fps=torch.tensor([s.fps for s in samples], dtype=torch.float32),
+            padding_mask=torch.cat([padding_mask(s.padding, height, width) for s in samples]),
+            extra={name: _stacked([s.extra[name] for s in samples]) for name in samples[0].extra},
+        )
+        return Batch(
+            first=first,
+            latents=latents[:count],
+            conditioning=conditioning,
+            noise=_stacked_if_any([s.noise for s in samples]),
+            names=tuple(s.name for s in samples),
+        )
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
+        return self._tokenizer.decode(latents / self._sigma_data)
+
+
+def padding_mask(padding: np.ndarray | None, height: int, width: int) -> torch.Tensor:
+    """1 on latents most of whose pixels are padding, fp32 [1, 1, height, width]; None: no pixel is."""
+    if padding is None:
+        return torch.zeros(1, 1, height, width)
+    share = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], (height, width))
+    return (share > 0.5).float()
+
+
+def _pixels(samples: Sequence[Decoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    video = to_video(np.stack([s.video for s in samples]))
+    controls = [s.control for s in samples if s.control is not None]
+    if controls and len(controls) < len(samples):
+        raise DataError("some samples of a batch have a control and some have none")
+    return video, to_video(np.stack(controls)) if controls else None
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _stacked_if_any(arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    found = [array for array in arrays if array is not None]
+    if found and len(found) < len(arrays):
+        raise DataError("some samples of a batch have saved noise and some have none")
+    return _stacked(found) if found else None
