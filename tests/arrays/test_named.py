@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cosmos_distill.arrays import named
 from cosmos_distill.models import files
-from cosmos_distill.train.checkpoint import publish_tensors
+from cosmos_distill.storage import publish_tensors
 from tests.memory import limited
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}

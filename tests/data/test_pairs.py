@@ -1,4 +1,4 @@
-"""Pairs survive interruption, refuse other settings, and never leave half a file."""
+"""Pairs survive interruption, and never leave half a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.pairs import PairSource, PairWriter
-from cosmos_distill.files import DiskError
-
-SETTINGS = {"teacher": "abc", "guidance": [5.0, "added"], "steps": 35}
+from cosmos_distill.storage import DiskError
 
 
 def make(first: int, count: int = 4) -> Batch:
@@ -37,7 +35,7 @@ def make(first: int, count: int = 4) -> Batch:
 
 @pytest.fixture
 def folder(tmp_path):
-    writer = PairWriter(tmp_path / "pairs", SETTINGS)
+    writer = PairWriter(tmp_path / "pairs")
     for first in range(0, 12, 4):
         writer.write(make(first))
     return tmp_path / "pairs"
@@ -45,7 +43,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def source(folder, mini):
-    return PairSource(folder, mini, seed=3, expects=SETTINGS)
+    return PairSource(folder, mini, seed=3)
 
 
 def test_what_is_read_is_what_was_written(source):
@@ -76,10 +74,10 @@ def test_pixels_decode_the_stored_latents(source):
 
 def test_writing_goes_on_where_it_stopped(folder):
     (folder / ".pairs-00000012.safetensors.77.tmp").write_bytes(b"half")
-    writer = PairWriter(folder, SETTINGS)
+    writer = PairWriter(folder)
     assert writer.done() == 12 and not list(folder.glob(".*.tmp"))
     writer.write(make(12))
-    assert PairWriter(folder, SETTINGS).done() == 16
+    assert PairWriter(folder).done() == 16
     with pytest.raises(ValueError, match="from 16 on, got pairs from 4"):
         writer.write(make(4))
 
@@ -89,20 +87,20 @@ def test_truncated_shard_is_generated_again(folder, caplog):
     whole, again = path.read_bytes(), "damaged"
     for length in (0, 5, 100, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert PairWriter(folder, SETTINGS).done() == 8
+        assert PairWriter(folder).done() == 8
         assert again in caplog.text and path.name in caplog.text
-    writer = PairWriter(folder, SETTINGS)
+    writer = PairWriter(folder)
     writer.write(make(8))
-    assert PairWriter(folder, SETTINGS).done() == 12
+    assert PairWriter(folder).done() == 12
     assert load_file(path)["noise"].equal(make(8).noise)
 
 
 def test_shards_of_another_size_replace_the_damaged_one(folder, mini):
     (folder / "pairs-00000004.safetensors").write_bytes(b"")
-    writer = PairWriter(folder, SETTINGS)
+    writer = PairWriter(folder)
     assert writer.done() == 4
     writer.write(make(4, count=6))
-    assert PairWriter(folder, SETTINGS).done() == 10  # the old shard of pairs 8..11 no longer counts
+    assert PairWriter(folder).done() == 10  # the old shard of pairs 8..11 no longer counts
     assert PairSource(folder, mini, seed=0).pairs == 10
 
 
@@ -115,13 +113,6 @@ def test_flipped_bit_is_found(folder, mini):
         PairSource(folder, mini, seed=0).batch(0, 12)
 
 
-def test_other_settings_are_refused_by_name(folder, mini):
-    with pytest.raises(DataError, match="steps: 35 on disk, 4 wanted"):
-        PairWriter(folder, SETTINGS | {"steps": 4})
-    with pytest.raises(DataError, match="teacher: 'abc' on disk"):
-        PairSource(folder, mini, seed=0, expects={"teacher": "xyz"})
-
-
 def test_too_few_pairs_and_no_pairs(folder, tmp_path, mini):
     with pytest.raises(DataError, match="12 pairs, not 13: run the generate stage"):
         PairSource(folder, mini, seed=0, pairs=13)
@@ -131,19 +122,19 @@ def test_too_few_pairs_and_no_pairs(folder, tmp_path, mini):
 
 
 def test_bad_batches_are_refused(folder):
-    writer = PairWriter(folder, SETTINGS)
+    writer = PairWriter(folder)
     with pytest.raises(ValueError, match="needs the noise"):
         writer.write(replace(make(12), noise=None))
     broken = make(12)
     broken.latents[1, 2] = float("nan")
     with pytest.raises(DataError, match="latents holds NaN"):
         writer.write(broken)
-    assert writer.done() == 12 and len(list(folder.iterdir())) == 4
+    assert writer.done() == 12 and len(list(folder.iterdir())) == 3
 
 
 def test_full_disk_leaves_no_half_file(folder):
     """A real failed write: the kernel refuses files beyond 64 KiB."""
-    writer = PairWriter(folder, SETTINGS)
+    writer = PairWriter(folder)
     before = sorted(p.name for p in folder.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

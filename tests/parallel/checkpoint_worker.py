@@ -25,10 +25,10 @@ import torch.multiprocessing as mp
 from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim, Parallel
 from cosmos_distill.diffusion import EDMSchedule
-from cosmos_distill.files import DiskError
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import data, groups
+from cosmos_distill.storage import DiskError
 from cosmos_distill.train.checkpoint import CheckpointError, Store, index, shards, whole
 from cosmos_distill.train.loop import fit
 from cosmos_distill.train.state import TrainState

@@ -15,7 +15,6 @@ KINDS = {
     "report": "report.json",
     "page": "report.html",
     **{f"manifest of {name}": f"{name}/manifest.json" for name in STAGES},
-    "settings of the pairs": "generate/pairs/pairs.json",
     "first pairs": "generate/pairs/pairs-00000000.safetensors",
     "last pairs": "generate/pairs/pairs-00000016.safetensors",
     "log of generate": "generate/log.jsonl",

@@ -18,12 +18,10 @@ import torch
 from rich.console import Console
 
 from cosmos_distill import cli
-from cosmos_distill.data.files import publish
-from cosmos_distill.files import DiskError
-from cosmos_distill.run.manifest import write_atomically
 from cosmos_distill.run.progress import Log
 from cosmos_distill.sampling import sample
-from cosmos_distill.train.checkpoint import Store, publish_tensors, whole
+from cosmos_distill.storage import DiskError, publish, publish_tensors
+from cosmos_distill.train.checkpoint import Store, whole
 from cosmos_distill.train.log import Board, RunLog
 from cosmos_distill.train.visuals import grid
 from tests.robustness import kills
@@ -67,7 +65,7 @@ def _lines(folder: Path) -> None:
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "JSON": ("x.json", lambda folder: write_atomically(folder / "x.json", "x" * 9999)),
+    "JSON": ("x.json", lambda folder: publish(folder / "x.json", "x" * 9999)),
     "pairs": ("x.bin", lambda folder: publish(folder / "x.bin", bytes(9999))),
     "weights": (
         "x.safetensors",

@@ -31,7 +31,7 @@ from cosmos_distill.methods.kd import KD
 from cosmos_distill.run import inputs, runner
 from cosmos_distill.run.manifest import (
     RECORD,
-    Exported,
+    ExportedFile,
     File,
     Manifest,
     Output,
@@ -70,7 +70,7 @@ class Made:
                 return Student(made, 1)
             case Evaluate():
                 return Scores(made, made)
-        return Exported(made)
+        return ExportedFile(made)
 
 
 @pytest.fixture

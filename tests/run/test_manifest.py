@@ -11,11 +11,12 @@ import pytest
 import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import DiskError
 from cosmos_distill.methods.kd import KD
+from cosmos_distill.ranges import effects
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
     RESULTS,
+    ExportedFile,
     File,
     Manifest,
     Pairs,
@@ -24,9 +25,9 @@ from cosmos_distill.run.manifest import (
     configuration,
     plain,
     sha256,
-    write_atomically,
 )  # fmt: skip
 from cosmos_distill.run.progress import Log
+from cosmos_distill.storage import DiskError, publish
 from cosmos_distill.train.fingerprint import fingerprint, require_same
 from cosmos_distill.train.log import RunLog
 
@@ -97,6 +98,36 @@ def test_a_stage_may_go_on_under_another_layout() -> None:
     before, after = (fingerprint(kd.method, optims, s.trainer, 0) for s in (kd, cut))
     require_same(before, after)
     assert before == after
+
+
+# What manifests and resumed runs compared when each had a list of its own.
+RESUMED = {"global_batch", "precision", "ema_decay", "ema_power"}
+COMPARED = RESUMED | {"max_steps"}
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Trainer)])
+def test_a_field_says_once_whether_it_changes_the_result(name: str) -> None:
+    r = recipe()
+    kd = r.stages["kd"]
+    assert isinstance(kd, Train)
+    assert (name in configuration(r, kd)["stage"]["trainer"]) == (name in COMPARED)
+    for cosine in (False, True):
+        resumed = fingerprint(kd.method, [Optim(lr=1e-3, cosine=cosine)], kd.trainer, 0)
+        assert (f"trainer.{name}" in resumed) == (name in RESUMED or (cosine and name == "max_steps"))
+
+
+def test_the_place_of_a_negative_prompt_is_none_where_it_is_text() -> None:
+    values = {"source": "folder", "negative_prompt": "x"}
+    assert effects(Data, values)["negative_prompt"] == effects(Data, values)["root"] == "place"
+    assert effects(Data, values | {"source": "film"})["negative_prompt"] == "result"
+
+
+def test_outputs_keep_the_names_that_manifests_have(tmp_path: Path) -> None:
+    made = ExportedFile(File("export/student.safetensors", "0" * 64))
+    manifest(outputs=made).write(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["outputs"]["type"] == "Exported"
+    found = Manifest.read(tmp_path)
+    assert found is not None and found.outputs == made
 
 
 def test_damaged_manifest_is_none(tmp_path: Path) -> None:
@@ -181,14 +212,14 @@ def test_numbers_that_json_has_not_are_words(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
-    write_atomically(path, "old")
+    publish(path, "old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DiskError, match=r"No space.*free some space"):
-        write_atomically(path, "new")
+        publish(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -210,7 +241,7 @@ def test_outputs_lie_in_the_run_folder(tmp_path: Path, path: object) -> None:
     ):
         for version in (cosmos_distill.__version__, "0.0.1"):
             document = plain(manifest(version=version)) | {"outputs": output}
-            write_atomically(tmp_path / "manifest.json", json.dumps(document))
+            publish(tmp_path / "manifest.json", json.dumps(document))
             found = Manifest.read(tmp_path)
             assert found is None or (found.outputs is None and found.version == "0.0.1")
     with pytest.raises(ValueError, match="is not a path inside of the run folder"):
@@ -222,7 +253,7 @@ def test_a_manifest_that_is_no_file_does_not_block(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"manifest\.json is a named pipe, not a file"):
         Manifest.read(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    write_atomically(tmp_path / "manifest.json", "[" * 10**5)
+    publish(tmp_path / "manifest.json", "[" * 10**5)
     assert Manifest.read(tmp_path) is None
 
 

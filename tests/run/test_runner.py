@@ -18,7 +18,7 @@ from cosmos_distill.files import sha256
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.run import runner
 from cosmos_distill.run.lock import locked
-from cosmos_distill.run.manifest import Exported, File, Manifest, Output, Pairs, Student
+from cosmos_distill.run.manifest import ExportedFile, File, Manifest, Output, Pairs, Student
 from cosmos_distill.run.runner import Run, run_recipe, status
 from tests.run.commands import SMOKE
 
@@ -43,7 +43,7 @@ class Fake:
         if isinstance(stage, Generate):
             return Pairs(folder=name, count=0, sha256=sha256(path))
         made = File.of(path, run.out)
-        return Student(made, 1) if isinstance(stage, Train) else Exported(made)
+        return Student(made, 1) if isinstance(stage, Train) else ExportedFile(made)
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from cosmos_distill.run.manifest import plain
 from cosmos_distill.sampling.exported import FORMAT, ManySteps, read
 from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.stages import export
+from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
-from cosmos_distill.train.checkpoint import publish_tensors
 from tests.tokenizers import scripted
 
 WEIGHTS = Path(cosmos_distill.__file__).parent / "weights" / "transfer1-smoke.safetensors"

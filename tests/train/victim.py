@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.files import DiskError
+from cosmos_distill.storage import DiskError
 from cosmos_distill.train import guard, loop
 from cosmos_distill.train.checkpoint import consolidation, shards, store
 from tests import rounding

@@ -20,9 +20,9 @@ from safetensors.torch import save
 
 from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.files import publish
 from cosmos_distill.data.text import KEY, PICKLES
-from cosmos_distill.files import DiskError, printable
+from cosmos_distill.files import printable
+from cosmos_distill.storage import DiskError, publish
 
 NOISE_KEY = "noise"
 AV_PATH = ("pickle", "ground_truth", "embeddings", "t5_xxl")

@@ -18,9 +18,9 @@ from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
 from cosmos_distill.data.film_table import SHOTS
-from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.files import sha256
+from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
 
 OUT_OF_DOMAIN = ("bikes", "carphone_pristine")

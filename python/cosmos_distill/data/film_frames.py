@@ -16,7 +16,7 @@ import numpy as np
 
 from cosmos_distill.data import container, controls, packages
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.files import replacing
+from cosmos_distill.storage import replacing
 
 NAME = "big-buck-bunny"
 ATTRIBUTION = "Big Buck Bunny, (c) copyright 2008, Blender Foundation, www.bigbuckbunny.org, CC BY 3.0"

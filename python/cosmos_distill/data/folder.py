@@ -36,10 +36,10 @@ from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.index import Stamp, stamp
-from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.files import printable
+from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)

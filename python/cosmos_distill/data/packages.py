@@ -30,8 +30,8 @@ from functools import cache
 from pathlib import Path
 
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.files import publish
 from cosmos_distill.files import sha256
+from cosmos_distill.storage import publish
 
 CACHE_VARIABLE = "COSMOS_DISTILL_CACHE"
 

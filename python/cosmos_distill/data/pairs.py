@@ -2,15 +2,13 @@
 
 A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards, which say
 what an interrupted generation still has to draw: the rest, and what was damaged or deleted since.
-``pairs.json`` keeps what the pairs depend on (teacher hash, guidance, steps, ...): a folder made under other
-settings is refused, not mixed.
+What the pairs depend on (teacher, guidance, steps, ...) is in the manifest of the stage that draws them, which
+refuses other settings.
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,14 @@ from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.conditioning import NEGATIVE
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.files import publish
 from cosmos_distill.data.pair_files import shards
-from cosmos_distill.data.randomness import generator
-from cosmos_distill.files import DiskError, read_json, regular, to_json
+from cosmos_distill.files import regular, to_json
+from cosmos_distill.randomness import generator
+from cosmos_distill.storage import DiskError, publish
 
 REQUIRED = {"noise", "latents", "text"}
 """Tensors that every pair has; whatever else conditions its teacher lies beside them."""
-SETTINGS = "pairs.json"
 _AGAIN = "delete this file, and the command that drew its pairs draws them again"
-_UNKNOWN_SETTINGS = "restore it, or delete {} to draw its pairs again"
 CACHE_BYTES = 2 * 2**30
 """Shards kept in memory, at most."""
 
@@ -49,39 +45,6 @@ def _scan(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _settings(folder: Path) -> dict[str, Any] | None:
-    path = folder / SETTINGS
-    if not path.exists():
-        return None
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}): {_UNKNOWN_SETTINGS.format(folder)}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged (no JSON object): {_UNKNOWN_SETTINGS.format(folder)}")
-    return found
-
-
-def _legible_settings(folder: Path) -> dict[str, Any] | None:
-    """None for a damaged file, too: where nothing is expected of the pairs, it does not matter."""
-    try:
-        return _settings(folder)
-    except DataError:
-        return None
-
-
-def _refuse_differences(folder: Path, expects: Mapping[str, Any]) -> None:
-    found = _settings(folder) or {}
-    wanted = json.loads(to_json(dict(expects)))  # as JSON would give it back
-    different = [k for k, v in wanted.items() if found.get(k) != v]
-    if different:
-        detail = "; ".join(f"{k}: {found.get(k)!r} on disk, {wanted[k]!r} wanted" for k in different)
-        raise DataError(
-            f"the pairs in {folder} were made with other settings ({detail}): choose another folder, or "
-            "delete this one to generate them again"
-        )
-
-
 def _stored(value: torch.Tensor) -> torch.Tensor:
     """As it is written: floating point as fp32, whatever the networks compute in."""
     value = value.detach().cpu()
@@ -91,11 +54,10 @@ def _stored(value: torch.Tensor) -> torch.Tensor:
 class PairWriter:
     """Writes the shards that ``folder`` does not have yet, in order.
 
-    ``expects`` (JSON values) is what the pairs depend on; None where something else keeps that. Raises
-    DataError when the folder was made under other settings, DiskError when it cannot be written.
+    Raises DiskError when it cannot be written.
     """
 
-    def __init__(self, folder: Path, expects: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,10 +65,6 @@ class PairWriter:
             raise DiskError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
         for leftover in folder.glob(".*.tmp"):  # of a killed run
             leftover.unlink(missing_ok=True)
-        if expects is not None and _settings(folder) is not None:
-            _refuse_differences(folder, expects)
-        elif _legible_settings(folder) is None:
-            publish(folder / SETTINGS, to_json(dict(expects or {}), indent=2, sort_keys=True).encode())
         self._ends = {h["first"]: h["first"] + h["count"] for _, h in shards(folder)}
         self._done = 0
         self._pass()
@@ -170,8 +128,7 @@ class PairSource:
 
     Each shard's checksum is verified when it is first read. ``pixels`` decodes the stored latents with the
     tokenizer of ``data`` (on ``device``); ``control`` names what the hints are. Raises
-    DataError when the folder holds no pairs, fewer than ``pairs``, or was made under settings other than
-    ``expects``.
+    DataError when the folder holds no pairs, or fewer than ``pairs``.
     """
 
     def __init__(
@@ -183,14 +140,11 @@ class PairSource:
         control: str | None = None,
         schedule: EDM | TrigFlow | None = None,
         device: torch.device | str = "cpu",
-        expects: Mapping[str, Any] | None = None,
         pairs: int | None = None,
     ) -> None:
         self.folder, self.seed, self.control = folder, seed, control
         self._tokenizer = tokenizers.build(data, device)
         self._sigma_data = (schedule or EDM()).sigma_data
-        if expects is not None:
-            _refuse_differences(folder, expects)
         self._shards = _scan(folder)
         self._starts = [header["first"] for _, header in self._shards]
         found = sum(header["count"] for _, header in self._shards)
@@ -261,13 +215,12 @@ class PairSource:
         return self._tokenizer.decode(latents / self._sigma_data)
 
     def description(self) -> dict[str, Any]:
-        """Number of pairs, shards by checksum, and the settings they were made with."""
+        """Number of pairs, and shards by checksum."""
         return {
             "source": "pairs",
             "seed": self.seed,
             "control": self.control,
             "pairs": self.pairs,
             "shards": {path.name: header["sha256"] for path, header in self._shards},
-            "settings": _legible_settings(self.folder),
             "skipped": [],
         }

@@ -13,10 +13,10 @@ from cosmos_distill.data import clips, controls
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.randomness import generator
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.data.video import decode_as_stored
 from cosmos_distill.files import sha256
+from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
 
 ZOOMS = {"wide": 36 / 32, "close": 44 / 32}

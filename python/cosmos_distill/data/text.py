@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,6 +12,7 @@ import numpy as np
 from cosmos_distill.arrays import companions
 from cosmos_distill.arrays.named import Entry
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.randomness import constant
 
 T5_TOKENS, T5_CHANNELS = 512, 1024
 KEY = "t5_text_embeddings"
@@ -23,8 +23,7 @@ CONVERTER = "python -m cosmos_distill.data.convert"
 
 @lru_cache(maxsize=4096)
 def _gaussian(name: str, channels: int) -> np.ndarray:
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(channels)
+    return constant(name).standard_normal(channels)
 
 
 class HashTextEncoder:

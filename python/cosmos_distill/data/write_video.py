@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_distill.data.container import pyav
 from cosmos_distill.data.frames import to_frames
-from cosmos_distill.files import replacing
+from cosmos_distill.storage import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from cosmos_distill import diffusion
 from cosmos_distill.config import MethodConfig, Optim
 from cosmos_distill.methods.denoiser import Denoiser
+from cosmos_distill.randomness import Noise
 from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
-    import numpy
     import torch
     from torch import Tensor, nn
 
@@ -27,53 +25,6 @@ if TYPE_CHECKING:
 Networks = Callable[[str], "nn.Module"]
 """networks(role): a fresh copy of the role's starting weights. ``student``: the stage's start;
 ``teacher`` and ``fake_score``: the teacher."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Counter-based randomness of samples first .. first+count-1 in one optimiser step.
-
-    The value of a sample depends on (seed, step, its global index, name) only: not on the micro-batch,
-    the rank or what was drawn before. Every draw has a generator of its own, Philox keyed with a hash
-    of those four (torch's CPU generator keeps 32 bits of its seed, too few for as many streams).
-    """
-
-    seed: int
-    step: int
-    first: int
-    """Global index of the first sample."""
-    count: int
-
-    def normal(self, name: str, shape: Sequence[int], device: Device = "cpu") -> Tensor:
-        """Unit Gaussian, fp32 [count, *shape]."""
-        size = tuple(shape)
-        return self._draw(name, lambda stream: stream.standard_normal(size, dtype="float32"), device)
-
-    def uniform(self, name: str, device: Device = "cpu") -> Tensor:
-        """Uniform in [0, 1), fp32 [count]."""
-        return self._draw(name, lambda stream: stream.random(dtype="float32"), device)
-
-    def integers(self, name: str, low: int, high: int, device: Device = "cpu") -> Tensor:
-        """Uniform in low .. high-1 (``high`` excluded, as in torch.randint), int64 [count]."""
-        return self._draw(name, lambda stream: stream.integers(low, high), device)
-
-    def integer_of_step(self, name: str, low: int, high: int) -> int:
-        """Uniform in low .. high-1, one for the whole optimiser step: the same in every micro-batch and on
-        every rank."""
-        return int(self._stream("step", name).integers(low, high))
-
-    def _draw(self, name: str, draw: Callable[[numpy.random.Generator], Any], device: Device) -> Tensor:
-        import numpy
-        import torch
-
-        values = [draw(self._stream(index, name)) for index in range(self.first, self.first + self.count)]
-        return torch.from_numpy(numpy.stack(values)).to(device)
-
-    def _stream(self, index: int | str, name: str) -> numpy.random.Generator:
-        from numpy.random import Generator, Philox
-
-        key = blake2b(f"{self.seed}/{self.step}/{index}/{name}".encode(), digest_size=16).digest()
-        return Generator(Philox(key=int.from_bytes(key, "little")))
 
 
 class Method(ABC):

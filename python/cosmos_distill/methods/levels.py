@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.diffusion import EDMSchedule, Schedule, TrigFlowSchedule
-    from cosmos_distill.methods.base import Noise
+    from cosmos_distill.randomness import Noise
 
 FIRST_LEVEL, LAST_LEVEL = 20, 980
 """Levels of the 1000-point grid that are drawn, both included: the middle 96 %."""

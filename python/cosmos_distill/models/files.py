@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from cosmos_distill.arrays import named, rebuild, torch_files
 from cosmos_distill.arrays.named import State
-from cosmos_distill.files import regular, replacing
+from cosmos_distill.files import regular
+from cosmos_distill.storage import replacing
 
 
 def read(path: Path, *, verify: bool = True) -> State:

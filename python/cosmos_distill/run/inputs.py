@@ -37,8 +37,9 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import read_json
-from cosmos_distill.run.manifest import RECORD, Manifest, sha256_of_listing, write_atomically
+from cosmos_distill.run.manifest import RECORD, Manifest, sha256_of_listing
 from cosmos_distill.run.sizes import STRIDES, latent_frames
+from cosmos_distill.storage import publish_json
 
 if TYPE_CHECKING:
     from cosmos_distill.data.survey import Survey
@@ -145,7 +146,7 @@ def goes_by_names(found: Manifest) -> bool:
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage that begins or goes on."""
     if record:
-        write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+        publish_json(folder / RECORD, record, indent=1)
 
 
 def change(

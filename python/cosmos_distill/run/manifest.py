@@ -15,16 +15,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cosmos_distill
-from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.config import Data, MethodConfig, Recipe, Stage
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import finite, inside, read_json, regular, replacing, sha256, to_json
+from cosmos_distill.files import finite, inside, read_json, regular, sha256, to_json
+from cosmos_distill.ranges import Effect, effects
+from cosmos_distill.storage import publish_json
 
 MANIFEST = "manifest.json"
 RECORD = "clips.json"
@@ -35,21 +37,6 @@ numbers than before, or files that a stage cannot go on from. A release that cha
 and goes on with the runs of the one before. Manifests of 0.1.0 do not have it and count as the first."""
 _CHECKSUM = "checksum"
 
-# Bookkeeping: how often something is written or shown does not change what is computed; nor does how a batch
-# is cut and what is computed twice, which go with the layout.
-_WITHOUT_EFFECT = (
-    "log_every",
-    "save_every",
-    "sample_every",
-    "keep_checkpoints",
-    "keep_every",
-    "max_nonfinite",
-    "micro_batch",
-    "activation_checkpointing",
-)
-
-# Where files of the user's lie. What they hold is among the inputs.
-_PLACES = ("root", "tokenizer_path", "negative_prompt")
 FILES = ("clips", "tokenizer", "negative_prompt")
 """Inputs that are files of the user's; :mod:`cosmos_distill.run.inputs` compares them."""
 
@@ -104,14 +91,20 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFile:
     """Output of Export: one self-describing safetensors file."""
 
     student: File
 
 
-Output = Pairs | Student | Scores | Exported
-_OUTPUTS: dict[str, type[Any]] = {c.__name__: c for c in (Pairs, Student, Scores, Exported)}
+Output = Pairs | Student | Scores | ExportedFile
+_OUTPUTS: dict[str, type[Any]] = {
+    "Pairs": Pairs,
+    "Student": Student,
+    "Scores": Scores,
+    "Exported": ExportedFile,
+}
+"""By the name that manifests have for them."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +153,9 @@ class Manifest:
         """Publish in ``folder``; an existing manifest is replaced in one step."""
         document = plain(self)
         if self.outputs is not None:
-            document["outputs"] = {"type": type(self.outputs).__name__, **plain(self.outputs)}
+            document["outputs"] = {"type": _name(self.outputs), **plain(self.outputs)}
         document[_CHECKSUM] = _checksum(document)
-        write_atomically(folder / MANIFEST, to_json(document, indent=2) + "\n")
+        publish_json(folder / MANIFEST, document, indent=2)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -213,40 +206,44 @@ def _newer(version: str, than: str) -> bool:
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """Everything in ``recipe`` that has an effect on what ``stage`` computes.
+    """Everything in ``recipe`` that has an effect on what ``stage`` computes, as its fields say
+    (:func:`cosmos_distill.ranges.effects`).
 
     Left out: paths of the teacher, the clips, the negative prompt and the tokenizer (their hashes are
     inputs), the parallel layout and the micro-batch (they never change the result) and bookkeeping such as
-    ``save_every``.
+    ``save_every``. The seed has a place of its own in the manifest.
     """
-    document = {
-        "stage": plain(stage),
-        **{name: plain(getattr(recipe, name)) for name in ("network", "control", "schedule", "data")},
-    }
-    trainer = document["stage"].get("trainer")
-    if trainer is not None:
-        for name in _WITHOUT_EFFECT:
-            trainer.pop(name, None)
-    return _without_places(document)
+    named = effects(Recipe, vars(recipe))
+    parts = [name for name, effect in named.items() if effect == "result" and name not in ("stages", "seed")]
+    return {"stage": _effective(stage), **{name: _effective(getattr(recipe, name)) for name in parts}}
 
 
 def _without_places(document: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the places of files, which those of earlier versions hold. The negative prompt
-    of clips that come with the package is text, no place."""
+    """A configuration without the places of files, which those of earlier versions hold."""
     data = document.get("data", {})
-    places = _PLACES if data.get("source") == "folder" else _PLACES[:2]
+    places = [name for name, effect in effects(Data, data).items() if effect == "place"]
     return document | {"data": {key: value for key, value in data.items() if key not in places}}
 
 
 def plain(value: Any) -> Any:
     """Dataclasses, mappings, tuples and paths as what JSON knows; a subclassed part names its type."""
+    return _plain(value, lambda effect: True)
+
+
+def _effective(value: Any) -> Any:
+    """:func:`plain` without what changes no result."""
+    return _plain(value, lambda effect: effect in ("result", "length"))
+
+
+def _plain(value: Any, keep: Callable[[Effect], bool]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"type": type(value).__name__} if isinstance(value, Stage | MethodConfig) else {}
-        return named | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = [name for name, effect in effects(type(value), vars(value)).items() if keep(effect)]
+        return named | {name: _plain(getattr(value, name), keep) for name in kept}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item, keep) for item in value]
     if isinstance(value, Path):
         return str(value)
     return finite(value)
@@ -266,12 +263,6 @@ def sources_sha256() -> str:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _checksum(document: Mapping[str, Any]) -> str:
     """Of everything else in a manifest: a changed byte in it must not be taken for another configuration."""
     return hashlib.sha256(to_json(document, sort_keys=True).encode()).hexdigest()
@@ -283,6 +274,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _name(output: Output) -> str:
+    return next(name for name, kind in _OUTPUTS.items() if kind is type(output))
 
 
 def _output(document: dict[str, Any]) -> Output:

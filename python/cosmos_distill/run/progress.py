@@ -18,8 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cosmos_distill.files import disk_errors, own, to_json
+from cosmos_distill.files import to_json
 from cosmos_distill.launch import ranks
+from cosmos_distill.storage import disk_errors, own
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 

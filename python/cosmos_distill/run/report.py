@@ -13,9 +13,10 @@ import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.eval import report as page
 from cosmos_distill.eval.missing import shown
-from cosmos_distill.files import read_json, to_json
-from cosmos_distill.run.manifest import Manifest, Scores, plain, write_atomically
+from cosmos_distill.files import read_json
+from cosmos_distill.run.manifest import Manifest, Scores, plain
 from cosmos_distill.run.text import yaml
+from cosmos_distill.storage import publish, publish_json
 
 # Seconds that all stages may take together on two cores; the other presets have no such promise.
 WALL_LIMITS = {
@@ -49,8 +50,8 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
     limit = WALL_LIMITS.get(recipe.network) if whole and students else None
     report["targets"] = page.targets(report, limit, quality=not recipe.network.endswith("-smoke"))
-    write_atomically(out / "report.json", to_json(report, indent=2) + "\n")
-    write_atomically(out / "report.html", _html(recipe, out, report, outputs))
+    publish_json(out / "report.json", report, indent=2)
+    publish(out / "report.html", _html(recipe, out, report, outputs))
     _summary(report, console)
     console.print(f"report: {out / 'report.html'}")
 

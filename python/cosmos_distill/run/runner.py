@@ -26,7 +26,7 @@ import cosmos_distill
 from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
 from cosmos_distill.data.pair_files import missing as missing_pairs
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import DiskError, sha256, to_json
+from cosmos_distill.files import sha256, to_json
 from cosmos_distill.launch import ranks
 from cosmos_distill.run import folder, inputs
 from cosmos_distill.run.checks import check, depends_on, needs_teacher, teacher_files
@@ -42,8 +42,8 @@ from cosmos_distill.run.manifest import (
     plain,
     sha256_of_listing,
     sources_sha256,
-    write_atomically,
 )
+from cosmos_distill.storage import DiskError, publish_json
 from cosmos_distill.train.guard import Interrupted, StopFlag
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ def _save_recipe(recipe: Recipe, out: Path, recipe_file: Path | None, argv: Sequ
         "version": cosmos_distill.__version__,
         "file": None if recipe_file is None else {"name": recipe_file.name, "text": _text(recipe_file)},
     }
-    write_atomically(out / "recipe.json", to_json(document, indent=2) + "\n")
+    publish_json(out / "recipe.json", document, indent=2)
 
 
 def _text(source: Path) -> str:

@@ -14,7 +14,6 @@ import torch
 from cosmos_distill.config import FewStep
 from cosmos_distill.data.write_video import write_mp4
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import DiskError, disk_errors
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.run.networks import DTYPES, device, load
 from cosmos_distill.run.sizes import clip_bytes, too_large
@@ -22,12 +21,12 @@ from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import negative_text, read, with_files
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
-from cosmos_distill.train.visuals import grid
+from cosmos_distill.storage import DiskError, disk_errors
+from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-GRID_CLIPS = 4
 GRID = "grid.png"
 
 

@@ -9,8 +9,8 @@ import torch
 
 from cosmos_distill.config import FewStep, Guidance
 from cosmos_distill.diffusion import EDMSchedule, Schedule, few_step, teacher_sample
-from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.denoiser import Denoiser, guided
+from cosmos_distill.randomness import Noise
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

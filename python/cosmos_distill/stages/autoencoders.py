@@ -3,7 +3,6 @@ scores."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from cosmos_distill.launch import ranks
 from cosmos_distill.models import files
 from cosmos_distill.models.autoencoder import Autoencoder
 from cosmos_distill.models.presets import AUTOENCODERS
-from cosmos_distill.run.manifest import Exported, File, Student, write_atomically
+from cosmos_distill.run.manifest import ExportedFile, File, Student
 from cosmos_distill.run.networks import DTYPES, device, open_clips
 from cosmos_distill.run.runner import Run
+from cosmos_distill.storage import publish_json, publish_tensors
 from cosmos_distill.tokenizers.learned import Learned
 from cosmos_distill.tokenizers.pixels import Pixels
-from cosmos_distill.train.checkpoint import publish_tensors
-from cosmos_distill.train.visuals import grid
+from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 COMPONENT_CLIPS = 512
 """Training clips whose principal components a new tokenizer starts from."""
-GRID_CLIPS = 4
 SCORED_CLIPS = 192
 """Held-out clips of each split that a tokenizer is scored on."""
 
@@ -72,7 +70,7 @@ def sampler_grid(network: torch.nn.Module, recipe: Recipe, folder: Path) -> Call
     return draw
 
 
-def export(stage: Export, run: Run, folder: Path) -> Exported:
+def export(stage: Export, run: Run, folder: Path) -> ExportedFile:
     """Write tokenizer.safetensors and, beside it, report.json with its scores on held-out clips."""
     recipe = run.recipe
     state = files.read(run.student(stage.student_from))
@@ -89,8 +87,8 @@ def export(stage: Export, run: Run, folder: Path) -> Exported:
     trained = run.outputs[stage.student_from]
     assert isinstance(trained, Student)
     report = {**said, "steps": trained.steps, "clips": SCORED_CLIPS, "scores": scores}
-    write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    return Exported(student=File.of(path, run.out))
+    publish_json(folder / "report.json", report, indent=2)
+    return ExportedFile(student=File.of(path, run.out))
 
 
 @torch.no_grad()

@@ -19,11 +19,11 @@ from cosmos_distill.eval import latency
 from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
-from cosmos_distill.files import disk_errors, regular, to_json
+from cosmos_distill.files import regular
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
-from cosmos_distill.run.manifest import File, Scores, plain, write_atomically
+from cosmos_distill.run.manifest import File, Scores, plain
 from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
@@ -33,8 +33,9 @@ from cosmos_distill.sampling.candidates import Contestant, contestants, student_
 from cosmos_distill.sampling.samplers import evaluations, noise_of, teacher_calls
 from cosmos_distill.stages import measures
 from cosmos_distill.stages.step_time import measure as measure_step
-from cosmos_distill.train.checkpoint import publish_tensors, read_metadata
-from cosmos_distill.train.visuals import grid
+from cosmos_distill.storage import disk_errors, publish_json, publish_tensors
+from cosmos_distill.train.checkpoint import read_metadata
+from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.data.sources import Source
 
-GRID_CLIPS = 4
 REFERENCE_CLIPS = (256, 1024)
 """Fewest and most real held-out clips, other than those whose conditions are used, that every set is compared
 with; in between four times the clips scored, so that the reference's own error hardly counts."""
@@ -220,7 +220,7 @@ def _write(
         "labels": {key: contestant.label for key, contestant in who.items()},
         "settings": plain(stage),
     }
-    write_atomically(folder / "scores.json", to_json(document, indent=2) + "\n")
+    publish_json(folder / "scores.json", document, indent=2)
     pictures = dict(results.pictures)
     video, control = clips.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
     if control is not None:

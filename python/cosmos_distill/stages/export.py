@@ -14,24 +14,24 @@ from cosmos_distill.launch import ranks
 from cosmos_distill.models import weights
 from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.run.checks import needs_teacher, teacher_files
-from cosmos_distill.run.manifest import Exported, File, Manifest, plain, sha256_of_listing
+from cosmos_distill.run.manifest import ExportedFile, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.run.networks import DTYPES, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.exported import FORMAT
 from cosmos_distill.sampling.samplers import evaluations, teacher_calls
 from cosmos_distill.stages import autoencoders
 from cosmos_distill.stages.train import many_step_settings
+from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
-from cosmos_distill.train.checkpoint import publish_tensors
 
 
-def run(name: str, stage: Export, run: Run, folder: Path) -> Exported:
+def run(name: str, stage: Export, run: Run, folder: Path) -> ExportedFile:
     """Write the student of ``stage.student_from``, alone. It lies on disk, whole, so rank 0 can do it."""
     write = autoencoders.export if run.recipe.network in AUTOENCODERS else _write
     return ranks.on_main(partial(write, stage, run, folder))
 
 
-def _write(stage: Export, run: Run, folder: Path) -> Exported:
+def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
     source = run.recipe.stages[stage.student_from]
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))
@@ -40,7 +40,7 @@ def _write(stage: Export, run: Run, folder: Path) -> Exported:
         carried = weights.load(teacher_files(run.recipe))[1] if needs_teacher(source) else {}
         tensors = weights.to_official(tensors, carried)
     path = publish_tensors(tensors, folder / "student.safetensors", describe(run, source, stage))
-    return Exported(student=File.of(path, run.out))
+    return ExportedFile(student=File.of(path, run.out))
 
 
 def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "control": recipe.control,
         # Nobody opens a path that a file names: checksums say what these led to.
         "data": plain(recipe.data)
-        | {"root": None, "tokenizer_path": None}
+        | {"root": None, "tokenizer_path": None, **_given_frames(source)}
         | ({} if negative is None else {"negative_prompt": ""}),
         "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},
         "negative_prompt_sha256": None if negative is None else sha256(negative),
@@ -80,6 +80,14 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
             "stages": {n: _stage(run, n) for n in recipe.stages if n in run.outputs},
         },
     }
+
+
+def _given_frames(source: Train) -> dict[str, int]:
+    """The most leading latent frames with which the student was trained: ``sample`` gives it no more."""
+    probabilities = getattr(source.method, "condition_frames", None)
+    if probabilities is None:
+        return {}
+    return {"max_condition_frames": max(n for n, share in enumerate(probabilities) if share)}
 
 
 def _negative_prompt(recipe: Recipe) -> Path | None:

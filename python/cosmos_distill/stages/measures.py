@@ -19,7 +19,7 @@ from cosmos_distill.files import sha256
 from cosmos_distill.run.networks import device
 from cosmos_distill.run.sizes import pixel_frames
 from cosmos_distill.sampling.candidates import clip_of, given_frames
-from cosmos_distill.train.checkpoint import publish_tensors
+from cosmos_distill.storage import publish_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

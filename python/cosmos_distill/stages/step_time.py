@@ -14,9 +14,9 @@ from cosmos_distill.config import Parallel, Train
 from cosmos_distill.data.sources import Source
 from cosmos_distill.eval import latency
 from cosmos_distill.eval.missing import ratio
-from cosmos_distill.methods.base import Noise
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ops import registry
+from cosmos_distill.randomness import Noise
 from cosmos_distill.run.networks import DTYPES, device, load, preset, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.samplers import noise_of

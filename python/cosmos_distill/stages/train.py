@@ -22,15 +22,13 @@ from cosmos_distill.sampling.candidates import steps_text
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of, teacher_calls
 from cosmos_distill.stages import autoencoders, held_out
 from cosmos_distill.train.loop import Samples, fit
-from cosmos_distill.train.visuals import grid
+from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.sources import Source
     from cosmos_distill.methods.base import Method, Networks
-
-GRID_CLIPS = 4
 
 
 def run(name: str, stage: Train, run: Run, folder: Path) -> Student:

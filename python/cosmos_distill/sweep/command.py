@@ -10,10 +10,11 @@ from rich.console import Console
 
 from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import read_json, to_json
+from cosmos_distill.files import read_json
 from cosmos_distill.run.checks import check, depends_on
 from cosmos_distill.run.folder import blocked
-from cosmos_distill.run.manifest import plain, write_atomically
+from cosmos_distill.run.manifest import plain
+from cosmos_distill.storage import publish, publish_json
 from cosmos_distill.sweep import search
 from cosmos_distill.sweep.options import SweepOptions
 from cosmos_distill.sweep.running import Trial, run_all
@@ -234,8 +235,8 @@ class _Sweep:
 
         document = {"schema": SCHEMA, **self.description(), "vary": list(self.options.vary)}
         document |= page.document(standings, self.trials, self.options.metric, self.recipe)
-        write_atomically(self.out / DATA, to_json(document, indent=2) + "\n")
-        write_atomically(self.out / PAGE, page.html(document))
+        publish_json(self.out / DATA, document, indent=2)
+        publish(self.out / PAGE, page.html(document))
 
 
 def _other(path: Path, asked: dict[str, Any]) -> str:

@@ -10,11 +10,9 @@ from typing import Any
 
 from cosmos_distill.config import MethodConfig, Optim, Trainer
 from cosmos_distill.files import to_json
+from cosmos_distill.ranges import effects
 
 _log = logging.getLogger(__name__)
-
-
-_TRAINER = ("global_batch", "precision", "ema_decay", "ema_power")
 
 
 class ResumeError(ValueError):
@@ -22,17 +20,18 @@ class ResumeError(ValueError):
 
 
 def fingerprint(method: MethodConfig, optims: Iterable[Optim], trainer: Trainer, seed: int) -> dict[str, Any]:
-    """Every number that changes the sequence of weights, flat, by dotted name.
+    """Every number that changes the sequence of weights, flat, by dotted name, as the fields say
+    (:func:`cosmos_distill.ranges.effects`).
 
     ``micro_batch`` and ``activation_checkpointing`` are not part of it (the result is the same within
     rounding, and a run that does not fit in memory must be able to go on with a smaller one); ``max_steps``
     is only where a cosine schedule stretches with it.
     """
+    compared = ("result", "length") if any(optim.cosine for optim in optims) else ("result",)
+    named = effects(type(trainer), vars(trainer))
     flat = {"seed": seed, "method.name": type(method).__name__}
-    flat |= {f"trainer.{name}": getattr(trainer, name) for name in _TRAINER}
+    flat |= {f"trainer.{name}": getattr(trainer, name) for name, kind in named.items() if kind in compared}
     flat |= _flatten("method", asdict(method))
-    if any(optim.cosine for optim in optims):
-        flat["trainer.max_steps"] = trainer.max_steps
     result: dict[str, Any] = json.loads(to_json(flat, default=str))
     return result
 

@@ -21,8 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cosmos_distill.files import own, to_json
-from cosmos_distill.train.checkpoint import disk_errors
+from cosmos_distill.files import to_json
+from cosmos_distill.storage import disk_errors, own
 
 
 class Window:

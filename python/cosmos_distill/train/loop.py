@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cosmos_distill.config import Trainer
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.methods.base import Method, Noise
+from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel import groups
+from cosmos_distill.randomness import Noise
 from cosmos_distill.train.checkpoint import Store, publish
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import RunLog, Silence

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from cosmos_distill.files import replacing
-from cosmos_distill.train.checkpoint import disk_errors
+from cosmos_distill.storage import disk_errors, replacing
 from cosmos_distill.train.log import read
 
 Frame = Literal["first", "middle", "last"]
+GRID_CLIPS = 4
+"""Clips side by side in a picture."""
 _GAP, _SEAM, _MARGIN, _HEADER, _LABEL = 14, 2, 8, 20, 150
 _MIN_SIDE = 96
 _PANEL_WIDTH, _PANEL_HEIGHT, _PANELS_PER_ROW = 300, 170, 3

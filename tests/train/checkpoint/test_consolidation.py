@@ -12,15 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cosmos_distill.files import DiskError
-from cosmos_distill.train.checkpoint import (
-    CheckpointError,
-    Store,
-    consolidate,
-    publish_tensors,
-    read_metadata,
-    whole,
-)
+from cosmos_distill.storage import DiskError, publish_tensors
+from cosmos_distill.train.checkpoint import CheckpointError, Store, consolidate, read_metadata, whole
 
 
 def test_published_file_is_old_or_new_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cosmos_distill.files import DiskError
+from cosmos_distill.storage import DiskError
 from cosmos_distill.train.checkpoint import Store, shards
 from cosmos_distill.train.checkpoint import store as store_module
 from tests.train.checkpoint.stores import fill, load, names, newest, wholes

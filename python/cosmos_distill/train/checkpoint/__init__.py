@@ -4,12 +4,12 @@ store                   the checkpoints of a stage on disk: save, newest, which 
 pieces                  what a rank holds of a whole tensor
 staging  shards  index  which rank writes what, the files of a group of tensors, their checksums
 agreement               work that succeeds on all ranks or on none
-file  consolidation     single safetensors files; one network of a checkpoint as such a file
+consolidation           one network of a checkpoint as a single safetensors file
 """
 
 from cosmos_distill.arrays.named import metadata as read_metadata
 from cosmos_distill.train.checkpoint.consolidation import consolidate, publish
-from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, publish_tensors
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 from cosmos_distill.train.checkpoint.pieces import Block, Piece, flat_piece, piece, whole
 from cosmos_distill.train.checkpoint.store import Checkpoint, Store
 
@@ -20,11 +20,9 @@ __all__ = [
     "Piece",
     "Store",
     "consolidate",
-    "disk_errors",
     "flat_piece",
     "piece",
     "publish",
-    "publish_tensors",
     "read_metadata",
     "whole",
 ]

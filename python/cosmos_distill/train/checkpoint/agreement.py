@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from cosmos_distill.files import DiskError
-from cosmos_distill.train.checkpoint.file import CheckpointError
+from cosmos_distill.storage import DiskError
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 
 T = TypeVar("T")
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cosmos_distill.train.checkpoint.file import CheckpointError, publish_tensors
+from cosmos_distill.storage import publish_tensors
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 from cosmos_distill.train.checkpoint.index import Index, read_json
 from cosmos_distill.train.checkpoint.pieces import whole
 from cosmos_distill.train.checkpoint.shards import Shards

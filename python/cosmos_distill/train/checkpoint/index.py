@@ -9,7 +9,7 @@ from typing import Any
 
 from cosmos_distill import files
 from cosmos_distill.files import inside, sha256
-from cosmos_distill.train.checkpoint.file import CheckpointError
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 
 FORMAT = 2
 _OWN = re.compile(r"state\.json|[^/]+/[^/]+\.safetensors")

@@ -40,8 +40,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from cosmos_distill.arrays import named
-from cosmos_distill.files import DiskError, sha256
-from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors, write_tensors
+from cosmos_distill.files import sha256
+from cosmos_distill.storage import DiskError, disk_errors, write_tensors
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
 _HEADER = "DCP_SHARDING_INFO"

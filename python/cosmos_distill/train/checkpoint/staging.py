@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.train.checkpoint.agreement import Ranks
-from cosmos_distill.train.checkpoint.file import CheckpointError
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 from cosmos_distill.train.checkpoint.pieces import Block, Piece
 
 

@@ -23,11 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cosmos_distill.files import DiskError, sha256, sync_folder, to_json
+from cosmos_distill.files import sha256, to_json
 from cosmos_distill.parallel import groups
+from cosmos_distill.storage import DiskError, disk_errors, sync_folder
 from cosmos_distill.train.checkpoint import shards
 from cosmos_distill.train.checkpoint.agreement import Ranks
-from cosmos_distill.train.checkpoint.file import CheckpointError, disk_errors
+from cosmos_distill.train.checkpoint.errors import CheckpointError
 from cosmos_distill.train.checkpoint.index import FORMAT, Index, read_json
 from cosmos_distill.train.checkpoint.pieces import Piece
 from cosmos_distill.train.checkpoint.shards import Shards
