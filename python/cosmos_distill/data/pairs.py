@@ -2,7 +2,7 @@
 
 A shard holds consecutive pairs and is published atomically, so a folder always holds whole shards, which say
 what an interrupted generation still has to draw: the rest, and what was damaged or deleted since.
-What the pairs depend on (teacher, guidance, steps, ...) is in the manifest of the stage that draws them, which
+What the pairs depend on (teacher, guidance, steps) is in the manifest of the stage that draws them, which
 refuses other settings.
 """
 
