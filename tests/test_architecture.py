@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "ranges",
     },
+    "text": {"files", "arrays"},
     "tokenizers": {"config", "files", "arrays", "models"},
     "data": {"config", "diffusion", "tokenizers", "files", "arrays", "randomness", "storage"},
     "train": {
@@ -75,7 +76,7 @@ OWNERS = {
     "triton": {"ops"},
     "diffusers": {"models", "tokenizers", "ops.integrations"},
     "torchmetrics": {"eval.features"},
-    "transformers": {"eval.features"},
+    "transformers": {"eval.features", "text"},
 }
 # Modules that must not import torch, nor any module that does, when they are imported: `--help` is instant.
 LIGHT = [
@@ -92,6 +93,7 @@ LIGHT = [
     "parallel/__init__",
     "parallel/runs",
     "models/__init__",
+    "text/__init__",
     "errors",
     "launch/__init__",
     "run/__init__",

@@ -1,0 +1,132 @@
+"""Text encoders: prompts to the embeddings that a network attends to, from a local folder as published.
+
+``t5``: the encoder of T5-11B (Cosmos-Transfer1). ``reason1``: Cosmos-Reason1, a Qwen2.5-VL (of
+Cosmos-Predict2.5 and Transfer2.5). ``umt5``: UMT5-XXL (Wan). Nothing is downloaded, and nothing in a folder
+is run: the network is transformers', the weights are read as in :mod:`cosmos_distill.arrays`. Torch-free at
+import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+from cosmos_distill.files import read_json, sha256
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Kind = Literal["t5", "reason1", "umt5"]
+TOKENS = 512
+"""Tokens of a prompt in all published pipelines: shorter ones are padded, longer ones cut."""
+_MODEL_TYPES: dict[str, Kind] = {"t5": "t5", "umt5": "umt5", "qwen2_5_vl": "reason1"}
+_TOKENIZER_FILES = (
+    "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "tokenizer_config.json",
+    "chat_template.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+class TextEncoder(Protocol):
+    """A text encoder that is loaded."""
+
+    tokens: int
+    """Tokens of every embedding."""
+    channels: int
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """[B, tokens, channels] in the type that it computes in, on its device."""
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt before it is padded or cut, whatever the encoder adds to it included."""
+
+
+def kind_of(folder: Path) -> Kind:
+    """What the folder's config.json says it is.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is illegible, or of a model that no encoder here is made from.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no config.json: give the folder of a text encoder as it is published (T5-11B, "
+            "Cosmos-Reason1, UMT5-XXL), with its tokenizer"
+        )
+    said = read_json(path)
+    found = said.get("model_type") if isinstance(said, dict) else None
+    if found not in _MODEL_TYPES:
+        known = ", ".join(f"{kind} (model_type {name})" for name, kind in _MODEL_TYPES.items())
+        raise ValueError(f"{path}: model_type {found!r} is no text encoder that is known here: {known}")
+    return _MODEL_TYPES[found]
+
+
+def files(folder: Path) -> list[Path]:
+    """Configuration, weights and tokenizer files, of which :func:`build` opens no other.
+
+    Raises:
+        FileNotFoundError: the folder lacks one.
+        ValueError: it is unclear which weights are meant, or an index leads elsewhere.
+    """
+    from cosmos_distill.text import folders
+
+    tokenizer = tokenizer_folder(folder)
+    there = [tokenizer / name for name in _TOKENIZER_FILES if (tokenizer / name).is_file()]
+    return [folder / "config.json", *folders.weights(folder), *there]
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer lies: in the encoder's folder or, in diffusers' layout, in ``tokenizer`` beside it.
+
+    Raises:
+        FileNotFoundError: in neither.
+    """
+    for place in (folder, folder.parent / "tokenizer"):
+        if any((place / name).is_file() for name in _TOKENIZER_FILES[:3]):
+            return place
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}), nor has "
+        f"{folder.parent / 'tokenizer'}: download the tokenizer's files, too"
+    )
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of its files, by name. Raises as :func:`files` does."""
+    return {path.name: sha256(path) for path in files(folder)}
+
+
+def build(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, tokens: int = TOKENS
+) -> TextEncoder:
+    """The encoder in ``folder``, frozen.
+
+    Args:
+        device: Where it computes.
+        dtype: What it computes in; None: bf16 on an accelerator, fp32 on a CPU.
+        tokens: Of an embedding.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or weights do not fit the configuration.
+        ImportError: transformers is not installed.
+    """
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("text encoders need transformers: pip install 'cosmos-distill[text]'") from error
+    import torch
+
+    kind, where = kind_of(folder), torch.device(device)
+    chosen = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
+    if kind == "reason1":
+        from cosmos_distill.text.reason1 import Reason1
+
+        return Reason1(folder, where, chosen, tokens)
+    from cosmos_distill.text.t5 import T5
+
+    return T5(kind, folder, where, chosen, tokens)
+
+
+assert set(_MODEL_TYPES.values()) == set(get_args(Kind))
