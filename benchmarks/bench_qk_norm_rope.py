@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.harness import measure
 from benchmarks.sizes import CASES, FP32, TRANSFER1, Size, over
 from cosmos_distill import ops
-from cosmos_distill.models.position import rotary_tables
+from cosmos_distill.models.common.position import rotary_tables
 
 
 def eager_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

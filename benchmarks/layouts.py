@@ -26,12 +26,12 @@ from cosmos_distill.config import EDM, Parallel, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.methods.dmd2 import DMD2
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.transfer1.config import Transfer1Config
 from cosmos_distill.parallel import data, groups
 from cosmos_distill.train.loop import fit
 from cosmos_distill.train.optim import RoleOptimizer
 
-NETWORK = NetworkConfig(
+NETWORK = Transfer1Config(
     width=256, blocks=8, control_blocks=1, heads=8, head_dim=32, adaln_rank=32, text_dim=64, text_tokens=8,
     max_frames=8, max_height=16, max_width=16, hint_widths=(64, 128),
 )  # fmt: skip

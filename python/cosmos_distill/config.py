@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cosmos_distill.families import NetworkConfig, preset
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 Scale = Literal["smoke", "mini", "7b"]
@@ -369,9 +370,19 @@ class MethodConfig(Checked):
         return iter(())
 
     @property
-    def sampler(self) -> FewStep | None:
-        """How the network it trains is sampled; None: as a teacher is, since the method pre-trains one
-        instead of reading one."""
+    def pretrains(self) -> bool:
+        """Whether it trains a teacher from clips, which is sampled in many steps, instead of a student from a
+        teacher."""
+        return False
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it starts from the teacher's weights, or learns from them."""
+        return not self.pretrains
+
+    @property
+    def sampler(self) -> FewStep:
+        """How the student that it trains is sampled."""
         return ONE_STEP
 
 
@@ -450,10 +461,10 @@ KINDS = (Generate, Train, Evaluate, Export)
 class Recipe(Checked):
     """Everything that determines a run."""
 
-    network: str
-    """Preset of :mod:`cosmos_distill.models.presets`."""
+    network: NetworkConfig
+    """Sizes of the network, and with them its family. The name of a preset may be given in their place."""
     teacher: Path | None = field(default=None, metadata=effect("place"))
-    """Checkpoint of the teacher. None takes the one shipped with the package for ``network``."""
+    """Checkpoint of the teacher. None takes the one shipped with the package for a preset."""
     control: Control | None = "edge"
     """What clips are generated from beside text and given frames; None: nothing."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)
@@ -462,6 +473,19 @@ class Recipe(Checked):
     """Run in this order. A name is that of the stage's folder and part of its options."""
     parallel: Parallel = field(default_factory=Parallel, metadata=effect("none"))
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        """Look a preset up, and check everything.
+
+        Raises:
+            ValueError: naming the first field that is wrong, and what it may be.
+        """
+        if isinstance(self.network, str):
+            try:
+                object.__setattr__(self, "network", preset(self.network))
+            except ValueError as error:
+                raise ValueError(f"network {error}") from None
+        super().__post_init__()
 
     def rules(self) -> Iterator[Problem]:
         """A run does something, and its stages' folders neither leave the run folder nor meet in it."""

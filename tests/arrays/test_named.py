@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos_distill.arrays import named
-from cosmos_distill.models import files
+from cosmos_distill.models.common import files
 from cosmos_distill.storage import publish_tensors
 from tests.memory import limited
 

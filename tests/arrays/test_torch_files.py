@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cosmos_distill.arrays import pickles, rebuild, torch_files
-from cosmos_distill.models import files
+from cosmos_distill.models.common import files
 from tests.memory import limited
 
 T = torch.arange(12.0).reshape(3, 4)

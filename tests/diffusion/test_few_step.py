@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmos_distill.config import EDM, TrigFlow
-from cosmos_distill.diffusion import EDMSchedule, TrigFlowSchedule, euler_rf, few_step, teacher_sample
+from cosmos_distill.diffusion import EULER_RF, EDMSchedule, TrigFlowSchedule, euler_rf, few_step
 from tests.diffusion.gaussian import MEAN, STD
 
 SCHEDULES = [TrigFlowSchedule(), TrigFlowSchedule(TrigFlow(sigma_data=0.5))]
@@ -70,7 +70,7 @@ def test_thirty_five_euler_steps_are_the_published_accuracy():
         calls.append(t)
         return gaussian(SCHEDULE)(x, t)
 
-    sampled = teacher_sample(denoise, normal(1, 20_000, seed=1), SCHEDULE, 35)
+    sampled = EULER_RF.sample(denoise, normal(1, 20_000, seed=1), SCHEDULE, 35)
     assert len(calls) == 35 and {(t.dtype, t.shape) for t in calls} == {(torch.float64, (1,))}
     assert [float(t) for t in calls] == SCHEDULE.teacher_times(35)
     assert float(sampled.mean()) == pytest.approx(1.494, abs=0.01)

@@ -16,8 +16,10 @@ import cosmos_distill.cli  # noqa: F401  every configuration is known
 from cosmos_distill.config import MethodConfig, Recipe, Stage
 from cosmos_distill.errors import Refusal
 from cosmos_distill.eval import scores
+from cosmos_distill.families import NetworkConfig
 from cosmos_distill.methods.levels import Levels
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.ranges import Checked, fits
 from cosmos_distill.run.checks import check
 from cosmos_distill.run.manifest import ExportedFile
@@ -160,8 +162,7 @@ def test_field_of_a_network(
             continue
         if network == NETWORK:
             continue
-        monkeypatch.setitem(PRESETS, "trial", network)
-        recipe = dataclasses.replace(PRETRAIN, network="trial")
+        recipe = dataclasses.replace(PRETRAIN, network=network)
         try:
             check(recipe, tmp_path / "run", ranks=1)
         except Refusal as refused:
@@ -210,11 +211,9 @@ def test_no_configuration_is_forgotten() -> None:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     everything = {kind for kind in below(Checked) if kind.__module__.startswith("cosmos_distill.")}
-    tried = (
-        set().union(*map(specimens.kinds, RECIPES.values())) | {NetworkConfig} | {type(o) for o in OPTIONS}
-    )
+    tried = set().union(*map(specimens.kinds, RECIPES.values())) | {type(o) for o in OPTIONS}
     elsewhere = {ManySteps}  # read from a student's file: tests/sampling/test_exported.py
-    assert everything - tried == {Checked, Stage, MethodConfig, Levels} | elsewhere
+    assert everything - tried == {Checked, Stage, MethodConfig, Levels, NetworkConfig, DiTConfig} | elsewhere
 
 
 @pytest.mark.parametrize("name", RECIPES)

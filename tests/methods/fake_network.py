@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.diffusion import TrigFlowSchedule
+from cosmos_distill.models.common.given import augmented_frames, clean_frames
 
 WIDTH, BLOCKS, CHANNELS, TEXT = 16, 2, 3, 5
 
@@ -23,6 +25,11 @@ class FakeNetwork(nn.Module):
             self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BLOCKS))
             self.leave = nn.Linear(WIDTH, CHANNELS)
         self.calls = []
+
+    def give_frames(self, schedule, mask, clean, times):
+        """As the family does whose schedule it is."""
+        style = clean_frames if isinstance(schedule, TrigFlowSchedule) else augmented_frames
+        return style(self.config, schedule, mask, clean, times)
 
     def forward(
         self, x, c_noise, text, *, hint=None, condition_mask=None, padding_mask=None, fps=None,

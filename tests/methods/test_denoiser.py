@@ -6,8 +6,8 @@ import torch
 
 from cosmos_distill.config import Guidance
 from cosmos_distill.data.conditioning import Conditioning
-from cosmos_distill.methods.conditioning import augment_noise
 from cosmos_distill.methods.denoiser import Denoiser, guided
+from cosmos_distill.models.common.given import augment_noise
 from tests.methods.fake_network import CHANNELS, FakeNetwork, make_batch
 
 SIGMA = torch.tensor([0.7, 3.0])

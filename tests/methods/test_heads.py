@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cosmos_distill.models.heads import HEADS, Discriminator
+from cosmos_distill.models.common.heads import HEADS, Discriminator
 
 
 def features(batch=2, grid=(3, 4, 4), channels=6, blocks=(1,)):

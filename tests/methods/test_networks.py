@@ -15,7 +15,7 @@ from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.transfer1.config import PRESETS
 from tests.methods.fake_network import make_batch
 
 SMOKE = PRESETS["transfer1-smoke"]

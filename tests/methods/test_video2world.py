@@ -10,7 +10,7 @@ from cosmos_distill.config import Guidance, TrigFlow
 from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.diffusion import TrigFlowSchedule, combine, few_step
 from cosmos_distill.methods.denoiser import Denoiser, guided
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.predict25.config import PRESETS
 from tests.methods.fake_network import FakeNetwork, make_batch
 
 ODD = TrigFlowSchedule(TrigFlow(sigma_data=0.5))

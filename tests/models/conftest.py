@@ -5,20 +5,21 @@ from functools import partial
 import pytest
 import torch
 
-from cosmos_distill.models import build, names
-from cosmos_distill.models.control import ControlledDiT
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models import build
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.models.common.network import ControlledDiT
+from cosmos_distill.models.predict25.config import Predict25Config
+from cosmos_distill.models.transfer1.config import Transfer1Config
 
-TINY = NetworkConfig(
+TINY = Transfer1Config(
     width=40, blocks=3, control_blocks=2, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
     max_frames=4, max_height=12, max_width=16, hint_widths=(8, 12, 16),
 )  # fmt: skip
 
-TINY_PREDICT = NetworkConfig(
-    width=40, blocks=3, control_blocks=0, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
-    text_projection=28, max_frames=4, max_height=12, max_width=16, learnable_positions=False,
-    rope_ratio_t=1.0, rope_ratio_hw=3.0, fps_modulation=False, clean_condition_times=True,
-    init="truncated_normal",
+TINY_PREDICT = Predict25Config(
+    width=40, blocks=3, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
+    text_projection=28, max_frames=4, max_height=12, max_width=16, clean_condition_times=True,
 )  # fmt: skip
 
 
@@ -41,9 +42,7 @@ def randomize(network: torch.nn.Module, seed: int = 1) -> None:
 
 @pytest.fixture
 def make_network():
-    def make(
-        dtype: torch.dtype = torch.float32, seed: int = 1, config: NetworkConfig = TINY
-    ) -> ControlledDiT:
+    def make(dtype: torch.dtype = torch.float32, seed: int = 1, config: DiTConfig = TINY) -> ControlledDiT:
         network = build(config, dtype=dtype, seed=None)
         randomize(network, seed)
         return network
@@ -124,5 +123,5 @@ def unused():
 @pytest.fixture
 def merged(make_network):
     """Tensors of a merged teacher file, in its names, with all that official files carry."""
-    state = {names.to_official(k): v for k, v in make_network(torch.bfloat16).state_dict().items()}
-    return state | UNUSED
+    network = make_network(torch.bfloat16)
+    return weights.to_official(network.state_dict(), network.family) | UNUSED

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cosmos_distill.models import weights
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.common.dit import Residuals
 from tests import lanes
 
 lanes.require("diffusers")
@@ -56,7 +57,7 @@ def compare(network, inputs, residuals, tolerance):
         c_noise,
         text[0],
         fps=None if fps is None else fps.expand(b),
-        residuals=residuals,
+        steering=Residuals(residuals),
     )
     (other,) = theirs(
         x[1],
@@ -143,9 +144,7 @@ def test_a_diffusers_folder_loads(make, request, tmp_path):
 
 
 def test_names_diffusers_does_not_know():
-    with pytest.raises(ValueError, match=r"control\.x.* has no name in diffusers|base network only"):
-        from cosmos_distill.models import names
-
-        names.to_diffusers("control.x")
+    with pytest.raises(ValueError, match=r"base\.x has no name in diffusers"):
+        weights.to_diffusers({"base.x": torch.ones(1)})
     with pytest.raises(ValueError, match="before_proj"):
         weights.from_diffusers({"transformer_blocks.0.before_proj.weight": torch.ones(1)})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cosmos_distill.models import weights
+from cosmos_distill.models.common import weights
 
 
 def test_a_sharded_folder_loads(make_network, merged, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cosmos_distill.models import head_weights
-from cosmos_distill.models.heads import HEADS, Discriminator
+from cosmos_distill.models.common import head_weights
+from cosmos_distill.models.common.heads import HEADS, Discriminator
 
 D, WIDTH = 6, 16
 

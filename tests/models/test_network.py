@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from cosmos_distill import ops
-from cosmos_distill.models import build, names
-from cosmos_distill.models.position import rotary_tables
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.models import build
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.common.position import rotary_tables
+from cosmos_distill.models.transfer1.config import PRESETS, Transfer1Config
 
 
 def count(module):
@@ -132,11 +133,10 @@ HEAD_DIMS = [12, 14, 16, 18, 20, 22, 26]
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_control_branch_equals_a_plain_reference(small_heads, make_inputs, head_dim):
     network, i = small_heads(torch.float64, head_dim), make_inputs(2, torch.float64)
-    w = {
-        names.to_official(k).removeprefix("net."): v
-        for k, v in network.state_dict().items()
-        if k.startswith("control.")
-    }
+    official = weights.to_official(
+        {k: v for k, v in network.state_dict().items() if k.startswith("control.")}, network.family
+    )
+    w = {k.removeprefix("net."): v for k, v in official.items()}
     expected = plain_control(w, network.config, *(i[k] for k in (
         "x", "c_noise", "text", "hint", "condition_mask", "padding_mask", "fps")))  # fmt: skip
     pad = i["padding_mask"][:, :, None].expand(2, 1, *i["x"].shape[2:])
@@ -299,11 +299,11 @@ def test_errors_say_what_is_wrong(make_network, make_inputs):
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="is not width"):
-        NetworkConfig(width=48, blocks=1, control_blocks=1, heads=2, head_dim=20)
+        Transfer1Config(width=48, blocks=1, control_blocks=1, heads=2, head_dim=20)
     with pytest.raises(ValueError, match=r"control_blocks 2 must lie in 0\.\.1"):
-        NetworkConfig(width=48, blocks=1, control_blocks=2, heads=2, head_dim=24)
+        Transfer1Config(width=48, blocks=1, control_blocks=2, heads=2, head_dim=24)
     with pytest.raises(ValueError, match="needs control_blocks 0"):
-        NetworkConfig(width=48, blocks=1, control_blocks=1, heads=2, head_dim=24, text_projection=8)
+        Transfer1Config(width=48, blocks=1, control_blocks=1, heads=2, head_dim=24, text_projection=8)
     for head_dim, said in (
         (10, "from 12"),
         (2, "from 12"),
@@ -312,4 +312,4 @@ def test_impossible_sizes_are_refused():
         (15, "is odd"),
     ):
         with pytest.raises(ValueError, match=f"head_dim .*{said}"):
-            NetworkConfig(width=abs(2 * head_dim), blocks=1, control_blocks=1, heads=2, head_dim=head_dim)
+            Transfer1Config(width=abs(2 * head_dim), blocks=1, control_blocks=1, heads=2, head_dim=head_dim)

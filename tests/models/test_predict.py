@@ -10,8 +10,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from cosmos_distill.models import build, names, weights
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models import build
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.predict25.config import PRESETS
+from cosmos_distill.models.predict25.names import Predict25Names
 
 
 def count(module):
@@ -234,18 +236,19 @@ CARRIED = {
 @pytest.fixture
 def official(make_predict):
     """Tensors of an official file, in its names and with what it carries besides."""
-    state = make_predict(torch.bfloat16).state_dict()
-    return {names.to_official(k, "predict2.5"): v for k, v in state.items()} | CARRIED
+    network = make_predict(torch.bfloat16)
+    return weights.to_official(network.state_dict(), network.family) | CARRIED
 
 
 def test_official_names(make_predict):
     """Literal names, as published: the map is not only its own inverse."""
     ours = make_predict().state_dict()
     assert PUBLISHED.keys() <= ours.keys()
-    assert {k: names.to_official(k, "predict2.5") for k in PUBLISHED} == PUBLISHED
-    assert len({names.to_official(k, "predict2.5") for k in ours}) == len(ours)
+    names = Predict25Names()
+    assert names.to_official(PUBLISHED) == PUBLISHED
+    assert len(set(names.to_official(ours).values())) == len(ours)
     with pytest.raises(ValueError, match="no official name"):
-        names.to_official("base.positions.t", "predict2.5")
+        names.to_official(["base.positions.t"])
 
 
 @pytest.mark.parametrize("prefix, suffix", [("net.", ".pt"), ("net_ema.", ".safetensors"), ("", ".pt")])
@@ -291,7 +294,7 @@ def test_what_does_not_fit_is_refused(make_predict, make_network, official, tmp_
 
 def test_rotary_frequencies_of_the_published_ratios():
     """Ratio 3 over 42 dimensions makes theta 31,696 for height and width; time keeps 10,000."""
-    from cosmos_distill.models.position import rotary_angles
+    from cosmos_distill.models.common.position import rotary_angles
 
     config = PRESETS["predict2.5-2b"]
     ratios = config.rope_ratio_t, None, torch.device("cpu"), config.rope_ratio_hw

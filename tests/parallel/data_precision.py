@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.models import build
-from cosmos_distill.models.blocks import Block
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.common.blocks import Block
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.parallel import data, fsdp, groups
 from cosmos_distill.train.optim import RoleOptimizer
 from tests.parallel.data_networks import KINDS, OPTIM, Results, initialise, sample

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.models import build
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.parallel import buffers, data, groups
 from cosmos_distill.train.ema import EMA, constant
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces

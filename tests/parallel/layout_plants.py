@@ -11,7 +11,7 @@ from unittest import mock
 import torch.distributed as dist
 from torch import Tensor
 
-from cosmos_distill.models.control import ControlledDiT
+from cosmos_distill.models.common.network import ControlledDiT
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.buffers import BufferedShare
 from cosmos_distill.parallel.fsdp import FsdpShare

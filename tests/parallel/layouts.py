@@ -15,7 +15,9 @@ from cosmos_distill.config import EDM, FewStep, Guidance, MethodConfig, Optim, P
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.models.predict25.config import Predict25Config
+from cosmos_distill.models.transfer1.config import Transfer1Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,15 +90,14 @@ def optim(lr: float, clip_norm: float | None = None, eps: float = 1e-3) -> Optim
     return Optim(lr=lr, eps=eps, clip_norm=clip_norm)
 
 
-TRANSFER = NetworkConfig(
+TRANSFER = Transfer1Config(
     width=72, blocks=4, control_blocks=1, heads=4, head_dim=18, adaln_rank=8, text_dim=16, text_tokens=8,
     max_frames=4, max_height=12, max_width=12, timestep_scale=10.0, hint_channels=20, hint_widths=(16, 24),
 )  # fmt: skip
-PREDICT = NetworkConfig(
-    width=72, blocks=4, control_blocks=0, heads=4, head_dim=18, adaln_rank=8, text_dim=16, text_tokens=8,
-    text_projection=20, max_frames=4, max_height=12, max_width=12, learnable_positions=False,
-    rope_ratio_t=1.0, rope_ratio_hw=3.0, fps_modulation=False, timestep_scale=30.0,
-    clean_condition_times=True, init="truncated_normal",
+PREDICT = Predict25Config(
+    width=72, blocks=4, heads=4, head_dim=18, adaln_rank=8, text_dim=16, text_tokens=8,
+    text_projection=20, max_frames=4, max_height=12, max_width=12, timestep_scale=30.0,
+    clean_condition_times=True,
 )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ PREDICT = NetworkConfig(
 class Case:
     """A training run: everything but the layout."""
 
-    network: NetworkConfig
+    network: DiTConfig
     schedule: EDM | TrigFlow
     method: MethodConfig
     frames: int
@@ -153,7 +154,7 @@ class Clips:
             first,
             {
                 "latents": 0.5 * drawn(1, network.latent_channels, *size),
-                "hint": 0.5 * drawn(2, 16, *size) if network.control_blocks else None,
+                "hint": 0.5 * drawn(2, 16 * network.controls, *size) if network.controls else None,
                 "text": drawn(3, network.text_tokens, network.text_channels),
                 "negative_text": drawn(4, network.text_tokens, network.text_channels),
                 "fps": 12.0 * (1 + torch.arange(first, first + count) % 3),

@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from cosmos_distill.config import Parallel
-from cosmos_distill.models import build, weights
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models import build
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.parts import parts_of

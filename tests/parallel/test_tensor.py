@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cosmos_distill.models import build, weights
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models import build
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.transfer1.config import PRESETS
 from tests.parallel import tensor_worker
 
 

@@ -119,13 +119,12 @@ def test_transfer1_7b_is_the_published_recipe() -> None:
 
 @pytest.mark.parametrize("scale", get_args(Scale))
 def test_teacher_costs_72_evaluations(scale: Scale) -> None:
-    from cosmos_distill.diffusion import build_schedule
-    from cosmos_distill.sampling.samplers import evaluations, teacher_calls
+    from cosmos_distill.sampling.samplers import evaluations
 
     recipe: Recipe = cli.load(TRANSFER1).recipe(scale=scale)
     stage = recipe.stages["evaluate"]
     assert isinstance(stage, Evaluate)
-    calls = teacher_calls(build_schedule(recipe.schedule), stage.steps)
+    calls = recipe.network.family.teacher.calls(stage.steps)
     assert evaluations(calls, stage.guidance) == (16 if scale == "smoke" else 72)
     assert evaluations(36, Guidance(0.0, "added")) == evaluations(36, Guidance(1.0, "standard")) == 36
 
@@ -133,8 +132,7 @@ def test_teacher_costs_72_evaluations(scale: Scale) -> None:
 @pytest.mark.parametrize("scale, fake_score_lr, clean_times", [("2b", 2e-7, True), ("14b", 1e-7, False)])
 def test_predict25_is_the_published_recipe(scale: str, fake_score_lr: float, clean_times: bool) -> None:
     from cosmos_distill.diffusion import build_schedule
-    from cosmos_distill.models.presets import PRESETS
-    from cosmos_distill.sampling.samplers import evaluations, teacher_calls
+    from cosmos_distill.sampling.samplers import evaluations
 
     recipe: Recipe = cli.load(PREDICT25).recipe(scale=scale)
     dmd2, evaluate = recipe.stages["dmd2"], recipe.stages["evaluate"]
@@ -153,9 +151,11 @@ def test_predict25_is_the_published_recipe(scale: str, fake_score_lr: float, cle
     assert (trainer.ema_power, trainer.ema_decay, trainer.precision) == (0.1, None, "bf16")
     data = recipe.data
     assert (data.frames, data.height, data.width, latent_frames(recipe)) == (93, 704, 1280, 24)
-    assert PRESETS[recipe.network].clean_condition_times is clean_times
+    assert recipe.network.clean_condition_times is clean_times  # type: ignore[attr-defined]
     levels = build_schedule(recipe.schedule)
-    assert evaluations(teacher_calls(levels, evaluate.steps), evaluate.guidance) == 70  # to 4: 17.5 times
+    assert (
+        evaluations(recipe.network.family.teacher.calls(evaluate.steps), evaluate.guidance) == 70
+    )  # to 4: 17.5 times
     taus = [float(levels.to_tau(t)) for t in levels.student_times(4)]  # type: ignore[union-attr]
     assert taus == pytest.approx([1, 0.9375, 5 / 6, 0.625])
 

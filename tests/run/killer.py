@@ -89,6 +89,6 @@ def run(moment: str, args: list[str]) -> int:
 if __name__ == "__main__":
     for stage in ("generate", "train"):
         importlib.import_module(f"cosmos_distill.stages.{stage}")
-    importlib.import_module("cosmos_distill.models.weights")
+    importlib.import_module("cosmos_distill.models.common.weights")
     for moment in sys.argv[1].split(","):
         print(moment, run(moment, sys.argv[2:]), file=sys.stderr, flush=True)

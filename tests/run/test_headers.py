@@ -15,8 +15,8 @@ from cosmos_distill.config import Generate, Guidance, Recipe, Stage, Train
 from cosmos_distill.errors import Refusal
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.levels import LogNormal
-from cosmos_distill.models import weights
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.run import runner
 from cosmos_distill.run.runner import run_recipe
 from tests.fields.specimens import OPTIM, TRANSFER1, trainer

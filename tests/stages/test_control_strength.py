@@ -11,7 +11,7 @@ from cosmos_distill.data import controls
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.errors import Refusal
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.sample import write_mp4

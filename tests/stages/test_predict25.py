@@ -75,7 +75,8 @@ def test_page_shows_what_was_compared(run: Path) -> None:
 
 
 def test_export_says_how_it_is_sampled_and_draws_what_evaluation_drew(run: Path) -> None:
-    from cosmos_distill.models import build, weights
+    from cosmos_distill.models import build
+    from cosmos_distill.models.common import weights
     from cosmos_distill.run.networks import open_clips
     from cosmos_distill.sampling.samplers import few_steps, noise_of
 

@@ -12,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cosmos_distill import cli
+from cosmos_distill.families import described
 from cosmos_distill.files import sha256
-from cosmos_distill.models import weights
+from cosmos_distill.models.common import weights
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.run.manifest import Manifest
 from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
@@ -45,7 +47,7 @@ def test_report_has_the_fixed_names(report: dict) -> None:
         assert all(len(values["draws"][name]) == 2 for name in ("frechet", "canny_f1", "blur_ssim"))
     assert 0 <= report["floor"]["frechet"] < min(v["frechet"] for v in report["metrics"].values())
     assert report["metrics"]["codec"]["blur_ssim"] > 0.95
-    assert report["recipe"]["network"] == "transfer1-smoke"
+    assert report["recipe"]["network"] == described(PRESETS["transfer1-smoke"])
 
 
 def test_report_says_what_a_training_step_takes_by_backend(finished: Path, report: dict) -> None:
@@ -112,7 +114,7 @@ def test_export_describes_itself_and_is_the_student(finished: Path) -> None:
         True,
         {"kind": "few_step", "steps": 1, "fresh_noise": False},
     )
-    assert (said["network"], said["control"]) == ("transfer1-smoke", "edge")
+    assert (said["network"], said["control"]) == (described(PRESETS["transfer1-smoke"]), "edge")
     assert said["schedule"]["sigma_max"] == 80.0
     stages = said["provenance"]["stages"]
     assert stages["dmd2"]["manifest_sha256"] == sha256(finished / "dmd2" / "manifest.json")
@@ -126,8 +128,7 @@ def test_sample_draws_the_clips_that_evaluation_drew(finished: Path, tmp_path: P
     """From the export alone, and by the same function: equal noise gives equal clips."""
     from cosmos_distill.config import EDM, ONE_STEP
     from cosmos_distill.diffusion import EDMSchedule
-    from cosmos_distill.models import build, weights
-    from cosmos_distill.models.presets import PRESETS
+    from cosmos_distill.models import build
     from cosmos_distill.run.networks import open_clips
     from cosmos_distill.sampling.sample import read
     from cosmos_distill.sampling.samplers import few_steps, noise_of

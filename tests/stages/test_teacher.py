@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from cosmos_distill.config import Recipe
 from cosmos_distill.errors import Refusal
-from cosmos_distill.models import names, weights
+from cosmos_distill.models.common import weights
 from cosmos_distill.run.checks import check, teacher_files
 from cosmos_distill.run.networks import load_teacher
 from tests.run.commands import RECIPE
@@ -27,8 +27,7 @@ def published(recipe: Recipe, tmp_path: Path) -> Path:
     (shipped,) = teacher_files(recipe)
     state, _ = weights.load(shipped)
     files: dict[str, dict[str, torch.Tensor]] = {"base_model": {}, "edge_control": {}}
-    for name, value in state.items():
-        official = names.to_official(name)
+    for official, value in weights.to_official(state, recipe.network.family).items():
         file = "base_model" if official.startswith("base_model.") else "edge_control"
         files[file][official.removeprefix("base_model.")] = value.contiguous()
     folder = tmp_path / "teacher"

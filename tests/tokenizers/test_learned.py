@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos_distill.config import Data
-from cosmos_distill.models import autoencoder
-from cosmos_distill.models.autoencoder import Autoencoder
-from cosmos_distill.models.presets import AUTOENCODERS, AutoencoderConfig
+from cosmos_distill.models.mini_tokenizer import network as autoencoder
+from cosmos_distill.models.mini_tokenizer.config import PRESETS, AutoencoderConfig
+from cosmos_distill.models.mini_tokenizer.network import Autoencoder
 from cosmos_distill.tokenizers import build
 from cosmos_distill.tokenizers.learned import NAME, shipped
 from cosmos_distill.tokenizers.pixels import Pixels
@@ -104,7 +104,7 @@ def test_latents_can_be_rescaled_without_a_trace_in_the_clips(network):
 
 
 def full(path: Path) -> Path:
-    network = Autoencoder(AUTOENCODERS[NAME])
+    network = Autoencoder(PRESETS[NAME])
     network.initialize(0, clips(40))
     save_file({k: v.half() for k, v in network.state_dict().items()}, path)
     return path

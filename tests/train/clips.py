@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.models.presets import PRESETS
+from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.train.guard import StopFlag
 
 CONFIG = PRESETS["transfer1-smoke"]

@@ -13,7 +13,7 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import EDM, Optim
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.methods.denoising import Denoising
-from cosmos_distill.models.control import ControlledDiT
+from cosmos_distill.models.common.network import ControlledDiT
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import read
 from cosmos_distill.train.loop import fit

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import preset
 from cosmos_distill.ranges import unchecked
 from cosmos_distill.run.checks import wrong_numbers
 from cosmos_distill.sampling.options import RunOptions
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
 
 Options = TypeVar("Options")
+SHORTHANDS = """--trainer.X sets X in every training stage at once. --network NAME takes the sizes of a
+preset, on which --network.width and the others then work."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def parse(argv: Sequence[str]) -> Invocation:
     with _options_of(path, function):
         chosen, _ = cli(first, args=known, return_unknown_args=True)
     recipe = recipe_file.call(path, function, vars(chosen))
+    if "network" not in own:
+        recipe, args = _take_preset(recipe, args)
 
     fields = {name: (name, hint, getattr(chosen, name)) for name, (hint, _) in own.items()}
     for item in dataclasses.fields(RunOptions):
@@ -74,7 +79,7 @@ def parse(argv: Sequence[str]) -> Invocation:
             parsed = cli(
                 _dataclass("Options", fields),
                 args=_expand_trainer(args, recipe.stages),
-                description=f"{_summary(function)}\n\n--trainer.X sets X in every training stage at once.",
+                description=f"{_summary(function)}\n\n{SHORTHANDS}",
             )
         changed = {n: getattr(parsed, n if n not in own else f"recipe_{n}") for n in overridable}
         recipe = dataclasses.replace(recipe, **changed)
@@ -237,6 +242,30 @@ def _help(cls: type[Any], name: str) -> Any:
 def _leaf_of(own: Mapping[str, Any], recipe: Recipe, name: str) -> bool:
     """A plain field that the recipe function has an argument for is set through that argument only."""
     return name in own and not dataclasses.is_dataclass(getattr(recipe, name))
+
+
+def _take_preset(recipe: Recipe, args: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """``--network NAME``, which the recipe's own options do not know: the recipe of that preset, and the
+    rest.
+
+    Raises:
+        Refusal: there is no such preset.
+    """
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        option, equals, name = word.partition("=")
+        if option != "--network":
+            rest.append(word)
+            continue
+        name = name if equals else next(words, "")
+        try:
+            sizes = preset(name)
+        except ValueError as error:
+            raise Refusal(f"--network {error}") from error
+        with unchecked():
+            recipe = dataclasses.replace(recipe, network=sizes)
+    return recipe, rest
 
 
 def _expand_trainer(args: Sequence[str], stages: Mapping[str, Stage]) -> list[str]:

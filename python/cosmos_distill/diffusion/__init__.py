@@ -11,24 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cosmos_distill.diffusion.edm import EDMSchedule
     from cosmos_distill.diffusion.guidance import combine
-    from cosmos_distill.diffusion.precondition import Preconditioning, over_latent, per_sample
+    from cosmos_distill.diffusion.precondition import Given, Preconditioning, over_latent, per_sample
     from cosmos_distill.diffusion.samplers import (
         Denoise,
         Noising,
         euler_rf,
         few_step,
         res_2ab,
-        teacher_sample,
     )
     from cosmos_distill.diffusion.schedules import Schedule, build_schedule, schedule_from_dict
+    from cosmos_distill.diffusion.teacher import EULER_RF, RES_2AB, TeacherSampler
     from cosmos_distill.diffusion.trigflow import TrigFlowSchedule
 
 __all__ = [
+    "EULER_RF",
+    "RES_2AB",
     "Denoise",
     "EDMSchedule",
+    "Given",
     "Noising",
     "Preconditioning",
     "Schedule",
+    "TeacherSampler",
     "TrigFlowSchedule",
     "build_schedule",
     "combine",
@@ -38,15 +42,18 @@ __all__ = [
     "per_sample",
     "res_2ab",
     "schedule_from_dict",
-    "teacher_sample",
 ]
 
 _HOME = {
     "Denoise": "samplers",
     "EDMSchedule": "edm",
+    "EULER_RF": "teacher",
+    "Given": "precondition",
     "Noising": "samplers",
     "Preconditioning": "precondition",
+    "RES_2AB": "teacher",
     "Schedule": "schedules",
+    "TeacherSampler": "teacher",
     "TrigFlowSchedule": "trigflow",
     "build_schedule": "schedules",
     "combine": "guidance",
@@ -56,7 +63,6 @@ _HOME = {
     "per_sample": "precondition",
     "res_2ab": "samplers",
     "schedule_from_dict": "schedules",
-    "teacher_sample": "samplers",
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.config import EDM
-from cosmos_distill.diffusion.precondition import Preconditioning, over_latent
+from cosmos_distill.diffusion.precondition import CLEAN_SIGMA, Preconditioning, over_latent
 
 SigmaSchedule = Literal["edm_sampling", "inference"]
 
@@ -34,6 +34,19 @@ class EDMSchedule:
     def sigma_max(self) -> float:
         """Where a sampler, and the one-step student, starts."""
         return self.config.sigma_max
+
+    @property
+    def clean_time(self) -> float:
+        """Noise level that a network is told for frames that it is given clean."""
+        return CLEAN_SIGMA
+
+    def to_sigma(self, sigma: Tensor) -> Tensor:
+        """The noise level of a coordinate of this schedule, which is the coordinate."""
+        return sigma
+
+    def from_sigma(self, sigma: Tensor) -> Tensor:
+        """The coordinate of a noise level, which is the level."""
+        return sigma
 
     def precondition(self, sigma: Tensor) -> Preconditioning:
         """Coefficients at ``sigma`` > 0, [B] or [B, T], never in less than fp32."""

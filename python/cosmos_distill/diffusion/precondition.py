@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+CLEAN_SIGMA = 1e-4
+"""Noise level that a network is told for frames that it is given clean."""
+
 
 class Preconditioning(NamedTuple):
     """x0 = c_skip * x_t + c_out * network(c_in * x_t, c_noise)."""
@@ -16,6 +19,17 @@ class Preconditioning(NamedTuple):
     c_in: Tensor
     c_noise: Tensor
     """[B] or [B, T], what the time embedding of the network sees."""
+
+
+class Given(NamedTuple):
+    """Leading frames as a network gets them; it finds them marked in a channel of its input."""
+
+    mask: Tensor
+    """True on given frames, bool [B, 1, T, 1, 1]."""
+    latent: Tensor
+    """What stands in the network's input there, [B, C, T, H, W]."""
+    times: Tensor
+    """Noise coordinate that the network is told, [B], or [B, T] if given frames have their own."""
 
 
 def per_sample(values: Tensor, ndim: int = 5) -> Tensor:

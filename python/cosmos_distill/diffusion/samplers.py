@@ -10,23 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cosmos_distill.diffusion.edm import EDMSchedule
-from cosmos_distill.diffusion.schedules import Schedule
-
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """denoise(x_t [B, ...], t [B]) -> x0 [B, ...], t in the noise coordinate of the schedule"""
 Noising = Callable[[Tensor], tuple[Tensor, Tensor]]
 """noising(t) -> factors of x_0 and eps in x_t: the method of that name of a schedule"""
-
-
-def teacher_sample(denoise: Denoise, noise: Tensor, schedule: Schedule, steps: int) -> Tensor:
-    """x0 [B, ...] from unit ``noise`` [B, ...] with the many-step sampler that goes with the schedule.
-
-    EDM: :func:`res_2ab`, ``steps`` + 1 evaluations. TrigFlow: :func:`euler_rf`, ``steps`` evaluations.
-    """
-    if isinstance(schedule, EDMSchedule):
-        return res_2ab(denoise, noise * schedule.sigma_max, schedule.sampling_sigmas(steps))
-    return euler_rf(denoise, noise, schedule.teacher_times(steps), schedule.noising)
 
 
 def few_step(

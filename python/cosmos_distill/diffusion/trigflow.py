@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.config import TrigFlow
-from cosmos_distill.diffusion.precondition import Preconditioning, over_latent
+from cosmos_distill.diffusion.precondition import CLEAN_SIGMA, Preconditioning, over_latent
 
 STUDENT_STEPS = 4
 """Steps of the student's grid. A student of fewer steps is evaluated at the first times of this one."""
-CLEAN_SIGMA = 1e-4
-"""Noise level that a network is told for frames that it is given clean."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from cosmos_distill.config import Parallel, Recipe, Train
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.families import title
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.parallel.runs import split_blocks
 from cosmos_distill.train.plan import launch_line
@@ -51,8 +52,8 @@ def problems(recipe: Recipe, ranks: int, args: Sequence[str] = ()) -> Iterator[s
             )
         return
     data = ranks // parallel.model
-    if recipe.network in PRESETS:
-        yield from _network(parallel, PRESETS[recipe.network], recipe.network)
+    if isinstance(recipe.network, DiTConfig):
+        yield from _network(parallel, recipe.network)
     shards, sharers = parallel.fsdp_shards, data * parallel.context
     if shards and sharers % shards:
         yield (
@@ -64,8 +65,8 @@ def problems(recipe: Recipe, ranks: int, args: Sequence[str] = ()) -> Iterator[s
             yield from _batch(f"--stages.{name}.trainer", stage, parallel, data)
 
 
-def _network(parallel: Parallel, config: NetworkConfig, name: str) -> Iterator[str]:
-    heads = config.heads
+def _network(parallel: Parallel, config: DiTConfig) -> Iterator[str]:
+    heads, name = config.heads, title(config)
     if heads % parallel.tensor:
         yield (
             f"--parallel.tensor {parallel.tensor} does not divide the {heads} heads of {name}: choose one of "
@@ -81,7 +82,7 @@ def _network(parallel: Parallel, config: NetworkConfig, name: str) -> Iterator[s
     if parallel.pipeline > 1:
         runs = parallel.pipeline * parallel.virtual_pipeline
         try:
-            split_blocks(config.blocks, config.control_blocks, runs)
+            split_blocks(config.blocks, config.leading_blocks, runs)
         except ValueError as error:
             yield f"--parallel.pipeline {parallel.pipeline}: {name}: {error}."
 

@@ -58,9 +58,9 @@ class Autoencoding(MethodConfig):
         yield "", "trains a tokenizer: choose --network mini-cv4x4x4 with --data.tokenizer pixels"
 
     @property
-    def sampler(self) -> None:
-        """None: nothing is sampled, and there is no teacher."""
-        return None
+    def pretrains(self) -> bool:
+        """There is no teacher, and nothing is sampled."""
+        return True
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> AutoencodingMethod:
         """The method over one network with ``encode`` and ``decode``."""

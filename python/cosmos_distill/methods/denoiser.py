@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cosmos_distill import diffusion
-from cosmos_distill.methods.conditioning import Given, give_frames
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.config import Guidance
     from cosmos_distill.data.conditioning import Conditioning
-    from cosmos_distill.diffusion import Denoise, Schedule
+    from cosmos_distill.diffusion import Denoise, Given, Schedule
 
 Features = dict[int, "Tensor"]
 """Outputs of blocks by number, each [B, T, H', W', D]."""
@@ -28,12 +27,21 @@ class Network(Protocol):
     :class:`~cosmos_distill.adapters.Adapter` gives it to any other.
 
     ``config`` says what a method has to know of it: ``blocks``, how many blocks there are to read features
-    from, ``width``, their channels, and ``clean_condition_times`` (see
-    :mod:`~cosmos_distill.methods.conditioning`). Where a network has a ``dtype`` it takes its inputs in that,
-    else in that of its first parameter. It gets the tensors of the conditioning, None for a missing ``hint``,
+    from, and ``width``, their channels. Where a network has a ``dtype`` it takes its inputs in that, else in
+    that of its first parameter. It gets the tensors of the conditioning, None for a missing ``hint``,
     ``padding_mask`` or ``fps``; what a source gives beside these
     (:attr:`~cosmos_distill.data.conditioning.Conditioning.extra`) are further arguments by name.
     """
+
+    def give_frames(self, schedule: Schedule, mask: Tensor, clean: Tensor, times: Tensor) -> Given:
+        """How leading frames are shown to it; see :class:`cosmos_distill.diffusion.Given`. Asked for nothing
+        else than given frames.
+
+        Args:
+            mask: True on given frames, bool [B, 1, T, 1, 1].
+            clean: their latent, [B, C, T, H, W].
+            times: noise coordinate of the samples, [B] or [B, T].
+        """
 
     def __call__(
         self,
@@ -81,8 +89,8 @@ class Denoiser:
     The network's inputs are cast to its own dtype, except c_noise and fps, which it embeds in fp32;
     everything before and after it is in the dtype of ``x_t``, fp32 in all methods.
 
-    Given frames are shown to the network as :mod:`~cosmos_distill.methods.conditioning` says, and marked in
-    its mask channel; x0 there is the clean latent.
+    Given frames are shown to the network as it says itself (:meth:`Network.give_frames`), and marked in its
+    mask channel; x0 there is the clean latent.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
@@ -118,7 +126,7 @@ class Denoiser:
         mask, clean = conditioning.given_mask(x_t.shape[2]), conditioning.clean
         if mask is not None and clean is not None:
             shown = torch.zeros_like(clean) if conditioning.zeroed else clean
-            given = give_frames(self.network, self.schedule, mask, shown, t)
+            given = self.network.give_frames(self.schedule, mask, shown, t)  # type: ignore[operator]
             told = given.times
         skip, out, scale, c_noise = (c.to(wide) for c in self.schedule.precondition(told))
         x_in = scale * x_t

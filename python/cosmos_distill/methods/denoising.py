@@ -57,9 +57,14 @@ class Denoising(MethodConfig):
         return self.levels.misfits(setting)
 
     @property
-    def sampler(self) -> None:
-        """None: what it trains is sampled in many steps, as a teacher is."""
-        return None
+    def pretrains(self) -> bool:
+        """What it trains is sampled in many steps, as a teacher is."""
+        return True
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Only to go on from it."""
+        return self.start == "teacher"
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> DenoisingMethod:
         """The method over one network."""

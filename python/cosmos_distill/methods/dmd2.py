@@ -174,7 +174,7 @@ class DMD2(MethodConfig):
 
     def _discriminator(self, total: int, width: int, seed: int) -> nn.Module:
         """The head on features of ``width`` of a network of ``total`` blocks."""
-        from cosmos_distill.models.heads import Discriminator
+        from cosmos_distill.models.common.heads import Discriminator
 
         blocks = self.feature_blocks or (total // 2,)
         if not set(blocks) <= set(range(total)):

@@ -59,7 +59,7 @@ class Network(Protocol):
 
     def parameters(self) -> Any: ...
 
-    def tokens(self, x: Tensor) -> int:
+    def tokens(self, inputs: Any) -> int:
         """Tokens of a sample that a rank passes on."""
 
     def output(self, x: Tensor) -> tuple[int, ...]:
@@ -73,16 +73,16 @@ class Network(Protocol):
     ) -> tuple[Tensor, dict[int, Tensor]]: ...
 
 
-def own_runs(blocks: int, control_blocks: int) -> dict[int, range]:
+def own_runs(blocks: int, leading_blocks: int) -> dict[int, range]:
     """The runs of this pipeline rank, by number."""
     ranks, rank = groups.layout().pipeline, groups.pipeline_group().rank()
-    runs = enumerate(_all_runs(blocks, control_blocks))
+    runs = enumerate(_all_runs(blocks, leading_blocks))
     return {number: run for number, run in runs if number % ranks == rank}
 
 
-def _all_runs(blocks: int, control_blocks: int) -> list[range]:
+def _all_runs(blocks: int, leading_blocks: int) -> list[range]:
     layout = groups.layout()
-    return split_blocks(blocks, control_blocks, layout.pipeline * layout.virtual_pipeline)
+    return split_blocks(blocks, leading_blocks, layout.pipeline * layout.virtual_pipeline)
 
 
 def call(
@@ -158,7 +158,7 @@ class _Job:
     ) -> None:
         self.network, self.inputs, self.size = network, inputs, size
         self.features, self.features_only = features, features_only
-        runs = _all_runs(network.config.blocks, network.config.control_blocks)
+        runs = _all_runs(network.config.blocks, network.config.leading_blocks)
         self.last = len(runs) - 1
         self.owner = {b: n for n, run in enumerate(runs) for b in run}
         """Run of each block."""
@@ -258,7 +258,7 @@ class _Job:
             model=stages if several else stages[0],
             num_microbatches=count,
             # Megatron divides by the context size.
-            seq_length=self.network.tokens(self.inputs.x) * layout.context,
+            seq_length=self.network.tokens(self.inputs) * layout.context,
             micro_batch_size=self.size,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,

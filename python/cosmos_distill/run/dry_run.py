@@ -13,16 +13,17 @@ from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import title
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.layout import launch, smallest_world
-from cosmos_distill.models.presets import PRESETS
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.run import inputs
 from cosmos_distill.run.checks import check, holds_weights, misfits, needs_teacher, teacher_files
 from cosmos_distill.run.manifest import plain
-from cosmos_distill.run.networks import refuse_other_teacher
+from cosmos_distill.run.networks import refuse_other_teacher, sizes
 from cosmos_distill.run.runner import status
+from cosmos_distill.run.sizes import denoiser
 from cosmos_distill.run.text import yaml
 from cosmos_distill.train.plan import plan
 
@@ -41,12 +42,11 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     console.print(yaml(plain(recipe)), markup=False)
     console.print()
     console.print(_states(recipe, out))
-    if recipe.network in PRESETS:
+    if (config := denoiser(recipe)) is not None:
         groups.connect(alone=True)  # whole networks are counted, and the other ranks have nothing to do
-        config = PRESETS[recipe.network]
         network = models.build(config, device="meta", seed=None)
         base = sum(p.numel() for p in network.base.parameters())
-        said = f"{recipe.network}: {_count(base)} parameters in the base"
+        said = f"{title(config)}: {_count(base)} parameters in the base"
         if network.control is not None:
             said += f" + {_count(sum(p.numel() for p in network.control.parameters()))} in the control branch"
         console.print(said)
@@ -86,7 +86,7 @@ def _states(recipe: Recipe, out: Path) -> Table:
 
 def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
     """Networks on the meta device cost nothing, so the method itself says which roles it has."""
-    config = PRESETS[recipe.network]
+    config = sizes(recipe)
     method = methods.build(
         stage.method,
         lambda role: models.build(config, device="meta", seed=None),

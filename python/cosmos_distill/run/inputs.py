@@ -38,7 +38,7 @@ from cosmos_distill.data.index import index_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import read_json
 from cosmos_distill.run.manifest import RECORD, Manifest, sha256_of_listing
-from cosmos_distill.run.sizes import STRIDES, latent_frames
+from cosmos_distill.run.sizes import denoiser, latent_frames, tokenizer
 from cosmos_distill.storage import publish_json
 
 if TYPE_CHECKING:
@@ -60,14 +60,13 @@ def look(recipe: Recipe) -> Survey | None:
         Refusal: files beside the clips are wrong, or a stage would find no clip that can be used.
     """
     from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
-    from cosmos_distill.models.presets import PRESETS
 
-    data, network = recipe.data, PRESETS.get(recipe.network)
+    data, network = recipe.data, denoiser(recipe)
     if data.source != "folder" or data.root is None:
         return None
     latents = None
     if network is not None:
-        space = STRIDES[data.tokenizer][1]
+        space = tokenizer(data).space
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
     try:
         found = survey(

@@ -24,6 +24,8 @@ from typing import Any
 import cosmos_distill
 from cosmos_distill.config import Data, MethodConfig, Recipe, Stage
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import NetworkConfig, described
+from cosmos_distill.families import read as read_network
 from cosmos_distill.files import finite, inside, read_json, regular, sha256, to_json
 from cosmos_distill.ranges import Effect, effects
 from cosmos_distill.storage import publish_json
@@ -147,7 +149,7 @@ class Manifest:
 
     def _compared(self) -> dict[str, Any]:
         inputs = {f"input {k}": v for k, v in self.inputs.items() if k not in FILES}
-        return dict(_flatten(_without_places(self.configuration))) | inputs | {"seed": self.seed}
+        return dict(_flatten(_with_sizes(_without_places(self.configuration)))) | inputs | {"seed": self.seed}
 
     def write(self, folder: Path) -> None:
         """Publish in ``folder``; an existing manifest is replaced in one step."""
@@ -225,6 +227,15 @@ def _without_places(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"data": {key: value for key, value in data.items() if key not in places}}
 
 
+def _with_sizes(document: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the sizes of its network, of which those of earlier versions hold the preset's
+    name."""
+    try:
+        return document | {"network": described(read_network(document.get("network")))}
+    except ValueError:  # a family that is not known here any more: its name is compared as it stands
+        return document
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, mappings, tuples and paths as what JSON knows; a subclassed part names its type."""
     return _plain(value, lambda effect: True)
@@ -236,6 +247,8 @@ def _effective(value: Any) -> Any:
 
 
 def _plain(value: Any, keep: Callable[[Effect], bool]) -> Any:
+    if isinstance(value, NetworkConfig):
+        return described(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {"type": type(value).__name__} if isinstance(value, Stage | MethodConfig) else {}
         kept = [name for name, effect in effects(type(value), vars(value)).items() if keep(effect)]

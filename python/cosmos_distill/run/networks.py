@@ -12,17 +12,18 @@ from cosmos_distill import models
 from cosmos_distill.config import Recipe, Stage, Stored, Trainer
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
 from cosmos_distill.run.checks import needs_teacher, teacher_files
+from cosmos_distill.run.sizes import denoiser
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
-    from cosmos_distill.models.control import ControlledDiT
+    from cosmos_distill.models.common.network import ControlledDiT
 
 DTYPES: dict[Stored, torch.dtype] = {
     "fp32": torch.float32,
@@ -36,9 +37,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def preset(recipe: Recipe) -> NetworkConfig:
-    """Sizes of the recipe's network."""
-    return PRESETS[recipe.network]
+def sizes(recipe: Recipe) -> DiTConfig:
+    """Sizes of the recipe's network, which denoises."""
+    found = denoiser(recipe)
+    assert found is not None
+    return found
 
 
 def schedule(recipe: Recipe) -> Schedule:
@@ -50,7 +53,7 @@ def open_clips(recipe: Recipe, split: FilmSplit) -> Source:
     """The recipe's clips: those to train on, or those held out."""
     from cosmos_distill.data.sources import open_source
 
-    config = PRESETS.get(recipe.network)  # a tokenizer reads no text
+    config = denoiser(recipe)  # a tokenizer reads no text
     return open_source(
         recipe.data,
         recipe.control,
@@ -63,13 +66,13 @@ def open_clips(recipe: Recipe, split: FilmSplit) -> Source:
     )
 
 
-def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = torch.float32) -> ControlledDiT:
+def load(config: DiTConfig, files: tuple[Path, ...], dtype: torch.dtype = torch.float32) -> ControlledDiT:
     """A frozen network with the weights of ``files``, on the accelerator.
 
     Raises:
         Refusal: the file is damaged or belongs to another network.
     """
-    from cosmos_distill.models import weights
+    from cosmos_distill.models.common import weights
 
     refuse_others(config, files)  # before memory is taken for a network that may be another
     network = models.build(config, device=device(), dtype=dtype, seed=None)
@@ -81,14 +84,14 @@ def load(config: NetworkConfig, files: tuple[Path, ...], dtype: torch.dtype = to
     return network.eval().requires_grad_(False)
 
 
-def refuse_others(config: NetworkConfig, files: tuple[Path, ...]) -> None:
+def refuse_others(config: DiTConfig, files: tuple[Path, ...]) -> None:
     """Compare the headers of ``files`` with the network: names, shapes and types of all tensors. Collective
     in a pipeline.
 
     Raises:
         Refusal: a file is missing or damaged, or belongs to another network.
     """
-    from cosmos_distill.models import weights
+    from cosmos_distill.models.common import weights
 
     try:
         weights.check(models.build(config, device="meta", seed=None), files)
@@ -98,8 +101,8 @@ def refuse_others(config: NetworkConfig, files: tuple[Path, ...]) -> None:
 
 def refuse_other_teacher(recipe: Recipe, stages: Iterable[Stage]) -> None:
     """The same of the teacher, if one of ``stages`` reads it."""
-    if recipe.network in PRESETS and any(map(needs_teacher, stages)):
-        refuse_others(preset(recipe), teacher_files(recipe))
+    if (config := denoiser(recipe)) is not None and any(map(needs_teacher, stages)):
+        refuse_others(config, teacher_files(recipe))
 
 
 def refuse_missing_backends(example: Tensor) -> None:
@@ -117,14 +120,14 @@ def refuse_missing_backends(example: Tensor) -> None:
 
 def load_to_draw(recipe: Recipe, files: tuple[Path, ...], batch: int) -> ControlledDiT:
     """A network that draws ``batch`` clips at once: a pipeline has a micro-batch for each of its ranks."""
-    network = load(preset(recipe), files)
+    network = load(sizes(recipe), files)
     network.micro_batch = -(-batch // recipe.parallel.pipeline)
     return network
 
 
 def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> ControlledDiT:
     """The pre-trained teacher."""
-    return load(preset(recipe), teacher_files(recipe), dtype)
+    return load(sizes(recipe), teacher_files(recipe), dtype)
 
 
 def by_role(
@@ -143,9 +146,9 @@ def by_role(
         if role != "student":
             network = load_teacher(recipe, dtype)
         elif student is None:
-            network = models.build(preset(recipe), device=device(), dtype=dtype, seed=recipe.seed)
+            network = models.build(sizes(recipe), device=device(), dtype=dtype, seed=recipe.seed)
         else:
-            network = load(preset(recipe), student, dtype)
+            network = load(sizes(recipe), student, dtype)
         network.activation_checkpointing = trainer.activation_checkpointing
         network.micro_batch = trainer.micro_batch
         data.shard(network, recipe.parallel)

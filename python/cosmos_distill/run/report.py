@@ -13,18 +13,11 @@ import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
 from cosmos_distill.eval import report as page
 from cosmos_distill.eval.missing import shown
+from cosmos_distill.families import preset_of, title
 from cosmos_distill.files import read_json
 from cosmos_distill.run.manifest import Manifest, Scores, plain
 from cosmos_distill.run.text import yaml
 from cosmos_distill.storage import publish, publish_json
-
-# Seconds that all stages may take together on two cores; the other presets have no such promise.
-WALL_LIMITS = {
-    "transfer1-smoke": 90.0,
-    "transfer1-mini": 720.0,
-    "predict2.5-smoke": 90.0,
-    "predict2.5-mini": 720.0,
-}
 
 
 def write(recipe: Recipe, out: Path, console: Console) -> None:
@@ -48,8 +41,9 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     whole = all(m.complete for m in manifests.values()) and len(manifests) == len(recipe.stages)
     # A teacher's own report (no students in it) promises nothing about a student.
     students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
-    limit = WALL_LIMITS.get(recipe.network) if whole and students else None
-    report["targets"] = page.targets(report, limit, quality=not recipe.network.endswith("-smoke"))
+    named, promised = preset_of(recipe.network) or "", recipe.network.family.wall_seconds
+    limit = promised.get(named) if whole and students else None
+    report["targets"] = page.targets(report, limit, quality=not named.endswith("-smoke"))
     publish_json(out / "report.json", report, indent=2)
     publish(out / "report.html", _html(recipe, out, report, outputs))
     _summary(report, console)
@@ -67,7 +61,7 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
     logs = {name: out / name / "log.jsonl" for name in trained if (out / name / "log.jsonl").is_file()}
     return page.html(
         report,
-        title=recipe.network + (f", control: {recipe.control}" if recipe.control else ""),
+        title=title(recipe.network) + (f", control: {recipe.control}" if recipe.control else ""),
         curves=curves(logs) if logs else "",
         pictures=pictures,
         recipe=yaml(plain(recipe)),

@@ -13,13 +13,13 @@ from cosmos_distill.config import ONE_STEP, Evaluate, FewStep, Guidance, Train
 from cosmos_distill.run.checks import teacher_files
 from cosmos_distill.run.networks import schedule
 from cosmos_distill.run.runner import Run
-from cosmos_distill.sampling.samplers import few_steps, many_steps, teacher_calls
+from cosmos_distill.sampling.samplers import few_steps, many_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.batch import Batch
-    from cosmos_distill.models.control import ControlledDiT
+    from cosmos_distill.models.common.network import ControlledDiT
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ def student_sampler(stage: Evaluate, run: Run) -> FewStep:
         return ONE_STEP
     trained = run.recipe.stages[list(stage.students.values())[-1]]
     assert isinstance(trained, Train)
-    return trained.method.sampler or ONE_STEP
+    return trained.method.sampler
 
 
 def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
     """Columns of the report, best known last student first, so that the grid reads from the result down."""
-    recipe, levels = run.recipe, schedule(run.recipe)
+    recipe, levels, many_step = run.recipe, schedule(run.recipe), run.recipe.network.family.teacher
     teacher = (run.student(stage.teacher_from),) if stage.teacher_from else teacher_files(recipe)
 
     def few(
@@ -62,16 +62,16 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
     def many(steps: int) -> Contestant:
         def draw(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
             frames = given_frames(stage, batch)
-            return many_steps(network, levels, batch, noise, stage.guidance, steps, frames, tick)
+            return many_steps(network, levels, batch, noise, stage.guidance, many_step, steps, frames, tick)
 
-        calls = teacher_calls(levels, steps)
+        calls = many_step.calls(steps)
         return Contestant(draw, teacher, calls, f"teacher, {steps_text(calls)}")
 
     found = {}
     for key, source in reversed(list(stage.students.items())):
         trained = recipe.stages[source]
         assert isinstance(trained, Train)
-        found[key] = few((run.student(source),), trained.method.sampler or ONE_STEP, key.replace("_", " "))
+        found[key] = few((run.student(source),), trained.method.sampler, key.replace("_", " "))
     sampler = student_sampler(stage, run)
     found["untrained_student"] = few(teacher, sampler, "untrained")
     if sampler.steps == 1:

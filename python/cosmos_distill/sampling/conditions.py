@@ -23,14 +23,14 @@ from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
 from cosmos_distill.errors import Refusal
 from cosmos_distill.run.networks import device
-from cosmos_distill.run.sizes import STRIDES
+from cosmos_distill.run.sizes import tokenizer
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.diffusion import Schedule
-    from cosmos_distill.models.presets import NetworkConfig
+    from cosmos_distill.models.common.config import DiTConfig
     from cosmos_distill.sampling.options import SampleOptions
 
 FPS = 24.0
@@ -67,7 +67,7 @@ class Conditions:
     def __init__(
         self,
         options: SampleOptions,
-        network: NetworkConfig,
+        network: DiTConfig,
         control: Control | None,
         data: Data,
         schedule: Schedule,
@@ -215,7 +215,7 @@ class Conditions:
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""
-        wanted = (self.frames - 1) * STRIDES[self._data.tokenizer][0] + 1
+        wanted = tokenizer(self._data).frames(self.frames)
         read = self._read("--start", path, wanted, self._averaging)
         if len(read.frames) < wanted:
             raise Refusal(

@@ -15,11 +15,13 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.text import load_embedding
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import read as read_network
+from cosmos_distill.families import title
 from cosmos_distill.files import inside, sha256
-from cosmos_distill.models.presets import PRESETS, NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ranges import Checked
-from cosmos_distill.run.sizes import STRIDES, latents_of, whole_chunks
 from cosmos_distill.tokenizers import fingerprint
+from cosmos_distill.tokenizers.kinds import KINDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +46,7 @@ class ManySteps(Checked):
 class Exported:
     """What an exported file says of itself, without its paths."""
 
-    network: NetworkConfig
+    network: DiTConfig
     control: Control | None
     data: Data
     schedule: Schedule
@@ -72,22 +74,25 @@ def read(path: Path) -> Exported:
         raise Refusal(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise Refusal(f"{path} is no safetensors file ({error})") from error
-    network = said.get("network")
-    if said.get("format") != FORMAT or not isinstance(network, str) or network not in PRESETS:
+    if said.get("format") != FORMAT:
         raise Refusal(f"{path} was not written by an export stage of this version: export it again")
     try:
+        network = _network(said.get("network"))
         data = _mapping(said["data"])
         negative = _negative(said, data)
         control = _fitting(said["control"], Control | None, "control")
-        if (control is None) == bool(PRESETS[network].control_blocks):
-            raise ValueError(f"control {control!r} of the network {network}")
+        if (control is None) == bool(network.controls):
+            raise ValueError(f"control {control!r} of the network {title(network)}")
         clips = _data(data)
-        _check_size(clips, PRESETS[network])
+        _check_size(clips, network)
+        schedule = schedule_from_dict(_mapping(said["schedule"]))
+        if (wanted := network.family.schedule) is not None and not isinstance(schedule.config, wanted):
+            raise ValueError(f"schedule {said['schedule']['kind']!r} of the network {title(network)}")
         return Exported(
-            network=PRESETS[network],
+            network=network,
             control=control,
             data=clips,
-            schedule=schedule_from_dict(_mapping(said["schedule"])),
+            schedule=schedule,
             sampler=_sampler(_mapping(said["sampler"])),
             precision=_fitting(said["precision"], Precision, "precision"),
             tokenizer_sha256=_checksums(_mapping(said.get("tokenizer", {})).get("sha256", {})),
@@ -173,16 +178,23 @@ def _data(said: Mapping[str, Any]) -> Data:
     return data if data.source != "folder" else dataclasses.replace(data, negative_prompt="")
 
 
-def _check_size(data: Data, network: NetworkConfig) -> None:
+def _check_size(data: Data, network: DiTConfig) -> None:
     """Raises ValueError for clips that the tokenizer or the network does not take."""
-    time, space = STRIDES[data.tokenizer]
-    uneven = any(side % (space * network.patch) for side in (data.height, data.width))
-    if data.tokenizer != "cosmos-cv8x8x8" or not whole_chunks(data):
-        uneven |= (data.frames - 1) % time > 0
-    latents = latents_of(data), data.height // space, data.width // space
+    kind = KINDS[data.tokenizer]
+    side = kind.space * network.patch
+    uneven = data.height % side > 0 or data.width % side > 0 or kind.misfit(data.frames) is not None
+    latents = kind.latent_frames(data.frames), data.height // kind.space, data.width // kind.space
     most = network.max_frames, network.max_height, network.max_width
     if uneven or any(size > limit for size, limit in zip(latents, most, strict=True)):
         raise ValueError(f"clips of {data.frames} frames of {data.width} x {data.height}")
+
+
+def _network(said: Any) -> DiTConfig:
+    """Sizes of the network, which have to be those of one that denoises."""
+    found = read_network(said)
+    if not isinstance(found, DiTConfig):
+        raise ValueError(f"{title(found)}, which draws nothing")
+    return found
 
 
 def _negative(said: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:

@@ -63,7 +63,10 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
             if isinstance(sampler, FewStep):
                 latents = few_steps(network, levels, batch, noise, sampler, frames=frames, seed=options.seed)
             else:
-                latents = many_steps(network, levels, batch, noise, sampler.guidance, sampler.steps, frames)
+                latents = many_steps(
+                    network, levels, batch, noise, sampler.guidance, exported.network.family.teacher,
+                    sampler.steps, frames,
+                )  # fmt: skip
             if not latents.isfinite().all():
                 raise Refusal(
                     f"{student}: what it draws as clips {first} to {first + len(batch) - 1} holds NaN or "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill.config import FewStep, Guidance
-from cosmos_distill.diffusion import EDMSchedule, Schedule, few_step, teacher_sample
+from cosmos_distill.diffusion import Schedule, TeacherSampler, few_step
 from cosmos_distill.methods.denoiser import Denoiser, guided
 from cosmos_distill.randomness import Noise
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cosmos_distill.data.batch import Batch
-
-
-def teacher_calls(schedule: Schedule, steps: int) -> int:
-    """Denoise calls of the many-step sampler: EDM's adds a clean one after the last step."""
-    return steps + 1 if isinstance(schedule, EDMSchedule) else steps
 
 
 def evaluations(calls: int, guidance: Guidance) -> int:
@@ -41,13 +36,15 @@ def many_steps(
     batch: Batch,
     noise: Tensor,
     guidance: Guidance,
+    sampler: TeacherSampler,
     steps: int,
     frames: Tensor | None = None,
     on_evaluation: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Latents [B, C, T, H, W] of the teacher's sampler in :func:`teacher_calls` guided evaluations.
+    """Latents [B, C, T, H, W] of a teacher, in ``sampler.calls(steps)`` guided evaluations.
 
     Args:
+        sampler: The one of the network's family.
         frames: Leading latent frames given to the network clean, [B]; None gives none.
         on_evaluation: Called before each denoise, for progress; it may raise to stop.
     """
@@ -58,7 +55,7 @@ def many_steps(
             on_evaluation()
         return denoise(x_t, t)
 
-    return teacher_sample(watched, noise, schedule, steps)
+    return sampler.sample(watched, noise, schedule, steps)
 
 
 @torch.no_grad()

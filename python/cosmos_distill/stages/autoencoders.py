@@ -12,10 +12,11 @@ import torch
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe
+from cosmos_distill.families import title
 from cosmos_distill.launch import ranks
-from cosmos_distill.models import files
-from cosmos_distill.models.autoencoder import Autoencoder
-from cosmos_distill.models.presets import AUTOENCODERS
+from cosmos_distill.models.common import files
+from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
+from cosmos_distill.models.mini_tokenizer.network import Autoencoder
 from cosmos_distill.run.manifest import ExportedFile, File, Student
 from cosmos_distill.run.networks import DTYPES, device, open_clips
 from cosmos_distill.run.runner import Run
@@ -41,7 +42,7 @@ def networks(recipe: Recipe, student: tuple[Path, ...] | None) -> Callable[[str]
     clips."""
 
     def build(role: str) -> Autoencoder:
-        network = Autoencoder(AUTOENCODERS[recipe.network])
+        network = Autoencoder(_sizes(recipe))
         if student is not None:
             network.load_state_dict({k: v.float() for k, v in files.read(student[0]).items()})
         else:
@@ -75,8 +76,8 @@ def export(stage: Export, run: Run, folder: Path) -> ExportedFile:
     recipe = run.recipe
     state = files.read(run.student(stage.student_from))
     dtype = DTYPES[stage.precision]
-    said = {"network": recipe.network, "version": __version__, "seed": recipe.seed}
-    network = Autoencoder(AUTOENCODERS[recipe.network])
+    said = {"network": title(recipe.network), "version": __version__, "seed": recipe.seed}
+    network = Autoencoder(_sizes(recipe))
     network.load_state_dict(state)
     network.rescale(_rms(network, recipe) ** -1)
     tensors = {name: value.to(dtype) for name, value in network.state_dict().items()}
@@ -89,6 +90,11 @@ def export(stage: Export, run: Run, folder: Path) -> ExportedFile:
     report = {**said, "steps": trained.steps, "clips": SCORED_CLIPS, "scores": scores}
     publish_json(folder / "report.json", report, indent=2)
     return ExportedFile(student=File.of(path, run.out))
+
+
+def _sizes(recipe: Recipe) -> AutoencoderConfig:
+    assert isinstance(recipe.network, AutoencoderConfig)
+    return recipe.network
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
 from cosmos_distill.run.manifest import File, Scores, plain
-from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
+from cosmos_distill.run.networks import device, load_to_draw, open_clips
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import pixel_frames
 from cosmos_distill.sampling import candidates as who_draws
 from cosmos_distill.sampling.candidates import Contestant, contestants, student_sampler
-from cosmos_distill.sampling.samplers import evaluations, noise_of, teacher_calls
+from cosmos_distill.sampling.samplers import evaluations, noise_of
 from cosmos_distill.stages import measures
 from cosmos_distill.stages.step_time import measure as measure_step
 from cosmos_distill.storage import disk_errors, publish_json, publish_tensors
@@ -211,7 +211,7 @@ def _write(
     document = {
         **scored,
         "nfe": {
-            "teacher": evaluations(teacher_calls(schedule(run.recipe), stage.steps), stage.guidance),
+            "teacher": evaluations(run.recipe.network.family.teacher.calls(stage.steps), stage.guidance),
             "student": student_sampler(stage, run).steps,
         },
         "given_frames": results.kept,

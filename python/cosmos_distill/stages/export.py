@@ -11,14 +11,14 @@ from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
 from cosmos_distill.launch import ranks
-from cosmos_distill.models import weights
-from cosmos_distill.models.presets import AUTOENCODERS
+from cosmos_distill.models.common import weights
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import ExportedFile, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.run.networks import DTYPES, schedule
 from cosmos_distill.run.runner import Run
+from cosmos_distill.run.sizes import trains_tokenizer
 from cosmos_distill.sampling.exported import FORMAT
-from cosmos_distill.sampling.samplers import evaluations, teacher_calls
+from cosmos_distill.sampling.samplers import evaluations
 from cosmos_distill.stages import autoencoders
 from cosmos_distill.stages.train import many_step_settings
 from cosmos_distill.storage import publish_tensors
@@ -27,7 +27,7 @@ from cosmos_distill.tokenizers import fingerprint
 
 def run(name: str, stage: Export, run: Run, folder: Path) -> ExportedFile:
     """Write the student of ``stage.student_from``, alone. It lies on disk, whole, so rank 0 can do it."""
-    write = autoencoders.export if run.recipe.network in AUTOENCODERS else _write
+    write = autoencoders.export if trains_tokenizer(run.recipe) else _write
     return ranks.on_main(partial(write, stage, run, folder))
 
 
@@ -38,7 +38,7 @@ def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
     tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
     if stage.names == "official":
         carried = weights.load(teacher_files(run.recipe))[1] if needs_teacher(source) else {}
-        tensors = weights.to_official(tensors, carried)
+        tensors = weights.to_official(tensors, run.recipe.network.family, carried)
     path = publish_tensors(tensors, folder / "student.safetensors", describe(run, source, stage))
     return ExportedFile(student=File.of(path, run.out))
 
@@ -52,14 +52,14 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     recipe, negative = run.recipe, _negative_prompt(run.recipe)
     few = source.method.sampler
     guidance, steps = many_step_settings(recipe)
-    if few is None:
+    if source.method.pretrains:
         sampler = {"kind": "teacher", "steps": steps, "guidance": plain(guidance)}
-        nfe = evaluations(teacher_calls(schedule(recipe), steps), guidance)
+        nfe = evaluations(recipe.network.family.teacher.calls(steps), guidance)
     else:
         sampler, nfe = {"kind": "few_step", **plain(few)}, few.steps
     return {
         "format": FORMAT,
-        "network": recipe.network,
+        "network": plain(recipe.network),
         "control": recipe.control,
         # Nobody opens a path that a file names: checksums say what these led to.
         "data": plain(recipe.data)
@@ -70,7 +70,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "schedule": schedule(recipe).to_dict(),
         "sampler": sampler,
         "nfe": nfe,
-        "guidance_baked_in": few is not None,
+        "guidance_baked_in": not source.method.pretrains,
         "precision": stage.precision,
         "names": stage.names,
         "provenance": {

@@ -20,7 +20,7 @@ from cosmos_distill.run.manifest import Pairs, sha256_of_listing
 from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
 from cosmos_distill.run.progress import Log, work
 from cosmos_distill.run.runner import Run
-from cosmos_distill.sampling.samplers import evaluations, many_steps, noise_of, teacher_calls
+from cosmos_distill.sampling.samplers import evaluations, many_steps, noise_of
 
 
 def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
@@ -33,7 +33,8 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     recipe, levels = run.recipe, schedule(run.recipe)
     source = Shared(open_clips(recipe, "train") if Shared.reads() else None)
     writer, log = PairWriter(folder / "pairs") if ranks.is_main() else None, Log(folder)
-    per_batch = teacher_calls(levels, stage.steps)
+    many_step = recipe.network.family.teacher
+    per_batch = many_step.calls(stage.steps)
     missing = ranks.on_main(lambda: writer.missing(stage.pairs, stage.batch) if writer else [])
     if missing:
         teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch)
@@ -46,7 +47,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
                 noise = noise_of(recipe.seed, name, batch)
                 frames = torch.full((count,), stage.condition_frames) if stage.condition_frames else None
                 latents = many_steps(
-                    teacher, levels, batch, noise, stage.guidance, stage.steps, frames, bar.advance
+                    teacher, levels, batch, noise, stage.guidance, many_step, stage.steps, frames, bar.advance
                 )
                 return dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu())
 

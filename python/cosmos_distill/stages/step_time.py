@@ -17,7 +17,7 @@ from cosmos_distill.eval.missing import ratio
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ops import registry
 from cosmos_distill.randomness import Noise
-from cosmos_distill.run.networks import DTYPES, device, load, preset, schedule
+from cosmos_distill.run.networks import DTYPES, device, load, schedule, sizes
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.samplers import noise_of
 
@@ -47,7 +47,7 @@ def measure(run: Run, student: tuple[Path, ...], clips: Source) -> dict[str, Any
 
 
 def _measure(run: Run, stage: Train, student: tuple[Path, ...], clips: Source) -> dict[str, Any]:
-    network = load(preset(run.recipe), student, DTYPES[stage.trainer.precision])
+    network = load(sizes(run.recipe), student, DTYPES[stage.trainer.precision])
     network.activation_checkpointing = stage.trainer.activation_checkpointing
     method = KD(condition_frames=(1.0,)).build(lambda role: network, schedule(run.recipe))
     batch = clips.batch(0, stage.trainer.micro_batch).to(device())

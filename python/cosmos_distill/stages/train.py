@@ -12,14 +12,14 @@ from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
-from cosmos_distill.models.presets import AUTOENCODERS
 from cosmos_distill.parallel import groups
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import File, Pairs, Student
 from cosmos_distill.run.networks import by_role, device, open_clips, schedule
 from cosmos_distill.run.runner import Run
+from cosmos_distill.run.sizes import trains_tokenizer
 from cosmos_distill.sampling.candidates import steps_text
-from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of, teacher_calls
+from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
 from cosmos_distill.stages import autoencoders, held_out
 from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
@@ -41,7 +41,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
         student = teacher_files(recipe) if needs_teacher(stage) else None
     networks: Networks = (
         autoencoders.networks(recipe, student)
-        if recipe.network in AUTOENCODERS
+        if trains_tokenizer(recipe)
         else by_role(recipe, student, stage.trainer)
     )
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
@@ -106,10 +106,10 @@ def _watch(
 ) -> Callable[[int], None]:
     """What is looked at every ``sample_every`` steps: pictures and, while a teacher learns from the film, its
     errors on clips that it does not train on."""
-    if recipe.network in AUTOENCODERS:
+    if trains_tokenizer(recipe):
         return autoencoders.sampler_grid(method.roles["student"], recipe, folder)
     draw = _sampler_grid(method, networks, stage, recipe, folder)
-    if recipe.data.source != "film" or stage.method.sampler is not None:
+    if recipe.data.source != "film" or not stage.method.pretrains:
         return draw
     score = held_out.errors(method.roles["student"], recipe, folder)
 
@@ -129,9 +129,9 @@ def _sampler_grid(
     """
     fixed: dict[str, Tensor] = {}
     guidance, steps = many_step_settings(recipe)
-    few = stage.method.sampler
-    noise_levels = schedule(recipe)
-    calls = teacher_calls(noise_levels, steps)
+    few = None if stage.method.pretrains else stage.method.sampler
+    noise_levels, many_step = schedule(recipe), recipe.network.family.teacher
+    calls = many_step.calls(steps)
     clips = open_clips(recipe, "eval") if Shared.reads() else None
     batch = Shared(clips).batch(0, GRID_CLIPS).to(device())
     noise = noise_of(recipe.seed, "grid", batch)
@@ -145,7 +145,7 @@ def _sampler_grid(
                 teacher = method.roles.get("teacher") or networks("teacher")  # as wide and as spread
                 x0 = few_steps(teacher, noise_levels, batch, noise, few)
                 fixed[f"teacher, {steps_text(few.steps)}"] = decode(x0)
-                x0 = many_steps(teacher, noise_levels, batch, noise, guidance, steps)
+                x0 = many_steps(teacher, noise_levels, batch, noise, guidance, many_step, steps)
                 fixed[f"teacher, {steps_text(calls)}"] = decode(x0)
             if clips is not None and ranks.is_main():
                 video, control = clips.pixels(0, GRID_CLIPS)
@@ -154,7 +154,7 @@ def _sampler_grid(
                 fixed["ground truth"] = video
         network = method.roles["student"]
         if few is None:
-            x0 = many_steps(network, noise_levels, batch, noise, guidance, steps)
+            x0 = many_steps(network, noise_levels, batch, noise, guidance, many_step, steps)
         else:
             x0 = few_steps(network, noise_levels, batch, noise, few)
         rows = {f"student, {steps_text(few.steps if few else calls)}": decode(x0)}

@@ -3,17 +3,19 @@
 ``haar`` (mini scale) has no weights; ``mini-cv4x4x4`` is learned and shipped; ``pixels`` leaves clips as they
 are, for training one; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
 the VAE of Wan 2.1 through diffusers. None of them multiplies by sigma_data: that is done once, in
-:mod:`cosmos_distill.data`.
+:mod:`cosmos_distill.data`. What is known of each without opening it is in
+:mod:`cosmos_distill.tokenizers.kinds`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from cosmos_distill.files import sha256
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Tokenizer(Protocol):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 import cosmos_distill
-from cosmos_distill.models import files
-from cosmos_distill.models.autoencoder import COLOURS, GROUP, SIDE, Autoencoder
-from cosmos_distill.models.presets import AUTOENCODERS
+from cosmos_distill.models.common import files
+from cosmos_distill.models.mini_tokenizer.config import PRESETS
+from cosmos_distill.models.mini_tokenizer.network import COLOURS, GROUP, SIDE, Autoencoder
 
 NAME = "mini-cv4x4x4"
 
@@ -31,7 +31,7 @@ class Learned:
         path = path or shipped()
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
-        network = Autoencoder(AUTOENCODERS[NAME])
+        network = Autoencoder(PRESETS[NAME])
         try:
             network.load_state_dict({name: value.float() for name, value in files.read(path).items()})
         except (RuntimeError, ValueError) as error:

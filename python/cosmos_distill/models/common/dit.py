@@ -1,4 +1,4 @@
-"""The video DiT of Transfer1 and Predict2.5 ("FA-CA-MLP" blocks with AdaLN-LoRA).
+"""The video DiT of all families ("FA-CA-MLP" blocks with AdaLN-LoRA).
 
 Shapes: latent [B, C, T, H, W], whole on every rank; tokens [B, N, D], N of the T * H/p * W/p in (t, h, w)
 order on this rank, all of them in most layouts; text [B, L, text_dim]; noise level [B], or [B, T] where the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from cosmos_distill import ops
-from cosmos_distill.models.blocks import EPS, Blocks, Modulation, Places, linear, split_frames
-from cosmos_distill.models.frozen import FrozenLinear
-from cosmos_distill.models.position import LearnablePositions, rotary_angles, rotary_tables
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.common.blocks import EPS, Blocks, Modulation, Places, linear, split_frames
+from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.models.common.frozen import FrozenLinear
+from cosmos_distill.models.common.position import LearnablePositions, rotary_angles, rotary_tables
 from cosmos_distill.parallel.tokens import TokenSplit
 
 Recompute = Literal["none", "full", "selective"]
@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
     Features inside a patch are ordered (channel, height, width) with the channel slowest.
     """
 
-    def __init__(self, channels: int, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, channels: int, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.patch = config.patch
         self.proj = linear(channels * self.patch**2, config.width, dtype)
@@ -51,7 +51,7 @@ class TimeEmbed(nn.Module):
     Cosine half first; the sinusoid itself, not the MLP's output, conditions the blocks.
     """
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.scale = config.timestep_scale
         self.linear_1 = linear(config.width, config.width, dtype)
@@ -72,7 +72,7 @@ class TextProjection(nn.Module):
     """Prompt embedding to the width that the blocks attend to: GELU(linear), trained with the teacher and
     frozen since, in all roles. [B, L, text_projection] -> [B, L, text_dim]"""
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         assert config.text_projection is not None
         self.proj = FrozenLinear(config.text_projection, config.text_dim, dtype=dtype)
@@ -88,7 +88,7 @@ class FinalLayer(nn.Module):
     inverse of :class:`PatchEmbed`, and part of the published weights' meaning.
     """
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.patch = config.patch
         self.modulation = Modulation(config, 2, dtype)
@@ -106,8 +106,61 @@ class FinalLayer(nn.Module):
         return y.reshape(y.shape[0], y.shape[1], t, h * p, w * p)
 
 
-class Trunk(nn.Module):
-    """What the base network and the control branch share: embeddings and a stack of blocks.
+class Context(NamedTuple):
+    """What every block is given beside the tokens."""
+
+    text: torch.Tensor
+    """[B, L, text_dim]"""
+    activated: torch.Tensor
+    """Of the noise level, [B, D] or [B, T, D]."""
+    shared: torch.Tensor
+    """The AdaLN term that all blocks have in common, [B, 3D] or [B, T, 3D]."""
+    places: Places
+
+
+class Steering(Protocol):
+    """What a control branch does to the tokens of the base while its blocks run."""
+
+    def start(self, h: torch.Tensor, context: Context) -> None:
+        """Called with the embedded latent, this rank's tokens [B, N, D], where the first run begins."""
+
+    def after(self, block: int, h: torch.Tensor, context: Context) -> torch.Tensor:
+        """The tokens after ``block``, [B, N, D], steered."""
+
+
+class Residuals:
+    """Steering by one residual for each of the first blocks, [B, N, D] each."""
+
+    def __init__(self, residuals: Sequence[torch.Tensor]) -> None:
+        self.residuals = residuals
+
+    def start(self, h: torch.Tensor, context: Context) -> None:
+        """Nothing to do: the residuals are known."""
+
+    def after(self, block: int, h: torch.Tensor, context: Context) -> torch.Tensor:
+        """Add the block's residual, where it has one."""
+        return h + self.residuals[block] if block < len(self.residuals) else h
+
+
+class Stack(nn.Module):
+    """Blocks by their number in the whole network, those that this rank has."""
+
+    def __init__(self, config: DiTConfig, blocks: Iterable[int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing: Recompute = "none"
+        self.blocks = Blocks(blocks, config, dtype)
+
+    def run_block(self, index: int, h: torch.Tensor, context: Context) -> torch.Tensor:
+        """Block ``index``; under activation checkpointing its inside is recomputed in the backward pass."""
+        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
+            return self.blocks[index](h, *context)
+        keep = ops.keep_attention if self.activation_checkpointing == "selective" else noop_context_fn
+        return checkpoint(self.blocks[index], h, *context, use_reentrant=False, context_fn=keep)
+
+
+class Trunk(Stack):
+    """What the base network and Transfer1's control branch share: embeddings and a stack of blocks.
 
     Args:
         blocks: numbers of the blocks that this rank has.
@@ -117,7 +170,7 @@ class Trunk(nn.Module):
 
     def __init__(
         self,
-        config: NetworkConfig,
+        config: DiTConfig,
         *,
         blocks: Iterable[int],
         first: bool,
@@ -125,14 +178,11 @@ class Trunk(nn.Module):
         rope_ratio_t: float,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, blocks, dtype)
         self.rope_ratio_t = rope_ratio_t
-        self.activation_checkpointing: Recompute = "none"
         self.patch_embed = PatchEmbed(channels, config, dtype) if first else None
         self.time_embed = TimeEmbed(config, dtype)
         self.positions = LearnablePositions(config, dtype) if config.learnable_positions else None
-        self.blocks = Blocks(blocks, config, dtype)
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
         """Token grid (t, h, w) of a latent, checked against the size of the position tables."""
@@ -146,13 +196,6 @@ class Trunk(nn.Module):
                 f"{config.max_frames} x {config.max_height} x {config.max_width}"
             )
         return t, h // p, w // p
-
-    def run_block(self, index: int, *args: Any) -> torch.Tensor:
-        """Block ``index``; under activation checkpointing its inside is recomputed in the backward pass."""
-        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
-            return self.blocks[index](*args)
-        keep = ops.keep_attention if self.activation_checkpointing == "selective" else noop_context_fn
-        return checkpoint(self.blocks[index], *args, use_reentrant=False, context_fn=keep)
 
     def times(self, c_noise: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What modulates every block: the activated embedding of the noise level, and the shared term."""
@@ -186,10 +229,10 @@ class Trunk(nn.Module):
 
 
 class VideoDiT(Trunk):
-    """The base network, or a pipeline rank's blocks of it: a denoiser on its own, steered by residuals of a
-    control branch."""
+    """The base network, or a pipeline rank's blocks of it: a denoiser on its own, or steered by a control
+    branch."""
 
-    def __init__(self, config: NetworkConfig, runs: Sequence[range], *, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, runs: Sequence[range], *, dtype: torch.dtype) -> None:
         numbers = [i for run in runs for i in run]
         super().__init__(
             config,
@@ -209,7 +252,7 @@ class VideoDiT(Trunk):
         text: torch.Tensor,
         *,
         fps: torch.Tensor | None = None,
-        residuals: Sequence[torch.Tensor] = (),
+        steering: Steering | None = None,
         features: Sequence[int] = (),
         features_only: bool = False,
         run: range | None = None,
@@ -220,8 +263,8 @@ class VideoDiT(Trunk):
 
         Args:
             x: latent with masks, [B, C+2, T, H, W]; later runs need its shape only.
-            residuals: ``residuals[i]`` [B, N, D] is added after block i.
-            features: blocks whose output is wanted, taken before the residual is added.
+            steering: what the control branch does after each block.
+            features: blocks whose output is wanted, taken before they are steered.
             features_only: stop after the last of them; the tokens are then returned as they are.
             run: consecutive blocks; None: all.
             h: this rank's tokens, [B, N, D].
@@ -232,19 +275,22 @@ class VideoDiT(Trunk):
         run = range(self.config.blocks) if run is None else run
         activated, shared = self.times(c_noise, x)
         places = self.places(x, fps)
+        if self.text_projection is not None:
+            text = self.text_projection(text)
+        context = Context(text, activated, shared, places)
         if h is None:
             assert self.patch_embed is not None
             h = self.patch_embed(x, places.split)
-        if self.text_projection is not None:
-            text = self.text_projection(text)
+            if steering is not None:
+                steering.start(h, context)
         found: dict[int, torch.Tensor] = {}
         last = max(features) if features_only else self.config.blocks - 1
         for i in run[: max(0, last + 1 - run.start)]:
-            h = self.run_block(i, h, text, activated, shared, places)
+            h = self.run_block(i, h, context)
             if i in features:
                 found[i] = places.split.gather(h).unflatten(1, places.grid)
-            if i < len(residuals):
-                h = h + residuals[i]
+            if steering is not None:
+                h = steering.after(i, h, context)
         if features_only or run.stop < self.config.blocks:
             return h, found
         assert self.final_layer is not None

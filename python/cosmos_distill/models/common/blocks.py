@@ -1,4 +1,4 @@
-"""The blocks of the video DiT ("FA-CA-MLP" with AdaLN-LoRA); see :mod:`cosmos_distill.models.dit`."""
+"""The blocks of the video DiT ("FA-CA-MLP" with AdaLN-LoRA); see :mod:`cosmos_distill.models.common.dit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cosmos_distill import ops
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.parallel.context import attention
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear, enter
 from cosmos_distill.parallel.tokens import TokenSplit
@@ -39,7 +39,7 @@ class Places(NamedTuple):
 class Modulation(nn.Module):
     """AdaLN-LoRA: W2(W1(SiLU(e))) + shared, [B, chunks * D] or [B, T, chunks * D], split into ``chunks``."""
 
-    def __init__(self, config: NetworkConfig, chunks: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, chunks: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.chunks = chunks
         self.linear_1 = linear(config.width, config.adaln_rank, dtype)
@@ -56,7 +56,7 @@ class Attention(nn.Module):
     Queries and keys are RMS-normalised per head. Heads are split over the tensor-parallel group.
     """
 
-    def __init__(self, config: NetworkConfig, context_dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, context_dim: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.q = ColumnLinear(config.width, config.width, dtype=dtype)
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.up = ColumnLinear(config.width, config.mlp_ratio * config.width, dtype=dtype)
         self.down = RowLinear(config.mlp_ratio * config.width, config.width, dtype=dtype)
@@ -102,7 +102,7 @@ def split_frames(x: torch.Tensor, activated: torch.Tensor) -> torch.Tensor:
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, each in ``x + gate * f(LN(x) * (1 + scale) + shift)``."""
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.self_attn = Attention(config, config.width, dtype)
         self.cross_attn = Attention(config, config.text_dim, dtype)
@@ -135,7 +135,7 @@ class Block(nn.Module):
 class Blocks(nn.ModuleDict):
     """The blocks that this rank has, by their number in the whole network."""
 
-    def __init__(self, numbers: Iterable[int], config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, numbers: Iterable[int], config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__({str(i): Block(config, dtype) for i in numbers})
 
     def __getitem__(self, number: int | str) -> nn.Module:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmos_distill.models.presets import AutoencoderConfig
+from cosmos_distill.models.mini_tokenizer.config import NORM_GROUPS, AutoencoderConfig
 
 COLOURS, GROUP, SIDE = 3, 4, 4
 FIRST, LATER = COLOURS * SIDE * SIDE, COLOURS * GROUP * SIDE * SIDE
 """Numbers in a block of the first frame and of a group."""
-_NORM_GROUPS = 8
 
 
 def blocks(video: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +56,7 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = (nn.GroupNorm(_NORM_GROUPS, channels) for _ in range(2))
+        self.norm_1, self.norm_2 = (nn.GroupNorm(NORM_GROUPS, channels) for _ in range(2))
         self.conv_1, self.conv_2 = Frames(channels, channels), Frames(channels, channels)
         self.past = Frames(channels, channels, side=1)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.parallel.tokens import TokenSplit
 
 BASE_FPS = 24.0
@@ -63,7 +63,7 @@ class LearnablePositions(nn.Module):
     """Sum of three axis tables scaled to unit RMS per token; added to this rank's tokens at every block.
     [1, N, D]"""
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, dtype: torch.dtype) -> None:
         super().__init__()
         p, width = config.patch, config.width
         self.t = nn.Parameter(torch.empty(config.max_frames, width, dtype=dtype))

@@ -1,4 +1,4 @@
-"""Reading and writing weights: our files, Cosmos-Transfer1's and -Predict2.5's, and diffusers' network.
+"""Reading and writing weights: our files, the official ones of every family, and diffusers' networks.
 
 No pickle is executed (:mod:`cosmos_distill.arrays.torch_files`). Files are mapped, not
 read, so a load needs the network and one tensor, not the network twice.
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cosmos_distill.models import names
-from cosmos_distill.models.files import State, read, write_safetensors
+from cosmos_distill.families import Family, Translation, families
+from cosmos_distill.models.common.files import State, read, write_safetensors
+from cosmos_distill.models.common.names import TRANSFORMER
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import parts_of
 
@@ -26,10 +27,9 @@ Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
     """Read weights of any known format. Returns (tensors in our names, carried).
 
-    Known: our own files; Cosmos-Transfer1's ``base_model.pt``, ``<control>_control.pt``, their merged
-    teacher file and the distilled export; Cosmos-Predict2.5's; diffusers' CosmosTransformer3DModel (no
-    control branch). ``.safetensors``, ``.pt`` / ``.pth``, or a folder of safetensors (sharded: with its
-    index).
+    Known: our own files, and what the families say of official ones and of diffusers' networks
+    (:class:`cosmos_distill.families.Names`). ``.safetensors``, ``.pt`` / ``.pth``, or a folder of safetensors
+    (sharded: with its index).
 
     ``carried`` holds tensors that belong to official files but to no forward pass (``logvar.*``,
     ``pos_embedder.*``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
@@ -152,36 +152,47 @@ def save_official(
 
     ``carried``, from :func:`load`, is written back unchanged. Collective like :func:`save`.
     """
+    family: Family = network.family  # type: ignore[assignment]
     state = _whole(network, dtype)
-    write_safetensors(to_official(state, carried), Path(path), f"cosmos-{names.layout_of(state)}")
+    write_safetensors(to_official(state, family, carried), Path(path), f"cosmos-{family.name}")
 
 
 def to_official(
-    state: Mapping[str, torch.Tensor], carried: Mapping[str, torch.Tensor] | None = None
+    state: Mapping[str, torch.Tensor], family: Family, carried: Mapping[str, torch.Tensor] | None = None
 ) -> State:
-    """``state`` (our names, whole) in the names of its official file, with ``carried`` beside it.
+    """``state`` (our names, whole) in the names of the family's official file, with ``carried`` beside it.
 
     Raises:
-        ValueError: ``carried`` holds a tensor that the network has itself.
+        ValueError: ``carried`` holds a tensor that the network has itself, or the family has no official
+        files.
     """
-    layout = names.layout_of(state)
-    official = {names.to_official(name, layout): value for name, value in state.items()}
+    if family.names is None:
+        raise ValueError(f"{family.title} has no official names")
+    official = {theirs: state[ours] for ours, theirs in family.names.to_official(state).items()}
     if clash := official.keys() & (carried or {}).keys():
         raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
     return official | dict(carried or {})
 
 
 def to_diffusers(state: Mapping[str, torch.Tensor]) -> State:
-    """The base tensors of ``state`` (our names) in diffusers' names; the control branch is left out."""
-    return {names.to_diffusers(k): v for k, v in state.items() if not k.startswith("control.")}
+    """The base tensors of ``state`` (our names) as diffusers' CosmosTransformer3DModel; the control branch is
+    left out.
+
+    Raises:
+        ValueError: a tensor of the base that diffusers has no name for.
+    """
+    found = {name: TRANSFORMER.theirs(name) for name in state if not name.startswith("control.")}
+    if nameless := [name for name, theirs in found.items() if theirs is None]:
+        raise ValueError(f"{_listed(nameless)} has no name in diffusers, which knows the base network only")
+    return {theirs: state[name] for name, theirs in found.items() if theirs is not None}
 
 
 def from_diffusers(state: Mapping[str, torch.Tensor]) -> State:
     """The inverse of :func:`to_diffusers`."""
-    ours = {name: names.from_diffusers(name) for name in state}
-    if unknown := [name for name, our in ours.items() if our is None]:
+    found = {name: TRANSFORMER.ours(name) for name in state}
+    if unknown := [name for name, ours in found.items() if ours is None]:
         raise ValueError(f"not tensors of a Cosmos transformer in diffusers: {_listed(unknown)}")
-    return {our: state[name] for name, our in ours.items() if our is not None}
+    return {ours: state[name] for name, ours in found.items() if ours is not None}
 
 
 def _listed(items: Iterable[str], most: int = 20) -> str:
@@ -231,25 +242,20 @@ def _to_ours(tensors: State, path: Path) -> tuple[State, State]:
         raise ValueError(f"{path} holds no tensors")
     if all(name.startswith(("base.", "control.")) for name in tensors):
         return tensors, {}
-    if any(name.startswith(("transformer_blocks.", "time_embed.")) for name in tensors):
-        try:
-            return from_diffusers(tensors), {}
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    state: State = {}
-    carried: State = {}
-    unknown: list[str] = []
-    for name, (role, rest, merged) in names.split_official(list(tensors)).items():
-        ours = names.from_official(role, rest)
-        if ours is not None and ours not in state:
-            state[ours] = tensors[name]
-        elif ours is None and names.is_carried(role, rest):
-            carried[merged] = tensors[name]
-        else:
-            unknown.append(name)
-    if unknown or not state:
+    found = _understand(list(tensors))
+    if found.unknown or not found.ours:
+        titles = ", ".join(family.title for family in families().values() if family.names is not None)
         raise ValueError(
-            f"{path} is not a Cosmos-Transfer1, Cosmos-Predict2.5, diffusers or cosmos-distill network; "
-            f"unexpected: {_listed(unknown)}. Pass the transformer's weights."
+            f"{path} is not a {titles}, diffusers or cosmos-distill network; "
+            f"unexpected: {_listed(found.unknown)}. Pass the transformer's weights."
         )
-    return state, carried
+    state = {ours: tensors[theirs] for theirs, ours in found.ours.items()}
+    return state, {written: tensors[theirs] for theirs, written in found.carried.items()}
+
+
+def _understand(names: list[str]) -> Translation:
+    """What the family says of a file's names that knows most of them. Families that share a network say the
+    same of it."""
+    known = [family.names for family in families().values() if family.names is not None]
+    read = [n.from_official(names) for n in known] + [n.from_diffusers(names) for n in known]
+    return min(read, key=lambda found: len(found.unknown))

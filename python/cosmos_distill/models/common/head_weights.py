@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from cosmos_distill.models.files import State, read, write_safetensors
-from cosmos_distill.models.heads import Discriminator
+from cosmos_distill.models.common.files import State, read, write_safetensors
+from cosmos_distill.models.common.heads import Discriminator
 
 PREFIXES = ("net_discriminator_head.", "model.discriminator.", "discriminator.", "")
 """Of the head's tensors in official files; the first two kinds also hold other networks."""

@@ -1,91 +1,24 @@
-"""The control branch (ControlNet) and the network made of base and branch.
-
-The branch copies the first blocks of the base, reads the hint once, and hands one residual per block
-to the base through zero-initialised linears, so that an untrained branch changes nothing.
-"""
+"""The network of all families: a base, and where the family has one, a control branch that steers it."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from cosmos_distill.models.blocks import linear
-from cosmos_distill.models.dit import PatchEmbed, Recompute, Trunk, VideoDiT
-from cosmos_distill.models.presets import NetworkConfig
+from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.models.common.dit import Recompute, Stack, Steering, VideoDiT
 from cosmos_distill.parallel import groups, pipeline
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 from cosmos_distill.parallel.parts import Part
 from cosmos_distill.parallel.tokens import TokenSplit
 
-
-class HintEncoder(nn.Sequential):
-    """SiLU MLP over each hint token, ending in a zero-initialised linear: [B, N, D] -> [B, N, D]."""
-
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype) -> None:
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise((config.width, *config.hint_widths)):
-            layers += [linear(a, b, dtype, bias=True), nn.SiLU()]
-        layers.append(linear(config.hint_widths[-1], config.width, dtype, bias=True))
-        super().__init__(*layers)
-
-
-class ControlBranch(Trunk):
-    """Noisy latent and hint -> residuals for the first blocks of the base."""
-
-    def __init__(self, config: NetworkConfig, *, dtype: torch.dtype) -> None:
-        super().__init__(
-            config,
-            blocks=range(config.control_blocks),
-            first=True,
-            channels=config.latent_channels + 2,
-            rope_ratio_t=config.control_rope_ratio_t,
-            dtype=dtype,
-        )
-        self.hint_embed = PatchEmbed(config.hint_channels + 1, config, dtype)  # + padding mask
-        self.hint_encoder = HintEncoder(config, dtype)
-        self.zero_blocks = nn.ModuleList(
-            linear(config.width, config.width, dtype, bias=True) for _ in range(config.control_blocks)
-        )
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        c_noise: torch.Tensor,
-        text: torch.Tensor,
-        hint: torch.Tensor,
-        padding_mask: torch.Tensor,
-        *,
-        fps: torch.Tensor | None = None,
-        weight: float | torch.Tensor = 1.0,
-    ) -> list[torch.Tensor]:
-        """x [B, C+2, T, H, W], hint [B, C, T, H, W], padding_mask [B, 1, T, H, W] -> residuals [B, N, D],
-        times ``weight``, a number or [B, T * H/p * W/p, 1]."""
-        missing = self.config.hint_channels - hint.shape[1]
-        if missing < 0:
-            raise ValueError(
-                f"hint has {hint.shape[1]} channels, the network takes {self.config.hint_channels}"
-            )
-        assert self.patch_embed is not None
-        activated, shared = self.times(c_noise, x)
-        places = self.places(x, fps)
-        hint = F.pad(hint, (0, 0, 0, 0, 0, 0, 0, missing))
-        guide = self.hint_encoder(self.hint_embed(torch.cat([hint, padding_mask], dim=1), places.split))
-        h = self.patch_embed(x, places.split)
-        if isinstance(weight, torch.Tensor):
-            weight = places.split.local(weight)
-        residuals = []
-        for i, zero in enumerate(self.zero_blocks):
-            h = self.run_block(i, h, text, activated, shared, places)
-            if i == 0:
-                h = h + guide
-            residuals.append(zero(h) * weight)
-        return residuals
+if TYPE_CHECKING:
+    from cosmos_distill.diffusion import Given
+    from cosmos_distill.families import Family
 
 
 @dataclass(frozen=True)
@@ -122,19 +55,43 @@ class Inputs:
 
 
 class ControlledDiT(nn.Module):
-    """Base network and, if the configuration has one, control branch, trained together: what student,
-    teacher and fake score are. Under a pipeline, this rank's runs of blocks."""
+    """Base network and, in a family that has one, control branch, trained together: what student, teacher and
+    fake score are. Under a pipeline, this rank's runs of blocks."""
 
-    def __init__(self, config: NetworkConfig, *, dtype: torch.dtype) -> None:
+    def __init__(self, config: DiTConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.micro_batch = 1
         """Samples that go through a pipeline together."""
-        self.runs = pipeline.own_runs(config.blocks, config.control_blocks)
+        self.runs = pipeline.own_runs(config.blocks, config.leading_blocks)
         self.base = VideoDiT(config, list(self.runs.values()), dtype=dtype)
-        control = config.control_blocks and 0 in self.runs
-        self.control = ControlBranch(config, dtype=dtype) if control else None
+        self.control: Stack | None = self.make_control(dtype)
         self.requires_grad_()
+
+    def make_control(self, dtype: torch.dtype) -> Stack | None:
+        """The control branch, or this rank's part of it; None: there is none."""
+        return None
+
+    def steering(self, number: int, inputs: Inputs) -> Steering | None:
+        """What the control branch does in run ``number`` of the blocks."""
+        return None
+
+    def starts_at_zero(self, name: str) -> bool:
+        """Whether a weight of the control branch is zero at first, so that an untrained one changes
+        nothing."""
+        return False
+
+    @property
+    def family(self) -> Family:
+        """Whose network it is."""
+        return self.config.family
+
+    def give_frames(
+        self, schedule: Any, mask: torch.Tensor, clean: torch.Tensor, times: torch.Tensor
+    ) -> Given:
+        """Show leading frames as the family does; see :class:`cosmos_distill.families.Family`."""
+        assert self.family.give_frames is not None
+        return self.family.give_frames(self.config, schedule, mask, clean, times)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Let gradients reach every weight but the text projection, which stays frozen in all roles."""
@@ -221,16 +178,20 @@ class ControlledDiT(nn.Module):
             raise ValueError("features_only needs at least one block in features")
         if any(not 0 <= i < self.config.blocks for i in features):
             raise ValueError(f"features {tuple(features)}: blocks are numbered 0..{self.config.blocks - 1}")
-        if hint is not None and not self.config.control_blocks:
+        if hint is not None and not self.config.controls:
             raise ValueError("this network has no control branch: leave the hint out")
         b, _, t, h, w = x.shape
         condition = x.new_zeros(b, 1, t, h, w) if condition_mask is None else condition_mask.to(x.dtype)
         padding = x.new_zeros(b, 1, h, w) if padding_mask is None else padding_mask.to(x.dtype)
         padding = padding[:, :, None].expand(b, 1, t, h, w)
-        if isinstance(control_weight, torch.Tensor):
-            control_weight = control_weight.to(x.dtype).flatten(1)[..., None]
         inputs = Inputs(
-            torch.cat([x, condition, padding], dim=1), c_noise, text, hint, padding, fps, control_weight
+            x=torch.cat([x, condition, padding], dim=1),
+            c_noise=c_noise,
+            text=text,
+            hint=hint,
+            padding=padding,
+            fps=fps,
+            weight=self.control_weight(control_weight, x),
         )
         piped = groups.layout().pipeline > 1
         out, found = (
@@ -240,9 +201,13 @@ class ControlledDiT(nn.Module):
         )
         return (None if features_only else out, found) if features else out
 
-    def tokens(self, x: torch.Tensor) -> int:
-        """Tokens of a sample that this rank has outside the tensor-parallel linears."""
-        split = TokenSplit(self.base.grid(x))
+    def control_weight(self, weight: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
+        """``control_weight`` as the branch multiplies by it: a number, or [B, T * H/p * W/p, 1]."""
+        return weight.to(x.dtype).flatten(1)[..., None] if isinstance(weight, torch.Tensor) else weight
+
+    def tokens(self, inputs: Inputs) -> int:
+        """Tokens of a sample that this rank passes on, outside the tensor-parallel linears."""
+        split = TokenSplit(self.base.grid(inputs.x))
         return split.frames * split.width
 
     def output(self, x: torch.Tensor) -> tuple[int, ...]:
@@ -261,25 +226,13 @@ class ControlledDiT(nn.Module):
         features: Sequence[int],
         features_only: bool,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Run ``number`` of the blocks; see :meth:`VideoDiT.forward`. The first contains the control."""
-        residuals: list[torch.Tensor] = []
-        if number == 0 and inputs.hint is not None:
-            assert self.control is not None
-            residuals = self.control(
-                inputs.x,
-                inputs.c_noise,
-                inputs.text,
-                inputs.hint,
-                inputs.padding,
-                fps=inputs.fps,
-                weight=inputs.weight,
-            )
+        """Run ``number`` of the blocks; see :meth:`VideoDiT.forward`."""
         return self.base(
             inputs.x,
             inputs.c_noise,
             inputs.text,
             fps=inputs.fps,
-            residuals=residuals,
+            steering=self.steering(number, inputs),
             features=features,
             features_only=features_only,
             run=self.runs[number],

@@ -1,4 +1,4 @@
-"""Initial weights of Transfer1 and Predict2.5, keyed by tensor name.
+"""Initial weights, keyed by tensor name.
 
 Every tensor is drawn whole from a generator seeded by (seed, name) and then cut, so a network starts
 from the same weights whatever the layout.
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from cosmos_distill.models.control import ControlledDiT
+from cosmos_distill.models.common.network import ControlledDiT
 from cosmos_distill.parallel import groups
 
 STD = 0.02
@@ -20,12 +20,10 @@ STD = 0.02
 
 
 def _zero(name: str, init: str) -> bool:
-    """Tensors that start at zero: biases, control residuals, second AdaLN linear of a block and, in
-    Predict2.5, of the final layer."""
+    """Tensors of every network that start at zero: biases, second AdaLN linear of a block and, in Predict2.5,
+    of the final layer."""
     modulation = ".modulations." in name or (init == "truncated_normal" and ".modulation." in name)
-    return (
-        (modulation and name.endswith("linear_2.weight")) or ".zero_blocks." in name or name.endswith(".bias")
-    )
+    return (modulation and name.endswith("linear_2.weight")) or name.endswith(".bias")
 
 
 def _draw(name: str, shape: list[int], init: str, generator: torch.Generator) -> torch.Tensor:
@@ -44,11 +42,10 @@ def _draw(name: str, shape: list[int], init: str, generator: torch.Generator) ->
 def initialize(network: ControlledDiT, seed: int) -> None:
     """Fill ``network`` in place, as ``config.init`` says."""
     init = network.config.init
-    last_hint = f"control.hint_encoder.{len(network.control.hint_encoder) - 1}." if network.control else None
     parts = network.parts()
     group = groups.tensor_group()
     for name, parameter in network.named_parameters():
-        if _zero(name, init) or (last_hint and name.startswith(last_hint)):
+        if _zero(name, init) or network.starts_at_zero(name):
             nn.init.zeros_(parameter)
         elif name.endswith(("norm.weight", "q_norm", "k_norm")):
             nn.init.ones_(parameter)
