@@ -11,6 +11,7 @@ import pytest
 import cosmos_distill
 from cosmos_distill.config import Data, Generate, Guidance, Optim, Parallel, Recipe, Train, Trainer
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import described, preset
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ranges import effects
 from cosmos_distill.run.lock import locked
@@ -71,6 +72,18 @@ def test_first_difference_is_named() -> None:
     assert "code version" in (manifest(version="2").mismatch(manifest()) or "")
     edm = dataclasses.replace(r, schedule=dataclasses.replace(r.schedule, sigma_max=70.0))
     assert "schedule.sigma_max" in (manifest().mismatch(manifest(configuration=configuration(edm, kd))) or "")
+
+
+def test_a_preset_that_an_earlier_version_named_is_its_sizes() -> None:
+    r = recipe()
+    now = configuration(r, r.stages["kd"])
+    assert now["network"] == described(preset("transfer1-smoke"))
+    earlier = manifest(configuration=now | {"network": "transfer1-smoke"})
+    assert earlier.mismatch(manifest()) is None and manifest().mismatch(earlier) is None
+    other = manifest(configuration=now | {"network": "transfer1-mini"})
+    assert other.mismatch(manifest()) == "network.width: made with 192, now asked for 48"
+    gone = manifest(configuration=now | {"network": "transfer9-mini"})
+    assert "transfer9-mini" in (gone.mismatch(manifest()) or "")
 
 
 def test_bookkeeping_and_sources_make_no_difference() -> None:

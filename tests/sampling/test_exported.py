@@ -18,6 +18,7 @@ from cosmos_distill.arrays import named
 from cosmos_distill.config import EDM, Data, FewStep, Guidance, Recipe
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import described, preset
 from cosmos_distill.run.manifest import plain
 from cosmos_distill.sampling.exported import FORMAT, ManySteps, read
 from cosmos_distill.sampling.sample import write_mp4
@@ -191,6 +192,11 @@ FORGED: dict[str, dict[str, Any]] = {
     "no checksums": {"tokenizer": {"sha256": 7}},
     "a network of a list": {"network": ["transfer1-smoke"]},
     "an unknown network": {"network": "../../weights"},
+    "a network of an unknown family": {"network": {"family": "../x", "width": 48}},
+    "a network with an unknown size": {"network": described(preset("transfer1-smoke")) | {"more": 1}},
+    "a network too deep": {"network": described(preset("transfer1-smoke")) | {"blocks": 10**9}},
+    "a network that draws nothing": {"network": "mini-cv4x4x4"},
+    "a schedule of another family": {"schedule": {"kind": "trigflow"}},
     "another format": {"format": 99},
 }
 
@@ -219,6 +225,12 @@ def test_clips_that_cannot_be_made_are_refused(
     for args in ((), ("--control-video", video)):
         assert sample(path, tmp_path, *args) == cli.REFUSED
         assert said in said_of(capsys)
+
+
+def test_sizes_are_read_whole_or_as_the_preset_that_earlier_versions_name(tmp_path: Path) -> None:
+    smoke = preset("transfer1-smoke")
+    assert read(student(tmp_path, description())).network == smoke
+    assert read(student(tmp_path, description(network=described(smoke)))).network == smoke
 
 
 def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -251,14 +251,15 @@ def _take_preset(recipe: Recipe, args: Sequence[str]) -> tuple[Recipe, list[str]
     Raises:
         Refusal: there is no such preset.
     """
-    rest: list[str] = []
-    words = iter(args)
-    for word in words:
+    rest, left = [], list(args)
+    while left:
+        word = left.pop(0)
         option, equals, name = word.partition("=")
         if option != "--network":
             rest.append(word)
             continue
-        name = name if equals else next(words, "")
+        if not equals and left and not left[0].startswith("--"):
+            name = left.pop(0)
         try:
             sizes = preset(name)
         except ValueError as error:

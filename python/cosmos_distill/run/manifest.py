@@ -230,10 +230,11 @@ def _without_places(document: dict[str, Any]) -> dict[str, Any]:
 def _with_sizes(document: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the sizes of its network, of which those of earlier versions hold the preset's
     name."""
+    said = document.get("network")
     try:
-        return document | {"network": described(read_network(document.get("network")))}
-    except ValueError:  # a family that is not known here any more: its name is compared as it stands
-        return document
+        return document | {"network": described(read_network(said))}
+    except ValueError:  # not known here any more: compared as it stands
+        return document | {"network": said if isinstance(said, dict) else {"family": said}}
 
 
 def plain(value: Any) -> Any:
