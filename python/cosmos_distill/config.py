@@ -371,8 +371,7 @@ class MethodConfig(Checked):
 
     @property
     def pretrains(self) -> bool:
-        """Whether it trains a teacher from clips, which is sampled in many steps, instead of a student from a
-        teacher."""
+        """Whether it trains a teacher, which is sampled in many steps, from clips alone."""
         return False
 
     @property
@@ -475,11 +474,7 @@ class Recipe(Checked):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Look a preset up, and check everything.
-
-        Raises:
-            ValueError: naming the first field that is wrong, and what it may be.
-        """
+        """Look a preset up, and check everything. Raises ValueError, naming the first field that is wrong."""
         if isinstance(self.network, str):
             try:
                 object.__setattr__(self, "network", preset(self.network))
