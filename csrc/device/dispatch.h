@@ -1,10 +1,7 @@
 // From what is known when a function is called to the template that does the work.
 #pragma once
 
-#include <initializer_list>
-#include <stdexcept>
-
-#include "device/call.h"
+#include "cuda_operators.h"
 #include "device/numbers.h"
 
 namespace cd::cuda {

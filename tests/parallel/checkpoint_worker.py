@@ -27,7 +27,7 @@ from cosmos_distill.config import EDM, Optim, Parallel
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.models.transfer1.config import PRESETS
-from cosmos_distill.parallel import data, groups
+from cosmos_distill.parallel import data, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.storage import DiskError
 from cosmos_distill.train.checkpoint import CheckpointError, Store, index, shards, whole
 from cosmos_distill.train.loop import fit

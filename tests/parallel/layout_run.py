@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cosmos_distill import diffusion, methods, models
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Networks
-from cosmos_distill.parallel import data, groups
+from cosmos_distill.parallel import data, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.train import loop
 from cosmos_distill.train.checkpoint import Piece, whole
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces

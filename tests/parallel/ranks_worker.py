@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
-from cosmos_distill.parallel import groups
+from cosmos_distill.parallel import groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
 from tests.train.fakes import ToyMethod, ToySource, trainer

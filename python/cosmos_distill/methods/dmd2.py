@@ -127,6 +127,9 @@ class DMD2(MethodConfig):
         computing anything."""
         import torch
 
+        if not setting.blocks:
+            yield "gan_weight", _NAMES_NONE
+            return
         blocks = self.feature_blocks or (setting.blocks // 2,)
         if max(blocks) >= setting.blocks:
             text = (
@@ -176,6 +179,8 @@ class DMD2(MethodConfig):
         """The head on features of ``width`` of a network of ``total`` blocks."""
         from cosmos_distill.models.common.heads import Discriminator
 
+        if not total:
+            raise ValueError(f"gan_weight {_NAMES_NONE}")
         blocks = self.feature_blocks or (total // 2,)
         if not set(blocks) <= set(range(total)):
             raise ValueError(f"feature_blocks {blocks}: the teacher's blocks are numbered 0..{total - 1}")
@@ -188,6 +193,12 @@ class DMD2(MethodConfig):
             t_min=self.feature_t_min,
             seed=seed,
         )
+
+
+_NAMES_NONE = (
+    "needs features of the teacher's blocks, and this network names none: give its adapter blocks and width, "
+    "or set gan_weight to 0"
+)
 
 
 def _next_multiple(number: int, of: int) -> int:

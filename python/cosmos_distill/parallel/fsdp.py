@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -59,12 +59,21 @@ class FsdpShare(Share):
         self.zero_grad()
 
 
+@runtime_checkable
+class Trunks(Protocol):
+    """A network that says by itself what is sharded together."""
+
+    def trunks(self) -> Mapping[nn.Module, Sequence[nn.Module]]:
+        """Modules that are called as a whole, and of each the blocks inside it."""
+
+
 def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> None:
     """Spread the weights of ``network`` over the group, block by block, in place. Collective.
 
-    Blocks are the modules in its lists or dictionaries called ``blocks``; what a module with such a list has
-    beside them is a unit of its own, gathered while that module is called. The network is none: a pipelined
-    one calls its parts many times before a call of it returns. One without blocks is left whole.
+    Blocks are the modules in its lists or dictionaries called ``blocks``, or those that the network names
+    (:class:`Trunks`); what a module with such a list has beside them is a unit of its own, gathered while
+    that module is called. The network is none: a pipelined one calls its parts many times before a call of
+    it returns. One without blocks is left whole.
 
     Args:
         shards: ranks that share a copy, neighbours in the group; None: all of it.
@@ -73,11 +82,7 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
         ValueError: ``shards`` does not divide the group, or a parameter is in no module with blocks.
         RuntimeError: this torch cannot sum gradients without dividing them on every backend.
     """
-    trunks = {
-        module: list(found.values() if isinstance(found, nn.ModuleDict) else found)
-        for module in network.modules()
-        if isinstance(found := getattr(module, "blocks", None), nn.ModuleList | nn.ModuleDict)
-    }
+    trunks = network.trunks() if isinstance(network, Trunks) else _with_blocks(network)
     if not trunks:
         return
     size = group.size()
@@ -102,6 +107,14 @@ def shard(network: nn.Module, group: dist.ProcessGroup, shards: int | None) -> N
         # FSDP chooses the type to sum in at the first forward pass, from the parameters that are trainable
         # then. A role may be frozen in it, so the choice is made now, and there is no public name for that.
         fully_shard.state(trunk)._lazy_init()  # type: ignore[attr-defined]
+
+
+def _with_blocks(network: nn.Module) -> dict[nn.Module, list[nn.Module]]:
+    return {
+        module: list(found.values() if isinstance(found, nn.ModuleDict) else found)
+        for module in network.modules()
+        if isinstance(found := getattr(module, "blocks", None), nn.ModuleList | nn.ModuleDict)
+    }
 
 
 def is_sharded(network: nn.Module) -> bool:

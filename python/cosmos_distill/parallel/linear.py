@@ -9,6 +9,9 @@ al. 2022, arXiv 2205.05198), of its share of them.
 
 from __future__ import annotations
 
+import copy
+from typing import Any, Self
+
 import torch
 from torch import nn
 
@@ -34,7 +37,19 @@ def enter(x: torch.Tensor) -> torch.Tensor:
     return gathered.transpose(0, 1)
 
 
-class ColumnLinear(layers.ColumnParallelLinear):
+class _Copyable(nn.Module):
+    """A copy of a layer belongs to the same ranks; a process group itself cannot be copied."""
+
+    tp_group: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self.tp_group)] = self.tp_group
+        memo[id(self)] = made = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return made
+
+
+class ColumnLinear(_Copyable, layers.ColumnParallelLinear):
     """y = x A^T with A split over output features; every rank keeps its own slice of y.
 
     x [..., in_features], of :func:`enter` or without a gradient -> y [..., out_features / tensor].
@@ -58,7 +73,7 @@ class ColumnLinear(layers.ColumnParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
 
-class RowLinear(layers.RowParallelLinear):
+class RowLinear(_Copyable, layers.RowParallelLinear):
     """y = x A^T with A split over input features; partial products are summed over the group.
 
     x [B, tokens inside, in_features / tensor] -> y [B, tokens outside, out_features].

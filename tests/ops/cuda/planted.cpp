@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "adaln_cuda.h"
+#include "cuda_operators.h"
 #include "device/launch.h"
 
 namespace {

@@ -8,11 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "adaln_cuda.h"
-#include "attention_cuda.h"
+#include "cuda_operators.h"
 #include "device/numbers.h"
-#include "dm_loss_cuda.h"
-#include "qk_norm_rope_cuda.h"
 
 using namespace cd::cuda;
 

@@ -1,0 +1,499 @@
+"""The library: distil a network from Python, without a recipe file or a command line.
+
+    from cosmos_distill import DMD2, FewStep, Trainer, distill, sample
+
+    student = copy.deepcopy(teacher)  # adapters around networks of your own
+    method = DMD2(sampler=FewStep(4), gan_weight=0.0)
+    result = distill(student, teacher, method, samples, "run", trainer=Trainer(max_steps=1000))
+    latents = sample(result, {"text": text}, shape=(16, 21, 60, 104))
+
+It is the trainer of the command: the same losses, checkpoints and layouts. Under ``torchrun`` every rank
+makes the same calls with the same arguments, and ``parallel`` says what they share.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cosmos_distill import __version__, methods
+from cosmos_distill.adapters import Adapter
+from cosmos_distill.config import (
+    EDM,
+    FewStep,
+    Guidance,
+    MethodConfig,
+    Parallel,
+    Precision,
+    Setting,
+    Trainer,
+    TrigFlow,
+)
+from cosmos_distill.data import given
+from cosmos_distill.data.batch import Batch
+from cosmos_distill.diffusion import EULER_RF, RES_2AB, Schedule, build_schedule, schedule_from_dict
+from cosmos_distill.errors import Refusal
+from cosmos_distill.files import read_json
+from cosmos_distill.methods.denoiser import dtype_of
+from cosmos_distill.parallel import data as data_parallel
+from cosmos_distill.parallel import fsdp, groups
+from cosmos_distill.parallel.parts import Parallelised
+from cosmos_distill.run.lock import locked
+from cosmos_distill.sampling import samplers
+from cosmos_distill.storage import DiskError, disk_errors, publish_json
+from cosmos_distill.train.guard import StopFlag
+from cosmos_distill.train.loop import FitResult, fit
+from cosmos_distill.train.state import random_state, set_random_state
+
+__all__ = ["Distilled", "distill", "fit", "pairs", "sample"]
+
+RECORD = "distill.json"
+"""In the folder of a run: what it is of, so that another one does not go on in it."""
+_OFF = Guidance(0.0, "added")
+_TEACHERS = {EDM: RES_2AB, TrigFlow: EULER_RF}
+"""Samplers of many steps, by the coordinate that a network was trained in."""
+_DIGEST = 64
+"""Values of each tensor that tell one teacher from another."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A student, and how it is sampled: what training made it for."""
+
+    student: nn.Module
+    """The network that was given to :func:`distill`, with its final weights (their average where the trainer
+    keeps one), in evaluation mode."""
+    folder: Path
+    """``student.safetensors`` with the same weights, ``log.jsonl``, ``checkpoints/`` and more."""
+    schedule: Schedule
+    sampler: FewStep | None
+    """None: many steps with guidance, as a teacher is sampled."""
+    training: FitResult | None
+    """How the run went; None where it was opened again."""
+
+    @classmethod
+    def open(cls, folder: str | Path, student: nn.Module) -> Distilled:
+        """The result of an earlier :func:`distill` into ``folder``, in a network like the one given there.
+
+        Raises:
+            Refusal: the folder holds no finished run, or its weights are not those of such a network.
+        """
+        folder = Path(folder)
+        record, weights = _record(folder), folder / "student.safetensors"
+        if record is None or not weights.is_file():
+            raise Refusal(
+                f"{folder} holds no finished run of distill(): {RECORD} or {weights.name} is missing"
+            )
+        _load(student, weights)
+        sampler = record["sampler"]
+        return cls(
+            student.eval(),
+            folder,
+            schedule_from_dict(record["schedule"]),
+            None if sampler is None else FewStep(**sampler),
+            None,
+        )
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    method: MethodConfig,
+    data: given.Source | Sequence[given.Sample] | Iterable[given.Sample],
+    folder: str | Path,
+    *,
+    trainer: Trainer | None = None,
+    schedule: EDM | TrigFlow | None = None,
+    parallel: Parallel | None = None,
+    seed: int = 0,
+    watch: Callable[[int], None] | None = None,
+) -> Distilled:
+    """Train ``student``, in place, by ``method``; called again with the same arguments, go on from the newest
+    checkpoint in ``folder`` and end with the same weights, bit for bit.
+
+    Ctrl-C and SIGTERM save a checkpoint and raise :class:`~cosmos_distill.Interrupted`.
+
+    Args:
+        student: the network to train, behind an :class:`~cosmos_distill.Adapter` unless it is one of this
+            package's. It usually starts as ``copy.deepcopy(teacher)``.
+        teacher: likewise; left frozen, in evaluation mode. The fake score of DMD2 starts as a copy of it.
+            None for a method without a teacher (``Denoising``, or ``KD`` on :func:`pairs`).
+        method: ``DMD2(...)``, ``KD(...)``, ``Denoising(...)``, or a method of your own.
+        data: latents and what the network is told of them, as :mod:`cosmos_distill.data.given` describes: a
+            sequence of samples, which is shuffled; an iterable of samples or batches, which has to give the
+            same ones every time that it is iterated; or a source of your own with ``batch(first, count)``.
+            Latents have a standard deviation of about the schedule's ``sigma_data``.
+        folder: of this run; made if missing.
+        trainer: length, batch and bookkeeping; None: 1000 steps of 8 samples. Its precision is ignored: the
+            networks are trained in the type that they have, half-precision ones with fp32 masters.
+        schedule: noise coordinate of the networks; None: that of the student's adapter.
+        parallel: what ranks under ``torchrun`` share. Adapters take ``Parallel(data=...)``: whole copies, a
+            share of the optimiser (ZeRO-1), or FSDP2. Rank 0's weights are those that all start from.
+        seed: of everything random: order, noise, the discriminator's first weights.
+        watch: called with the number of steps done every ``trainer.sample_every`` of them and at the end,
+            while the student holds its averaged weights, on all ranks: to draw and look.
+
+    Returns:
+        The student and how it is sampled; give it to :func:`sample`.
+
+    Raises:
+        Refusal: before any work, with what to change: something does not fit together, or ``folder`` belongs
+            to another run.
+        DataError: a sample cannot be used.
+        Interrupted: asked to stop; the same call goes on.
+        NonFiniteError: losses are not finite; see :func:`cosmos_distill.fit`.
+        ResumeError: ``folder`` holds checkpoints of other numbers, all of them named.
+    """
+    folder, trainer = Path(folder), trainer or Trainer(max_steps=1000, global_batch=8)
+    schedule = schedule or getattr(student, "schedule", None)
+    if schedule is None:
+        raise Refusal(
+            "schedule: say which noise coordinate the networks were trained in, EDM() or TrigFlow()"
+        )
+    trainer = replace(trainer, precision=_precision(student))
+    source = given.source_of(data, seed)
+    _require_roles(student, teacher)
+    with groups.borrowed(parallel) as layout, ExitStack() as stack:
+        _require_layout(layout, trainer, student, teacher)
+        first = source.batch(0, 1)
+        _require_fit(method, student, schedule, trainer, first)
+        before = random_state()
+        stack.callback(set_random_state, before)
+        if groups.world_group().size() > 1:
+            _share_weights(student, teacher)
+        levels = build_schedule(schedule)
+        built = methods.build(method, _networks(student, teacher, trainer), levels, seed=seed)
+        _on_main(lambda: _claim(stack, folder, _described(student, teacher, method, schedule)))
+        for network in built.roles.values():
+            if not fsdp.is_sharded(network):
+                data_parallel.shard(network, layout)
+        stop = stack.enter_context(StopFlag())
+        training = fit(
+            built, source, trainer, folder, seed=seed, sampler_grid=watch if trainer.sample_every else None,
+            stop=stop,
+        )  # fmt: skip
+        _load(student, training.student)
+    sampler = None if method.pretrains else method.sampler
+    return Distilled(student.eval(), folder, levels, sampler, training)
+
+
+@torch.no_grad()
+def sample(
+    student: Distilled | nn.Module,
+    conditioning: Mapping[str, Tensor],
+    shape: Sequence[int] | None = None,
+    *,
+    sampler: FewStep | int | None = None,
+    schedule: EDM | TrigFlow | None = None,
+    guidance: Guidance = _OFF,
+    given_frames: int = 0,
+    seed: int = 0,
+    first: int = 0,
+    batch: int | None = None,
+) -> Tensor:
+    """Draw clips: latents, fp32 [B, C, T, H, W], on the student's device.
+
+    Clip n is a function of seed, n and its conditioning, whatever is drawn together.
+
+    Args:
+        student: what :func:`distill` returned; or a network, whose sampler has to be given.
+        conditioning: tensors with B samples first: ``text`` [B, L, D], and what else the network is told, as
+            in the training data (:mod:`cosmos_distill.data.given`).
+        shape: of a latent, (C, T, H, W); None: that of ``conditioning["latents"]``.
+        sampler: a student's (``FewStep(4)``), or a number of steps of the teacher's sampler; None: the one
+            that the student was trained with.
+        schedule: None: the one it was trained with, or that of the adapter.
+        guidance: classifier-free guidance against ``negative_text``, in two evaluations a step; a student
+            needs none.
+        given_frames: leading latent frames of ``conditioning["latents"]`` that stay as they are.
+        seed: of the noise.
+        first: number of the first clip.
+        batch: clips drawn at once; None: all.
+
+    Raises:
+        Refusal: sampler, schedule or shape cannot be known.
+    """
+    network = student.student if isinstance(student, Distilled) else student
+    if isinstance(student, Distilled):
+        levels, sampler = student.schedule, sampler or student.sampler
+    else:
+        found = schedule or getattr(network, "schedule", None)
+        if found is None:
+            raise Refusal(
+                "schedule: say which noise coordinate the network was trained in, EDM() or TrigFlow()"
+            )
+        levels = build_schedule(found)
+    if sampler is None:
+        raise Refusal("sampler: FewStep(n) samples a student, a number of steps a teacher")
+    tensors = dict(conditioning)
+    count = len(tensors["text"])
+    if "latents" not in tensors:
+        if shape is None or given_frames:
+            raise Refusal("shape: give (C, T, H, W) of a latent, or latents, whose first frames can be given")
+        tensors["latents"] = torch.zeros(count, *shape)
+    device = next(network.parameters()).device
+    whole = given.complete(first, tensors).to(device)
+    frames = torch.full((count,), given_frames) if given_frames else None
+    noise = samplers.noise_of(seed, "sample", whole)
+    drawn = []
+    for begin in range(0, count, batch or count):
+        part = slice(begin, begin + (batch or count))
+        some = _part(whole, part)
+        given_of = None if frames is None else frames[part]
+        if isinstance(sampler, FewStep):
+            x0 = samplers.few_steps(network, levels, some, noise[part], sampler, guidance, given_of, seed)
+        else:
+            x0 = samplers.many_steps(
+                network,
+                levels,
+                some,
+                noise[part],
+                guidance,
+                _TEACHERS[type(levels.config)],
+                sampler,
+                given_of,
+            )
+        drawn.append(x0)
+    return torch.cat(drawn)
+
+
+def pairs(
+    teacher: nn.Module,
+    data: given.Source | Sequence[given.Sample] | Iterable[given.Sample],
+    count: int,
+    *,
+    steps: int = 35,
+    guidance: Guidance = _OFF,
+    schedule: EDM | TrigFlow | None = None,
+    seed: int = 0,
+    batch: int = 8,
+) -> list[given.Sample]:
+    """What ``KD`` learns from: ``count`` clips of the teacher's many-step sampler, each with the noise that
+    it began with, for the conditioning of ``data``, whose latents give the size.
+
+    Args:
+        teacher: the network, behind an adapter.
+        data: as for :func:`distill`.
+        count: number of pairs, all of them kept in memory.
+        steps: of the teacher's sampler.
+        guidance: what the student is to need no more.
+        schedule: None: that of the adapter.
+        seed: of order and noise.
+        batch: clips drawn at once.
+
+    Returns:
+        Samples for :func:`distill`.
+    """
+    source, found = given.source_of(data, seed), schedule or getattr(teacher, "schedule", None)
+    if found is None:
+        raise Refusal("schedule: say which noise coordinate the teacher was trained in, EDM() or TrigFlow()")
+    levels, device = build_schedule(found), next(teacher.parameters()).device
+    made: list[given.Sample] = []
+    for begin in range(0, count, batch):
+        some = source.batch(begin, min(batch, count - begin)).to(device)
+        noise = samplers.noise_of(seed, "pairs", some)
+        x0 = samplers.many_steps(teacher, levels, some, noise, guidance, _TEACHERS[type(found)], steps)
+        tensors = replace(some, latents=x0, noise=noise).to("cpu").tensors()
+        made += [{name: value[i] for name, value in tensors.items()} for i in range(len(some))]
+    return made
+
+
+def _require_roles(student: nn.Module, teacher: nn.Module | None) -> None:
+    if teacher is None:
+        return
+    own = {id(p) for p in student.parameters()}
+    if any(id(p) in own for p in teacher.parameters()):
+        raise Refusal("student and teacher share weights: give the student a copy, copy.deepcopy(teacher)")
+
+
+def _require_layout(
+    layout: Parallel, trainer: Trainer, student: nn.Module, teacher: nn.Module | None
+) -> None:
+    foreign = [n for n in (student, teacher) if n is not None and not isinstance(n, Parallelised)]
+    if layout.model > 1 and foreign:
+        raise Refusal(
+            f"parallel: {type(foreign[0]).__name__} can be shared by data only: leave tensor, context and "
+            "pipeline at 1"
+        )
+    each = groups.data_size() * trainer.micro_batch
+    if trainer.global_batch % each:
+        raise Refusal(
+            f"trainer.global_batch {trainer.global_batch} is not a multiple of {each}, {groups.data_size()} "
+            f"ranks with micro-batches of {trainer.micro_batch}"
+        )
+
+
+def _require_fit(
+    method: MethodConfig, student: nn.Module, schedule: EDM | TrigFlow, trainer: Trainer, first: Batch
+) -> None:
+    """Refuse a method whose numbers do not suit network and data."""
+    network: Any = student
+    if not hasattr(network, "feature"):
+        raise Refusal(
+            f"{type(network).__name__} is no network that can be trained: put it behind an adapter, a "
+            "subclass of cosmos_distill.Adapter"
+        )
+    shares = getattr(method, "condition_frames", ())
+    if isinstance(network, Adapter) and network.given_frames is None and any(shares[1:]):
+        raise Refusal("condition_frames: this network cannot be given frames: set it to (1.0,)")
+    _, *grid, width = network.feature(first.latents)
+    setting = Setting(
+        schedule=schedule,
+        blocks=network.config.blocks,
+        width=width,
+        grid=(grid[0], grid[1], grid[2]),
+        max_steps=trainer.max_steps,
+        pairs=first.noise is not None,
+    )
+    for field, problem in method.misfits(setting):
+        raise Refusal(f"{type(method).__name__}({field}): {problem}")
+
+
+def _precision(student: nn.Module) -> Precision:
+    dtype = dtype_of(student)
+    if dtype in (torch.float32, torch.float64):
+        return "fp32"
+    if dtype == torch.bfloat16:
+        return "bf16"
+    raise Refusal(f"the student's weights are {dtype}, and nothing trains in that: take bf16 or fp32")
+
+
+def _networks(student: nn.Module, teacher: nn.Module | None, trainer: Trainer) -> Callable[[str], nn.Module]:
+    """networks(role) for :func:`cosmos_distill.methods.build`: who is neither student nor teacher starts as a
+    copy of the teacher."""
+
+    def networks(role: str) -> nn.Module:
+        network: Any = student if role == "student" else teacher
+        if network is None:
+            raise Refusal(f"teacher: this method needs one, as its {role}")
+        if role not in ("student", "teacher"):
+            if fsdp.is_sharded(network):
+                raise Refusal(
+                    f"teacher: its {role} is a copy of it, and FSDP has spread it already: load it anew"
+                )
+            network = copy.deepcopy(network)
+        if trainer.activation_checkpointing != "none":
+            try:
+                network.activation_checkpointing = trainer.activation_checkpointing
+            except ValueError as error:
+                raise Refusal(str(error)) from error
+        if isinstance(network, Parallelised):
+            network.micro_batch = trainer.micro_batch  # type: ignore[attr-defined]
+        return cast(nn.Module, network)
+
+    return networks
+
+
+def _described(
+    student: nn.Module, teacher: nn.Module | None, method: MethodConfig, schedule: EDM | TrigFlow
+) -> dict[str, Any]:
+    """What makes a run another one, beside the numbers that a checkpoint holds."""
+    return {
+        "version": __version__,
+        "schedule": build_schedule(schedule).to_dict(),
+        "sampler": None if method.pretrains else vars(method.sampler),
+        "student": _digest(student, values=False),
+        "teacher": None if teacher is None else _digest(teacher, values=True),
+    }
+
+
+def _digest(network: nn.Module, *, values: bool) -> str:
+    """Tells networks apart: by names, shapes and types of their tensors and, with ``values``, by some of
+    what is in them, evenly spread."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        if values and tensor.numel() and not fsdp.is_sharded(network):
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: -(-flat.numel() // _DIGEST)].double().cpu().numpy()
+            found.update(some.tobytes())
+    return found.hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(folder / RECORD)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{folder / RECORD} cannot be read ({error}): choose another folder") from error
+    if not isinstance(found, dict) or not {"schedule", "sampler", "student", "teacher"} <= found.keys():
+        raise Refusal(f"{folder / RECORD} is none of distill(): choose another folder")
+    return found
+
+
+def _claim(stack: ExitStack, folder: Path, described: dict[str, Any]) -> None:
+    """Hold the folder for this process, and refuse one of another run."""
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except DiskError as error:
+        raise Refusal(str(error)) from error
+    stack.enter_context(locked(folder))
+    found = _record(folder)
+    if found is None or not (folder / "checkpoints").is_dir():  # nothing that another run could go on from
+        publish_json(folder / RECORD, described, indent=1)
+        return
+    described = described | {"version": found.get("version")}
+    if changed := sorted(key for key in described if described[key] != found.get(key)):
+        raise Refusal(
+            f"{folder} belongs to a run with another {' and another '.join(changed)}: give the same again "
+            "to go on, or choose another folder"
+        )
+
+
+def _on_main(work: Callable[[], None]) -> None:
+    """Do ``work`` on rank 0 while the others wait; its refusal is everybody's."""
+    if groups.world_group().size() == 1:
+        work()
+        return
+    said: list[str | None] = [None]
+    if groups.is_main():
+        try:
+            work()
+        except Refusal as error:
+            said = [str(error)]
+    dist.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise Refusal(said[0])
+
+
+@torch.no_grad()
+def _share_weights(*networks: nn.Module | None) -> None:
+    """Give all ranks rank 0's weights, as DistributedDataParallel does."""
+    for network in networks:
+        if network is not None and not fsdp.is_sharded(network) and not isinstance(network, Parallelised):
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+@torch.no_grad()
+def _load(network: nn.Module, file: Path) -> None:
+    """Put the whole tensors of ``file`` into a network, or this rank's share of them.
+
+    Raises:
+        Refusal: they are another network's.
+    """
+    own, tensors = network.state_dict(), load_file(file)
+    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise Refusal(f"{file} holds the weights of another network: they differ in {wrong[0]!r}")
+    for name, value in own.items():
+        held, span = fsdp.local(value)
+        whole = tensors[name].reshape(-1)
+        held.view(-1).copy_(whole[span.first : span.first + held.numel()])
+
+
+def _part(batch: Batch, part: slice) -> Batch:
+    return replace(batch.map(lambda value: value[part]), first=batch.first + part.start)

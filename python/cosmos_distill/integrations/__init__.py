@@ -1,0 +1,1 @@
+"""Networks of other libraries behind the denoise seam, one file each."""
