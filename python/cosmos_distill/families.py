@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from cosmos_distill.ranges import Checked
@@ -40,7 +41,7 @@ class NetworkConfig(Checked):
 
 
 class Translation(NamedTuple):
-    """Tensor names of a file, understood as far as possible. Every name is in exactly one of the three."""
+    """Tensor names of a file, understood as far as possible. Every name is in exactly one of the four."""
 
     ours: dict[str, str]
     """Their name -> ours."""
@@ -49,6 +50,9 @@ class Translation(NamedTuple):
     forward pass."""
     unknown: list[str]
     """No tensors of this family."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Their name -> ours, of tensors that another of the files that belong together holds, too. They must be
+    equal there; alone they do not count."""
 
 
 class Names(Protocol):
@@ -63,9 +67,8 @@ class Names(Protocol):
     def from_diffusers(self, names: Sequence[str]) -> Translation:
         """Understand the names of one of diffusers' networks."""
 
-    def to_diffusers(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Our names -> (component of the pipeline, name there); what diffusers has no place for is left
-        out."""
+    def to_diffusers(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
+        """(component of a pipeline, name there) -> our name; what diffusers has no place for is left out."""
 
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """The files of a published folder that together are the teacher of ``control``; None: not so

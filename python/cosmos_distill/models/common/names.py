@@ -133,10 +133,10 @@ class DiffusersNames:
         """Understand the names of CosmosTransformer3DModel."""
         return understood(names, TRANSFORMER.ours, lambda name: None)
 
-    def to_diffusers(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    def to_diffusers(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
         """The base network's tensors, as the pipeline's ``transformer``."""
         found = ((name, TRANSFORMER.theirs(name)) for name in names)
-        return {name: ("transformer", theirs) for name, theirs in found if theirs is not None}
+        return {("transformer", theirs): name for name, theirs in found if theirs is not None}
 
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """No folder holds more than one file of it."""

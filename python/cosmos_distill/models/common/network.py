@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cosmos_distill.models.common.config import DiTConfig
-from cosmos_distill.models.common.dit import Recompute, Stack, Steering, VideoDiT
+from cosmos_distill.models.common.dit import Recompute, Steering, VideoDiT
 from cosmos_distill.parallel import groups, pipeline
 from cosmos_distill.parallel.linear import ColumnLinear, RowLinear
 from cosmos_distill.parallel.parts import Part
@@ -65,10 +65,10 @@ class ControlledDiT(nn.Module):
         """Samples that go through a pipeline together."""
         self.runs = pipeline.own_runs(config.blocks, config.leading_blocks)
         self.base = VideoDiT(config, list(self.runs.values()), dtype=dtype)
-        self.control: Stack | None = self.make_control(dtype)
+        self.control: nn.Module | None = self.make_control(dtype)
         self.requires_grad_()
 
-    def make_control(self, dtype: torch.dtype) -> Stack | None:
+    def make_control(self, dtype: torch.dtype) -> nn.Module | None:
         """The control branch, or this rank's part of it; None: there is none."""
         return None
 
@@ -115,7 +115,7 @@ class ControlledDiT(nn.Module):
     def activation_checkpointing(self, what: Recompute) -> None:
         self.base.activation_checkpointing = what
         if self.control is not None:
-            self.control.activation_checkpointing = what
+            self.control.activation_checkpointing = what  # type: ignore[assignment]
 
     def parts(self) -> dict[str, Part]:
         """What this rank's tensors are of the whole network's."""

@@ -44,8 +44,9 @@ def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
     sources = source if isinstance(source, tuple) else (source,)
     state: State = {}
     carried: State = {}
+    copies: list[tuple[Path, str, torch.Tensor]] = []
     for path in map(Path, sources):
-        found, extra = _to_ours(read(path, verify=verify), path)
+        found, extra, more = _to_ours(read(path, verify=verify), path)
         if twice := found.keys() & state.keys():
             raise ValueError(
                 f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "
@@ -53,6 +54,12 @@ def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
             )
         state |= found
         carried |= extra
+        copies += [(path, ours, value) for ours, value in more.items()]
+    for path, ours, value in copies if verify else ():
+        if ours in state and not torch.equal(state[ours], value):
+            raise ValueError(
+                f"{path} and {_said(source)} differ in {ours}, which they share: they do not go together"
+            )
     return state, carried
 
 
@@ -174,6 +181,20 @@ def to_official(
     return official | dict(carried or {})
 
 
+def to_pipeline(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, State]:
+    """The networks of a pipeline of diffusers that ``state`` (our names, whole) makes, by component.
+
+    Raises:
+        ValueError: the family has none there, or none of these sizes.
+    """
+    if family.names is None:
+        raise ValueError(f"{family.title} is no network of diffusers")
+    components: dict[str, State] = {}
+    for (component, theirs), ours in family.names.to_diffusers(state).items():
+        components.setdefault(component, {})[theirs] = state[ours]
+    return components
+
+
 def to_diffusers(state: Mapping[str, torch.Tensor]) -> State:
     """The base tensors of ``state`` (our names) as diffusers' CosmosTransformer3DModel; the control branch is
     left out.
@@ -236,12 +257,12 @@ def _require_finite(name: str, value: torch.Tensor, why: str) -> None:
         raise ValueError(f"{name} is not finite ({why})")
 
 
-def _to_ours(tensors: State, path: Path) -> tuple[State, State]:
-    """(our names, carried) for the tensors of one file, whatever its format."""
+def _to_ours(tensors: State, path: Path) -> tuple[State, State, State]:
+    """(our names, carried, copies) for the tensors of one file, whatever its format."""
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     if all(name.startswith(("base.", "control.")) for name in tensors):
-        return tensors, {}
+        return tensors, {}, {}
     found = _understand(list(tensors))
     if found.unknown or not found.ours:
         titles = ", ".join(family.title for family in families().values() if family.names is not None)
@@ -249,8 +270,11 @@ def _to_ours(tensors: State, path: Path) -> tuple[State, State]:
             f"{path} is not a {titles}, diffusers or cosmos-distill network; "
             f"unexpected: {_listed(found.unknown)}. Pass the transformer's weights."
         )
-    state = {ours: tensors[theirs] for theirs, ours in found.ours.items()}
-    return state, {written: tensors[theirs] for theirs, written in found.carried.items()}
+    return (
+        {ours: tensors[theirs] for theirs, ours in found.ours.items()},
+        {written: tensors[theirs] for theirs, written in found.carried.items()},
+        {ours: tensors[theirs] for theirs, ours in found.copies.items()},
+    )
 
 
 def _understand(names: list[str]) -> Translation:
