@@ -392,8 +392,9 @@ class Train(Stage):
     method: MethodConfig
     trainer: Trainer
     start_from: str | None = None
-    """Stage whose student this one starts from; None starts from the teacher (or, for a method
-    without a teacher, from freshly initialised weights)."""
+    """Stage whose student this one starts from; None: the teacher, or fresh weights where there is none."""
+    teacher_from: str | None = None
+    """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
     pairs_from: str | None = None
     """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
 

@@ -26,7 +26,7 @@ from cosmos_distill.train.checkpoint import Piece, whole
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
 from cosmos_distill.train.state import TrainState
 from tests.parallel.layout_plants import PLANTS
-from tests.parallel.layouts import CASES, SEED, Case, Clips, Layout
+from tests.parallel.layouts import EVERY_CASE, SEED, Case, Clips, Layout
 
 Entry = tuple[str, tuple[int, ...], tuple[int, ...], Tensor]
 """Key, shape of the whole tensor, where this box of it begins, the box."""
@@ -97,7 +97,7 @@ def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: P
 
 def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> Record:
     """Three optimiser steps of a case, by the trainer's loop."""
-    case, seed = CASES[case_name], variation.seed
+    case, seed = EVERY_CASE[case_name], variation.seed
     record, started = Record(), time.monotonic()
     dtype = torch.float64 if variation.double else torch.float32
     method = methods.build(

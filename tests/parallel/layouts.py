@@ -18,6 +18,7 @@ from cosmos_distill.methods.levels import Grid, ShiftedTime
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.predict25.config import Predict25Config
 from cosmos_distill.models.transfer1.config import Transfer1Config
+from cosmos_distill.models.transfer25.config import Transfer25Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +101,13 @@ PREDICT = Predict25Config(
     clean_condition_times=True,
 )  # fmt: skip
 
+# A control block for base blocks 0 and 2, hence one for each of two pipeline ranks; two controls.
+TRANSFER25 = Transfer25Config(
+    width=72, blocks=4, control_every=2, branches=2, heads=4, head_dim=18, adaln_rank=8, text_dim=16,
+    text_tokens=8, text_projection=20, max_frames=4, max_height=12, max_width=12, timestep_scale=30.0,
+    hint_channels=20, clean_condition_times=True,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Case:
@@ -165,6 +173,14 @@ class Clips:
 
 
 GIVEN = (1 / 3, 1 / 3, 1 / 3)
+RECTIFIED = TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0)
+FOUR_STEPS = DMD2(
+    sampler=FewStep(4), guidance=Guidance(2.0, "added", "zeroed"), student_update_freq=2,
+    levels=ShiftedTime("uniform"), vsd_form="predict2.5", fake_score_weighting="trigflow",
+    mask_given_frames=True, gan_weight=0.5, gan_features="fake_score", head="query_token",
+    feature_blocks=(1, 3), condition_frames=GIVEN,
+    student=optim(4e-3, 2.0), fake_score=optim(4e-3, 2.0), discriminator=optim(2e-3, 0.5, 1e-2),
+)  # fmt: skip
 CASES: Mapping[str, Case] = {
     # 3 x 4 x 4 tokens: 2 divides them, but not the frames.
     "KD": Case(TRANSFER, EDM(), KD(condition_frames=GIVEN, student=optim(1e-2, 0.3)), 3, 8, 8),
@@ -180,16 +196,12 @@ CASES: Mapping[str, Case] = {
         3, 6, 10,
     ),
     # 3 x 3 x 3 tokens: split over four ranks, one has nothing but padding.
-    "Predict2.5": Case(
-        PREDICT,
-        TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0),
-        DMD2(
-            sampler=FewStep(4), guidance=Guidance(2.0, "added", "zeroed"), student_update_freq=2,
-            levels=ShiftedTime("uniform"), vsd_form="predict2.5", fake_score_weighting="trigflow",
-            mask_given_frames=True, gan_weight=0.5, gan_features="fake_score", head="query_token",
-            feature_blocks=(1, 3), condition_frames=GIVEN,
-            student=optim(4e-3, 2.0), fake_score=optim(4e-3, 2.0), discriminator=optim(2e-3, 0.5, 1e-2),
-        ),
-        3, 6, 6,
-    ),
+    "Predict2.5": Case(PREDICT, RECTIFIED, FOUR_STEPS, 3, 6, 6),
 }  # fmt: skip
+FAMILY_CASES: Mapping[str, Case] = {"Transfer2.5": Case(TRANSFER25, RECTIFIED, FOUR_STEPS, 3, 6, 6)}
+"""Of families that came later: under :data:`FAMILY_LAYOUTS`, which have a kind of parallelism each."""
+FAMILY_LAYOUTS = (
+    "TP2", "TP2 + SP", "PP2", "PP2 interleaved", "CP2 Ulysses", "CP2 ring", "FSDP2", "PP2 x FSDP2",
+    "PP2, recompute full",
+)  # fmt: skip
+EVERY_CASE: Mapping[str, Case] = {**CASES, **FAMILY_CASES}

@@ -10,7 +10,7 @@ import torch
 from tests.parallel import layout_table
 from tests.parallel.layout_table import ONE, ROOT, TABLE, LayoutFailure, Report, Worker, columns
 from tests.parallel.layout_worker import relative
-from tests.parallel.layouts import CASES, LAYOUTS, TOLERANCE
+from tests.parallel.layouts import CASES, FAMILY_CASES, FAMILY_LAYOUTS, LAYOUTS, TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,15 @@ def test_a_layout_gives_what_one_rank_gives(worker, reports, layout):
     # Ranks that hold the same tensors go on holding the same: to the last bit, or they would drift apart.
     assert not any(r["copies"] for r in report.values()), {c: r["copies"][:5] for c, r in report.items()}
     assert all(report[case]["worst"]["start/weight"][0] == 0 for case in CASES)
+
+
+@pytest.mark.parametrize("layout", FAMILY_LAYOUTS)
+def test_a_layout_gives_the_same_of_later_families(worker, layout):
+    report = worker.ask(layout, tuple(FAMILY_CASES))
+    too_far = {of: found for of, found in worst(report).items() if not found[0] <= TOLERANCE}
+    assert not too_far, too_far
+    for case, found in report.items():
+        assert not found["copies"] and found["worst"]["start/weight"][0] == 0, case
 
 
 def test_a_tolerance_that_only_rounding_meets(worker, reports):

@@ -21,6 +21,7 @@ from cosmos_distill.config import (
     Scale,
     Train,
 )
+from cosmos_distill.families import title
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, ShiftedTime
@@ -29,6 +30,7 @@ from cosmos_distill.run.sizes import latent_frames
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 TRANSFER1 = Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py"
 PREDICT25 = TRANSFER1.with_name("predict25_dmd2_4step.py")
+TRANSFER25 = TRANSFER1.with_name("transfer25_dmd2_4step.py")
 
 
 def scales(path: Path) -> tuple[str, ...]:
@@ -158,6 +160,25 @@ def test_predict25_is_the_published_recipe(scale: str, fake_score_lr: float, cle
     )  # to 4: 17.5 times
     taus = [float(levels.to_tau(t)) for t in levels.student_times(4)]  # type: ignore[union-attr]
     assert taus == pytest.approx([1, 0.9375, 5 / 6, 0.625])
+
+
+def test_transfer25_is_the_published_recipe() -> None:
+    recipe: Recipe = cli.load(TRANSFER25).recipe(scale="2b", control="seg")
+    dmd2, evaluate = recipe.stages["dmd2"], recipe.stages["evaluate"]
+    assert list(recipe.stages) == ["dmd2", "evaluate", "export"] and title(recipe.network) == "transfer2.5-2b"
+    assert isinstance(dmd2, Train) and isinstance(dmd2.method, DMD2) and isinstance(evaluate, Evaluate)
+    method, trainer = dmd2.method, dmd2.trainer
+    for optim, rate in ((method.student, 1e-6), (method.fake_score, 2e-7), (method.discriminator, 2e-7)):
+        assert (optim.lr, optim.betas, optim.weight_decay, optim.clip_norm) == (rate, (0.9, 0.999), 0.01, 1.0)
+        assert optim.linear == LambdaLinear(100, 1e-6, 0.99, 0.4, 400_000)
+    assert (method.sampler, method.guidance) == (FewStep(4), Guidance(3.0, "added", "kept"))
+    assert (method.student_update_freq, method.student_warmup_steps, method.gan_weight) == (5, 1, 0.0)
+    assert (method.levels, method.condition_frames) == (ShiftedTime("uniform"), (0.6, 0.2, 0.2))
+    assert (trainer.max_steps, trainer.save_every, trainer.sample_every) == (30_000, 500, 250)
+    data, schedule = recipe.data, recipe.schedule
+    assert (data.frames, data.height, data.width, latent_frames(recipe)) == (93, 704, 1280, 24)
+    assert (schedule.shift, schedule.sigma_data) == (5.0, 1.0)  # type: ignore[union-attr]
+    assert recipe.network.family.teacher.calls(evaluate.steps) == 35
 
 
 def test_fake_score_features_of_2b_are_the_published_blocks() -> None:

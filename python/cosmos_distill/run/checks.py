@@ -71,7 +71,7 @@ def holds_weights(path: Path) -> bool:
 def needs_teacher(stage: Stage) -> bool:
     """Whether a stage reads the pre-trained teacher."""
     if isinstance(stage, Train):
-        return stage.method.reads_teacher
+        return stage.method.reads_teacher and stage.teacher_from is None
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
@@ -79,7 +79,7 @@ def depends_on(stage: Stage) -> list[str]:
     """Names of the stages whose output a stage reads."""
     match stage:
         case Train():
-            names = [stage.start_from, stage.pairs_from]
+            names = [stage.start_from, stage.teacher_from, stage.pairs_from]
         case Evaluate():
             names = [*stage.students.values(), stage.teacher_from]
         case Export():

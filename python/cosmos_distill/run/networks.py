@@ -131,7 +131,10 @@ def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> Controll
 
 
 def by_role(
-    recipe: Recipe, student: tuple[Path, ...] | None, trainer: Trainer
+    recipe: Recipe,
+    student: tuple[Path, ...] | None,
+    trainer: Trainer,
+    teacher: tuple[Path, ...] | None = None,
 ) -> Callable[[str], ControlledDiT]:
     """networks(role) for :func:`cosmos_distill.methods.build`; of data "fsdp", this rank's share of them.
 
@@ -139,12 +142,13 @@ def by_role(
         student: Weights that the student starts from; None initialises it afresh from the recipe's seed.
         trainer: Of the stage: its precision, and what it asks of a network's own passes, how much of them is
             computed again in the backward one and how many samples go through a pipeline together.
+        teacher: Weights of the other roles; None takes the recipe's pre-trained teacher.
     """
     dtype = DTYPES[trainer.precision]
 
     def networks(role: str) -> ControlledDiT:
         if role != "student":
-            network = load_teacher(recipe, dtype)
+            network = load(sizes(recipe), teacher, dtype) if teacher else load_teacher(recipe, dtype)
         elif student is None:
             network = models.build(sizes(recipe), device=device(), dtype=dtype, seed=recipe.seed)
         else:

@@ -35,14 +35,15 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     """Train to the stage's last step, or go on from its newest checkpoint."""
     recipe = run.recipe
     source = _source(stage, run) if Shared.reads() else None
+    teacher = None if stage.teacher_from is None else (run.student(stage.teacher_from),)
     if stage.start_from is not None:
         student: tuple[Path, ...] | None = (run.student(stage.start_from),)
     else:
-        student = teacher_files(recipe) if needs_teacher(stage) else None
+        student = teacher or (teacher_files(recipe) if needs_teacher(stage) else None)
     networks: Networks = (
         autoencoders.networks(recipe, student)
         if trains_tokenizer(recipe)
-        else by_role(recipe, student, stage.trainer)
+        else by_role(recipe, student, stage.trainer, teacher)
     )
     method = methods.build(stage.method, networks, schedule(recipe), seed=recipe.seed)
     with _read_ahead(source, recipe, stage) as stream:

