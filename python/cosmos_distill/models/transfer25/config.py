@@ -67,12 +67,6 @@ PRESETS = {
         width=2048, blocks=28, heads=16, head_dim=128, text_projection=100_352, clean_condition_times=True,
         branches=4,
     ),
-    # 4.4 M parameters; 48 tokens: 5 frames of 32 x 32.
-    "transfer2.5-mini": Transfer25Config(
-        width=192, blocks=4, control_every=2, heads=6, head_dim=32, adaln_rank=48, text_dim=64,
-        text_projection=64, text_tokens=8, max_frames=8, max_height=16, max_width=16, timestep_scale=30.0,
-        hint_channels=16, clean_condition_times=True,
-    ),
     # For tests of the machinery: learns nothing worth looking at.
     "transfer2.5-smoke": Transfer25Config(
         width=48, blocks=2, control_every=1, heads=2, head_dim=24, adaln_rank=8, text_dim=64,
