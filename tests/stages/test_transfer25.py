@@ -48,6 +48,6 @@ def test_clips_are_drawn_from_its_student_with_a_control(finished: Path, tmp_pat
 def test_its_student_is_taught_from_again(finished: Path, tmp_path: Path) -> None:
     """As the teacher of another run, for which no sizes have to be said."""
     args = ("--teacher", str(finished / "export" / "student.safetensors"), "--only", "dmd2")
-    done = smoke(tmp_path / "run", *args, "--trainer.max-steps", "2", recipe=TRANSFER25)
+    done = smoke(tmp_path / "run", *args, "--trainer.max-steps", "10", recipe=TRANSFER25)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "dmd2" / "manifest.json").is_file()
