@@ -419,3 +419,21 @@ def test_a_damaged_record_is_named_where_it_is_needed(
         go(recipe, out)
     os.unlink(out / "dmd2" / RECORD)
     go(recipe, out)
+
+
+def test_a_changed_hash_in_a_record_is_damage_and_no_other_clip(
+    made: Made, recipe: Recipe, clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    go(recipe, out)
+    record = out / "generate" / RECORD
+    whole = json.loads(record.read_text())
+    write_clip(clips / "videos" / "d.mp4", 5)
+    write_text(clips, "d")
+    assert states(recipe, out) == ALL_COMPLETE
+    digest = whole["clips"]["c00"]["video"]
+    record.write_text(record.read_text().replace(digest, ("0" if digest[0] != "0" else "1") + digest[1:]))
+    with pytest.raises(Refusal, match=r"generate/clips\.json is damaged \(its checksum differs\)"):
+        go(recipe, out)
+    record.write_text(json.dumps({key: value for key, value in whole.items() if key != "checksum"}))
+    assert states(recipe, out) == ALL_COMPLETE  # of an earlier version, which wrote none

@@ -193,3 +193,16 @@ def test_written_clips_can_be_read_again(tmp_path: Path) -> None:
     assert cli.main(["sample", str(PREDICT), "--clips", "1", "--start", str(out / "clip-000.mp4"),
                      "--condition-frames", "1", "--out", str(tmp_path / "again")]) == 0  # fmt: skip
     assert json.dumps(sorted(p.name for p in out.iterdir())) == '["clip-000.mp4", "grid.png"]'
+
+
+def test_a_folder_in_the_place_of_a_clip_is_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (out / "grid.png").mkdir(parents=True)
+    words = ["sample", str(TRANSFER), "--clips", "1", "--out", str(out), "--overwrite"]
+    assert cli.main(words) == cli.REFUSED
+    assert "grid.png is a folder, where a file is to be written" in " ".join(
+        capsys.readouterr().err.replace("│", " ").split()
+    )
+    assert [path.name for path in out.iterdir()] == ["grid.png"]

@@ -34,6 +34,7 @@ same times, since file systems count in ticks of up to two seconds."""
 THREADS = 8
 """Files read at once, at most."""
 _HASH = "sha256"
+_PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "safetensors")
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
 
@@ -183,15 +184,23 @@ def _head(content: bytes) -> bytes:
 
 @lru_cache(maxsize=1)
 def _reader() -> str:
-    """Facts hold for the code that found them: this folder's, and the library that decodes."""
+    """Facts hold for the code that found them: :func:`reading`, and the libraries that it calls."""
     from importlib import metadata  # not needed for --help, and slow to import
 
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in reading():
         digest.update(path.read_bytes())
-    with suppress(metadata.PackageNotFoundError):
-        digest.update(metadata.version("av").encode())
+    for library in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            digest.update(f"{library} {metadata.version(library)}".encode())
     return digest.hexdigest()
+
+
+def reading() -> list[Path]:
+    """This package's own sources by which files beside and among clips are read: on another version of them
+    facts are found out again."""
+    package = Path(__file__).parents[1]
+    return [package / "files.py", *sorted(p for part in _PARTS for p in (package / part).glob("*.py"))]
 
 
 def _load(file: Path) -> dict[str, dict[str, Any]]:

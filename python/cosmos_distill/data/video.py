@@ -39,6 +39,8 @@ _BY_DECODING = ("mpeg", "mpegts")
 """Streams that a parser cuts into packets, which now and then are fields or hold no frame to show."""
 _ASPECT = 0.02
 """Share by which aspect ratios may differ: 1920 x 1080 and 480 x 272 are the same picture."""
+_SURPLUS = 2
+"""Frames, of the slower of the two, by which a control may be longer than its clip."""
 
 
 @dataclass(frozen=True)
@@ -217,11 +219,13 @@ def check_control(clip: ClipInfo, control: ClipInfo, name: str) -> None:
     """Raises DataError when a control video cannot belong to a clip: another aspect ratio, or other times.
 
     Size and rate may differ: the control is scaled like the clip, and read at the times of the clip's frames.
+    It has to cover them, and may end :data:`_SURPLUS` frames later, as programs leave it that round a length
+    up or repeat the last frame. One that is longer still is of another cut, whose beginning nobody knows.
     """
     check_aspect((clip.height, clip.width), (control.height, control.width), f"its {name} control")
     covers = control.duration - float(ROUNDING) > clip.duration - 1 / clip.rate
-    slower = 1 / min(clip.rate, control.rate)
-    if not covers or control.duration > clip.duration + slower - float(ROUNDING):
+    surplus = _SURPLUS / min(clip.rate, control.rate)
+    if not covers or control.duration > clip.duration + surplus + float(ROUNDING):
         raise DataError(
             f"{clip.frames} frames, but its {name} control has {control.frames}: they last "
             f"{clip.duration:.3f} s and {control.duration:.3f} s"

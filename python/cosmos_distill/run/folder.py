@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ from cosmos_distill.run.manifest import MANIFEST, RECORD
 
 _LOGS = {".log", ".out", ".err", ".txt"}
 _NAMED = 3
+_TOP = {"recipe.json", "report.json", "report.html", "run.lock"}
+_FILES = {".json", ".jsonl", ".html", ".lock", ".png", ".safetensors"}
+"""Suffixes of what a run writes."""
+_FOLDERS = ("checkpoints", "grids", "pairs", "samples")
+"""Of stages. Without TensorBoard's a training goes on."""
 
 
 def problems(out: Path, stages: Iterator[str] | tuple[str, ...] = ()) -> Iterator[str]:
@@ -23,8 +28,10 @@ def problems(out: Path, stages: Iterator[str] | tuple[str, ...] = ()) -> Iterato
     """
     try:
         reason = blocked(out) or _unwritable(out)
-        if not reason:
-            reason = _foreign(out, set(stages)) if out.is_dir() else ""
+        if not reason and out.is_dir():
+            reason = _foreign(out, set(stages))
+            if not reason:
+                yield from _misplaced(out, stages)
     except (OSError, ValueError) as error:  # a name that is too long, for example
         reason = f"cannot be used ({error})"
     if reason:
@@ -52,6 +59,18 @@ def _unwritable(out: Path) -> str:
     except OSError as error:
         return f"cannot be written ({error})"
     return ""
+
+
+def _misplaced(out: Path, stages: Iterable[str]) -> Iterator[str]:
+    """Folders where this run has files, and files where it has folders: both would end it when it writes
+    there, perhaps after days."""
+    inside = [(path, True) for name in stages for path in (out / name).rglob("*")]
+    for path, deeper in [*((path, False) for path in out.iterdir()), *inside]:
+        if path.suffix in _FILES and path.is_dir() and (deeper or path.name in _TOP):
+            yield f"{path} is a folder now: remove it, and the same command makes the file again."
+    for path in (out / part for name in stages for part in (name, *(f"{name}/{sub}" for sub in _FOLDERS))):
+        if os.path.lexists(path) and not path.is_dir():
+            yield f"{path} is a file now, or leads nowhere: remove it, and the same command makes the folder."
 
 
 def _foreign(out: Path, stages: set[str]) -> str:

@@ -37,7 +37,7 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import read_json
-from cosmos_distill.run.manifest import RECORD, Manifest, sha256_of_listing
+from cosmos_distill.run.manifest import CHECKSUM, RECORD, Manifest, checksum, sha256_of_listing
 from cosmos_distill.run.sizes import denoiser, latent_frames, tokenizer
 from cosmos_distill.storage import publish_json
 
@@ -145,7 +145,7 @@ def goes_by_names(found: Manifest) -> bool:
 def keep(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the record of a stage that begins or goes on."""
     if record:
-        publish_json(folder / RECORD, record, indent=1)
+        publish_json(folder / RECORD, {**record, CHECKSUM: checksum(record)}, indent=1)
 
 
 def change(
@@ -207,6 +207,8 @@ def _record(folder: Path) -> dict[str, Any] | None:
         record: dict[str, Any] = read_json(path)
         if not all(isinstance(files, dict) for files in record["clips"].values()):
             raise ValueError("no hashes")
+        if record.pop(CHECKSUM, None) not in (None, checksum(record)):  # earlier versions wrote none
+            raise ValueError("its checksum differs")
         return record
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise Refusal(

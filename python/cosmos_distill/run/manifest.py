@@ -37,7 +37,8 @@ RESULTS = 1
 """Version of what stages compute. It is raised when the same configuration, inputs and seed give other
 numbers than before, or files that a stage cannot go on from. A release that changes neither leaves it alone,
 and goes on with the runs of the one before. Manifests of 0.1.0 do not have it and count as the first."""
-_CHECKSUM = "checksum"
+CHECKSUM = "checksum"
+"""Key of a file of ours under which :func:`checksum` of everything else in it stands."""
 
 FILES = ("clips", "tokenizer", "negative_prompt")
 """Inputs that are files of the user's; :mod:`cosmos_distill.run.inputs` compares them."""
@@ -156,7 +157,7 @@ class Manifest:
         document = plain(self)
         if self.outputs is not None:
             document["outputs"] = {"type": _name(self.outputs), **plain(self.outputs)}
-        document[_CHECKSUM] = _checksum(document)
+        document[CHECKSUM] = checksum(document)
         publish_json(folder / MANIFEST, document, indent=2)
 
     @classmethod
@@ -184,9 +185,9 @@ class Manifest:
             return None
         if not isinstance(document, dict):
             return None
-        version, checksum = str(document.get("version")), document.pop(_CHECKSUM, None)
+        version, said = str(document.get("version")), document.pop(CHECKSUM, None)
         ours = "version" not in document or not _newer(version, cosmos_distill.__version__)
-        if ours and checksum not in (None, _checksum(document)):
+        if ours and said not in (None, checksum(document)):
             return None
         try:
             outputs = document.pop("outputs", None)
@@ -277,8 +278,9 @@ def sources_sha256() -> str:
     )
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    """Of everything else in a manifest: a changed byte in it must not be taken for another configuration."""
+def checksum(document: Mapping[str, Any]) -> str:
+    """Of a manifest or record, without its checksum: a changed byte in it must not be taken for another
+    configuration, or for another clip."""
     return hashlib.sha256(to_json(document, sort_keys=True).encode()).hexdigest()
 
 

@@ -311,13 +311,11 @@ def _lost(out: Path, name: str, output: Output) -> str:
     """What is missing of a complete stage's output, in words: the stage makes it again from what it has.
 
     Raises:
-        Refusal: a file was changed by hand, or is a folder, which is not overwritten.
+        Refusal: a file was changed by hand, which is not overwritten.
     """
     lost = []
     for file in (v for v in vars(output).values() if hasattr(v, "sha256")):
         path = out / file.path
-        if path.is_dir():
-            raise Refusal(f"{path} is a folder now: remove it, and the same command makes the file again")
         if not path.is_file():
             lost.append(f"{path.name} is missing")
         elif sha256(path) != file.sha256:

@@ -120,6 +120,11 @@ def _refuse_earlier(options: SampleOptions) -> None:
         raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
     names = [_name(i) for i in range(options.clips)] + [GRID]
     there = [name for name in names if os.path.lexists(options.out / name)]
+    if folders := [name for name in there if (options.out / name).is_dir()]:
+        raise Refusal(
+            f"{options.out / folders[0]} is a folder, where a file is to be written: remove it, or choose "
+            "another folder with --out"
+        )
     if there and not options.overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise Refusal(
