@@ -22,7 +22,7 @@ from cosmos_distill.run.manifest import (
     Manifest,
     Pairs,
     Student,
-    _checksum,
+    checksum,
     configuration,
     plain,
     sha256,
@@ -194,7 +194,7 @@ def test_what_earlier_releases_finished_is_used(made_by: str, tmp_path: Path) ->
     document = json.loads(path.read_text())
     for name in ("results", "checksum"):
         del document[name]
-    document["checksum"] = _checksum(document)
+    document["checksum"] = checksum(document)
     path.write_text(json.dumps(document))
     found = Manifest.read(tmp_path)
     assert found is not None and found.complete
