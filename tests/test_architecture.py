@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_distill.data.index import reading
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "cosmos_distill"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -364,3 +366,22 @@ def test_only_the_bindings_know_pybind11_and_nothing_compiled_knows_torch():
         assert not [i for i in included if i.startswith(("torch/", "ATen/", "c10/"))], path
         if path not in (ROOT / "csrc" / "bindings.cpp", ROOT / "csrc" / "bindings_cuda.cpp"):
             assert not [i for i in included if i.startswith("pybind11") or i == "Python.h"], path
+
+
+def test_facts_about_clips_hold_for_all_the_code_that_finds_them() -> None:
+    """What reads clips and their companions (see :mod:`cosmos_distill.data.index`), and all that it imports, in
+    whichever folder it lies. Numbers of a recipe are no part of a fact."""
+
+    def source(name: str) -> Path:
+        path = PACKAGE.parent.joinpath(*name.split("."))
+        return path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+
+    found: set[Path] = set()
+    todo = [PACKAGE / "data" / "video.py", PACKAGE / "data" / "companion_checks.py"]
+    while todo:
+        if (path := todo.pop()) not in found:
+            found.add(path)
+            names = [one.module for one in imports(path) if not one.for_types]
+            todo += [source(name) for name in names if name.startswith("cosmos_distill")]
+    assert PACKAGE / "arrays" / "companions.py" in found
+    assert found - {PACKAGE / "config.py", PACKAGE / "ranges.py"} <= set(reading())

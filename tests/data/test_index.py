@@ -13,7 +13,6 @@ import pytest
 from cosmos_distill.data import index as module
 from cosmos_distill.data.index import Index, index_of, stamp
 from cosmos_distill.files import sha256
-from tests.test_architecture import PACKAGE, imports
 
 
 class Look:
@@ -146,24 +145,6 @@ def test_facts_hold_for_the_code_that_found_them_and_hashes_for_all(settled, fil
     later = Index(cache)
     assert later.sha256(file) == sha256(file)
     assert later.fact(file, "text", look) == "one" and look.count == 2
-
-
-def test_all_code_that_finds_facts_counts():
-    """What reads clips and their companions, and all that it imports, whichever folder it lies in; numbers of
-    a recipe are no part of a fact."""
-
-    def source(name):
-        path = PACKAGE.parent.joinpath(*name.split("."))
-        return path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
-
-    found, todo = set(), [PACKAGE / "data" / "video.py", PACKAGE / "data" / "companion_checks.py"]
-    while todo:
-        if (path := todo.pop()) not in found:
-            found.add(path)
-            names = [one.module for one in imports(path) if not one.for_types]
-            todo += [source(name) for name in names if name.startswith("cosmos_distill")]
-    assert PACKAGE / "arrays" / "companions.py" in found
-    assert found - {PACKAGE / "config.py", PACKAGE / "ranges.py"} <= set(module.reading())
 
 
 def test_several_writers_lose_nothing_that_is_half(settled, tmp_path):
