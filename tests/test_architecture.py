@@ -369,8 +369,8 @@ def test_only_the_bindings_know_pybind11_and_nothing_compiled_knows_torch():
 
 
 def test_facts_about_clips_hold_for_all_the_code_that_finds_them() -> None:
-    """What reads clips and their companions (see :mod:`cosmos_distill.data.index`), and all that it imports, in
-    whichever folder it lies. Numbers of a recipe are no part of a fact."""
+    """What reads clips and their companions (:mod:`cosmos_distill.data.index`), and all that it imports, from
+    whatever folder. Numbers of a recipe are no part of a fact."""
 
     def source(name: str) -> Path:
         path = PACKAGE.parent.joinpath(*name.split("."))
