@@ -10,8 +10,9 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-# Two processes of one thread each, a file's tests together, for its fixtures' sake.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes of one thread each, a file's tests together, for its fixtures' sake, the longest files first
+# (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 CHECKS := tests/test_architecture.py $(addprefix tests/,diffusion methods models tokenizers) \
   $(addprefix tests/data/test_,controls_text.py folder.py pairs.py survey.py) \
   $(addprefix tests/train/test_,loop.py optim.py ema_guard_log.py) \

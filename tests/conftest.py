@@ -1,6 +1,7 @@
-"""What several parts share: a look at the tools that tests ask for, one smoke run of each recipe, and
-fp64 where networks insist on fp32."""
+"""What several parts share: a look at the tools that tests ask for, one smoke run of each recipe, which files
+come first, and fp64 where networks insist on fp32."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 
 from cosmos_distill.data.packages import CACHE_VARIABLE, cache_folder
 from tests import lanes, rounding
-from tests.run.commands import ENV, PREDICT25, smoke
+from tests.run.commands import ENV, PREDICT25, RECIPE, smoke
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +21,31 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="cosmos-distill-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["XDG_CACHE_HOME"] = ENV["XDG_CACHE_HOME"] = cache.name
+
+
+LONGEST = (
+    "ops/gpu/test_triton_aot.py",
+    "test_packaging.py",
+    "ops/triton/test_interpreter.py",
+    "fields/test_every_field.py",
+    "robustness/test_kills.py",
+    "robustness/test_artefacts.py",
+    "parallel/test_launch.py",
+    "parallel/test_layouts.py",
+    "parallel/test_data.py",
+)
+"""Files that are worth half a minute or more: begun last, they would leave the other process without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first. Needs ``--no-loadscope-reorder`` where processes share the files."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: place.get(_under(item.path, here), len(place)))
+
+
+def _under(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,20 +61,36 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted smoke run."""
-    out = tmp_path_factory.mktemp("smoke") / "run"
-    done = smoke(out, "--traceback")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    """Folder of an uninterrupted smoke run, to be read only: all processes of these tests share it."""
+    return _run_once(tmp_path_factory, RECIPE)
 
 
 @pytest.fixture(scope="session")
 def finished_predict25(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted smoke run of the other recipe."""
-    out = tmp_path_factory.mktemp("predict25") / "run"
-    done = smoke(out, "--traceback", recipe=PREDICT25)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """The same of the other recipe."""
+    return _run_once(tmp_path_factory, PREDICT25)
+
+
+def _run_once(factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """The folder, made by whichever process of the tests is the first to need it."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    out, complete = shared / f"{recipe.stem} smoke", shared / f"{recipe.stem} is complete"
+    with (shared / f"{recipe.stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            done = smoke(out, "--traceback", recipe=recipe)
+            assert done.returncode == 0, done.stdout + done.stderr
+            complete.touch()
     return out
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process scores as those of ``finished`` did."""
+    from tests.run.quick import CONSTANTS
+
+    for module, name, value in CONSTANTS:
+        monkeypatch.setattr(module, name, value)
 
 
 @pytest.fixture

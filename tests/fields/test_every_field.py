@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,8 +15,9 @@ import pytest
 
 import cosmos_distill.cli  # noqa: F401  every configuration is known
 from cosmos_distill.config import MethodConfig, Recipe, Stage
+from cosmos_distill.data import sources
 from cosmos_distill.errors import Refusal
-from cosmos_distill.eval import scores
+from cosmos_distill.eval import latency, scores
 from cosmos_distill.families import NetworkConfig
 from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.common.config import DiTConfig
@@ -86,7 +88,9 @@ def cheap() -> Iterator[None]:
     """The same stages with fewer repetitions, and without waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "REFERENCE_CLIPS", (4, 8))
-        patch.setattr(evaluate, "LATENCY_ROUNDS", 1)
+        timed = latency.interleaved
+        patch.setattr(latency, "interleaved", lambda calls, **_: timed(calls, rounds=1))
+        patch.setattr(sources, "open_source", lru_cache(sources.open_source))
         patch.setattr(autoencoders, "COMPONENT_CLIPS", 64)
         patch.setattr(evaluate, "measure_step", lambda *args: None)
         patch.setattr(scores, "REPLICAS", 2)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from tests.run.commands import ENV, PREDICT25, RECIPE, losses
 
+PROGRAM: tuple[str, ...] = ("-m", "cosmos_distill")
 RECIPES = {"transfer1": RECIPE, "predict25": PREDICT25}
 PER_RUN = 5
 """Kills of one run, at most."""
@@ -173,8 +174,7 @@ def table(found: dict[str, Any]) -> str:
 def _start(recipe: str, out: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
-        "-m",
-        "cosmos_distill",
+        *PROGRAM,
         str(RECIPES[recipe]),
         "--scale",
         "smoke",

@@ -100,7 +100,7 @@ def test_every_file_leads_somewhere(
 def test_a_folder_in_the_place_of_a_file(kind: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would end the run where the file is written, after all the work: it is refused before any."""
     path = find(run, kind)
-    content = path.read_bytes()
+    before = {p: p.read_bytes() for p in [path, *(run / name / "manifest.json" for name in STAGES)]}
     path.unlink()
     path.mkdir()
     try:
@@ -109,7 +109,8 @@ def test_a_folder_in_the_place_of_a_file(kind: str, run: Path, monkeypatch: pyte
         path.rmdir()
         assert first_stage(run, monkeypatch) == REMADE.get(kind, "")
     finally:
-        path.write_bytes(content)
+        for file, content in before.items():
+            file.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,7 @@ def go(out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return status, capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("damage", ["deleted", "flipped"])
 def test_a_file_of_every_kind_at_once(
     damage: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -216,6 +218,7 @@ def test_a_file_of_every_kind_at_once(
     }
 
 
+@pytest.mark.usefixtures("quick")
 def test_pairs_that_are_found_damaged_while_they_are_read(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ def test_every_file_has_the_permissions_of_the_umask(
         assert modes == {0o666 & ~mask}
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_full_disk_ends_a_run_with_one_sentence_and_the_same_command_goes_on(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

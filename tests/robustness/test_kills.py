@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 
 from tests.robustness import kills
+from tests.run.commands import QUICK
 
 
 @pytest.mark.parametrize("recipe, fixture", [("transfer1", "finished"), ("predict25", "finished_predict25")])
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(
-    recipe: str, fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+    recipe: str,
+    fixture: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(kills, "PROGRAM", (QUICK,))
     whole: Path = request.getfixturevalue(fixture)
     seconds = json.loads((whole / "report.json").read_text())["wall_seconds"]
     found = list(kills.trials(recipe, 2, tmp_path, kills.results(whole), seconds, seed=len(recipe)))

@@ -22,12 +22,13 @@ ENV = os.environ | {
     "COLUMNS": "120",
 }
 
-MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2")
+MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2", "none")
 KILLER = str(Path(__file__).with_name("killer.py"))
+QUICK = str(Path(__file__).with_name("quick.py"))
 
 
 def smoke(
-    out: Path, *args: str, program: Sequence[str] = ("-m", "cosmos_distill"), recipe: Path = RECIPE
+    out: Path, *args: str, program: Sequence[str] = (QUICK,), recipe: Path = RECIPE
 ) -> subprocess.CompletedProcess[str]:
     """Run the smoke recipe in a process of its own."""
     command = [sys.executable, *program, str(recipe), "--scale", "smoke", "--out", str(out), *args]

