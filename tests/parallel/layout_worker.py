@@ -187,8 +187,8 @@ class Server:
 
 
 USED = (
-    "diffusion.edm", "diffusion.trigflow", "models.heads", "models.init", "ops.adaln.cpu", "ops.attn.sdpa",
-    "ops.dm_loss.cpu", "ops.gan_loss", "ops.qknorm.cpu",
+    "diffusion.edm", "diffusion.trigflow", "models.common.heads", "models.common.init",
+    "ops.adaln.cpu", "ops.attn.sdpa", "ops.dm_loss.cpu", "ops.gan_loss", "ops.qknorm.cpu",
 )  # fmt: skip
 """What ranks would import one by one."""
 

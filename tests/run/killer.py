@@ -94,7 +94,13 @@ def run(moment: str, args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    for module in ("stages.generate", "stages.train", "stages.export", "models.common.weights", "cli.parsing"):
+    for module in (
+        "stages.generate",
+        "stages.train",
+        "stages.export",
+        "models.common.weights",
+        "cli.parsing",
+    ):
         importlib.import_module(f"cosmos_distill.{module}")
     load_clips(32, 9)
     pairs = Path(sys.argv[sys.argv.index("--out") + 1], "generate", "pairs")
