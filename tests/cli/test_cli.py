@@ -20,7 +20,7 @@ ENV = os.environ | {"PYTHONPATH": str(Path(cosmos_distill.__file__).parents[1]),
 
 def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cosmos_distill", *args]
-    return subprocess.run(command, env=ENV, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def trainers(*args: str) -> dict[str, int]:

@@ -256,6 +256,23 @@ def test_which_control_belongs_to_a_clip(control: ClipInfo, reason: str | None) 
         assert reason in str(refused.value)
 
 
+def test_no_window_hides_a_lost_group_of_pictures(tmp_path: Path) -> None:
+    """Of a transport stream, which goes on behind what was lost: by its times."""
+    every = {"g": "12", "keyint_min": "12", "sc_threshold": "0", "bf": "0"}
+    whole = encode(tmp_path / "whole.ts", numbered(30), container="mpegts", pix_fmt="yuv420p", options=every)
+    with av.open(str(whole)) as container:
+        keys = [packet.pos for packet in container.demux(video=0) if packet.is_keyframe and packet.size]
+    first, second = (position // 188 * 188 for position in keys[1:3])
+    content = whole.read_bytes()
+    lost = tmp_path / "lost.ts"
+    lost.write_bytes(content[:first] + content[second:])
+    assert probe(lost).frames == 18
+    assert numbers(window(lost, range(2, 12)).frames) == list(range(2, 12))
+    assert numbers(window(lost, range(12, 18)).frames) == list(range(24, 30))
+    with pytest.raises(DataError, match=r"lost\.ts: no steady frame rate"):
+        window(lost, range(8, 16))
+
+
 # -- the clips of the mini scale
 
 

@@ -98,7 +98,7 @@ def test_dry_run_on_a_launched_rank_waits_for_no_other(tmp_path: Path) -> None:
     done = subprocess.run(
         [*command, "--parallel.tensor", "2", "--out", str(tmp_path / "run")],
         env={k: v for k, v in ENV.items() if not k.startswith("MASTER_")} | {"RANK": "0", "WORLD_SIZE": "4"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "memory per GPU, 4 GPUs" in done.stdout and "--nproc-per-node 4" in done.stdout

@@ -27,13 +27,14 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 def end(running: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit status and everything it said, its words on one line."""
     try:
-        said, _ = running.communicate(timeout=150)
+        said, _ = running.communicate(timeout=600)
     finally:
         running.kill()
     return running.returncode, " ".join(said.replace("│", " ").split())
 
 
-def with_pairs(finished: Path, out: Path) -> Path:
-    """A run folder whose generate stage is complete."""
-    shutil.copytree(finished / "generate", out / "generate")
+def with_stages(finished: Path, out: Path, *names: str) -> Path:
+    """A run folder in which these stages are complete."""
+    for name in names:
+        shutil.copytree(finished / name, out / name)
     return out

@@ -51,25 +51,25 @@ class Layout:
 ONE = Layout(Parallel())
 LAYOUTS: Mapping[str, Layout] = {
     "1 rank, no accumulation": Layout(Parallel(), micro_batch=4),
-    "TP2": Layout(Parallel(tensor=2)),
-    "TP2 + SP": Layout(Parallel(tensor=2, sequence=True)),
+    "TP2": Layout(Parallel(tensor=2), micro_batch=2),
+    "TP2 + SP": Layout(Parallel(tensor=2, sequence=True), micro_batch=2),
     "PP2": Layout(Parallel(pipeline=2)),
-    "PP2, recompute full": Layout(Parallel(pipeline=2), recompute="full"),
+    "PP2, recompute full": Layout(Parallel(pipeline=2), recompute="full", micro_batch=2),
     "PP2 interleaved": Layout(Parallel(pipeline=2, virtual_pipeline=2)),
     # One micro-batch, where the interleaved schedule wants two.
     "PP2 interleaved, no accumulation": Layout(Parallel(pipeline=2, virtual_pipeline=2), micro_batch=4),
-    "CP2 Ulysses": Layout(Parallel(context=2)),
-    "CP2 ring": Layout(Parallel(context=2, context_attention="ring")),
+    "CP2 Ulysses": Layout(Parallel(context=2), micro_batch=2),
+    "CP2 ring": Layout(Parallel(context=2, context_attention="ring"), micro_batch=2),
     "CP2 ring, recompute selective": Layout(
-        Parallel(context=2, context_attention="ring"), recompute="selective"
+        Parallel(context=2, context_attention="ring"), recompute="selective", micro_batch=2
     ),
-    "CP4 ring": Layout(Parallel(context=4, context_attention="ring")),
+    "CP4 ring": Layout(Parallel(context=4, context_attention="ring"), micro_batch=2),
     "DP2": Layout(Parallel(), data=2),
     "DP2 sharded optimizer": Layout(Parallel(data="sharded_optimizer"), data=2),
     "FSDP2": Layout(Parallel(data="fsdp"), data=2),
     "FSDP2 x 2 copies": Layout(Parallel(data="fsdp", fsdp_shards=2), data=4),
-    "TP2 x PP2 + SP": Layout(Parallel(tensor=2, pipeline=2, sequence=True)),
-    "TP2 x CP2": Layout(Parallel(tensor=2, context=2)),
+    "TP2 x PP2 + SP": Layout(Parallel(tensor=2, pipeline=2, sequence=True), micro_batch=2),
+    "TP2 x CP2": Layout(Parallel(tensor=2, context=2), micro_batch=2),
     "TP2 x DP2 sharded optimizer": Layout(Parallel(tensor=2, data="sharded_optimizer"), data=2),
     "CP2 x FSDP2": Layout(Parallel(context=2, data="fsdp"), data=2),
     "PP2 x DP2": Layout(Parallel(pipeline=2), data=2),
@@ -123,7 +123,8 @@ class Case:
 
     def trainer(self, layout: Layout) -> Trainer:
         # One sample at a time unless the layout says otherwise, so that gradients are accumulated (and a
-        # pipeline is filled) on two data-parallel ranks, too.
+        # pipeline is filled) on two data-parallel ranks, too. Where that can be had with two samples at
+        # a time, which takes half the calls, the layout says so.
         return Trainer(
             max_steps=STEPS, global_batch=4, micro_batch=layout.micro_batch, precision="fp32",
             activation_checkpointing=layout.recompute, ema_decay=0.5, log_every=1,

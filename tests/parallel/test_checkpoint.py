@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = [name for name, *_ in checkpoint_worker.CASES]
     done = subprocess.run(
         [sys.executable, checkpoint_worker.__file__, str(folder), *cases],
-        env=environment, capture_output=True, text=True, timeout=90, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

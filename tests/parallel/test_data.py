@@ -42,7 +42,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
         [sys.executable, data_worker.__file__, str(folder)],
-        env=environment, capture_output=True, text=True, timeout=150, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     return {

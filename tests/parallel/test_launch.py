@@ -7,7 +7,7 @@ import pytest
 
 from cosmos_distill.train.log import read
 from tests.parallel import faulty
-from tests.parallel.launching import end, launch, start, with_pairs
+from tests.parallel.launching import end, launch, start, with_stages
 
 TRAINING = ("--trainer.sample-every", "100", "--only", "generate", "kd", "dmd2")
 
@@ -46,7 +46,7 @@ def test_two_nodes(finished: Path, tmp_path: Path) -> None:
 def test_stop_and_go_on_under_another_layout(finished: Path, tmp_path: Path) -> None:
     """A signal that one rank gets stops both between two checkpoints; two context ranks go on from what two
     tensor-parallel ranks saved."""
-    out = with_pairs(finished, tmp_path / "run")
+    out = with_stages(finished, tmp_path / "run", "generate", "kd")
     program = (faulty.__file__, "dmd2", "12", "1", "SIGTERM")
     status, said = end(start(launch(out, *TRAINING, "--parallel.tensor", "2", program=program)))
     assert status != 0 and "exitcode : 130" in said
@@ -59,7 +59,7 @@ def test_stop_and_go_on_under_another_layout(finished: Path, tmp_path: Path) -> 
 
 
 def test_a_rank_that_fails_is_named_and_the_restart_goes_on(finished: Path, tmp_path: Path) -> None:
-    out = with_pairs(finished, tmp_path / "run")
+    out = with_stages(finished, tmp_path / "run", "generate", "kd")
     program = (faulty.__file__, "dmd2", "12", "1", "raise")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     command = launch(out, *TRAINING, "--parallel.pipeline", "2", options=options, program=program)

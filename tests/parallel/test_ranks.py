@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, ranks_worker.__file__, str(folder)],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((folder / "between.statuses").read_text()) == [0] * 4, done.stderr[-3000:]

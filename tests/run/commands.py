@@ -32,7 +32,7 @@ def smoke(
 ) -> subprocess.CompletedProcess[str]:
     """Run the smoke recipe in a process of its own."""
     command = [sys.executable, *program, str(recipe), "--scale", "smoke", "--out", str(out), *args]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=600)
 
 
 def ended(killer: subprocess.CompletedProcess[str]) -> dict[str, int]:
