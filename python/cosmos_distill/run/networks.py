@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill import models
+from cosmos_distill import models, ops
 from cosmos_distill.config import Recipe, Stage, Stored, Trainer
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
@@ -112,6 +112,7 @@ def refuse_missing_backends(example: Tensor) -> None:
         Refusal: one does not, or is unknown.
     """
     for operator in ("adaln_modulate", "qk_norm_rope", "attention"):
+        getattr(ops, operator)  # its folder declares its backends when it is imported
         try:
             registry.pick(operator, None, example)
         except (ValueError, registry.BackendUnavailable) as error:
