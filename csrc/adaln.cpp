@@ -1,6 +1,7 @@
 #include "adaln.h"
 
 #include "adaln_rows.h"
+#include "common/operator.h"
 
 namespace cd {
 namespace {
@@ -176,13 +177,14 @@ void gated_adaln_backward(Layout layout, const T* grad, const T* grad_x_new, con
     sums.finish(2, dgate);
 }
 
-#define CD_INSTANTIATE(T)                                                                                        \
-    template void adaln_forward(Layout, const T*, Modulation, Modulation, float, T*, float*);                    \
-    template void adaln_backward(Layout, const T*, const T*, const float*, Modulation, T*, float*, float*);      \
-    template void gated_adaln_forward(Layout, const T*, const T*, Modulation, Modulation, Modulation, float, T*, \
-                                      T*, float*);                                                               \
-    template void gated_adaln_backward(Layout, const T*, const T*, const T*, const T*, const float*, Modulation, \
-                                       Modulation, T*, T*, float*, float*, float*);
-CD_FOR_ELEMENTS(CD_INSTANTIATE)
+template <>
+struct Read<Layout> : ReadMembers<Layout, int64_t, int64_t, int64_t> {};
+template <>
+struct Read<Modulation> : ReadMembers<Modulation, const float*, int64_t> {};
+
+CD_OPERATOR(adaln_forward)
+CD_OPERATOR(adaln_backward)
+CD_OPERATOR(gated_adaln_forward)
+CD_OPERATOR(gated_adaln_backward)
 
 }  // namespace cd

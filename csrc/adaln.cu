@@ -1,6 +1,8 @@
 // Adaptive LayerNorm, alone or after the gated residual. Memory-bound: every tensor is read from memory once.
 #include <initializer_list>
 
+#include "adaln_cuda.h"
+#include "common/operator.h"
 #include "device/dispatch.h"
 #include "device/reduce.h"
 
@@ -237,3 +239,24 @@ void adaln_backward(Dtype dtype, const AdalnBackward& call, Stream stream) {
 }
 
 }  // namespace cd::cuda
+
+namespace cd {
+
+template <>
+struct Read<cuda::Rows> : ReadMembers<cuda::Rows, int64_t, int64_t, int64_t> {};
+template <>
+struct Read<cuda::Modulation> : ReadMembers<cuda::Modulation, const float*, int64_t> {};
+template <>
+struct Read<cuda::AdalnForward>
+    : ReadMembers<cuda::AdalnForward, cuda::Rows, const void*, const void*, cuda::Modulation, cuda::Modulation,
+                  cuda::Modulation, float, void*, void*, float*> {};
+template <>
+struct Read<cuda::AdalnBackward>
+    : ReadMembers<cuda::AdalnBackward, cuda::Rows, const void*, const void*, const void*, const void*, const float*,
+                  cuda::Modulation, cuda::Modulation, void*, void*, float*, float*, float*, float*> {};
+
+CD_CUDA_FUNCTION(adaln_chunks, cuda::adaln_chunks)
+CD_CUDA_FUNCTION(adaln_forward, cuda::adaln_forward)
+CD_CUDA_FUNCTION(adaln_backward, cuda::adaln_backward)
+
+}  // namespace cd

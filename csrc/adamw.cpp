@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "common/operator.h"
+
 namespace cd {
 namespace {
 
@@ -48,5 +50,19 @@ void adamw_ema(const std::vector<Parameter>& parameters, AdamW step) {
         if (p.copy != nullptr) block_copy(p.value + at, n, p.copy + at);
     }
 }
+
+template <>
+struct Read<AdamW> : ReadMembers<AdamW, float, float, float, float, float, float, float, float> {};
+
+// `groups`: addresses of the parameters, gradients, both moments, averages and, or empty, copies.
+CD_FUNCTION(adamw_ema, [](const std::vector<std::vector<int64_t>>& groups, const std::vector<int64_t>& sizes, AdamW step) {
+    const auto at = [&](size_t group, size_t i) { return reinterpret_cast<float*>(groups.at(group).at(i)); };
+    std::vector<Parameter> parameters;
+    for (size_t i = 0; i < sizes.size(); i++) {
+        bf16* copy = groups.at(5).empty() ? nullptr : reinterpret_cast<bf16*>(at(5, i));
+        parameters.push_back({at(0, i), at(1, i), at(2, i), at(3, i), at(4, i), copy, sizes[i]});
+    }
+    adamw_ema(parameters, step);
+})
 
 }  // namespace cd

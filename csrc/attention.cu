@@ -106,3 +106,14 @@ void attention_forward(Dtype dtype, const Attention& call, Stream stream) {
 }
 
 }  // namespace cd::cuda
+
+CD_CUDA_FUNCTION(attention_forward, [](cd::cuda::Dtype dtype, cd::cuda::Attention call, cd::cuda::Strided q,
+                                       cd::cuda::Strided k, cd::cuda::Strided v, cd::cuda::Strided out, float* lse,
+                                       cd::cuda::Stream stream) {
+    call.q = q;
+    call.k = k;
+    call.v = v;
+    call.out = out;
+    call.lse = lse;
+    cd::cuda::attention_forward(dtype, call, stream);
+})

@@ -166,3 +166,23 @@ void attention_backward(Dtype dtype, const Attention& call, Stream stream) {
 }
 
 }  // namespace cd::cuda
+
+CD_CUDA_FUNCTION(attention_padded, cd::cuda::attention_padded)
+CD_CUDA_FUNCTION(attention_backward,
+                 [](cd::cuda::Dtype dtype, cd::cuda::Attention call, cd::cuda::Strided grad, const float* grad_lse,
+                    cd::cuda::Strided q, cd::cuda::Strided k, cd::cuda::Strided v, cd::cuda::Strided out, float* lse,
+                    cd::cuda::Strided dq, cd::cuda::Strided dk, cd::cuda::Strided dv, float* scratch,
+                    cd::cuda::Stream stream) {
+                     call.grad = grad;
+                     call.grad_lse = grad_lse;
+                     call.q = q;
+                     call.k = k;
+                     call.v = v;
+                     call.out = out;
+                     call.lse = lse;
+                     call.dq = dq;
+                     call.dk = dk;
+                     call.dv = dv;
+                     call.scratch = scratch;
+                     cd::cuda::attention_backward(dtype, call, stream);
+                 })

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "common/operator.h"
 #include "common/tile.h"
 
 namespace cd {
@@ -186,8 +187,8 @@ void vsd_as(const Blocks& blocks, const T* x, const T* teacher, const T* fake, c
 }  // namespace
 
 template <class T>
-void renoise(Samples samples, const T* x0, const T* eps, const float* alpha, const float* sigma, float* result) {
-    const Blocks blocks(samples);
+void renoise(Whole whole, const T* x0, const T* eps, const float* alpha, const float* sigma, float* result) {
+    const Blocks blocks(whole.samples);
     with_flag(streams(blocks, result), [&](auto streamed) {
         constexpr bool Streamed = decltype(streamed)::value;
         for_blocks(blocks, [&](const Block& block, int64_t) {
@@ -213,8 +214,8 @@ void vsd(Samples samples, const T* x, const T* teacher, const T* fake, const T* 
 }
 
 template <class T>
-void vsd_gradient(Samples samples, const T* direction, const float* slope, T* result) {
-    const Blocks blocks(samples);
+void vsd_gradient(Whole whole, const T* direction, const float* slope, T* result) {
+    const Blocks blocks(whole.samples);
     with_flag(streams(blocks, result), [&](auto streamed) {
         constexpr bool Streamed = decltype(streamed)::value;
         for_blocks(blocks, [&](const Block& block, int64_t) {
@@ -265,12 +266,30 @@ void squared_error_gradient(Samples samples, const float* grad, const T* p, cons
     });
 }
 
-#define CD_INSTANTIATE(T)                                                                                          \
-    template void renoise(Samples, const T*, const T*, const float*, const float*, float*);                        \
-    template void vsd(Samples, const T*, const T*, const T*, const T*, Denoised<T>, float, T*, float*);            \
-    template void vsd_gradient(Samples, const T*, const float*, T*);                                               \
-    template void squared_error(Samples, const T*, const T*, Denoised<T>, float*);                                 \
-    template void squared_error_gradient(Samples, const float*, const T*, const T*, Denoised<T>, T*);
-CD_FOR_ELEMENTS(CD_INSTANTIATE)
+// A list of batch, segments, inner and frames.
+template <>
+struct Read<Whole> {
+    static Whole from(Arguments& in) {
+        const auto shape = in.next<std::vector<int64_t>>();
+        return Samples{shape.at(0), shape.at(1), shape.at(2), shape.at(3), nullptr};
+    }
+};
+// The same, and the mask.
+template <>
+struct Read<Samples> {
+    static Samples from(Arguments& in) {
+        Samples samples = in.next<Whole>().samples;
+        samples.mask = in.next<const float*>();
+        return samples;
+    }
+};
+template <class T>
+struct Read<Denoised<T>> : ReadMembers<Denoised<T>, const T*, const float*> {};
+
+CD_OPERATOR(renoise)
+CD_OPERATOR(vsd)
+CD_OPERATOR(vsd_gradient)
+CD_OPERATOR(squared_error)
+CD_OPERATOR(squared_error_gradient)
 
 }  // namespace cd

@@ -1,8 +1,10 @@
 // Distribution matching in one sweep over the latents. Memory-bound: every tensor is read once.
 #include <initializer_list>
 
+#include "common/operator.h"
 #include "device/dispatch.h"
 #include "device/reduce.h"
+#include "dm_loss_cuda.h"
 
 namespace cd::cuda {
 namespace {
@@ -219,3 +221,27 @@ void squared_error(Dtype dtype, const SquaredError& call, Stream stream) {
 }
 
 }  // namespace cd::cuda
+
+namespace cd {
+
+template <>
+struct Read<cuda::FrameMask> : ReadMembers<cuda::FrameMask, const float*, int64_t, int64_t> {};
+template <>
+struct Read<cuda::Renoise>
+    : ReadMembers<cuda::Renoise, int64_t, int64_t, const void*, const void*, const float*, const float*, float*> {};
+template <>
+struct Read<cuda::Vsd>
+    : ReadMembers<cuda::Vsd, int64_t, int64_t, const void*, const void*, const void*, const void*, const void*, float,
+                  const float*, cuda::FrameMask, void*, float*, float*> {};
+template <>
+struct Read<cuda::SquaredError>
+    : ReadMembers<cuda::SquaredError, int64_t, int64_t, const void*, const void*, const void*, const float*,
+                  cuda::FrameMask, const float*, void*, float*, float*> {};
+
+CD_CUDA_FUNCTION(dm_loss_blocks, cuda::dm_loss_blocks)
+CD_CUDA_FUNCTION(renoise, cuda::renoise)
+CD_CUDA_FUNCTION(vsd, cuda::vsd)
+CD_CUDA_FUNCTION(vsd_gradient, cuda::vsd_gradient)
+CD_CUDA_FUNCTION(squared_error, cuda::squared_error)
+
+}  // namespace cd

@@ -15,6 +15,12 @@ struct Samples {
     int64_t size() const { return segments * inner; }
 };
 
+// Samples of which every element counts.
+struct Whole {
+    Samples samples;
+    Whole(const Samples& all) : samples(all) {}
+};
+
 // Predictions p mean x0 = skip * x_t + out * p, [batch, 2] coefficients (skip, out); null x_t: x0 = p.
 template <class T>
 struct Denoised {
@@ -24,7 +30,7 @@ struct Denoised {
 
 // result = alpha[b] * x0 + sigma[b] * eps; null alpha: 1.
 template <class T>
-void renoise(Samples samples, const T* x0, const T* eps, const float* alpha, const float* sigma, float* result);
+void renoise(Whole whole, const T* x0, const T* eps, const float* alpha, const float* sigma, float* result);
 
 // direction = m * (x0 of fake - x0 of teacher), the teacher's being uncond + (1 + guidance) * (teacher - uncond)
 // unless uncond is null; sums [batch, 3] of m * |x - x0 of teacher|, direction^2 and m.
@@ -34,7 +40,7 @@ void vsd(Samples samples, const T* x, const T* teacher, const T* fake, const T* 
 
 // result = slope[b] * direction, and 0 wherever the slope is 0.
 template <class T>
-void vsd_gradient(Samples samples, const T* direction, const float* slope, T* result);
+void vsd_gradient(Whole whole, const T* direction, const float* slope, T* result);
 
 // sums [batch] of m * (target - x0)^2.
 template <class T>

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/operator.h"
 #include "common/tile.h"
 
 namespace cd {
@@ -272,9 +273,23 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
     reduce_chunks(partial.get(), 1, chunks, dim, dweight);
 }
 
-#define CD_INSTANTIATE(T)                                                                            \
-    template void norm_rope_forward(Heads, const T*, const float*, Tables, float, T*, float*);       \
-    template void norm_rope_backward(Heads, const T*, const T*, const float*, const float*, Tables, T*, float*);
-CD_FOR_ELEMENTS(CD_INSTANTIATE)
+template <>
+struct Read<Heads> : ReadMembers<Heads, int64_t, int64_t, int64_t, int64_t, int64_t> {};
+// `grid`, a list, is empty for full tables, or (frames, height, width, t, h, w).
+template <>
+struct Read<Tables> {
+    static Tables from(Arguments& in) {
+        Tables tables{};
+        tables.cos = in.next<const float*>();
+        tables.sin = in.next<const float*>();
+        tables.per_sample = in.next<bool>();
+        const auto grid = in.next<std::vector<int64_t>>();
+        if (grid.empty()) return tables;
+        return {tables.cos, tables.sin, tables.per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
+    }
+};
+
+CD_OPERATOR(norm_rope_forward)
+CD_OPERATOR(norm_rope_backward)
 
 }  // namespace cd

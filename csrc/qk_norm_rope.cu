@@ -1,8 +1,10 @@
 // Per-head RMSNorm of queries and keys and rotary embedding, both tensors in one launch. Memory-bound.
 #include <initializer_list>
 
+#include "common/operator.h"
 #include "device/dispatch.h"
 #include "device/reduce.h"
+#include "qk_norm_rope_cuda.h"
 
 namespace cd::cuda {
 namespace {
@@ -269,3 +271,39 @@ void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream) {
 }
 
 }  // namespace cd::cuda
+
+namespace cd {
+
+// `grid`, a list, is empty for full tables, or (frames, height, width, t, h, w).
+template <>
+struct Read<cuda::Tables> {
+    static cuda::Tables from(Arguments& in) {
+        cuda::Tables tables{};
+        tables.cos = in.next<const float*>();
+        tables.sin = in.next<const float*>();
+        tables.per_sample = in.next<bool>();
+        const auto grid = in.next<std::vector<int64_t>>();
+        if (grid.empty()) return tables;
+        const auto at = [&](size_t i) { return static_cast<int>(grid.at(i)); };
+        return {tables.cos, tables.sin, tables.per_sample, at(0), at(1), at(2), at(3), at(4), at(5)};
+    }
+};
+template <>
+struct Read<cuda::HeadsForward>
+    : ReadList<cuda::HeadsForward, int64_t, int64_t, int64_t, const void*, const float*, void*, float*> {};
+template <>
+struct Read<cuda::HeadsBackward>
+    : ReadList<cuda::HeadsBackward, int64_t, int64_t, int64_t, const void*, const void*, const float*, const float*,
+               void*, float*, float*> {};
+
+CD_CUDA_FUNCTION(norm_rope_chunks, cuda::norm_rope_chunks)
+CD_CUDA_FUNCTION(norm_rope_forward, [](cuda::Dtype dtype, int64_t length, int64_t head_dim, cuda::Tables tables, float eps,
+                                       cuda::HeadsForward q, cuda::HeadsForward k, cuda::Stream stream) {
+    cuda::norm_rope_forward(dtype, {length, head_dim, tables, eps, {q, k}, {}}, stream);
+})
+CD_CUDA_FUNCTION(norm_rope_backward, [](cuda::Dtype dtype, int64_t length, int64_t head_dim, cuda::Tables tables,
+                                        cuda::HeadsBackward q, cuda::HeadsBackward k, cuda::Stream stream) {
+    cuda::norm_rope_backward(dtype, {length, head_dim, tables, 0.0f, {}, {q, k}}, stream);
+})
+
+}  // namespace cd

@@ -8,7 +8,8 @@ a launch are searched for these, which tells the tensors that a kernel is given.
 - an input counts once for each launch that it is given to: two kernels that read it move it twice;
 - scratch, which is neither, likewise: one kernel writes it, the next one reads it.
 
-What a kernel does otherwise, which launches do not show, is in :data:`PASSES`. tests/ops/cuda/test_traffic.py
+What a kernel does otherwise, which launches do not show, is in PASSES of its cuda.py: (kernel, parameter of
+the function there) -> how often a launch of it reads that tensor as a whole. tests/ops/cuda/test_traffic.py
 counts the accesses of emulated kernels and compares. It speaks of rows that fit into shared memory, as those
 of all published networks do.
 
@@ -19,69 +20,19 @@ launch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from benchmarks.gpu.calls import Call, calls
+from benchmarks.gpu.calls import Addresses, Call, calls
 from benchmarks.gpu.cuda_launches import plain_name
 from benchmarks.gpu.traffic import Traffic
 from benchmarks.gpu.work import Shape
 
 SCRATCH, RESULT = "(scratch)", "(result)"
-
-
-def _nothing(_: Any) -> int:
-    return 0
-
-
-def _twice(_: Any) -> int:
-    return 2
-
-
-def _blocks(launch: Any) -> int:
-    """Blocks along the first axis, where all have one sample: of queries or of keys."""
-    return int(launch.grid[0])
-
-
-PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
-    # Two sweeps: for the sums over a row or head, and for its gradient or result.
-    **{("adaln_backward_kernel", x): _twice for x in ("grad", "x", "x_new")},
-    **{("norm_rope_forward_kernel", x): _twice for x in ("q", "k")},
-    **{("norm_rope_backward_kernel", x): _twice for x in ("q_grad", "k_grad", "q", "k")},
-    # Every block of queries walks over all keys and values of its head, every block of keys over all queries.
-    **{(kernel, x): _blocks for kernel in ("attention_kernel", "attention_dq_kernel") for x in ("k", "v")},
-    **{("attention_dkv_kernel", x): _blocks for x in ("q", "grad", SCRATCH)},
-    # As a tile, and for its product with the output, of which the second kernel gets the sums in scratch.
-    ("attention_dq_kernel", "grad"): _twice,
-    **{("attention_dkv_kernel", x): _nothing for x in ("out", "lse")},
-}
-"""(kernel, parameter of the function in cuda.py) -> how often a launch of it reads that tensor as a whole,
-where that is not once."""
-
-
-class _Addresses(TorchFunctionMode):
-    """Within, a tensor without storage has an address; ``tensors`` holds all that were asked for theirs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: dict[int, Tensor] = {}
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function != Tensor.data_ptr:
-            return function(*args, **(kwargs or {}))
-        (x,) = args
-        for address, known in self.tensors.items():
-            if known is x:
-                return address
-        # So far up that no small number that is an argument too looks like one.
-        address = (len(self.tensors) + 1) << 40 if x.is_meta else x.data_ptr()
-        self.tensors[address] = x
-        return address
 
 
 @dataclass(frozen=True)
@@ -103,14 +54,16 @@ def uses(call: Call, functions: ModuleType) -> list[Use]:
         call: on tensors with or without storage.
         functions: the emulated operators, in the place of the compiled ones (``benchmarks.gpu.emulated``).
     """
-    function = getattr(call.module("cuda"), call.function)
+    module = call.module("cuda")
+    function = getattr(module, call.function)
+    passes = getattr(module, "PASSES", {})
     results: list[Tensor] = []
 
     def run() -> None:
         made = function(*call.arguments)
         results.extend(made if isinstance(made, tuple) else (made,))
 
-    with _Addresses() as addresses:
+    with Addresses() as addresses:
         launches = functions.record(run)
     given = inspect.signature(function).bind(*call.arguments).arguments.items()
 
@@ -126,7 +79,7 @@ def uses(call: Call, functions: ModuleType) -> list[Use]:
             for address, tensor in addresses.tensors.items():
                 if address in words:
                     name = name_of(tensor)
-                    yield Use(name, tensor, launch, PASSES.get((kernel, name), lambda _: 1)(launch))
+                    yield Use(name, tensor, launch, passes.get((kernel, name), lambda _: 1)(launch))
 
     return list(found())
 

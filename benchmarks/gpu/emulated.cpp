@@ -1,11 +1,12 @@
 // The CUDA operators as a module of their own, for a build in which their kernels are emulated.
-#include "bindings_cuda.cpp"
+#include "bindings.h"
 #include "device/launch.h"
 
+namespace py = pybind11;
 using cd::emulator::Launch;
 
 PYBIND11_MODULE(emulated_operators, m) {
-    bind_cuda(m);
+    cd::bind_operators(m);
     const py::object cuda = m.attr("cuda");
     // Local, for there is a build that counts accesses beside the plain one.
     py::class_<Launch>(cuda, "Launch", py::module_local())

@@ -55,7 +55,7 @@ def build(name: str, sources: list[Path], compile_with: list[str], link_with: li
         raise FileNotFoundError(MISSING)
     headers = list(CSRC.rglob("*.h"))
     seen = hashlib.sha256(repr((tool, FLAGS, compile_with, link_with)).encode())
-    for path in sorted([*headers, *sources, CSRC / "bindings_cuda.cpp"]):
+    for path in sorted([*headers, *sources]):
         seen.update(path.read_bytes())
     folder = CACHE / f"{name}-{seen.hexdigest()[:16]}"
     target = folder / name
@@ -80,7 +80,7 @@ def build(name: str, sources: list[Path], compile_with: list[str], link_with: li
 
 
 def loaded(package: str, sources: list[Path], compile_with: list[str]) -> tuple[ModuleType, Path]:
-    """The bindings of csrc/bindings_cuda.cpp over emulated operators, and where they are.
+    """The bindings of csrc/bindings.h over emulated operators, and where they are.
 
     Args:
         package: part of the module's name, for pybind11 initialises no second module of the same name.

@@ -3,7 +3,7 @@
 The operators run on tensors without storage while their launches are written down instead of made. A kernel
 that touches each element of its tensors once moves the sum of their sizes: statistics kept for backward and
 partial sums, written by one kernel and read by the next, are among them. A kernel that walks over a tensor
-several times is listed in :data:`PASSES`.
+several times is listed in PASSES of its triton.py.
 
 Modulation, weights and tables, which every block reads anew from the cache, count once.
 """
@@ -20,18 +20,9 @@ from torch import Tensor
 from benchmarks.gpu.calls import calls
 from benchmarks.gpu.work import Shape
 
-
-def _blocks(launch: Any) -> int:
-    """Programs along the first axis: blocks of queries or of keys."""
-    return int(launch.grid[0])
-
-
-PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
-    **{(kernel, x): _blocks for kernel in ("attention_forward", "attention_dq") for x in ("k", "v")},
-    **{("attention_dkdv", x): _blocks for x in ("q", "grad", "lse", "delta")},
-}
-"""(kernel, argument) -> how often a launch of it reads that tensor as a whole: every block of queries walks
-over all keys and values of its head, every block of keys over all queries."""
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole, where that is not once: what
+the modules of kernels say of theirs."""
 
 
 @dataclass(frozen=True)
@@ -67,5 +58,6 @@ def traffics(shape: Shape, arch: int) -> dict[tuple[str, str], Traffic]:
     for key, call in calls(shape).items():
         kernels = call.module("triton")
         if kernels is not None:
+            PASSES.update(getattr(kernels, "PASSES", {}))
             found[key] = traffic(partial(getattr(kernels, call.function), *call.arguments), arch)
     return found

@@ -1,5 +1,6 @@
 """What each operator has to do at the published networks' sizes, by arithmetic: bytes that have to cross
-memory and floating-point operations. No kernel can go below the time these take at a GPU's roofs.
+memory and floating-point operations, from the operators' declarations (ops/declaration.py). No kernel can go
+below the time these take at a GPU's roofs.
 
 The minimum counts every input once and every output once, nothing else: no statistics kept for backward
 (which could be recomputed from x), no partial sums, no second reading of keys and values. What our kernels
@@ -10,9 +11,15 @@ Widths: bf16 activations, fp32 modulation, weights and log-sum-exp, fp32 losses.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.gpu.devices import Device
+from cosmos_distill.ops.declaration import DECLARED, Declaration, Kind, Measure
+from cosmos_distill.ops.library import import_every_operator
+from cosmos_distill.ops.registry import OPERATORS
 
 BF16 = 2
 FP32 = 4
@@ -85,63 +92,79 @@ class Work:
         return seconds[bound], bound
 
 
-def _adaln(shape: Shape) -> list[Work]:
-    elements = shape.tokens * shape.channels
-    activation = elements * BF16
-    vector = shape.groups * shape.channels * FP32
-    return [
-        # x -> out, with shift and scale
-        Work("adaln_modulate", "fwd", shape, 2 * activation + 2 * vector, vector_flops=8 * elements),
-        # grad, x -> dx, with scale, giving dshift and dscale
-        Work("adaln_modulate", "bwd", shape, 3 * activation + 3 * vector, vector_flops=14 * elements),
-        # x, y -> x_new, out, with gate, shift and scale
-        Work("gated_residual_adaln", "fwd", shape, 4 * activation + 3 * vector, vector_flops=10 * elements),
-        # two grads, x_new, y -> dx, dy, with gate and scale, giving the gradients of all three
-        Work("gated_residual_adaln", "bwd", shape, 6 * activation + 5 * vector, vector_flops=18 * elements),
+def sizes(shape: Shape) -> dict[str, Any]:
+    """The sizes of the axes that operators name in their declarations, and ``grid``, that of the tokens with
+    the angles of each of its axes."""
+    half = shape.head_dim // 2
+    angles = (half - 2 * (half // 3), half // 3, half // 3)
+    grid = (shape.frames, shape.height, shape.width)
+    _, *latent = shape.latent
+    return {
+        "B": 1,
+        "*G": (1, shape.groups),
+        "N": shape.tokens // shape.groups,
+        "D": shape.channels,
+        "S": shape.tokens,
+        "Sq": shape.tokens,
+        "Sk": shape.tokens,
+        "H": shape.heads,
+        "Dh": shape.head_dim,
+        "L": sum(length * count for length, count in zip(grid, angles, strict=True)),
+        "T": shape.frames,
+        "*rest": tuple(latent),
+        "grid": (*grid, *angles),
+    }
+
+
+def measured() -> Iterator[tuple[Declaration, Measure]]:
+    """Every operator that is measured, those of a folder and of a public operator together, forward first."""
+    import_every_operator()
+    found = [(one, one.measure) for one in DECLARED.values() if one.measure is not None]
+    first = {measure.operator: i for i, (_, measure) in reversed(list(enumerate(found)))}
+
+    def place(one: tuple[Declaration, Measure]) -> tuple[str, int, bool]:
+        operator = one[1].operator
+        return OPERATORS[operator][0], first[operator], one[1].mode != "fwd"
+
+    yield from sorted(found, key=place)
+
+
+def tensor_axes(kind: Kind, there: Mapping[str, Any]) -> list[int]:
+    """The shape of a tensor of that kind."""
+    found: list[int] = []
+    for name in (kind.axes if isinstance(kind.axes, str) else kind.measured).split():
+        found += there[name] if name[0] == "*" else [there[name] if name in there else int(name)]
+    return found
+
+
+def _work(declared: Declaration, measure: Measure, shape: Shape) -> Work:
+    there = sizes(shape)
+    kinds = {one.name: one.kind for one in declared.arguments if one.kind is not None}
+    given = [
+        kinds[one.name]
+        for one in declared.arguments
+        if one.kind is not None and (not one.optional or one.name in measure.given.split())
     ]
+    made = [one.kind or kinds[one.argument] for one in declared.results]
 
+    def elements(kind: Kind) -> int:
+        return math.prod(tensor_axes(kind, there))
 
-def _qk_norm_rope(shape: Shape) -> list[Work]:
-    elements = shape.tokens * shape.channels
-    activation = elements * BF16
-    weights = 2 * shape.head_dim * FP32
-    # Cosine and sine of each axis's angles, a third of them to an axis.
-    tables = (shape.frames + shape.height + shape.width) * shape.head_dim // 6 * 2 * FP32
-    return [
-        # q, k -> q, k
-        Work("qk_norm_rope", "fwd", shape, 4 * activation + weights + tables, vector_flops=14 * elements),
-        # two grads, q, k -> dq, dk, and the gradients of both weights
-        Work("qk_norm_rope", "bwd", shape, 6 * activation + 2 * weights + tables, vector_flops=30 * elements),
-    ]
-
-
-def _attention(shape: Shape) -> list[Work]:
-    """Full self-attention: 2 products of tokens x tokens x channels forward, 5 backward."""
-    activation = shape.tokens * shape.channels * BF16
-    lse = shape.tokens * shape.heads * FP32
     product = 2 * shape.tokens**2 * shape.channels
-    return [
-        Work("attention", "fwd", shape, 4 * activation + lse, matrix_flops=2 * product),
-        # q, k, v, out, grad -> dq, dk, dv
-        Work("attention", "bwd", shape, 8 * activation + lse, matrix_flops=5 * product),
-    ]
-
-
-def _dm_loss(shape: Shape) -> list[Work]:
-    _, channels, frames, height, width = shape.latent
-    elements = channels * frames * height * width
-    tensor = elements * FP32
-    return [
-        Work("renoise", "fwd", shape, 3 * tensor, vector_flops=2 * elements),
-        # student, teacher, teacher without prompt, fake score -> direction
-        Work("vsd_loss", "fwd", shape, 5 * tensor, vector_flops=10 * elements),
-        Work("vsd_loss", "bwd", shape, 2 * tensor, vector_flops=elements),
-        # prediction, target -> a number; prediction, target -> gradient
-        Work("fake_score_loss", "fwd", shape, 2 * tensor, vector_flops=3 * elements),
-        Work("fake_score_loss", "bwd", shape, 3 * tensor, vector_flops=3 * elements),
-    ]
+    return Work(
+        measure.operator,
+        measure.mode,
+        shape,
+        sum(
+            elements(kind) * (kind.dtype or declared.kinds.usual).itemsize
+            for kind in (*given, *made)
+            if kind.counts
+        ),
+        matrix_flops=measure.products * product,
+        vector_flops=measure.flops * max(map(elements, given)),
+    )
 
 
 def works(shape: Shape) -> list[Work]:
     """Every operator in both directions at one shape."""
-    return [*_adaln(shape), *_qk_norm_rope(shape), *_attention(shape), *_dm_loss(shape)]
+    return [_work(declared, measure, shape) for declared, measure in measured()]

@@ -74,6 +74,3 @@ CD_INLINE fp16 narrow<fp16>(float value) {
 }
 
 }  // namespace cd
-
-// Instantiates a template for every element type: CD_FOR_ELEMENTS(X) with #define X(T) template ...;
-#define CD_FOR_ELEMENTS(X) X(float) X(cd::bf16) X(cd::fp16)

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "attention_cuda.h"
+#include "common/operator.h"
 #include "device/dispatch.h"
 #include "device/tile.h"
 
@@ -67,3 +69,28 @@ void with_head(Dtype dtype, const Attention& call, Run run) {
 }
 
 }  // namespace cd::cuda
+
+namespace cd {
+
+// A list of the address, and the distances between samples, rows and heads.
+template <>
+struct Read<cuda::Strided> : ReadList<cuda::Strided, void*, int64_t, int64_t, int64_t> {};
+
+// What both directions have: a list of batch, heads, queries, keys and head size, and the scale.
+template <>
+struct Read<cuda::Attention> {
+    static cuda::Attention from(Arguments& in) {
+        const auto sizes = in.next<std::vector<int64_t>>();
+        const auto at = [&](size_t i) { return static_cast<int>(sizes.at(i)); };
+        cuda::Attention call{};
+        call.batch = at(0);
+        call.heads = at(1);
+        call.queries = at(2);
+        call.keys = at(3);
+        call.dim = at(4);
+        call.scale = in.next<float>();
+        return call;
+    }
+};
+
+}  // namespace cd

@@ -1,7 +1,10 @@
 // From what is known when a function is called to the template that does the work.
 #pragma once
 
-#include "cuda_operators.h"
+#include <initializer_list>
+#include <stdexcept>
+
+#include "device/call.h"
 #include "device/numbers.h"
 
 namespace cd::cuda {

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "device/call.h"
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #else
@@ -30,8 +32,6 @@
 #define CD_RESTRICT __restrict__
 
 namespace cd::cuda {
-
-using Stream = void*;  // a cudaStream_t
 
 #if defined(__CUDACC__)
 template <class... Parameters, class... Arguments>

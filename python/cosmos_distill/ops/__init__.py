@@ -1,85 +1,32 @@
-"""Fused, differentiable operators of video diffusion transformers. Importable without the trainer.
-
-Importing this package is cheap: torch is imported when the first operator is used.
-
-====================================  =========================================================
-``adaln_modulate``                    LayerNorm without affine, times (1 + scale), plus shift
-``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
-``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
-``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
-``merge_attention``,                  partial results over disjoint keys, merged by it, and their
-``attention_backward``                gradients
-``renoise``, ``combine_guidance``,    distribution matching in x0 space
-``vsd_direction``, ``vsd_loss``,
-``fake_score_loss``
-``generator_loss``,                   adversarial losses on logits
-``discriminator_loss``
-``keep_attention``                    for torch.utils.checkpoint: recompute all of a block but attention
-``adamw_ema``                         AdamW and the average of its parameters, in one pass
-====================================  =========================================================
-
-All but ``merge_attention`` and ``combine_guidance``, which are plain torch, and ``keep_attention``, which
-computes nothing, take ``backend=None | "reference" | ...``; see :mod:`cosmos_distill.ops.registry`.
-"""
+# The documentation of this package and the list of what it offers are in __init__.pyi.
 
 from __future__ import annotations
 
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from .adaln import adaln_modulate as adaln_modulate
-    from .adaln import gated_residual_adaln as gated_residual_adaln
-    from .adamw import AdamWStep as AdamWStep
-    from .adamw import adamw_ema as adamw_ema
-    from .attn import attention as attention
-    from .attn import attention_backward as attention_backward
-    from .attn import merge_attention as merge_attention
-    from .checkpoint import keep_attention as keep_attention
-    from .dm_loss import Preconditioned as Preconditioned
-    from .dm_loss import VSDForm as VSDForm
-    from .dm_loss import combine_guidance as combine_guidance
-    from .dm_loss import fake_score_loss as fake_score_loss
-    from .dm_loss import renoise as renoise
-    from .dm_loss import vsd_direction as vsd_direction
-    from .dm_loss import vsd_loss as vsd_loss
-    from .gan_loss import discriminator_loss as discriminator_loss
-    from .gan_loss import generator_loss as generator_loss
-    from .qknorm import qk_norm_rope as qk_norm_rope
-
-# Folders are not named like the functions they hold (attn, not attention): importing a folder binds
-# its name in this package, which would hide the function of the same name.
-_HOME = {
-    "adaln_modulate": "adaln",
-    "gated_residual_adaln": "adaln",
-    "qk_norm_rope": "qknorm",
-    "attention": "attn",
-    "attention_backward": "attn",
-    "merge_attention": "attn",
-    "keep_attention": "checkpoint",
-    "combine_guidance": "dm_loss",
-    "renoise": "dm_loss",
-    "vsd_direction": "dm_loss",
-    "vsd_loss": "dm_loss",
-    "fake_score_loss": "dm_loss",
-    "Preconditioned": "dm_loss",
-    "VSDForm": "dm_loss",
-    "AdamWStep": "adamw",
-    "adamw_ema": "adamw",
-    "generator_loss": "gan_loss",
-    "discriminator_loss": "gan_loss",
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+__doc__ = str(ast.literal_eval(ast.unparse(_STUB.body[0])))
+HOMES = {
+    alias.name: str(node.module)
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
 }
+"""Name -> the module of this package that has it, imported when the name is first used."""
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *HOMES})

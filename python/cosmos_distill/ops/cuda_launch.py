@@ -1,4 +1,4 @@
-"""Calling the compiled CUDA operators (csrc/bindings_cuda.cpp).
+"""Calling the compiled CUDA operators (csrc/*.cu).
 
 Raises:
     ImportError: on import, where the package was compiled without them.

@@ -1,9 +1,9 @@
 """Fused operators as torch operators: what torch.compile, checkpoint policies and DTensor need to see.
 
-An operator is its schema, its kernel, the shapes it returns and, where it has one, its gradient. From these
-come two ways to call it with the same arithmetic: the registered torch operator
-``torch.ops.cosmos_distill.<name>``, and, for plain eager calls, a direct one that skips the dispatcher,
-which costs more than a small network's whole operator.
+An operator is its declaration (:mod:`.declaration`), its kernel and, where it has one, its gradient. From
+these come two ways to call it with the same arithmetic: the registered torch operator
+``torch.ops.cosmos_distill.<name>``, and, for plain eager calls, a direct one that skips the dispatcher, which
+costs more than a small network's whole operator.
 
 The last argument of every operator is the name of the backend whose kernel runs.
 """
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from .declaration import Kinds, Measure, declare
 
 NAMESPACE = "cosmos_distill"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -47,6 +49,13 @@ def kernel(folder: str, function: str) -> Operator:
         return getattr(kernels(folder, args[-1]), function)(*args[:-1])
 
     return run
+
+
+def import_every_operator() -> None:
+    """Import all folders with operators, which registers them."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    for module in dict.fromkeys(package.HOMES.values()):
+        importlib.import_module(f"{package.__name__}.{module}")
 
 
 def introduce_to_dtensor() -> None:
@@ -103,15 +112,17 @@ def _learns_inside(x: Tensor) -> bool:
     return x.requires_grad
 
 
-def define(schema: str, run: Operator, shapes: Operator) -> Operator:
+def define(text: str, kinds: Kinds, run: Operator, measure: Measure | None = None) -> Operator:
     """Register an operator without gradient: asking for one raises.
 
     Args:
-        schema: of torch.library, ``name(Tensor x, ..., str backend) -> (Tensor, ...)``.
-        run: does the work on tensors that have memory.
-        shapes: same arguments, returns empty tensors of the results' shapes, dtypes and devices.
+        text: see :mod:`.declaration`.
+        kinds: those of its tensors.
+        run: does the work on tensors that have memory; its last argument is the name of the backend.
+        measure: what its kernels are measured by, if they are.
     """
-    name = schema.partition("(")[0]
+    declared = declare(text, kinds, measure)
+    name = declared.name
 
     def no_gradient(ctx: Any, *grads: Tensor | None) -> Any:
         raise RuntimeError(
@@ -119,7 +130,7 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
             "second derivative: pass backend='reference' to that operator for one"
         )
 
-    registered = _register(name, schema, run, shapes)
+    registered = _register(declared.schema, run, declared.shapes)
     _register_gradient(name, no_gradient, None)
 
     def call(*args: Any) -> Any:
@@ -136,20 +147,22 @@ def define(schema: str, run: Operator, shapes: Operator) -> Operator:
 
 
 def define_differentiable(
-    schema: str, run: Operator, shapes: Operator, save: Operator, gradient: Operator
+    text: str, kinds: Kinds, run: Operator, save: Operator, gradient: Operator, measure: Measure | None = None
 ) -> Operator:
     """Register an operator with its gradient.
 
     Args:
-        schema: see :func:`define`.
+        text: see :func:`define`.
+        kinds: see :func:`define`.
         run: see :func:`define`.
-        shapes: see :func:`define`.
         save: ``save(ctx, inputs, output)`` keeps what the gradient needs, as in ``setup_context``.
         gradient: ``gradient(ctx, *grads)``, one result per argument; grads may be None. Made of operators
             of :func:`define`, it is not differentiable itself.
+        measure: see :func:`define`.
     """
-    name = schema.partition("(")[0]
-    registered = _register(name, schema, run, shapes)
+    declared = declare(text, kinds, measure)
+    name = declared.name
+    registered = _register(declared.schema, run, declared.shapes)
     _register_gradient(name, gradient, save)
 
     class Direct(torch.autograd.Function):
@@ -184,7 +197,7 @@ def define_in_place(schema: str, run: Operator) -> Operator:
             marked, and all tensors are in lists.
         run: does the work on tensors that have memory, and counts up the versions of what it writes to.
     """
-    registered = _register(schema.partition("(")[0], schema, run, lambda *_: None)
+    registered = _register(schema, run, lambda *_: None)
 
     def call(*args: Any) -> None:
         if _watched([tensor for arg in args if isinstance(arg, list) for tensor in arg]):
@@ -195,7 +208,8 @@ def define_in_place(schema: str, run: Operator) -> Operator:
     return call
 
 
-def _register(name: str, schema: str, run: Operator, shapes: Operator) -> Operator:
+def _register(schema: str, run: Operator, shapes: Operator) -> Operator:
+    name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_LIBRARY)

@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from typing import Any
 
@@ -103,30 +103,19 @@ TRITON = Backend(
     hint=" (its interpreter does: start Python with TRITON_INTERPRET=1)",
 )
 FUSED = (CUDA, TRITON, CPU, REFERENCE)
-# Tensor cores multiply narrow numbers only. A head's rows stay in registers.
-CUDA_ATTENTION = replace(CUDA, dtypes=(torch.bfloat16, torch.float16), largest_head=128)
-TRITON_ATTENTION = replace(TRITON, largest_head=128)
-# A block keeps eight rows of sums over a head in shared memory.
-CUDA_NORM_ROPE = replace(CUDA, largest_head=2048)
+SDPA = Backend("sdpa")
+"""torch's own scaled_dot_product_attention."""
+NAMES = tuple(sorted(one.name for one in (REFERENCE, CPU, CUDA, TRITON, SDPA)))
 
-OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {
-    "adaln_modulate": ("adaln", FUSED),
-    "gated_residual_adaln": ("adaln", FUSED),
-    "qk_norm_rope": ("qknorm", (CUDA_NORM_ROPE, TRITON, CPU, REFERENCE)),
-    # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
-    "attention": ("attn", (Backend("sdpa"), TRITON_ATTENTION, CUDA_ATTENTION, REFERENCE)),
-    "attention_lse": (
-        "attn",
-        (TRITON_ATTENTION, CUDA_ATTENTION, Backend("sdpa", ("cpu",), NARROW), REFERENCE),
-    ),
-    "renoise": ("dm_loss", FUSED),
-    "vsd_loss": ("dm_loss", FUSED),
-    "fake_score_loss": ("dm_loss", FUSED),
-    "adamw_ema": ("adamw", (Backend("cpu", ("cpu",), (torch.float32,)), REFERENCE)),
-    "generator_loss": ("gan_loss", (REFERENCE,)),
-    "discriminator_loss": ("gan_loss", (REFERENCE,)),
-}
-"""Operator -> its folder, and its backends, the preferred one first."""
+OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {}
+"""Operator -> its folder, and its backends, the preferred one first: of the folders that are imported."""
+
+
+def serve(folder: str, **operators: tuple[Backend, ...]) -> None:
+    """Name the backends of a folder's public operators, the preferred one first."""
+    for operator, backends in operators.items():
+        OPERATORS[operator] = folder, backends
+
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
 _picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, str], str] = {}
@@ -195,16 +184,17 @@ def _pick_while_tracing(
 _pick_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def kernel_for_heads(operator: str, function: str, q: int) -> Operator:
+def kernel_for_heads(folder: str, operator: str, function: str, q: int) -> Operator:
     """A :func:`.library.kernel` that refuses heads larger than its backend serves, with HeadTooLarge: what is
     registered may be called where no :func:`pick` has been.
 
     Args:
-        operator: a key of OPERATORS.
+        folder: see :func:`.library.kernel`.
+        operator: a key of OPERATORS when the kernel is called.
         function: see :func:`.library.kernel`.
         q: the position of the argument with the heads.
     """
-    run = kernel(OPERATORS[operator][0], function)
+    run = kernel(folder, function)
 
     def refuse_or_run(*args: Any) -> Any:
         for backend in OPERATORS[operator][1]:
@@ -256,12 +246,11 @@ def _choose(
 def _named(operator: str, asked: str, reasons: list[str]) -> tuple[Backend, ...]:
     if not isinstance(asked, str):
         raise ValueError(f"backend must be the name of one or None, not {type(asked).__name__}")
-    known = {backend.name for _, group in OPERATORS.values() for backend in group}
     here = {backend.name: backend for backend in OPERATORS[operator][1]}
     wanted = [name.strip() for name in asked.split(",")]
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"backend {name!r} is unknown: choose among {', '.join(sorted(known))}")
+        if name not in NAMES:
+            raise ValueError(f"backend {name!r} is unknown: choose among {', '.join(NAMES)}")
         if name not in here:
             reasons.append(f"{name}: {operator} has no such implementation, only {', '.join(here)}")
     return tuple(here[name] for name in wanted if name in here)

@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda_operators.h"
+#include "adaln_cuda.h"
 #include "device/launch.h"
 
 namespace {

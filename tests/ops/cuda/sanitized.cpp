@@ -8,8 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "cuda_operators.h"
+#include "adaln_cuda.h"
+#include "attention_cuda.h"
 #include "device/numbers.h"
+#include "dm_loss_cuda.h"
+#include "qk_norm_rope_cuda.h"
 
 using namespace cd::cuda;
 

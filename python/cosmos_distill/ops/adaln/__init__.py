@@ -16,6 +16,8 @@ from . import fused, reference
 
 __all__ = ["adaln_modulate", "gated_residual_adaln"]
 
+registry.serve("adaln", adaln_modulate=registry.FUSED, gated_residual_adaln=registry.FUSED)
+
 
 def _check_tokens(x: Tensor) -> torch.Size:
     """The shape of x's modulation."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
 from ..strides import new_like
 from .fused import addressed, layout, stats_like
+
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
+    # Two sweeps: for the sums over a row, and for its gradient.
+    **{("adaln_backward_kernel", x): lambda _: 2 for x in ("grad", "x", "x_new")},
+}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole, where that is not once
+(benchmarks/gpu)."""
 
 
 def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..declaration import Kind, Kinds, Measure, narrow, small
 from ..elements import new_fp32
 from ..library import define, define_differentiable, kernel
-from ..strides import evenly_spaced, new_like, spacing
+from ..strides import evenly_spaced, spacing
 
 
 def layout(x: Tensor) -> tuple[int, int, int]:
@@ -55,15 +56,17 @@ def stats_like(x: Tensor) -> Tensor:
     return new_fp32(x, *x.shape[:-1], 2)
 
 
-def _like_modulation(x: Tensor) -> Tensor:
-    return new_fp32(x, *x.shape[:-2], x.shape[-1])
-
+KINDS = Kinds(
+    {"tokens": narrow("*G N D"), "rows": Kind("*G D"), "stats": small("*G N 2")},
+    split="*G N",
+)
+_EPS = {"eps": 1e-6}
 
 _modulate_backward = define(
-    "adaln_modulate_backward(Tensor grad, Tensor x, Tensor stats, Tensor scale, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
+    "adaln_modulate_backward(tokens grad, tokens x, stats stats, rows scale) -> (x, rows(x), rows(x))",
+    KINDS,
     kernel("adaln", "adaln_modulate_backward"),
-    lambda grad, x, stats, scale, backend: (new_like(x), _like_modulation(x), _like_modulation(x)),
+    Measure("adaln_modulate", "bwd", flops=14),
 )
 
 
@@ -78,11 +81,12 @@ def _modulate_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, .
 
 
 _modulate = define_differentiable(
-    "adaln_modulate(Tensor x, Tensor shift, Tensor scale, float eps, str backend) -> (Tensor, Tensor)",
+    "adaln_modulate(tokens x, rows shift, rows scale, float eps) -> (x, stats(x))",
+    KINDS,
     kernel("adaln", "adaln_modulate"),
-    lambda x, shift, scale, eps, backend: (new_like(x), stats_like(x)),
     _save_modulate,
     _modulate_gradient,
+    Measure("adaln_modulate", "fwd", flops=8, numbers=_EPS),
 )
 
 
@@ -93,14 +97,11 @@ def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, backend:
 
 
 _gated_backward = define(
-    "gated_residual_adaln_backward(Tensor? grad_x_new, Tensor grad, Tensor x_new, Tensor y, Tensor stats,"
-    " Tensor gate, Tensor scale, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "gated_residual_adaln_backward(tokens? grad_x_new, tokens grad, tokens x_new, tokens y, stats stats,"
+    " rows gate, rows scale) -> (x_new, y, rows(x_new), rows(x_new), rows(x_new))",
+    KINDS,
     kernel("adaln", "gated_residual_adaln_backward"),
-    lambda grad_x_new, grad, x_new, y, stats, gate, scale, backend: (
-        new_like(x_new),
-        new_like(x_new),
-        *(_like_modulation(x_new) for _ in range(3)),
-    ),
+    Measure("gated_residual_adaln", "bwd", flops=18, given="grad_x_new"),
 )
 
 
@@ -122,16 +123,13 @@ def _gated_gradient(ctx: Any, grad_x_new: Tensor | None, grad: Tensor | None, _:
 
 
 _gated = define_differentiable(
-    "gated_residual_adaln(Tensor x, Tensor y, Tensor gate, Tensor shift, Tensor scale, float eps,"
-    " str backend) -> (Tensor, Tensor, Tensor)",
+    "gated_residual_adaln(tokens x, tokens y, rows gate, rows shift, rows scale, float eps)"
+    " -> (x, x, stats(x))",
+    KINDS,
     kernel("adaln", "gated_residual_adaln"),
-    lambda x, y, gate, shift, scale, eps, backend: (
-        new_like(x),
-        new_like(x),
-        stats_like(x),
-    ),
     _save_gated,
     _gated_gradient,
+    Measure("gated_residual_adaln", "fwd", flops=10, numbers=_EPS),
 )
 
 

@@ -4,7 +4,7 @@ one pass over memory: 9 tensors cross it instead of 10, in one parallel region f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from ..checks import beside, floating, like, typed
 from . import fused, reference
 
 __all__ = ["AdamWStep", "adamw_ema"]
+
+registry.serve("adamw", adamw_ema=(replace(registry.CPU, dtypes=(torch.float32,)), registry.REFERENCE))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -14,6 +15,21 @@ from . import fused, reference, sdpa
 from .merge import merge_attention
 
 __all__ = ["attention", "attention_backward", "merge_attention"]
+
+# Tensor cores multiply narrow numbers only. A head's rows stay in registers.
+_CUDA = replace(registry.CUDA, dtypes=(torch.bfloat16, torch.float16), largest_head=128)
+_TRITON = replace(registry.TRITON, largest_head=128)
+registry.serve(
+    "attn",
+    # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
+    attention=(registry.SDPA, _TRITON, _CUDA, registry.REFERENCE),
+    attention_lse=(
+        _TRITON,
+        _CUDA,
+        replace(registry.SDPA, devices=("cpu",), dtypes=registry.NARROW),
+        registry.REFERENCE,
+    ),
+)
 
 
 @overload

@@ -7,6 +7,9 @@ is no multiple of 8, is copied first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +20,23 @@ from .fused import lse_like
 
 _PIECE = 8
 """Elements of 16 bits in 16 bytes."""
+
+
+def _blocks(launch: Any) -> int:
+    return int(launch.grid[0])
+
+
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
+    # Every block of queries walks over all keys and values of its head, every block of keys over all queries.
+    # A launch's blocks along the first axis are those of one sample, where all have one.
+    **{(one, x): _blocks for one in ("attention_kernel", "attention_dq_kernel") for x in ("k", "v")},
+    **{("attention_dkv_kernel", x): _blocks for x in ("q", "grad", "(scratch)")},
+    # As a tile, and for its product with the output, of which the second kernel gets the sums in scratch.
+    ("attention_dq_kernel", "grad"): lambda _: 2,
+    **{("attention_dkv_kernel", x): lambda _: 0 for x in ("out", "lse")},
+}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole, where that is not once
+(benchmarks/gpu)."""
 
 
 def _aligned(x: Tensor) -> Tensor:

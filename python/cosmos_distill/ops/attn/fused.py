@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..declaration import Kind, Kinds, Measure, narrow
 from ..elements import new_fp32
 from ..library import define, define_differentiable
 from ..registry import kernel_for_heads
@@ -40,8 +41,8 @@ def lse_like(q: Tensor) -> Tensor:
     return new_fp32(q, q.shape[0], q.shape[2], q.shape[1])
 
 
-_attend = kernel_for_heads("attention_lse", "attention", q=0)
-_differentiate = kernel_for_heads("attention_lse", "attention_backward", q=2)
+_attend = kernel_for_heads("attn", "attention_lse", "attention", q=0)
+_differentiate = kernel_for_heads("attn", "attention_lse", "attention_backward", q=2)
 
 
 def _attention(q: Tensor, k: Tensor, *rest: Any) -> Any:
@@ -56,11 +57,18 @@ def _attention_backward(grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Ten
     return _differentiate(grad, grad_lse, q, k, *rest)
 
 
+KINDS = Kinds(
+    {"queries": narrow("B Sq H Dh"), "keys": narrow("B Sk H Dh"), "lse": Kind("B H Sq")},
+    split="B H Sq",
+)
+_NUMBERS = {"scale": lambda sizes: sizes["Dh"] ** -0.5}
+
 attention_backward = define(
-    "attention_backward(Tensor grad, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " float scale, str backend) -> (Tensor, Tensor, Tensor)",
+    "attention_backward(queries grad, lse? grad_lse, queries q, keys k, keys v, queries out, lse lse,"
+    " float scale) -> (q, k, v)",
+    KINDS,
     _attention_backward,
-    lambda grad, grad_lse, q, k, v, *_: (new_like(q), new_like(k), new_like(v)),
+    Measure("attention", "bwd", products=5, numbers=_NUMBERS),
 )
 
 
@@ -81,11 +89,12 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[A
 
 
 _forward = define_differentiable(
-    "attention(Tensor q, Tensor k, Tensor v, float scale, str backend) -> (Tensor, Tensor)",
+    "attention(queries q, keys k, keys v, float scale) -> (q, lse(q))",
+    KINDS,
     _attention,
-    lambda q, *_: (new_like(q), lse_like(q)),
     _save,
     _gradient,
+    Measure("attention", "fwd", products=2, numbers=_NUMBERS),
 )
 
 

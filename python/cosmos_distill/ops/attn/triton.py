@@ -7,6 +7,7 @@ where five would do if dq were added up with atomics, but the same bits in every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,19 @@ from .fused import lse_like
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
 from .triton_scores import exponential, scaled, to_lse
 from .triton_tiles import batch_axis, grid, place, store_tile, tile
+
+
+def _blocks(launch: Any) -> int:
+    return int(launch.grid[0])
+
+
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
+    # Every block of queries walks over all keys and values of its head, every block of keys over all queries.
+    **{(kernel, x): _blocks for kernel in ("attention_forward", "attention_dq") for x in ("k", "v")},
+    **{("attention_dkdv", x): _blocks for x in ("q", "grad", "lse", "delta")},
+}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole, where that is not once
+(benchmarks/gpu)."""
 
 
 @triton.jit

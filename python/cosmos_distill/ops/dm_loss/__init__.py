@@ -46,6 +46,8 @@ __all__ = [
     "vsd_loss",
 ]
 
+registry.serve("dm_loss", renoise=registry.FUSED, vsd_loss=registry.FUSED, fake_score_loss=registry.FUSED)
+
 CriticWeighting = Literal["eps", "x0", "trigflow"]
 
 

@@ -24,12 +24,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..elements import new_fp32
+from ..declaration import Kind, Kinds, Measure, narrow, small
 from ..library import define, define_differentiable, kernel
-from ..strides import new_like
 from .reference import per_sample
 
-_WHERE = "Tensor? x_t, Tensor? coefficients, Tensor? frame_mask"
+KINDS = Kinds(
+    {
+        "latent": narrow("B *rest"),
+        "wide": Kind("B *rest"),
+        "one": small("B"),
+        "pair": small("B 2"),
+        "sums": small("B 3"),
+        "mask": small("B T"),
+    },
+    split="B",
+    usual=torch.float32,
+)
+_WHERE = "latent? x_t, pair? coefficients, mask? frame_mask"
 
 
 def _as_fp32(small: Tensor | None) -> Tensor | None:
@@ -54,11 +65,12 @@ def _renoise_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _renoise = define_differentiable(
-    "renoise(Tensor x0, Tensor eps, Tensor? alpha, Tensor sigma, str backend) -> Tensor",
+    "renoise(latent x0, latent eps, one? alpha, one sigma) -> wide(x0)",
+    KINDS,
     kernel("dm_loss", "renoise"),
-    lambda x0, *_: new_fp32(x0, *x0.shape),
     _save_renoise,
     _renoise_gradient,
+    Measure("renoise", "fwd", flops=2),
 )
 
 
@@ -69,10 +81,11 @@ def renoise(x0: Tensor, eps: Tensor, alpha: Tensor | None, sigma: Tensor, backen
 
 
 _vsd = define(
-    "vsd(Tensor x, Tensor teacher, Tensor fake, Tensor? uncond, Tensor? x_t, float guidance,"
-    " Tensor? coefficients, Tensor? frame_mask, str backend) -> (Tensor, Tensor)",
+    "vsd(latent x, latent teacher, latent fake, latent? uncond, latent? x_t, float guidance,"
+    " pair? coefficients, mask? frame_mask) -> (x, sums(x))",
+    KINDS,
     kernel("dm_loss", "vsd"),
-    lambda x, *_: (new_like(x), new_fp32(x, x.shape[0], 3)),
+    Measure("vsd_loss", "fwd", flops=10, given="uncond", numbers={"guidance": 5.0}),
 )
 
 
@@ -96,9 +109,10 @@ def vsd(
 
 
 _vsd_gradient = define(
-    "vsd_gradient(Tensor direction, Tensor slope, str backend) -> Tensor",
+    "vsd_gradient(latent direction, one slope) -> direction",
+    KINDS,
     kernel("dm_loss", "vsd_gradient"),
-    lambda direction, *_: new_like(direction),
+    Measure("vsd_loss", "bwd", flops=1),
 )
 
 
@@ -116,9 +130,9 @@ def _known_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 with_gradient = define_differentiable(
-    "with_gradient(Tensor x, Tensor value, Tensor slope, Tensor direction, str backend) -> Tensor",
+    "with_gradient(latent x, one value, one slope, latent direction) -> value",
+    KINDS,
     lambda x, value, slope, direction, backend: value.clone(memory_format=torch.contiguous_format),
-    lambda x, value, *_: new_like(value),
     _save_known,
     _known_gradient,
 )
@@ -126,9 +140,10 @@ with_gradient = define_differentiable(
 
 
 _squared_error_gradient = define(
-    "squared_error_gradient(Tensor grad, Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
+    f"squared_error_gradient(one grad, latent p, latent target, {_WHERE}) -> p",
+    KINDS,
     kernel("dm_loss", "squared_error_gradient"),
-    lambda grad, p, *_: new_like(p),
+    Measure("fake_score_loss", "bwd", flops=3),
 )
 
 
@@ -142,11 +157,12 @@ def _squared_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _squared_error = define_differentiable(
-    "squared_error(Tensor p, Tensor target, " + _WHERE + ", str backend) -> Tensor",
+    f"squared_error(latent p, latent target, {_WHERE}) -> one(p)",
+    KINDS,
     kernel("dm_loss", "squared_error"),
-    lambda p, *_: new_fp32(p, p.shape[0]),
     _save_squared,
     _squared_gradient,
+    Measure("fake_score_loss", "fwd", flops=3),
 )
 
 

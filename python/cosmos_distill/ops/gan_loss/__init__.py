@@ -10,6 +10,8 @@ from . import reference
 
 __all__ = ["discriminator_loss", "generator_loss"]
 
+registry.serve("gan_loss", generator_loss=(registry.REFERENCE,), discriminator_loss=(registry.REFERENCE,))
+
 
 def _check(fake: Tensor) -> None:
     floating("fake", fake)

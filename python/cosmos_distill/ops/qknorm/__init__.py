@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,17 @@ from ..checks import beside, floating, like
 from . import fused, reference
 
 __all__ = ["qk_norm_rope"]
+
+# On CUDA devices a block keeps eight rows of sums over a head in shared memory.
+registry.serve(
+    "qknorm",
+    qk_norm_rope=(
+        replace(registry.CUDA, largest_head=2048),
+        registry.TRITON,
+        registry.CPU,
+        registry.REFERENCE,
+    ),
+)
 
 Angles = tuple[Tensor, Tensor, Tensor]
 

@@ -3,7 +3,8 @@ functions take and return."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,14 @@ from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
 from ..strides import new_like
 from .fused import distance, rstd_like
+
+PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
+    # Two sweeps: for the sums over a head, and for its gradient or result.
+    **{("norm_rope_forward_kernel", x): lambda _: 2 for x in ("q", "k")},
+    **{("norm_rope_backward_kernel", x): lambda _: 2 for x in ("q_grad", "k_grad", "q", "k")},
+}
+"""(kernel, argument) -> how often a launch of it reads that tensor as a whole, where that is not once
+(benchmarks/gpu)."""
 
 
 def _call(

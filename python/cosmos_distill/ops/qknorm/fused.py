@@ -21,10 +21,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..declaration import Given, Kind, Kinds, Measure, narrow, small
 from ..elements import new_fp32
 from ..library import define, define_differentiable
 from ..registry import kernel_for_heads
-from ..strides import evenly_spaced, new_like, spacing
+from ..strides import evenly_spaced, spacing
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -43,18 +44,42 @@ def rstd_like(x: Tensor) -> Tensor:
     return new_fp32(x, *x.shape[:3])
 
 
-def _backward_shapes(
-    q_grad: Tensor, k_grad: Tensor, q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, *_: Any
-) -> tuple[Tensor, ...]:
-    return new_like(q), new_like(k), new_like(q_weight), new_like(k_weight)
+def _table_axes(table: Tensor, given: Given) -> str:
+    if given["grid"]:
+        return "L" if table.ndim == 1 else "B L"
+    return "S Dh" if table.ndim == 2 else "B S Dh"
 
+
+def _split(given: Given) -> str:
+    """A shard of tokens is no grid. DTensor remembers decisions by shapes alone, and where those do not tell
+    [S, Dh] from factored [B, L] only heads are the same for both."""
+    table = given["cos"]
+    if table is None:
+        return "B S H"
+    batch, length, _, dim = given["q"].shape
+    if tuple(table.shape) == (batch, dim) == (length, dim):
+        return "H"
+    return "B H" if given["grid"] else "B S H"
+
+
+# Of q and k, lengths and heads may differ; where they are split, both are.
+KINDS = Kinds(
+    {
+        "heads": narrow("B S H Dh"),
+        "weight": Kind("Dh"),
+        "rstd": small("B S H"),
+        "table": Kind(_table_axes, measured="L"),
+    },
+    split=_split,
+)
+_GRID = {"grid": lambda sizes: sizes["grid"]}
 
 _backward = define(
-    "qk_norm_rope_backward(Tensor q_grad, Tensor k_grad, Tensor q, Tensor k, Tensor q_weight,"
-    " Tensor k_weight, Tensor q_rstd, Tensor k_rstd, Tensor? cos, Tensor? sin, SymInt[] grid, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    kernel_for_heads("qk_norm_rope", "qk_norm_rope_backward", q=2),
-    _backward_shapes,
+    "qk_norm_rope_backward(heads q_grad, heads k_grad, heads q, heads k, weight q_weight, weight k_weight,"
+    " rstd q_rstd, rstd k_rstd, table? cos, table? sin, SymInt[] grid) -> (q, k, q_weight, k_weight)",
+    KINDS,
+    kernel_for_heads("qknorm", "qk_norm_rope", "qk_norm_rope_backward", q=2),
+    Measure("qk_norm_rope", "bwd", flops=30, given="cos sin", numbers=_GRID),
 )
 
 
@@ -70,12 +95,13 @@ def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, .
 
 
 _forward = define_differentiable(
-    "qk_norm_rope(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin,"
-    " SymInt[] grid, float eps, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    kernel_for_heads("qk_norm_rope", "qk_norm_rope", q=0),
-    lambda q, k, *_: (new_like(q), new_like(k), rstd_like(q), rstd_like(k)),
+    "qk_norm_rope(heads q, heads k, weight q_weight, weight k_weight, table? cos, table? sin, SymInt[] grid,"
+    " float eps) -> (q, k, rstd(q), rstd(k))",
+    KINDS,
+    kernel_for_heads("qknorm", "qk_norm_rope", "qk_norm_rope", q=0),
     _save,
     _gradient,
+    Measure("qk_norm_rope", "fwd", flops=14, given="cos sin", numbers=_GRID | {"eps": 1e-6}),
 )
 
 
