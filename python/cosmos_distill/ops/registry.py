@@ -67,7 +67,12 @@ class Backend:
         asked: bool,
     ) -> str | None:
         """Why tensors of this kind cannot be served, or None; ``gpu`` is a GPU's compute capability."""
-        if self.devices is not None and device not in self.devices + (self.emulated if asked else ()):
+        planned = asked and device == "meta"  # nothing is run: a name says what to plan for
+        if (
+            self.devices is not None
+            and not planned
+            and device not in self.devices + (self.emulated if asked else ())
+        ):
             hint = self.hint if device == "cpu" else ""
             return f"it serves {', '.join(self.devices)} tensors, not {device}{hint}"
         if self.least_capability is not None and gpu is not None and gpu < self.least_capability:
@@ -225,7 +230,8 @@ def _choose(
         reason = candidate.refuses(device, gpu, dtype, head, wanted, asked is not None)
         if reason is None:
             try:
-                kernels(folder, candidate.name)
+                if device != "meta":
+                    kernels(folder, candidate.name)
             except ImportError as error:
                 reason = candidate.missing.format(error=error)
             else:
