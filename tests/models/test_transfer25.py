@@ -15,6 +15,7 @@ from cosmos_distill.models.common import weights
 from cosmos_distill.models.transfer25.config import PRESETS, Transfer25Config
 from cosmos_distill.models.transfer25.names import Transfer25Names
 from cosmos_distill.models.transfer25.network import Branches
+from cosmos_distill.models.transfer25.several import balanced, combine
 from tests.models.transfer25 import SEVERAL, TINY, made, with_hint
 
 
@@ -164,3 +165,27 @@ def test_files_of_other_networks_are_told_apart(tmp_path: Path) -> None:
     save_file(official | {"net.blocks.0.surprise": torch.ones(1)}, tmp_path / "more.safetensors")
     with pytest.raises(ValueError, match=r"unexpected: net\.blocks\.0\.surprise"):
         weights.load(tmp_path / "more.safetensors")
+
+
+def test_networks_of_one_control_become_one_of_several(inputs) -> None:
+    networks = [made(seed=seed) for seed in (1, 2, 3)]
+    for other in networks[1:]:
+        other.base.load_state_dict(networks[0].base.state_dict())
+    together = build(SEVERAL, dtype=torch.float64, seed=None)
+    together.load_state_dict(combine([network.state_dict() for network in networks]))
+    hint = inputs.pop("hint")
+    shown = {"hint": torch.cat([hint] * 3, dim=1), "control_weight": torch.tensor([0.0, 0.8, 0.0])}
+    torch.testing.assert_close(
+        together(**inputs, **shown), networks[1](**inputs, hint=hint, control_weight=0.8)
+    )
+    with pytest.raises(ValueError, match=r"network 1 has another base than network 0 \(base\."):
+        combine([made(seed=1).state_dict(), made(seed=2).state_dict()])
+    with pytest.raises(ValueError, match="network 0 has not one control branch"):
+        combine([together.state_dict()])
+
+
+def test_weights_that_add_up_to_more_than_one_are_divided_by_their_sum() -> None:
+    assert balanced(torch.tensor([0.5, 0.25])).tolist() == [0.5, 0.25]
+    assert balanced(torch.tensor([1.0, 2.0, 1.0])).tolist() == [0.25, 0.5, 0.25]
+    maps = torch.stack([torch.ones(1, 2, 2), torch.tensor([[[0.0, 1.0], [3.0, 0.0]]])])[None]
+    assert balanced(maps)[0, :, 0].tolist() == [[[1.0, 0.5], [0.25, 1.0]], [[0.0, 0.5], [0.75, 0.0]]]

@@ -14,7 +14,7 @@ from cosmos_distill.arrays.named import metadata
 from cosmos_distill.config import Export
 from cosmos_distill.families import described
 from cosmos_distill.models.transfer1.config import Transfer1Config
-from cosmos_distill.run.manifest import Exported
+from cosmos_distill.run.manifest import ExportedFile
 from cosmos_distill.sampling.exported import read
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.sample import draw
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 @pytest.fixture(scope="module")
 def exported(trained: Stages) -> Path:
     output = trained.outputs["export"]
-    assert isinstance(output, Exported)
+    assert isinstance(output, ExportedFile)
     return trained.out / output.student.path
 
 
