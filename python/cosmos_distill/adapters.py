@@ -97,7 +97,6 @@ class Adapter(nn.Module, ABC):
             )
         if self.blocks and width < 1:
             raise ValueError("blocks need a width, the channels of their outputs")
-        self.requires_grad_()
 
     @abstractmethod
     def predict(self, x: Tensor, c_noise: Tensor, *, text: Tensor, **conditioning: Any) -> Tensor:

@@ -176,6 +176,24 @@ def test_given_frames_stay_exact_and_guidance_takes_two_evaluations() -> None:
     assert network.network.passes == 10
 
 
+def test_an_adapter_changes_nothing_in_its_network() -> None:
+    network = Network().requires_grad_(False)
+    before = (network.training, set(vars(network)), [len(m._forward_hooks) for m in network.modules()])
+    wrapped = Foreign(network, EDM(), blocks=("layers.0", "layers.1"), width=16, patch=(1, 1, 1))
+    sample(wrapped, prompts(), SHAPE, sampler=FewStep(1))
+    wrapped(torch.zeros(1, *SHAPE), torch.zeros(1), torch.zeros(1, 3, TEXT), features=(0, 1))
+    assert not any(p.requires_grad for p in network.parameters())
+    assert before == (
+        network.training,
+        set(vars(network)),
+        [len(m._forward_hooks) for m in network.modules()],
+    )
+    with pytest.raises(ValueError, match=r"Network has no module 'layer\.0'"):
+        Foreign(network, EDM(), blocks=("layer.0",), width=16)
+    with pytest.raises(ValueError, match="need a width"):
+        Foreign(network, EDM(), blocks=("layers.0",))
+
+
 def test_pairs_and_kd(tmp_path: Path) -> None:
     teacher = adapter()
     drawn = pairs(teacher, samples(), 6, steps=4, batch=4)
@@ -277,6 +295,7 @@ def test_a_tensor_of_another_name_reaches_the_network(tmp_path: Path) -> None:
         (iter([]), DataError, "no sample"),
         ((s for s in samples(6)), DataError, "ended after 6 samples and cannot begin again"),
         (3, TypeError, "data is a int"),
+        (samples()[0], TypeError, "data is a dict"),
         ([torch.zeros(2)], DataError, r"data\[0\] is a Tensor"),
         ([{"latents": torch.zeros(SHAPE)}], DataError, r"data\[0\] has no tensor 'text' \[L, D\]"),
         (

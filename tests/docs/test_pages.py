@@ -18,6 +18,11 @@ def test_every_example_of_a_page_runs(
     run(page)
 
 
+def test_wan_takes_thirty_lines() -> None:
+    first = next(blocks(ROOT / "docs" / "howto" / "distil-wan.md"))
+    assert len([line for line in first.code.splitlines() if line.strip()]) <= 30
+
+
 PAGE = """# Title
 
 ```python

@@ -41,11 +41,11 @@ def source_of(data: Source | Sequence[Sample] | Iterable[Sample], seed: int) -> 
         TypeError: it is none of these.
         DataError: it is empty.
     """
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
+        return Shuffled(data, seed)  # before the next: some data sets have a method of that name
     if isinstance(data, Source):
         return data
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Shuffled(data, seed)
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, Mapping):
         return Stream(data)
     raise TypeError(
         f"data is a {type(data).__name__}: give a sequence of samples, something that iterates over them, or "
