@@ -23,8 +23,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # here (cli, stages) may import everything. `data.batch` is narrower than `data`: that one file only.
 # A method builds its discriminator itself (models.common.heads), and is handed every other network.
 EVERYTHING_BELOW = {
-    "arrays", "config", "data", "diffusion", "errors", "families", "files", "methods", "models", "ops",
-    "parallel", "randomness", "ranges", "storage", "tokenizers", "train",
+    "arrays", "config", "controls", "data", "diffusion", "errors", "families", "files", "methods", "models",
+    "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train",
 }  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
     "arrays": {"files"},
+    "controls": {"config", "data.errors"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
         "ops",
@@ -50,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "text": {"files", "arrays"},
     "tokenizers": {"config", "files", "arrays", "models"},
-    "data": {"config", "diffusion", "tokenizers", "files", "arrays", "randomness", "storage"},
+    "data": {"config", "controls", "diffusion", "tokenizers", "files", "arrays", "randomness", "storage"},
     "train": {
         "ranges",
         "methods",
@@ -63,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "storage",
     },
-    "eval": {"data.controls", "data.errors", "data.packages"},
+    "eval": {"controls", "data.errors", "data.packages"},
     "errors": set(),
     "adapters": {"config", "diffusion", "models.common.given"},
     "integrations": {"adapters", "config", "models.common.given", "ops"},
@@ -104,6 +105,8 @@ LIGHT = [
     "storage",
     "config",
     "cli/__init__",
+    "controls/__init__",
+    "data/conditioning",
     "ops/__init__",
     "diffusion/__init__",
     "families",
@@ -124,6 +127,8 @@ LIGHT = [
 ]
 HEAVY = {"torch", "megatron", "triton", "av", "cv2", "safetensors", "tensorboard", "diffusers", "scipy"}
 LONGEST = 500
+# Vocabularies: files of data that know no other part, so that parts below data may name them.
+LEAVES = ("data.batch", "data.conditioning", "data.errors")
 
 
 @dataclass(frozen=True)
@@ -311,9 +316,8 @@ def test_parts_form_no_cycle():
     for path in SOURCES:
         for one, to in ours(path):
             if to and to[0] != part(path) and not one.for_types:
-                # The vocabularies of data are leaves: they know no other part.
                 leaf = ".".join(to[:2])
-                target = leaf if leaf in ("data.batch", "data.conditioning", "data.controls") else to[0]
+                target = leaf if leaf in LEAVES else to[0]
                 edges.setdefault(part(path), set()).add(target)
 
     def walk(node: str, trail: tuple[str, ...]) -> None:
@@ -325,11 +329,10 @@ def test_parts_form_no_cycle():
         walk(node, ())
 
 
-@pytest.mark.parametrize("leaf", ["data/batch.py", "data/conditioning.py", "data/controls.py"])
+@pytest.mark.parametrize("leaf", LEAVES)
 def test_vocabularies_know_no_other_part(leaf: str):
-    wrong = [
-        where(PACKAGE / leaf, one) for one, to in ours(PACKAGE / leaf) if to[:1] not in (["config"], ["data"])
-    ]
+    path = PACKAGE.joinpath(*leaf.split(".")).with_suffix(".py")
+    wrong = [where(path, one) for one, to in ours(path) if to[:1] not in (["config"], ["data"])]
     assert not wrong, "\n".join(wrong)
 
 

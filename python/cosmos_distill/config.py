@@ -14,13 +14,18 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmos_distill.families import NetworkConfig, preset
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 Scale = Literal["smoke", "mini", "7b"]
-Control = Literal["edge", "vis", "depth", "seg", "keypoint"]
+if TYPE_CHECKING:
+    Control = str
+else:  # one file each: see cosmos_distill.controls
+    _CONTROLS = Path(__file__).parent / "controls"
+    Control = Literal[tuple(sorted(module.name for module in iter_modules([str(_CONTROLS)])))]
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]

@@ -8,10 +8,11 @@ import itertools
 import numpy as np
 import pytest
 
-from cosmos_distill.data import controls
+from cosmos_distill.controls import edge
 from cosmos_distill.data.clips import decode, find_cuts, split_clip
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.text import HashTextEncoder, load_embedding
+from cosmos_distill.eval.metrics.blur_ssim import blur
 
 
 def square(level: int = 255) -> np.ndarray:
@@ -21,7 +22,7 @@ def square(level: int = 255) -> np.ndarray:
 
 
 def test_canny_outlines_a_square():
-    edges = controls.canny(square())
+    edges = edge.canny(square())
     assert edges.shape == (2, 32, 32, 3) and set(np.unique(edges)) == {0, 255}
     assert (edges[..., 0] == edges[..., 1]).all() and (edges[..., 0] == edges[..., 2]).all()
     rows, columns = np.nonzero(edges[0, ..., 0])
@@ -31,28 +32,28 @@ def test_canny_outlines_a_square():
 
 def test_higher_thresholds_find_fewer_edges():
     faint = square(30)
-    assert controls.canny(faint, 20, 70).any() and not controls.canny(faint, 200, 255).any()
+    assert edge.canny(faint, 20, 70).any() and not edge.canny(faint, 200, 255).any()
 
 
 def test_training_thresholds_follow_the_specification():
     draws = np.random.default_rng(0).random((4000, 2))
-    pairs = [controls.draw_canny_thresholds((a, b)) for a, b in draws]
+    pairs = [edge.draw((a, b)) for a, b in draws]
     lower, upper = np.array(pairs).T
     assert lower.min() == 20 and lower.max() == 99 and upper.max() <= 255
     assert ((upper - lower >= 50) & (upper - lower < 150)).all()
-    assert controls.draw_canny_thresholds((1 - 1e-12, 1 - 1e-12)) == (99, 248)
+    assert edge.draw((1 - 1e-12, 1 - 1e-12)) == (99, 248)
 
 
 def test_blur_keeps_the_mean_and_removes_texture():
     noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    soft = controls.blur(noise)
+    soft = blur(noise)
     assert abs(float(soft.mean()) - float(noise.mean())) < 2 and soft.std() < noise.std() / 8
-    assert (controls.blur(np.full_like(noise, 77)) == 77).all()
+    assert (blur(np.full_like(noise, 77)) == 77).all()
 
 
 def test_wrong_frames_and_missing_opencv(monkeypatch):
     with pytest.raises(ValueError, match="uint8"):
-        controls.canny(np.zeros((2, 8, 8, 3), np.float32))
+        edge.canny(np.zeros((2, 8, 8, 3), np.float32))
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -62,7 +63,7 @@ def test_wrong_frames_and_missing_opencv(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DataError, match=r"cosmos-distill\[video\]"):
-        controls.blur(square())
+        blur(square())
     with pytest.raises(DataError, match=r"PyAV: pip install 'cosmos-distill\[video\]'"):
         decode("x.mp4")
 

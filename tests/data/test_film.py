@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cosmos_distill.config import Data
-from cosmos_distill.data import controls, describe, film, film_frames, measure_film, packages
+from cosmos_distill.controls import vis
+from cosmos_distill.data import describe, film, film_frames, measure_film, packages
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film import FilmSource, Footage
 from cosmos_distill.data.film_split import GAP, HARD, LONG, MARGIN, VALIDATION, split_film
@@ -135,12 +136,12 @@ def test_training_windows_are_mirrored_recoloured_and_of_two_sizes(footage):
 def test_the_control_is_of_the_changed_clip_and_its_strength_is_fixed_where_clips_are_held_out(footage):
     video, control = source("eval").pixels(0, 4)
     frames = video[0].permute(1, 2, 3, 0).contiguous().numpy()
-    expected = controls.thumbnail(frames, DATA.vis_thumbnail)
+    expected = vis.thumbnail(frames, DATA.vis_thumbnail)
     assert np.array_equal(control[0].permute(1, 2, 3, 0).numpy(), expected)
     video, control = source().pixels(0, 12)
     means = (video.float() - control.float()).mean((1, 2, 3, 4)).abs()
     assert means.max() < 6
-    fixed = [controls.thumbnail(v.permute(1, 2, 3, 0).contiguous().numpy(), 4.0) for v in video]
+    fixed = [vis.thumbnail(v.permute(1, 2, 3, 0).contiguous().numpy(), 4.0) for v in video]
     same = [np.array_equal(c.permute(1, 2, 3, 0).numpy(), f) for c, f in zip(control, fixed, strict=True)]
     assert not all(same)
 
@@ -154,7 +155,7 @@ def test_edges_and_no_control(footage):
 
 def test_prompts_name_no_shot(footage):
     stream = source()
-    words = {w for n in range(30) for w in describe.describe(stream._cut(n)[0]).split()}
+    words = {w for n in range(30) for w in describe.describe(stream.decoded(n).video).split()}
     known = (
         describe.MOTION_WORDS,
         describe.DETAIL_WORDS,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from cosmos_distill.data import controls
+from cosmos_distill.controls import vis
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.sources import open_source
@@ -64,11 +64,11 @@ def test_vis_is_drawn_for_every_sample_and_fixed_for_evaluation(root, data):
     train, held = (open_(data, "vis", split) for split in ("train", "eval"))
     (video, control), (again, same) = train.pixels(3, 12), open_(data, "vis").pixels(9, 2)
     assert torch.equal(video[6:8], again) and torch.equal(control[6:8], same)
-    medium = [to_video(controls.vis(frames)[None])[0] for frames in to_frames(video)]
+    medium = [to_video(vis.blur(frames)[None])[0] for frames in to_frames(video)]
     assert not any(torch.equal(m, c) for m, c in zip(medium, control, strict=True))
     assert torch.equal(video, open_(data, "edge").pixels(3, 12)[0])
     video, control = held.pixels(0, 1)
-    assert torch.equal(control, to_video(controls.vis(to_frames(video)[0])[None]))
+    assert torch.equal(control, to_video(vis.blur(to_frames(video)[0])[None]))
 
 
 def test_every_fifth_clip_is_held_out(root, data):

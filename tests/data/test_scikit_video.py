@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_distill.data import clips, controls
+from cosmos_distill import controls
+from cosmos_distill.controls import edge, vis
+from cosmos_distill.data import clips
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_frames, to_video
 from cosmos_distill.data.measure_haar import table
@@ -93,28 +95,28 @@ def test_cuts_of_the_real_clips(mini):
 def test_held_out_windows_are_many_distinct_and_fixed(held_out, mini):
     windows = [held_out.window(i)[0] for i in range(1024)]
     assert len(set(windows)) == 1024
-    assert {held_out.window(i)[1] for i in range(50)} == {controls.CANNY_MEDIUM}
+    assert {held_out.window(i)[1] for i in range(50)} == {edge.CANNY_MEDIUM}
     assert len({(w.clip, w.shot) for w in windows}) == 7
     assert held_out.window(5) == open_source(mini, "edge", 7, split="eval", text_channels=32).window(5)
 
 
 def test_training_settings_vary_by_sample_alone(train, mini):
     assert len({train.window(i)[1] for i in range(50)}) > 25
-    vis = open_source(mini, "vis", 7, text_channels=8)
-    settings = [vis.window(i)[1] for i in range(50)]
+    blurred = open_source(mini, "vis", 7, text_channels=8)
+    settings = [blurred.window(i)[1] for i in range(50)]
     assert len(set(settings)) == 50
     again = open_source(mini, "vis", 7, text_channels=8)
     video, control = again.pixels(20, 3)
-    assert torch.equal(vis.pixels(21, 1)[1][0], control[1])
+    assert torch.equal(blurred.pixels(21, 1)[1][0], control[1])
     frames = np.ascontiguousarray(to_frames(video)[1])
-    assert (controls.vis(frames, settings[21]) == to_frames(control)[1]).all()
+    assert (vis.blur(frames, settings[21]) == to_frames(control)[1]).all()
     other = open_source(mini, "vis", 8, text_channels=8)
     assert other.window(21)[1] != settings[21]
     # The window of a sample does not depend on the control, nor its edges on how much another one draws.
     for i in range(20):
         u = generator(7, "train", i).random(7)
-        assert vis.window(i)[0] == train.window(i)[0]
-        assert train.window(i)[1] == controls.draw_canny_thresholds(u[5:])
+        assert blurred.window(i)[0] == train.window(i)[0]
+        assert train.window(i)[1] == edge.draw(u[5:])
 
 
 def test_pixels_agree_with_the_batch(train, held_out):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosmos_distill.data import controls
-from cosmos_distill.data.controls import VIS, Bilateral, Gaussian, VisSettings
+from cosmos_distill import controls
+from cosmos_distill.controls import DRAWS, edge, vis
+from cosmos_distill.controls.vis import VIS, Bilateral, Gaussian, VisSettings
 
 H, W = 48, 66
 
@@ -14,7 +15,7 @@ H, W = 48, 66
 @pytest.fixture
 def small(monkeypatch):
     """Frames of 48 lines have the published lengths, so that fp64 need not filter whole ones."""
-    monkeypatch.setattr(controls, "LINES", H)
+    monkeypatch.setattr(vis, "LINES", H)
 
 
 def frame(height=H, width=W, seed=0) -> np.ndarray:
@@ -112,24 +113,22 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_vis_is_the_published_pipeline(settings, small):
     image = frame()
-    found = controls.vis(image[None], settings)
+    found = vis.blur(image[None], settings)
     assert found.shape == (1, H, W, 3) and found.dtype == np.uint8
     apart = np.abs(found[0] - plain(image, settings))
     # OpenCV computes in fixed point and rounds its steps: a level now and then.
     assert apart.max() <= 2 and (apart**2).mean() < 0.25  # 54 dB
-    assert ((controls.vis(image[None])[0] - plain(image, settings)) ** 2).mean() > 1 or settings == VIS[
-        "medium"
-    ]
+    assert ((vis.blur(image[None])[0] - plain(image, settings)) ** 2).mean() > 1 or settings == VIS["medium"]
 
 
 @pytest.mark.parametrize("settings", SETTINGS[2:6], ids=str)
 def test_a_blur_means_the_same_at_every_resolution(settings, monkeypatch):
     """A frame and its reduction by 4 look alike once they are blurred and brought to one size."""
-    monkeypatch.setattr(controls, "LINES", 352)
+    monkeypatch.setattr(vis, "LINES", 352)
     smooth = separable(frame(44, 44).astype(float), linear(44, 352), linear(44, 352)).astype(np.uint8)
     reduced = separable(smooth.astype(float), area(352, 88), area(352, 88)).astype(np.uint8)
-    whole = separable(controls.vis(smooth[None], settings)[0].astype(float), area(352, 88), area(352, 88))
-    part = controls.vis(reduced[None], settings)[0].astype(float)
+    whole = separable(vis.blur(smooth[None], settings)[0].astype(float), area(352, 88), area(352, 88))
+    part = vis.blur(reduced[None], settings)[0].astype(float)
     changed = np.sqrt(((whole - reduced) ** 2).mean())
     assert changed > 5
     assert np.sqrt(((whole - part) ** 2).mean()) < 0.35 * changed
@@ -138,21 +137,21 @@ def test_a_blur_means_the_same_at_every_resolution(settings, monkeypatch):
 def test_larger_frames_keep_the_published_lengths(small):
     image = frame(60, 60)
     settings = VisSettings(2, (Gaussian(22, 10.5),), 5)
-    assert np.abs(controls.vis(image[None], settings)[0] - plain(image, settings)).max() <= 2
+    assert np.abs(vis.blur(image[None], settings)[0] - plain(image, settings)).max() <= 2
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_vis_at_mini_blurs_and_keeps_layout(settings):
     image = frame(32, 32)
-    found = controls.vis(image[None], settings)[0].astype(float)
+    found = vis.blur(image[None], settings)[0].astype(float)
     assert (np.abs(found - image) > 2).any() or settings == VIS["none"]
     assert np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.8
     flat = np.full((1, 32, 32, 3), 77, np.uint8)
-    assert (controls.vis(flat, settings) == 77).all()
+    assert (vis.blur(flat, settings) == 77).all()
 
 
 def test_training_draws_have_the_published_ranges_and_shares():
-    draws = [controls.draw_vis(u) for u in np.random.default_rng(0).random((20_000, controls.DRAWS))]
+    draws = [vis.draw(u) for u in np.random.default_rng(0).random((20_000, DRAWS))]
     kinds = [tuple(type(f) for f in d.filters) for d in draws]
     shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
     assert shares == {
@@ -179,7 +178,7 @@ def test_presets_are_the_published_ones():
         (1, 1, 1, 1, 1, 1), (1, 4, 15, 100, 50, 1), (4, 4, 15, 100, 50, 1), (2, 10, 30, 150, 100, 1),
         (1, 16, 50, 300, 150, 1), (4, 16, 50, 300, 150, 1),
     ]  # fmt: skip
-    assert list(controls.CANNY.values()) == [
+    assert list(edge.CANNY.values()) == [
         (20, 50),
         (20, 50),
         (50, 100),
@@ -187,10 +186,10 @@ def test_presets_are_the_published_ones():
         (200, 300),
         (300, 400),
     ]
-    assert list(VIS) == list(controls.CANNY)
+    assert list(VIS) == list(edge.CANNY)
     image = frame(32, 32)[None]
-    assert (controls.compute("vis", image) == controls.vis(image, VIS["medium"])).all()
+    assert (controls.compute("vis", image) == vis.blur(image, VIS["medium"])).all()
     assert (
-        controls.compute("vis", image, controls.preset("vis", "high")) == controls.vis(image, VIS["high"])
+        controls.compute("vis", image, controls.preset("vis", "high")) == vis.blur(image, VIS["high"])
     ).all()
-    assert (controls.compute("edge", image, (20, 50)) == controls.canny(image, 20, 50)).all()
+    assert (controls.compute("edge", image, (20, 50)) == edge.canny(image, 20, 50)).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_distill.data.controls import canny
+from cosmos_distill.controls.edge import canny
 from cosmos_distill.eval.metrics import canny_f1
 from cosmos_distill.eval.missing import NoScore
 

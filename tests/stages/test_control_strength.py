@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.data import controls
+from cosmos_distill.controls import vis
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.errors import Refusal
@@ -29,7 +30,7 @@ def test_the_control_of_a_video_has_the_strength_asked_for(control: str, tmp_pat
     noise = torch.randint(0, 256, (3, 9, 8, 8), generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise.float(), size=(32, 32), mode="bilinear").to(torch.uint8)
     video = write_mp4(smooth, tmp_path / "own.mp4", 30.0)
-    found = {s: conditions(control, video=video, control_strength=s)._control for s in controls.VIS}
+    found = {s: conditions(control, video=video, control_strength=s)._control for s in vis.VIS}
     assert torch.equal(found["medium"], conditions(control, video=video)._control)
     again = conditions(control, control_video=video)._control  # the frames as they are decoded
     frames = np.ascontiguousarray(again[0].permute(1, 2, 3, 0).numpy())

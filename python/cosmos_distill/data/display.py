@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_distill.controls import opencv
 from cosmos_distill.data.boxes import Crop
-from cosmos_distill.data.controls import opencv
 from cosmos_distill.data.errors import DataError
 
 MAX_PIXELS = 2**26

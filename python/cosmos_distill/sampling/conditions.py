@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cosmos_distill import controls
 from cosmos_distill.config import Control, Data
-from cosmos_distill.data import controls, video
+from cosmos_distill.data import video
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clip_source import padding_mask
 from cosmos_distill.data.conditioning import Conditioning
@@ -201,7 +202,7 @@ class Conditions:
             frames = np.repeat(frames, data.frames, axis=0)
         if self._options.video:
             assert self._control_name is not None
-            if self._control_name not in controls.COMPUTED:
+            if not controls.is_computed(self._control_name):
                 raise Refusal(
                     f"{self._control_name} cannot be computed from a video: give it with --control-video"
                 )

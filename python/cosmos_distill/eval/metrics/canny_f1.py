@@ -1,6 +1,6 @@
 """Canny-F1: does a generated clip have its edges where the real one has them?
 
-Edge maps come from :func:`cosmos_distill.data.controls.canny` with its evaluation thresholds, the same
+Edge maps come from :func:`cosmos_distill.controls.edge.canny` with its evaluation thresholds, the same
 function that makes the control. F1 = 2 TP / (2 TP + FP + FN) over the edge pixels of all clips pooled (a
 clip without edges then counts as little as it says); no tolerance in position. Where neither has an edge
 there is nothing to score.
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cosmos_distill.data.controls import canny
+from cosmos_distill.controls.edge import canny
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 
