@@ -11,8 +11,9 @@ from rich.table import Table
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
-from cosmos_distill.eval import report as page
+from cosmos_distill.eval import page
 from cosmos_distill.eval.missing import shown
+from cosmos_distill.eval.report import metrics_of, summary, targets
 from cosmos_distill.families import preset_of, title
 from cosmos_distill.files import read_json
 from cosmos_distill.run.manifest import Manifest, Scores, plain
@@ -29,7 +30,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     assert isinstance(outputs, Scores)
     scores = read_json(out / outputs.scores.path)
     report: dict[str, Any] = {
-        **page.summary(scores),
+        **summary(scores),
         "wall_seconds": sum(m.seconds for m in manifests.values()),
         "stages": {n: {"seconds": m.seconds, "attempts": m.attempts} for n, m in manifests.items()},
         "seed": recipe.seed,
@@ -43,7 +44,7 @@ def write(recipe: Recipe, out: Path, console: Console) -> None:
     students = any(stage.students for stage in recipe.stages.values() if isinstance(stage, Evaluate))
     named, promised = preset_of(recipe.network) or "", recipe.network.family.wall_seconds
     limit = promised.get(named) if whole and students else None
-    report["targets"] = page.targets(report, limit, quality=not named.endswith("-smoke"))
+    report["targets"] = targets(report, limit, quality=not named.endswith("-smoke"))
     publish_json(out / "report.json", report, indent=2)
     publish(out / "report.html", _html(recipe, out, report, outputs))
     _summary(report, console)
@@ -69,7 +70,7 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
 
 
 def _summary(report: dict[str, Any], console: Console) -> None:
-    names = page.metrics_of(report)
+    names = metrics_of(report)
     table = Table("", *names.values(), title="held-out clips", title_justify="left")
     for who, values in report["metrics"].items():
         table.add_row(who, *(shown(values[m], ".3f") for m in names))
