@@ -9,16 +9,14 @@ printed is the value used. What depends on the network, the data or other stages
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmos_distill.families import NetworkConfig, preset
-from cosmos_distill.ranges import Checked, Problem, Range, effect
+from cosmos_distill.ranges import Checked, Problem, Range, effect, file_names
 
 Scale = Literal["smoke", "mini", "7b"]
 if TYPE_CHECKING:
@@ -62,18 +60,6 @@ Share = Annotated[float, Range(0, 1)]
 
 GUIDANCE = 1000
 """Strongest guidance, ``added``."""
-
-
-def _names(field: str, what: str, names: Iterable[str]) -> Iterator[Problem]:
-    """What is wrong with names of files, which must neither leave their folder nor meet there, whatever the
-    file system."""
-    known: dict[str, str] = {}
-    for name in names:
-        if re.fullmatch(r"\w[\w-]{0,63}", name) is None:
-            yield field, f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64"
-        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        if other != name:
-            yield field, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one"
 
 
 @dataclass(frozen=True)
@@ -492,7 +478,7 @@ class Recipe(Checked):
         """A run does something, and its stages' folders neither leave the run folder nor meet in it."""
         if not self.stages:
             yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
-        yield from _names("stages", "stage", self.stages)
+        yield from file_names("stages", "stage", self.stages)
         for name, stage in self.stages.items():
             if type(stage) not in KINDS:
                 kinds = ", ".join(kind.__name__ for kind in KINDS)
@@ -501,4 +487,4 @@ class Recipe(Checked):
                     f"is a {type(stage).__name__}, which nothing runs: take one of {kinds}",
                 )
             if isinstance(stage, Evaluate):
-                yield from _names(f"stages.{name}.students", "column of the report", stage.students)
+                yield from file_names(f"stages.{name}.students", "column of the report", stage.students)

@@ -9,8 +9,10 @@ is refused outside of its range, and where it is no integer. A field's metadata 
 from __future__ import annotations
 
 import math
+import re
 import types
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -100,6 +102,18 @@ def effects(config: type, values: Mapping[str, Any]) -> dict[str, Effect]:
         holds = where is None or values.get(where[0]) == where[1]
         found[item.name] = item.metadata.get("effect", "result") if holds else "result"
     return found
+
+
+def file_names(field: str, what: str, names: Iterable[str]) -> Iterator[Problem]:
+    """What is wrong with names of files, which must neither leave their folder nor meet there, whatever the
+    file system."""
+    known: dict[str, str] = {}
+    for name in names:
+        if re.fullmatch(r"\w[\w-]{0,63}", name) is None:
+            yield field, f"{name!r} cannot be the name of a {what}: take letters, digits, _ and -, at most 64"
+        other = known.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            yield field, f"{name!r} and {other!r} cannot both be the name of a {what}: rename one"
 
 
 @contextmanager
