@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmos_distill.controls import opencv
+from cosmos_distill.data.opencv import opencv
 
 TILE = 8
 """Pixels along the side of a tile that is moved."""

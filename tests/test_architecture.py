@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
     "arrays": {"files"},
-    "controls": {"config", "data.errors"},
+    "controls": {"config", "data.errors", "data.opencv"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
         "ops",
@@ -64,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "storage",
     },
-    "eval": {"controls", "data.errors", "data.packages"},
+    "eval": {"controls", "data.errors", "data.opencv", "data.packages"},
     "errors": set(),
     "adapters": {"config", "diffusion", "models.common.given"},
     "integrations": {"adapters", "config", "models.common.given", "ops"},
@@ -128,7 +128,7 @@ LIGHT = [
 HEAVY = {"torch", "megatron", "triton", "av", "cv2", "safetensors", "tensorboard", "diffusers", "scipy"}
 LONGEST = 500
 # Vocabularies: files of data that know no other part, so that parts below data may name them.
-LEAVES = ("data.batch", "data.conditioning", "data.errors")
+LEAVES = ("data.batch", "data.conditioning", "data.errors", "data.opencv")
 
 
 @dataclass(frozen=True)

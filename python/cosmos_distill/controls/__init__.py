@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Union, get_args
 
 from cosmos_distill import config
@@ -110,15 +109,6 @@ def compute(control: str, frames: np.ndarray, settings: Settings | None = None) 
             f"(data.source = folder), or choose --control {' or '.join(computed())}"
         )
     return how.map(frames, how.preset("medium", None) if settings is None else settings)
-
-
-def opencv() -> ModuleType:
-    """OpenCV, or a DataError that says how to get it."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise DataError("edge and vis controls need OpenCV: pip install 'cosmos-distill[video]'") from error
-    return cv2
 
 
 def check_frames(frames: np.ndarray) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cosmos_distill.config import Strength
-from cosmos_distill.controls import Computed, Control, Uniform, check_frames, integer, opencv
+from cosmos_distill.controls import Computed, Control, Uniform, check_frames, integer
+from cosmos_distill.data.opencv import opencv
 
 Thresholds = tuple[int, int]
 """Canny's lower and upper one."""

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from cosmos_distill.config import Strength
-from cosmos_distill.controls import Computed, Control, Settings, Uniform, check_frames, integer, opencv
+from cosmos_distill.controls import Computed, Control, Settings, Uniform, check_frames, integer
+from cosmos_distill.data.opencv import opencv
 
 
 class Bilateral(NamedTuple):

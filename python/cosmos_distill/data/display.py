@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_distill.controls import opencv
 from cosmos_distill.data.boxes import Crop
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.opencv import opencv
 
 MAX_PIXELS = 2**26
 """Of a frame, stored or shown: 8192 x 8192. What claims more is refused before memory is taken for it."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.controls import DRAWS, Settings, opencv
+from cosmos_distill.controls import DRAWS, Settings
 from cosmos_distill.controls.vis import Thumbnail
 from cosmos_distill.data import clips, film_frames, packages
 from cosmos_distill.data.clip_source import ClipSource, Decoded
@@ -21,6 +21,7 @@ from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
 from cosmos_distill.data.film_table import SHOTS
+from cosmos_distill.data.opencv import opencv
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.files import sha256
 from cosmos_distill.randomness import generator

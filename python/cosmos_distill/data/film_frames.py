@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cosmos_distill.controls import opencv
 from cosmos_distill.data import container, packages
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.opencv import opencv
 from cosmos_distill.storage import replacing
 
 NAME = "big-buck-bunny"

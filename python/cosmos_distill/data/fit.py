@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cosmos_distill.controls import opencv
+from cosmos_distill.data.opencv import opencv
 
 
 class Fit:

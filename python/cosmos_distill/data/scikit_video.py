@@ -10,11 +10,12 @@ import torch
 
 from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.controls import DRAWS, Settings, opencv
+from cosmos_distill.controls import DRAWS, Settings
 from cosmos_distill.data import clips
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.opencv import opencv
 from cosmos_distill.data.text import HashTextEncoder
 from cosmos_distill.data.video import decode_as_stored
 from cosmos_distill.files import sha256

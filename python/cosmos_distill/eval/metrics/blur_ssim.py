@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosmos_distill.controls import check_frames, opencv
+from cosmos_distill.controls import check_frames
+from cosmos_distill.data.opencv import opencv
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.pools import mean
