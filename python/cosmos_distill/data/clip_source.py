@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ class Decoded:
     """Unit noise the clip was drawn from, fp32 [C, T, h, w]; None where it was not drawn."""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Further conditioning of this sample, by the name of the network's argument."""
+    passed_over: tuple[tuple[str, int, str], ...] = ()
+    """Windows that could not be decoded on the way to it, as far as they are news of the process that decoded
+    it: clip, first frame, reason."""
 
 
 class ClipSource(ABC):
@@ -56,6 +60,22 @@ class ClipSource(ABC):
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more."""
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Why clips are not used, by name."""
+        return {}
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What the stream is made of, for manifests: plain JSON values."""
+
+    def learn(self, sample: Decoded) -> None:
+        """Take note of what another process met on the way to a sample."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process decodes only: the tokenizer stays here."""
+        return {name: value for name, value in vars(self).items() if name != "_tokenizer"}
+
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
         return _pixels([self.decoded(i) for i in range(first, first + count)])
@@ -71,6 +91,8 @@ class ClipSource(ABC):
             DataError: the tokenizer gave NaN or infinity.
         """
         count = len(samples)
+        for sample in samples:
+            self.learn(sample)
         both = torch.cat([part for part in _pixels(samples) if part is not None])
         latents = self._tokenizer.encode(both).cpu() * self._sigma_data
         bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]

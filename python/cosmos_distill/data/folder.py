@@ -79,6 +79,7 @@ class FolderSource(ClipSource):
             log.warning("clip %s skipped (%d so far): %s", printable(name), number, printable(reason))
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
+        self._news: list[tuple[str, int, str]] = []
         self._chosen = self._survey.usable(split)
         self._places = [self._survey.samples.get(name) for name in self._survey.split(split)]
         self._stamps: dict[Path, Stamp] = {
@@ -139,11 +140,16 @@ class FolderSource(ClipSource):
                 fps=fps,
                 padding=mask,
                 noise=load_array(sample.noise, "noise") if self._paired and sample.noise else None,
+                passed_over=self._take_news(),
             )
         raise DataError(
             f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
             f"{reasons(self.skipped)}"
         )
+
+    def _take_news(self) -> tuple[tuple[str, int, str], ...]:
+        news, self._news = tuple(self._news), []
+        return news
 
     def _pass_over(self, sample: Sample, start: int, error: DataError) -> None:
         """Remember that a window cannot be decoded, which is a fact of the file.
@@ -158,15 +164,23 @@ class FolderSource(ClipSource):
                 ) from error
         if getattr(error.__cause__, "errno", None) in _OF_THE_MACHINE:
             raise error
-        self._unreadable[sample.name, start] = str(error)
-        if sample.name not in self._damaged:
+        self._note(sample.name, start, str(error))
+        self._news.append((sample.name, start, str(error)))
+
+    def _note(self, name: str, start: int, reason: str) -> None:
+        self._unreadable[name, start] = reason
+        if name not in self._damaged:
             log.warning(
                 "clip %s skipped (%d so far): %s; windows of it that can be read are used",
-                sample.name, len(self.skipped) + 1, error,
+                name, len(self.skipped) + 1, reason,
             )  # fmt: skip
-        self._damaged[sample.name] = min(
-            (start, str(error)), self._damaged.get(sample.name, (start, str(error)))
-        )
+        self._damaged[name] = min((start, reason), self._damaged.get(name, (start, reason)))
+
+    def learn(self, sample: Decoded) -> None:
+        """Take note of windows that another process could not decode."""
+        for name, start, reason in sample.passed_over:
+            if (name, start) not in self._unreadable:
+                self._note(name, start, reason)
 
     def _as_opened(self, path: Path) -> bool:
         try:

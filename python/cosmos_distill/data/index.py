@@ -59,6 +59,10 @@ class Index:
         self._file, self._lock, self._new = file, threading.Lock(), False
         self._known = _load(file) if file else {}
 
+    def __reduce__(self) -> tuple[type[Index], tuple[None]]:
+        """A copy in another process remembers nothing, and keeps nothing."""
+        return Index, (None,)
+
     def fact(self, path: Path, kind: str, find: Callable[[Path], T]) -> T:
         """``find(path)``, a JSON value, or what it gave while the file had the size and times it has now.
 

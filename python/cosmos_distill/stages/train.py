@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.data.clip_source import ClipSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
@@ -94,7 +95,7 @@ def _source(stage: Train, run: Run) -> Source:
 @contextmanager
 def _read_ahead(source: Source | None, recipe: Recipe, stage: Train) -> Iterator[Samples]:
     """Decode the next batches while the network computes, where a batch means decoding video files."""
-    if source is None or recipe.data.source != "folder":
+    if source is None or recipe.data.source != "folder" or not isinstance(source, ClipSource):
         yield Shared(source)
         return
     size = groups.data_size()
