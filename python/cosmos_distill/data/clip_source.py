@@ -69,7 +69,7 @@ class ClipSource(ABC):
     def description(self) -> dict[str, Any]:
         """What the stream is made of, for manifests: plain JSON values."""
 
-    def learn(self, sample: Decoded) -> None:
+    def learn(self, sample: Decoded) -> None:  # noqa: B027  most sources meet nothing
         """Take note of what another process met on the way to a sample."""
 
     def __getstate__(self) -> dict[str, Any]:

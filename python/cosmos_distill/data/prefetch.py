@@ -19,15 +19,15 @@ from cosmos_distill.data.errors import DataError
 MOST_WORKERS = 4
 _METHOD = "spawn"
 """How workers are started. A forked copy of the rank would keep the lock of the run folder and the sockets of
-its launch for as long as it outlives the rank; and a child of a fork server never learns that the rank has gone,
-since each holds the other's pipe."""
+its launch for as long as it outlives the rank; and a child of a fork server never learns that the rank has
+gone, since each holds the other's pipe."""
 
 
 class Prefetch:
     """A source whose following batches are decoded ahead, in order, by :class:`torch.utils.data.DataLoader`.
 
     Its workers decode only; samples are encoded in this process, where the tokenizer is. A source is
-    stateless, so guessing wrong costs time only: after ``batch(first, count)`` the guess is that the next call
+    stateless, so guessing wrong costs time only: after ``batch(first, count)`` the guess is that the next one
     asks for ``count`` samples from ``following(first + count)`` on (by default that number itself; a
     data-parallel rank passes :func:`within_share`). An error of the source is raised by the call that asked
     for its batch. Workers leave Ctrl-C to this process, and end within seconds of it, however it ends.
