@@ -74,7 +74,7 @@ class FolderSource(ClipSource):
         self._tokenizer, self._sigma_data = tokenizer, sigma_data
         self._span = window_span(data)
         self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
-        self._paired, self._samples = self._survey.paired, list(self._survey.samples.values())
+        self._paired = self._survey.paired
         for number, (name, reason) in enumerate(self._survey.skipped.items(), start=1):
             log.warning("clip %s skipped (%d so far): %s", printable(name), number, printable(reason))
         self._damaged: dict[str, tuple[int, str]] = {}
