@@ -49,7 +49,7 @@ def test_batches_are_stateless_and_complete(root, data):
     assert (
         batch.conditioning.text.shape == (6, 16, TEXT)
         and batch.noise is None
-        and set(batch.conditioning.fps.tolist()) == {24.0}
+        and set(batch.fps.tolist()) == {24.0} == set(batch.conditioning.fps.tolist())
     )
     again = open_(data).batch(5, 2)
     assert torch.equal(again.latents, batch.latents[2:4]) and again.names == batch.names[2:4]

@@ -274,3 +274,10 @@ def test_an_export_holds_checksums_in_place_of_paths(tmp_path: Path) -> None:
     assert said["tokenizer"]["kind"] == "cosmos-cv8x8x8"
     assert said["tokenizer"]["sha256"]["encoder.jit"] == sha256(folder / "encoder.jit")
     assert said["negative_prompt_sha256"] == sha256(negative)
+
+
+def test_names_of_earlier_versions_are_the_same_functions() -> None:
+    from cosmos_distill.sampling.sample import draw
+    from cosmos_distill.stages import sample as earlier
+
+    assert earlier.draw is draw and earlier.write_mp4 is write_mp4

@@ -31,6 +31,11 @@ class Batch:
     def __len__(self) -> int:
         return self.latents.shape[0]
 
+    @property
+    def fps(self) -> torch.Tensor | None:
+        """Frames per second of each sample, fp32 [B], where the network is told."""
+        return self.conditioning.fps
+
     @classmethod
     def of(cls, first: int, tensors: Mapping[str, torch.Tensor | None], names: tuple[str, ...] = ()) -> Batch:
         """The batch of tensors by name: ``latents``, ``noise`` and those of its conditioning, ``text`` at
