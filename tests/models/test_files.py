@@ -14,7 +14,9 @@ def test_a_sharded_folder_loads(make_network, merged, tmp_path):
     keys = sorted(merged)
     for i in range(2):
         save_file({k: merged[k] for k in keys[i::2]}, tmp_path / f"model-{i}.safetensors")
-    with pytest.raises(ValueError, match=r"2 \.safetensors files and 0 indices: name one file"):
+    with pytest.raises(
+        ValueError, match=r"several checkpoints \(model-0\.safetensors, model-1\.safetensors\) and no index"
+    ):
         weights.load(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(

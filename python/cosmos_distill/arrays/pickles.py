@@ -63,18 +63,23 @@ class Call:
     state: Any = None
 
 
-def read(stream: io.BytesIO, persistent: Callable[[Any], Any] | None = None) -> Any:
+def read(
+    stream: io.BytesIO,
+    persistent: Callable[[Any], Any] | None = None,
+    admitted: frozenset[tuple[str, str]] = ADMITTED,
+) -> Any:
     """The value of one pickle, from ``stream`` on: dict, list, tuple, str, bytes, numbers, :class:`Name` and
     :class:`Call`.
 
     Args:
         persistent: What stands for an object that lies outside of the pickle, given its id; None: such an
             object is an error.
+        admitted: What may be named, as (module, name).
 
     Raises:
         ValueError: damaged, too long, or it names what no array and no tensor needs.
     """
-    machine = _Machine(persistent)
+    machine = _Machine(persistent, admitted)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count >= _MOST_OPCODES:
@@ -100,10 +105,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Machine:
     """The stack machine of the pickle format, of which each opcode costs no more than its own bytes."""
 
-    def __init__(self, persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(self, persistent: Callable[[Any], Any] | None, admitted: frozenset[tuple[str, str]]) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._persistent = persistent
+        self._admitted = admitted
 
     def pop(self) -> Any:
         value = self._stack.pop()
@@ -208,7 +214,7 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("it is damaged (the name of a function)")
-        if (module, name) not in ADMITTED:
+        if (module, name) not in self._admitted:
             raise ValueError(f"it calls {module[:80]}.{name[:80]}, which no array needs")
         self._stack.append(Name(module, name))
 
@@ -239,11 +245,18 @@ class _Machine:
         self._stack.append(self._persistent(self.pop()))
 
 
+def _short(key: Any) -> bool:
+    return type(key) is int and abs(key) < 2**31
+
+
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     """Key, value, key, value, ... as a dictionary."""
     if len(items) % 2:
         raise ValueError("it is damaged (a key without a value)")
-    # A tuple of tuples can take for ever to hash, and chosen large integers all have the same hash.
-    if wrong := [k for k in items[::2] if not (type(k) is str or (type(k) is int and abs(k) < 2**31))]:
+    # A tuple of tuples can take for ever to hash, and chosen large integers all have the same hash. A call's
+    # is that of its place in memory.
+    if wrong := [
+        k for k in items[::2] if not (type(k) in (str, Call) or (type(k) is int and abs(k) < 2**31))
+    ]:
         raise ValueError(f"it has a {type(wrong[0]).__name__} for the key of a dictionary")
     return dict(zip(items[::2], items[1::2], strict=True))

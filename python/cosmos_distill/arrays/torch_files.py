@@ -11,8 +11,9 @@ import io
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -37,60 +38,85 @@ def read(path: Path) -> Any:
         ValueError: no zip archive of ``torch.save``, damaged, or it names what no tensor needs.
     """
     size = regular(path)
+    mapped: list[torch.UntypedStorage] = []
+
+    def bytes_of(begin: int, end: int) -> torch.UntypedStorage:
+        if not mapped:
+            whole: Any = torch.UntypedStorage.from_file(str(path), False, size)
+            mapped.append(whole)
+        part: Any = mapped[0][begin:end]
+        return part
+
     with path.open("rb") as file:
-        try:
-            entries = {info.filename: info for info in zipfile.ZipFile(file).infolist()}
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
-            raise ValueError(f"{path} is no torch checkpoint that can be mapped ({error})") from error
-        roots = [
-            name.partition("/")[0] for name in entries if name.endswith("/data.pkl") and name.count("/") == 1
-        ]
-        if len(roots) != 1:
-            raise ValueError(f"{path} is no torch checkpoint: it has {len(roots)} entries data.pkl")
-        root = roots[0]
-        if f"{root}/constants.pkl" in entries:
-            raise ValueError(f"{path} is TorchScript, a program, where a checkpoint of tensors is wanted")
-        mapped: list[torch.UntypedStorage] = []
+        return _read(file, size, bytes_of, str(path))
 
-        def place(name: str) -> tuple[int, int]:
-            """Where the bytes of an entry begin and end."""
-            info = entries.get(f"{root}/{name}")
-            if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise ValueError(f"its entry {name[:40]!r} is missing or compressed")
-            file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER)
-            if len(header) != _LOCAL_HEADER or header[:4] != _ZIP:
-                raise ValueError(f"its entry {name[:40]!r} is damaged")
-            begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
-            if not begin <= begin + info.file_size <= size:
-                raise ValueError(f"its entry {name[:40]!r} reaches beyond the end of the file")
-            return begin, begin + info.file_size
 
-        def content(name: str) -> bytes:
-            begin, end = place(name)
-            file.seek(begin)
-            return file.read(end - begin)
+def read_bytes(content: bytes) -> Any:
+    """The same of a checkpoint that is in memory, which its tensors share.
 
-        def persistent(said: Any) -> Storage:
-            kind, key, numel = _description(said)
-            storage = Storage.named(kind)
-            begin, end = place(f"data/{key}")
-            if numel * storage.dtype.itemsize > end - begin:
-                raise ValueError(f"storage {key[:40]!r} says {numel} elements and has {end - begin} bytes")
-            if not mapped:
-                whole: Any = torch.UntypedStorage.from_file(str(path), False, size)
-                mapped.append(whole)
-            data: Any = mapped[0][begin:end]
-            # A vector load of a number that does not lie on a multiple of its size is slow or worse.
-            storage.data = data.clone() if begin % storage.dtype.itemsize else data
-            return storage
+    Raises:
+        ValueError: as :func:`read` does.
+    """
+    whole = torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage() if content else None
 
-        try:
-            if f"{root}/byteorder" in entries and content("byteorder").decode("latin1") != sys.byteorder:
-                raise ValueError("its bytes are in the order of another machine")
-            return pickles.read(io.BytesIO(content("data.pkl")), persistent)
-        except ValueError as error:
-            raise ValueError(f"{path} is not read: {error}") from error
+    def bytes_of(begin: int, end: int) -> torch.UntypedStorage:
+        part: Any = torch.UntypedStorage(0) if whole is None else whole[begin:end]
+        return part
+
+    return _read(io.BytesIO(content), len(content), bytes_of, "it")
+
+
+def _read(file: BinaryIO, size: int, bytes_of: Callable[[int, int], torch.UntypedStorage], path: str) -> Any:
+    """The content of the zip archive in ``file``; ``bytes_of`` its bytes from one place to another."""
+    try:
+        entries = {info.filename: info for info in zipfile.ZipFile(file).infolist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
+        raise ValueError(f"{path} is no torch checkpoint that can be mapped ({error})") from error
+    roots = [
+        name.partition("/")[0] for name in entries if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
+    if len(roots) != 1:
+        raise ValueError(f"{path} is no torch checkpoint: it has {len(roots)} entries data.pkl")
+    root = roots[0]
+    if f"{root}/constants.pkl" in entries:
+        raise ValueError(f"{path} is TorchScript, a program, where a checkpoint of tensors is wanted")
+
+    def place(name: str) -> tuple[int, int]:
+        """Where the bytes of an entry begin and end."""
+        info = entries.get(f"{root}/{name}")
+        if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise ValueError(f"its entry {name[:40]!r} is missing or compressed")
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        if len(header) != _LOCAL_HEADER or header[:4] != _ZIP:
+            raise ValueError(f"its entry {name[:40]!r} is damaged")
+        begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
+        if not begin <= begin + info.file_size <= size:
+            raise ValueError(f"its entry {name[:40]!r} reaches beyond the end of the file")
+        return begin, begin + info.file_size
+
+    def content(name: str) -> bytes:
+        begin, end = place(name)
+        file.seek(begin)
+        return file.read(end - begin)
+
+    def persistent(said: Any) -> Storage:
+        kind, key, numel = _description(said)
+        storage = Storage.named(kind)
+        begin, end = place(f"data/{key}")
+        if numel * storage.dtype.itemsize > end - begin:
+            raise ValueError(f"storage {key[:40]!r} says {numel} elements and has {end - begin} bytes")
+        data: Any = bytes_of(begin, end)
+        # A vector load of a number that does not lie on a multiple of its size is slow or worse.
+        storage.data = data.clone() if begin % storage.dtype.itemsize else data
+        return storage
+
+    try:
+        if f"{root}/byteorder" in entries and content("byteorder").decode("latin1") != sys.byteorder:
+            raise ValueError("its bytes are in the order of another machine")
+        return pickles.read(io.BytesIO(content("data.pkl")), persistent)
+    except ValueError as error:
+        raise ValueError(f"{path} is not read: {error}") from error
 
 
 def read_any(path: Path) -> Any:

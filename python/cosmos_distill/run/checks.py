@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cosmos_distill
+from cosmos_distill.arrays.places import is_weights, weights_in
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
 from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
@@ -59,13 +60,16 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
         return (Path(cosmos_distill.__file__).parent / "weights" / shipped,)
     if path.is_dir() and names is not None and (found := names.files(path, recipe.control)):
         return found
-    return (path,)
+    try:
+        return (weights_in(path),)
+    except ValueError as error:
+        raise Refusal(f"--teacher: {error}") from error
 
 
 def holds_weights(path: Path) -> bool:
     """Whether a path may be a network's weights. Nothing is opened; a folder of other things, which may be
     somebody's whole disk, is not searched either."""
-    return path.is_file() or (path.is_dir() and any(path.glob("*.safetensors")))
+    return path.is_file() or (path.is_dir() and is_weights(path))
 
 
 def needs_teacher(stage: Stage) -> bool:

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from cosmos_distill.arrays import named, rebuild, torch_files
+from cosmos_distill.arrays import distcp, named, rebuild, torch_files
+from cosmos_distill.arrays.lazy import Value, made
 from cosmos_distill.arrays.named import State
+from cosmos_distill.arrays.places import DISTRIBUTED, weights_in
 from cosmos_distill.files import regular
+from cosmos_distill.models.common import forms
 from cosmos_distill.storage import replacing
 
 
-def read(path: Path, *, verify: bool = True) -> State:
-    """Tensors of a file (.safetensors, .pt) or folder of safetensors, in the file's names.
+def read(path: Path, *, verify: bool = True, average: bool = True) -> State:
+    """:func:`values`, all tensors made."""
+    return {name: made(value) for name, value in values(path, verify=verify, average=average).items()}
 
-    They are mapped: bytes are read when used, and the file must not be changed in place meanwhile. Only a
-    file that carries a checksum of its weights is read at once, to be compared with it, unless ``verify`` is
-    False.
+
+def values(path: Path, *, verify: bool = True, average: bool = True) -> dict[str, Value]:
+    """Tensors of a file (.safetensors, .pt), a folder of safetensors or of a distributed checkpoint, or of a
+    folder that has one of these (:func:`~cosmos_distill.arrays.places.weights_in`), in the file's names
+    without those of wrappers (:mod:`~cosmos_distill.models.common.forms`).
+
+    They are mapped: bytes are read when used, and the file must not be changed in place meanwhile. What has
+    to be put together or scaled is made when it is needed. Only a file that carries a checksum of its weights
+    is read at once, to be compared with it, unless ``verify`` is False.
+
+    Args:
+        average: Of a file that holds a network and its average, take the average; else the network.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: damaged, ambiguous, no file at all, or a pickle that asks for more than tensors.
     """
+    return forms.plain(_read(weights_in(path), verify), path, average=average)
+
+
+def _read(path: Path, verify: bool) -> Mapping[str, Value]:
     if path.is_dir():
+        if (path / DISTRIBUTED).is_file():
+            return distcp.read(path)
         state: State = {}
         for file in named.shards(path):
             state |= named.load(file, verify=verify)

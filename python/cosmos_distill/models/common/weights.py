@@ -14,22 +14,26 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cosmos_distill.arrays.lazy import Value, made
 from cosmos_distill.families import Family, Translation, families
-from cosmos_distill.models.common.files import State, read, write_safetensors
+from cosmos_distill.models.common.files import State, values, write_safetensors
 from cosmos_distill.models.common.names import TRANSFORMER
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import parts_of
 
+Values = dict[str, Value]
 Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 """One file or folder, or the pair (base, control) in either order."""
 
 
-def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
+def load(source: Source, *, verify: bool = True, average: bool = True) -> tuple[State, State]:
     """Read weights of any known format. Returns (tensors in our names, carried).
 
     Known: our own files, and what the families say of official ones and of diffusers' networks
-    (:class:`cosmos_distill.families.Names`). ``.safetensors``, ``.pt`` / ``.pth``, or a folder of safetensors
-    (sharded: with its index).
+    (:class:`cosmos_distill.families.Names`). ``.safetensors``, ``.pt`` / ``.pth``, a folder of safetensors
+    (sharded: with its index), of torch's distributed checkpoints, a diffusers pipeline, a hub's cache; under
+    the names of DDP, FSDP and torch.compile; in 8 bits with scales. Of a file with a network and its
+    ``average``, that one, or the network.
 
     ``carried`` holds tensors that belong to official files but to no forward pass (``logvar.*``,
     ``pos_embedder.*``, the control branch's ``final_layer.*``, ``accum_*``, ``_extra_state``), named as in
@@ -41,12 +45,23 @@ def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
         FileNotFoundError: no such file.
         ValueError: a damaged file, a pickle that asks for code, or tensors no known format has.
     """
+    state, carried = _load(source, verify=verify, average=average)
+    return _all_made(state), _all_made(carried)
+
+
+def _all_made(some: Values) -> State:
+    return {name: made(value) for name, value in some.items()}
+
+
+def _load(source: Source, *, verify: bool = True, average: bool = True) -> tuple[Values, Values]:
+    """:func:`load`, with what has to be made left to whoever needs it: one tensor at a time, and a large
+    network is never held twice."""
     sources = source if isinstance(source, tuple) else (source,)
-    state: State = {}
-    carried: State = {}
-    copies: list[tuple[Path, str, torch.Tensor]] = []
+    state: Values = {}
+    carried: Values = {}
+    copies: list[tuple[Path, str, Value]] = []
     for path in map(Path, sources):
-        found, extra, more = _to_ours(read(path, verify=verify), path)
+        found, extra, more = _to_ours(values(path, verify=verify, average=average), path)
         if twice := found.keys() & state.keys():
             raise ValueError(
                 f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "
@@ -56,7 +71,7 @@ def load(source: Source, *, verify: bool = True) -> tuple[State, State]:
         carried |= extra
         copies += [(path, ours, value) for ours, value in more.items()]
     for path, ours, value in copies if verify else ():
-        if ours in state and not torch.equal(state[ours], value):
+        if ours in state and not torch.equal(made(state[ours]), made(value)):
             raise ValueError(
                 f"{path} and {_said(source)} differ in {ours}, which they share: they do not go together"
             )
@@ -73,12 +88,13 @@ def load_into(network: nn.Module, source: Source) -> State:
         ValueError: missing, unexpected or wrongly shaped tensors, all listed; or a non-finite tensor
             (the network is then partly overwritten).
     """
-    state, carried = load(source)
+    state, unmade = _load(source)
+    carried = _all_made(unmade)
     _refuse_others(network, state, source)
     parts, group = parts_of(network), groups.tensor_group()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            value = state.pop(name)
+            value = made(state.pop(name))
             if (dim := parts[name].split) is not None:
                 value = value.chunk(group.size(), dim=dim)[group.rank()]
             parameter.copy_(value)
@@ -98,10 +114,10 @@ def check(network: nn.Module, source: Source) -> None:
         FileNotFoundError: no such file.
         ValueError: a damaged file, or missing, unexpected or wrongly shaped tensors, all listed.
     """
-    _refuse_others(network, load(source, verify=False)[0], source)
+    _refuse_others(network, _load(source, verify=False)[0], source)
 
 
-def _refuse_others(network: nn.Module, state: State, source: Source) -> None:
+def _refuse_others(network: nn.Module, state: Values, source: Source) -> None:
     """Raises ValueError unless ``state`` has the parameters of ``network``, whole, and no others."""
     parameters = dict(network.named_parameters())
     parts = parts_of(network)
@@ -257,7 +273,7 @@ def _require_finite(name: str, value: torch.Tensor, why: str) -> None:
         raise ValueError(f"{name} is not finite ({why})")
 
 
-def _to_ours(tensors: State, path: Path) -> tuple[State, State, State]:
+def _to_ours(tensors: Values, path: Path) -> tuple[Values, Values, Values]:
     """(our names, carried, copies) for the tensors of one file, whatever its format."""
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
