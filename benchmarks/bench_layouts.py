@@ -50,7 +50,7 @@ def write(found: dict[str, dict[str, int]]) -> str:
         f"critics, {SAMPLES} samples of {tokens} tokens a step, one at a time. Written by `make bench`.\n\n"
         "Counted, of the fullest rank: weights of student, teacher, fake score and discriminator; AdamW's "
         "moments; the most that autograd kept for backward passes at a time, weights left out. Gradients, as "
-        "large as the weights of the roles whose turn it is, and what passes come and go with are not "
+        "large as the weights of the roles of the phase, and what passes come and go with are not "
         "counted.\n\n" + table + "\n"
     )
     (Path(__file__).parent / "results" / "layouts.md").write_text(text, encoding="utf-8")

@@ -73,7 +73,7 @@ class Guidance(Checked):
     scale: float
     convention: Literal["added", "standard"] = "added"
     unconditional_frames: UnconditionalFrames = "kept"
-    """Conditioning frames in the input of the unconditional branch: as in the conditional one, or zeros in
+    """Given frames in the input of the unconditional branch: as in the conditional one, or zeros in
     their place (their mask and their times stay). The newest Predict2.5 code zeroes them; the teachers were
     trained with them kept."""
 

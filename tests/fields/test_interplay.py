@@ -39,7 +39,7 @@ TOGETHER = {
     "frames that the head does not see": (
         TRANSFER1, ("stages.dmd2.method.feature_t_min", 3), "--stages.dmd2.method.feature-t-min"
     ),
-    "no turn": (TRANSFER1, ("stages.dmd2.method.critic_warmup_steps", 2), "Lower it to at most 0"),
+    "no phase": (TRANSFER1, ("stages.dmd2.method.critic_warmup_steps", 2), "Lower it to at most 0"),
     "levels of another schedule": (
         TRANSFER1, ("stages.dmd2.method.levels", ShiftedTime()), "--stages.dmd2.method.levels"
     ),

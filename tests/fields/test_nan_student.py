@@ -42,7 +42,7 @@ def longer(recipe: Recipe, steps: int) -> Recipe:
 @pytest.mark.parametrize("recipe", [TRANSFER1, PREDICT25], ids=["transfer1", "predict25"])
 @pytest.mark.parametrize("steps, said", [
     (12, r"loss/vsd was not finite in 3 steps in a row of student \(the last is step 4\)"),
-    (4, r"student took not one step in all 4 steps.*loss/vsd was never finite in its 2 turns"),
+    (4, r"student took not one step in all 4 steps.*loss/vsd was never finite in its 2 steps"),
 ])  # fmt: skip
 def test_stage_without_a_step_of_the_student_is_not_complete(
     recipe: Recipe, steps: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,4 +62,4 @@ def test_samples_left_out_one_by_one_are_counted(tmp_path: Path, monkeypatch: py
     overflowing(monkeypatch, lambda position: position == 1)
     Stages(longer(PREDICT25, 4), tmp_path / "run")
     last = read(tmp_path / "run" / "dmd2" / "log.jsonl")[-1]
-    assert last["skipped"] == 0 and last["left_out/student"] == 2  # one of two samples in each of two turns
+    assert last["skipped"] == 0 and last["left_out/student"] == 2  # one of two samples in each of two steps

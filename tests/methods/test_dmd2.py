@@ -48,9 +48,9 @@ def test_published_defaults():
 def test_turns(networks, schedule):
     method = method_of(networks, schedule)
     critics = ("fake_score", "discriminator")
-    assert [method.turn(step) for step in range(6)] == [("student",), *[critics] * 4, ("student",)]
+    assert [method.phase(step) for step in range(6)] == [("student",), *[critics] * 4, ("student",)]
     warm = method_of(networks, schedule, critic_warmup_steps=7)
-    assert [step for step in range(16) if warm.turn(step) == ("student",)] == [10, 15]
+    assert [step for step in range(16) if warm.phase(step) == ("student",)] == [10, 15]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_each_phase_touches_its_own_roles_only(networks, schedule, switches, rol
             network.zero_grad()
         _, terms = run(method, step)
         terms["total"].sum().backward()
-        assert graded(method) == set(method.turn(step))
-        assert all(all_graded(method, role) for role in method.turn(step))
+        assert graded(method) == set(method.phase(step))
+        assert all(all_graded(method, role) for role in method.phase(step))
 
 
 def test_a_stray_flag_does_not_leak_a_gradient(networks, schedule):
@@ -264,7 +264,7 @@ def test_micro_batches_add_up_in_every_gradient(networks, schedule, step):
         for first, count in parts:
             terms = method.losses(make_batch(count, first), step, Noise(0, step, first, count))
             (terms["total"].sum() / 6).backward()
-        return [p.grad for role in method.turn(step) for p in method.roles[role].parameters()]
+        return [p.grad for role in method.phase(step) for p in method.roles[role].parameters()]
 
     for whole, split in zip(gradients([(0, 6)]), gradients([(0, 1), (1, 2), (3, 3)]), strict=True):
         torch.testing.assert_close(whole, split, rtol=1e-4, atol=1e-6)

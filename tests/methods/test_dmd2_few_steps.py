@@ -160,7 +160,7 @@ def test_the_adversarial_gradient_reaches_fake_score_and_head_only_in_their_phas
         terms = method.losses(batch, step, Noise(0, step, 0, 2))
         name = "loss/gan_generator" if step == STUDENT_STEP else "loss/gan_discriminator"
         terms[name].sum().backward()
-        assert graded(method) == set(method.turn(step))
+        assert graded(method) == set(method.phase(step))
         assert [bool(call.features) for call in method.roles["teacher"].calls] == [False] * len(
             method.roles["teacher"].calls
         )
@@ -173,7 +173,7 @@ def test_the_adversarial_gradient_reaches_fake_score_and_head_only_in_their_phas
 
 def test_student_warm_up(networks):
     warm = build(config(student_warmup_steps=3), networks, SCHEDULE)
-    assert [step for step in range(12) if warm.turn(step) == ("student",)] == [0, 1, 2, 5, 10]
+    assert [step for step in range(12) if warm.phase(step) == ("student",)] == [0, 1, 2, 5, 10]
     with pytest.raises(ValueError, match="exclude each other"):
         config(student_warmup_steps=1, critic_warmup_steps=1)
     with pytest.raises(ValueError, match="add up to 1"):

@@ -30,7 +30,7 @@ def test_loss_is_half_the_squared_distance_to_the_teachers_clip(networks, schedu
     x_g = method.sample("student", batch.noise, batch.conditioning)
     expected = 0.5 * ((x_g - batch.latents) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(terms["loss/kd"], expected)
-    assert terms["total"].shape == (2,) and method.turn(7) == ("student",) == method.trainable
+    assert terms["total"].shape == (2,) and method.phase(7) == ("student",) == method.trainable
 
 
 def test_given_frames_are_the_teachers_and_count_in_the_mean(networks, schedule):

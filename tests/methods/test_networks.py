@@ -43,7 +43,7 @@ def test_every_role_whose_turn_it_is_gets_all_its_gradients(schedule, config, st
         terms["total"].sum().backward()
         for role, module in method.roles.items():
             missing = [name for name, p in module.named_parameters() if p.grad is None]
-            if role in method.turn(step):
+            if role in method.phase(step):
                 assert not missing
             else:
                 assert len(missing) == len(list(module.parameters()))

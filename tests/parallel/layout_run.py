@@ -134,13 +134,13 @@ def watched(record: Record) -> Iterator[None]:
     plain_step = loop._step
 
     def step(state: TrainState, *args: Any) -> tuple[bool, bool]:
-        number, turn = state.step, state.method.turn(state.step)
-        phase = "student" if "student" in turn else "critics"
+        number, active = state.step, state.method.phase(state.step)
+        phase = "student" if "student" in active else "critics"
         if number == 0:
             for role in state.method.trainable:
                 record.add(f"start/weight/{role}", network_pieces(state.method.roles[role]))
         with ExitStack() as hooks:
-            for role in turn:
+            for role in active:
                 key = f"{phase}/gradient/step {number} {role}"
                 hooks.enter_context(before_clipping(state.optimizers[role], noting_gradients(record, key)))
             outcome = plain_step(state, *args)

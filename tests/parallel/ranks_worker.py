@@ -80,7 +80,7 @@ def between(folder: Path) -> dict[str, Any]:
     found |= {"drew": drew, "rounds": len(rounds), "made": [(n, t.tolist()) for n, t in made]}
 
     found["shared"] = ranks.on_main(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
-    found["any"] = [ranks.any_of(dist.get_rank() == 3), ranks.any_of(False)]
+    found["any"] = [ranks.any_rank(dist.get_rank() == 3), ranks.any_rank(False)]
 
     def refuse() -> None:
         raise Refusal("not here")
@@ -89,7 +89,7 @@ def between(folder: Path) -> dict[str, Any]:
         ranks.on_main(refuse)
     except Refusal as error:
         found["refused"] = ["Refusal", str(error)]
-    except ranks.Elsewhere as error:
+    except ranks.MainRankError as error:
         found["refused"] = [error.error, str(error)]
     return found
 
@@ -139,7 +139,7 @@ def leaving(folder: Path) -> dict[str, Any]:
         time.sleep(60)
     if dist.get_rank() == 0:
         time.sleep(0.5)
-    ranks.leave(ArithmeticError(f"of rank {dist.get_rank()}"), 7, say, agreed=False)
+    ranks.abort(ArithmeticError(f"of rank {dist.get_rank()}"), 7, say, agreed=False)
 
 
 PARTS: dict[str, tuple[int, Callable[[Path], dict[str, Any]]]] = {

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from cosmos_distill.config import Parallel
-from cosmos_distill.parallel import groups, meeting
+from cosmos_distill.parallel import groups, start
 
 
 def test_initialize_is_idempotent():
@@ -33,6 +33,6 @@ def test_ranks_of_a_restart_do_not_meet_those_before():
     for _ in range(2):
         with ThreadPoolExecutor(3) as pool:
             # The last comes first, and waits.
-            found = [pool.submit(meeting._name, store, rank, 3, patience) for rank in (2, 1, 0)]
+            found = [pool.submit(start._name, store, rank, 3, patience) for rank in (2, 1, 0)]
             names.append({each.result() for each in found})
     assert [len(name) for name in names] == [1, 1] and names[0] != names[1]

@@ -18,7 +18,7 @@ from cosmos_distill.config import Train
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.run import networks
-from cosmos_distill.sampling.candidates import Contestant
+from cosmos_distill.sampling.candidates import Candidate
 from cosmos_distill.stages import evaluate, train
 from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
@@ -31,7 +31,7 @@ def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.
 
     def load(*_: Any) -> nn.Module:
         gc.collect()
-        assert all(network() is None for network in loaded), "an earlier contestant's is still there"
+        assert all(network() is None for network in loaded), "an earlier candidate's is still there"
         loaded.append(weakref.ref(network := nn.Linear(2, 2)))
         return network
 
@@ -44,7 +44,7 @@ def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.
     recipe: Any = SimpleNamespace(seed=0)
     stage: Any = SimpleNamespace(batch=2, metrics=None)
     for missing in ([(0, 2), (2, 1)], [], [(2, 1)]):
-        who = Contestant(draw, (), 1, "somebody")
+        who = Candidate(draw, (), 1, "somebody")
         made = list(evaluate._draw(who, missing, source, stage, recipe, bar))
         assert [(first, len(latents)) for first, latents in made] == missing
     assert len(loaded) == 2  # and none where nothing is missing

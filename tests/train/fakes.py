@@ -70,7 +70,7 @@ class ToyMethod(Method):
         self.dtype = dtype
         self.dropout = dropout
 
-    def turn(self, step: int) -> tuple[str, ...]:
+    def phase(self, step: int) -> tuple[str, ...]:
         return ("student",) if step % self.config.every == 0 else ("critic",)
 
     def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class ToyMethod(Method):
         # Torch's own generator is used as well, so that its state has to be restored.
         x = nn.functional.dropout(x, self.dropout)
         made = self.roles["student"](x)
-        if self.turn(step) == ("student",):
+        if self.phase(step) == ("student",):
             loss = {"loss/kd": (made.float() - batch.latents).square().flatten(1).mean(1)}
         else:
             scored = self.roles["critic"](x)

@@ -1,4 +1,4 @@
-"""Accumulation, turns, the non-finite guard, grids and the final file."""
+"""Accumulation, phases, the non-finite guard, grids and the final file."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_student_that_is_never_finite_ends_the_stage_whatever_the_critic_does(
 def test_stage_whose_student_took_no_step_is_not_complete_however_short(tmp_path: Path) -> None:
     settings, method = trainer(max_steps=6), ToyMethod()
     method.bad = dict.fromkeys(STUDENT_TURNS, "nan")
-    said = r"student took not one step in all 6 steps.*loss/kd was never finite in its 2 turns.*step 3\)"
+    said = r"student took not one step in all 6 steps.*loss/kd was never finite in its 2 steps.*step 3\)"
     for _ in range(2):  # the second time from the checkpoint of the last step
         with pytest.raises(NonFiniteError, match=said):
             run(tmp_path, method, settings)
@@ -205,10 +205,10 @@ def test_stage_whose_student_took_no_step_is_not_complete_however_short(tmp_path
 
 def test_student_without_a_turn_is_not_complete(tmp_path: Path) -> None:
     class Late(ToyMethod):
-        def turn(self, step: int) -> tuple[str, ...]:
+        def phase(self, step: int) -> tuple[str, ...]:
             return ("critic",)
 
-    with pytest.raises(NonFiniteError, match="student had no turn in all 4 steps"):
+    with pytest.raises(NonFiniteError, match="student had no phase in all 4 steps"):
         run(tmp_path, Late(), trainer(max_steps=4))
 
 

@@ -55,7 +55,7 @@ def test_lambda_linear_goes_by_the_roles_own_updates() -> None:
 
     network = nn.Linear(2, 1)
     optimizer = RoleOptimizer(network, Optim(lr=1.0, linear=LambdaLinear(warmup_steps=4, start=0.0)), 100)
-    for step in (0, 5):  # the role's turns
+    for step in (0, 5):  # the role's phases
         assert optimizer.learning_rate(step) == pytest.approx(0.99 / 4 * (step // 5))
         network(torch.ones(1, 2)).sum().backward()
         optimizer.step(step)

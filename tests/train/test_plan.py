@@ -44,7 +44,7 @@ def test_frozen_roles_hold_weights_only_and_the_average_is_the_students() -> Non
 
 def test_gradients_of_different_turns_are_not_added() -> None:
     together = plan(DMD2, "bf16")
-    in_turn = plan(DMD2, "bf16", turns=[("student",), ("fake_score",)])
+    in_turn = plan(DMD2, "bf16", phases=[("student",), ("fake_score",)])
     assert together.total == (3 * 2 + 2 * 16) * SEVEN_B
     assert in_turn.total == together.total - 4 * SEVEN_B
 
@@ -83,13 +83,13 @@ def test_the_discriminator_is_whole_on_every_rank() -> None:
 
 
 def test_verdict_says_what_to_change_and_following_it_helps() -> None:
-    one = plan(DMD2, "bf16", turns=[("student",), ("fake_score",)])
+    one = plan(DMD2, "bf16", phases=[("student",), ("fake_score",)])
     assert not one.fits and "does not fit in 80 GiB" in one.verdict()
     ways = dict(one.ways_out())
     assert list(ways) == [
         "--parallel.tensor 8", "--parallel.pipeline 8", "--parallel.data fsdp on 8 GPUs"
     ]  # gradients and weights alone are too much for the sharded optimiser  # fmt: skip
-    followed = plan(DMD2, "bf16", parallel=Parallel(tensor=8), turns=[("student",), ("fake_score",)])
+    followed = plan(DMD2, "bf16", parallel=Parallel(tensor=8), phases=[("student",), ("fake_score",)])
     assert followed.fits and "fits in 80 GiB" in followed.verdict()
     assert f"--parallel.tensor 8: {followed.total / GIB:.1f} GiB" in one.verdict()
 

@@ -160,7 +160,7 @@ def _parse(argv: Sequence[str]) -> Invocation:
             return parse(argv)
     except (SystemExit, Refusal) as error:
         if not (isinstance(error, SystemExit) and not error.code):
-            ranks.hush()
+            ranks.wait_for_main()
             print(said.getvalue(), file=sys.stderr)
         raise
 

@@ -25,7 +25,7 @@ that import torch."""
 
 def status_of(error: BaseException) -> int:
     """The exit status that an exception stands for."""
-    if isinstance(error, ranks.Elsewhere):
+    if isinstance(error, ranks.MainRankError):
         names = {error.error}
     else:
         names = {kind.__name__ for kind in type(error).__mro__}
@@ -36,7 +36,7 @@ def status_of(error: BaseException) -> int:
 
 def end(error: BaseException, *, traceback: bool, running: bool) -> int:
     """Say why the command ends, and return its status; of several ranks one speaks (see
-    :func:`cosmos_distill.launch.ranks.leave`).
+    :func:`cosmos_distill.launch.ranks.abort`).
 
     Args:
         running: whether it runs a recipe, which the same command may go on with.
@@ -45,7 +45,7 @@ def end(error: BaseException, *, traceback: bool, running: bool) -> int:
     title = {REFUSED: "cannot run this", INTERRUPTED: "interrupted"}.get(status, "failed")
     # What every rank finds out alike, rank 0 says.
     names = {kind.__name__ for kind in type(error).__mro__}
-    agreed = bool(names & {"Refusal", "Interrupted", "Elsewhere"})
+    agreed = bool(names & {"Refusal", "Interrupted", "MainRankError"})
 
     def say(rank: str = "") -> None:
         if traceback and status in (FAILED, REFUSED):
@@ -57,8 +57,8 @@ def end(error: BaseException, *, traceback: bool, running: bool) -> int:
             text += "\nIf this is about a lost connection, another rank has died: torchrun names it below."
         _box(f"{title}, {rank}" if rank else title, text, _COLOURS[status])
 
-    if ranks.joined():
-        ranks.leave(error, status, say, agreed=agreed)
+    if ranks.initialized():
+        ranks.abort(error, status, say, agreed=agreed)
     say()
     return status
 

@@ -34,7 +34,7 @@ class TrigFlowSchedule:
 
     @property
     def clean_time(self) -> float:
-        """Angle of conditioning frames: sigma 1e-4."""
+        """Angle of given frames: sigma 1e-4."""
         return float(self.from_sigma(CLEAN_SIGMA))
 
     def to_sigma(self, t: Tensor | float) -> Tensor:

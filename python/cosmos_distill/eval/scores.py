@@ -87,7 +87,7 @@ def score(sets: Mapping[str, Clips], real: Clips, reference: Clips, draws: int) 
     ``intervals.<metric>``.
 
     Args:
-        sets: Clips of each contestant, made from the conditions of the same real clips in the same order.
+        sets: Clips of each candidate, made from the conditions of the same real clips in the same order.
         real: Those real clips themselves: their distance to ``reference`` is the floor, below which
             distances cannot be told apart.
         reference: Other real clips, that distances are measured to.

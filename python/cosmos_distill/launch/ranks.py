@@ -30,7 +30,7 @@ _POLL = 2.0
 _PATIENCE, _GRACE = 10.0, 1.0
 
 
-class Elsewhere(Exception):
+class MainRankError(Exception):
     """Rank 0 ended the run and says why."""
 
     def __init__(self, error: str, text: str) -> None:
@@ -81,14 +81,14 @@ def _watch_launcher(launcher: int) -> None:
 
 
 def connect() -> None:
-    """Find the other ranks; from here on a rank that fails ends them all (see :func:`leave`).
+    """Find the other ranks; from here on a rank that fails ends them all (see :func:`abort`).
 
     Raises:
         Refusal: the environment does not say where.
     """
     if world() == 1:
         return
-    if not joined():
+    if not initialized():
         try:
             rendezvous()
         except ValueError as error:
@@ -113,14 +113,14 @@ def on_main(function: Callable[[], T]) -> T:
     """What ``function`` returns on rank 0, on every rank; it runs there only. All ranks call this.
 
     Raises:
-        Elsewhere: on the other ranks, where it failed on rank 0.
+        MainRankError: on the other ranks, where it failed on rank 0.
     """
     if world() == 1:
         return function()
     if not is_main():
         failed, value = _broadcast(None)
         if failed:
-            raise Elsewhere(*value)
+            raise MainRankError(*value)
         found: T = value
         return found
     try:
@@ -132,7 +132,7 @@ def on_main(function: Callable[[], T]) -> T:
     return found
 
 
-def any_of(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether ``flag`` is set on some rank, the same on all. All ranks call this."""
     if world() == 1:
         return flag
@@ -144,7 +144,7 @@ def any_of(flag: bool) -> bool:
     return bool(found)
 
 
-def leave(error: BaseException, status: int, say: Callable[[str], object], *, agreed: bool) -> NoReturn:
+def abort(error: BaseException, status: int, say: Callable[[str], object], *, agreed: bool) -> NoReturn:
     """End this process, and with it the launch, because of ``error``.
 
     One rank speaks and is what torchrun's summary names: of a failure the first that comes here, since what
@@ -191,7 +191,7 @@ def _wait_for(store: Any, key: str) -> bool:
 
 
 def finish() -> None:
-    """Take leave of the other ranks after a run that went well."""
+    """Wait for the other ranks after a run that went well (a barrier), and end the process group."""
     if world() == 1:
         return
     import torch.distributed as dist
@@ -202,7 +202,7 @@ def finish() -> None:
     dist.destroy_process_group()
 
 
-def hush() -> None:
+def wait_for_main() -> None:
     """Let rank 0 say what every rank has found out alone, before they were connected: wait until its end
     ends this process. Returns after a while, if rank 0 has found nothing."""
     if not is_main():
@@ -253,7 +253,7 @@ def _broadcast(value: Any) -> Any:
     return box[0]
 
 
-def joined() -> bool:
+def initialized() -> bool:
     """Whether this process is one of several that have found each other."""
     if "torch" not in sys.modules:
         return False

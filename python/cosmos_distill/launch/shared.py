@@ -40,7 +40,7 @@ class Shared:
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1. All ranks of the model group ask for the same."""
-        return batch_from_first(self._source.batch(first, count) if self._source else None)
+        return broadcast_batch(self._source.batch(first, count) if self._source else None)
 
     def description(self) -> dict[str, Any]:
         """That of rank 0's source, with the clips that any rank had to skip. All ranks call this."""
@@ -52,7 +52,7 @@ class Shared:
         return self._source.description() | {"skipped": [f"{name}: {why}" for name, why in skipped.items()]}
 
 
-def batch_from_first(batch: Batch | None) -> Batch:
+def broadcast_batch(batch: Batch | None) -> Batch:
     """The batch of the model group's first rank, on the CPU, on all of its ranks. They need not give any."""
     group = groups.model_group()
     if group.size() == 1:

@@ -1,4 +1,4 @@
-"""What every method is made of: roles, whose turn it is, and randomness that no layout can change."""
+"""What every method is made of: roles, their phases, and randomness that no layout can change."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Method(ABC):
         """The optimiser of a trainable role: the Config's field of that name."""
         return cast(Optim, getattr(self.config, role))
 
-    def turn(self, step: int) -> tuple[str, ...]:
+    def phase(self, step: int) -> tuple[str, ...]:
         """Roles that optimiser step ``step`` (from 0) updates; all others have no gradient then."""
         return self.trainable
 
     @abstractmethod
     def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
-        """Loss terms of every sample, each fp32 [B], with the graph of ``turn(step)``'s roles only.
+        """Loss terms of every sample, each fp32 [B], with the graph of ``phase(step)``'s roles only.
 
         ``total`` is what is differentiated: the trainer back-propagates its sum over all micro-batches and
         ranks divided by the global batch, so that every mean is a global sum over a global count.

@@ -1,4 +1,4 @@
-"""The denoise seam: from a network to x0, with preconditioning and conditioning frames.
+"""The denoise seam: from a network to x0, with preconditioning and given frames.
 
 Above it (losses, samplers, metrics) nothing knows the network; below it nothing knows the method.
 """

@@ -56,7 +56,7 @@ class DMD2(MethodConfig):
     guidance: Guidance = field(default_factory=lambda: Guidance(5.0, "added"))
     """Of the teacher. The student learns the guided prediction and needs none."""
     student_update_freq: Steps = 5
-    """The student's turn is every step that this divides."""
+    """The student's phase is every step that this divides."""
     student_warmup_steps: Start = 0
     """First optimiser steps, which train the student only."""
     critic_warmup_steps: Start = 0
@@ -108,13 +108,13 @@ class DMD2(MethodConfig):
             yield "student_update_freq", "1 never trains the critics: choose at least 2"
 
     def misfits(self, setting: Setting) -> Iterator[Problem]:
-        """The student needs a turn, levels their schedule, and the discriminator features it can read."""
+        """The student needs a phase, levels their schedule, and the discriminator features it can read."""
         if not self.recon_loss_only:
             yield from self.levels.misfits(setting)
         first = 0 if not self.critics else _next_multiple(self.critic_warmup_steps, self.student_update_freq)
         if first >= setting.max_steps:
             text = (
-                f"{self.critic_warmup_steps} leaves the student no turn: its first would be step {first} "
+                f"{self.critic_warmup_steps} leaves the student no phase: its first would be step {first} "
                 f"(from 0) of {setting.max_steps}. Lower it to at most "
                 f"{(setting.max_steps - 1) // self.student_update_freq * self.student_update_freq}"
             )
@@ -216,7 +216,7 @@ class DMD2Method(Method):
         self.blocks: tuple[int, ...] = getattr(roles.get("discriminator"), "blocks", ())
         self.times = schedule.student_times(config.sampler.steps)
 
-    def turn(self, step: int) -> tuple[str, ...]:
+    def phase(self, step: int) -> tuple[str, ...]:
         """The student where ``student_update_freq`` divides ``step``, the critics everywhere else."""
         config = self.config
         if not config.critics or step < config.student_warmup_steps:
@@ -227,11 +227,11 @@ class DMD2Method(Method):
     def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
         """Student phase: ``loss/vsd``, ``loss/gan_generator``, ``loss/recon``.
         Critic phase: ``loss/fake_score``, ``loss/gan_discriminator``. Terms that are off are absent."""
-        turn = self.turn(step)
-        self.enable_gradients(turn)
+        active = self.phase(step)
+        self.enable_gradients(active)
         conditioning = draw_given_frames(batch, noise, self.config.condition_frames)
-        phase = self.student_losses if "student" in turn else self.critic_losses
-        return phase(batch, conditioning, noise)
+        losses = self.student_losses if "student" in active else self.critic_losses
+        return losses(batch, conditioning, noise)
 
     def student_losses(self, batch: Batch, conditioning: Conditioning, noise: Noise) -> dict[str, Tensor]:
         """Losses of G. The total is VSD + gan_weight * GAN + recon_loss_weight * reconstruction.

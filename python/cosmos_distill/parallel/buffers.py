@@ -42,7 +42,7 @@ class BufferedShare(Share):
     of modules that must all be trainable, and roles are frozen and thawed from step to step.
 
     The buffers hold zeros for a parameter that had no gradient in a step; it is told apart all the same and
-    not stepped. Out of turn (``requires_grad_(False)``) their memory is given back.
+    not stepped. Outside of its phase (``requires_grad_(False)``) their memory is given back.
     """
 
     sums_data_last = True

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cosmos_distill.config import Parallel
 from cosmos_distill.parallel import environment
-from cosmos_distill.parallel.meeting import meet
+from cosmos_distill.parallel.start import rendezvous
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -55,7 +55,7 @@ def connect(timeout: timedelta | None = None, *, alone: bool = False) -> None:
         environment.rendezvous()
         if torch.cuda.is_available():
             torch.cuda.set_device(environment.launch().local_rank)
-        store, rank, world = meet(timeout)
+        store, rank, world = rendezvous(timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -191,7 +191,7 @@ def data_size() -> int:
     return data_group().size()
 
 
-def all_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
+def all_reduce_sum(value: Tensor, group: dist.ProcessGroup) -> Tensor:
     """``value`` summed in place over the group; returned for convenience."""
     if group.size() > 1:
         dist.all_reduce(value, group=group)

@@ -183,9 +183,9 @@ class _Job:
         x = self.inputs.x
         out = like = x.new_empty(len(x), 0, dtype=self.config.pipeline_dtype)
         if not self.features_only:
-            out = self._everywhere(_OUT, self.last, found, self.network.output(x), like)
+            out = self._broadcast(_OUT, self.last, found, self.network.output(x), like)
         return out, *(
-            self._everywhere(block, self.owner[block], found, self.network.feature(x), like)
+            self._broadcast(block, self.owner[block], found, self.network.feature(x), like)
             for block in self.features
         )
 
@@ -220,7 +220,7 @@ class _Job:
             whole = torch.cat([_gradient(part.x) for part in parts])
         return _broadcast(whole, 0)
 
-    def _everywhere(
+    def _broadcast(
         self,
         name: int,
         run: int,

@@ -136,7 +136,7 @@ class Share(ABC):
             square = torch.stack(norms).double().square()
             total = (square / torch.tensor(same, dtype=torch.float64, device=device)).sum()
         assert dist.group.WORLD is not None
-        return groups.all_sum(total, dist.group.WORLD).sqrt().float()
+        return groups.all_reduce_sum(total, dist.group.WORLD).sqrt().float()
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -103,7 +103,7 @@ def _memory(recipe: Recipe, stage: Train, console: Console) -> None:
         data_parallel=max(1, _ranks(recipe) // recipe.parallel.model),
         whole={role for role, network in method.roles.items() if not isinstance(network, Parallelised)},
         ema=stage.trainer.averages,
-        turns={method.turn(step) for step in range(min(stage.trainer.max_steps, 1000))},
+        phases={method.phase(step) for step in range(min(stage.trainer.max_steps, 1000))},
     )
     console.print(found.table())
     console.print(found.verdict())

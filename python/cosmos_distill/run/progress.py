@@ -47,7 +47,7 @@ class Work:
         Raises:
             Interrupted: on all ranks.
         """
-        self._end(ranks.any_of(self._stop.requested))
+        self._end(ranks.any_rank(self._stop.requested))
 
     def _end(self, wanted: bool) -> None:
         if wanted:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """Someone who draws clips."""
 
     draw: Callable[[ControlledDiT, Batch, Tensor, Callable[[], None]], Tensor]
@@ -43,29 +43,29 @@ def student_sampler(stage: Evaluate, run: Run) -> FewStep:
     return trained.method.sampler
 
 
-def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
+def candidates(stage: Evaluate, run: Run) -> dict[str, Candidate]:
     """Columns of the report, best known last student first, so that the grid reads from the result down."""
     recipe, levels, many_step = run.recipe, schedule(run.recipe), run.recipe.network.family.teacher
     teacher = (run.student(stage.teacher_from),) if stage.teacher_from else teacher_files(recipe)
 
     def few(
         weights: tuple[Path, ...], sampler: FewStep, label: str, guidance: Guidance | None = None
-    ) -> Contestant:
+    ) -> Candidate:
         def draw(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
             for _ in range(sampler.steps):
                 tick()
             frames = given_frames(stage, batch)
             return few_steps(network, levels, batch, noise, sampler, guidance, frames, recipe.seed)
 
-        return Contestant(draw, weights, sampler.steps, f"{label}, {steps_text(sampler.steps)}")
+        return Candidate(draw, weights, sampler.steps, f"{label}, {steps_text(sampler.steps)}")
 
-    def many(steps: int) -> Contestant:
+    def many(steps: int) -> Candidate:
         def draw(network: ControlledDiT, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
             frames = given_frames(stage, batch)
             return many_steps(network, levels, batch, noise, stage.guidance, many_step, steps, frames, tick)
 
         calls = many_step.calls(steps)
-        return Contestant(draw, teacher, calls, f"teacher, {steps_text(calls)}")
+        return Candidate(draw, teacher, calls, f"teacher, {steps_text(calls)}")
 
     found = {}
     for key, source in reversed(list(stage.students.items())):
@@ -78,7 +78,7 @@ def contestants(stage: Evaluate, run: Run) -> dict[str, Contestant]:
         # The student starts as the teacher: the line before under the name by which it is looked for.
         found["teacher_1step"] = few(teacher, sampler, "teacher")
         guided = few(teacher, sampler, "teacher", stage.guidance)
-        found["teacher_1step_guided"] = Contestant(guided.draw, teacher, 1, f"{guided.label}, guided")
+        found["teacher_1step_guided"] = Candidate(guided.draw, teacher, 1, f"{guided.label}, guided")
     else:
         found[f"teacher_{sampler.steps}step"] = many(sampler.steps)
     found["teacher"] = many(stage.steps)

@@ -28,8 +28,8 @@ from cosmos_distill.run.networks import device, load_to_draw, open_clips
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import pixel_frames
-from cosmos_distill.sampling import candidates as who_draws
-from cosmos_distill.sampling.candidates import Contestant, contestants, student_sampler
+from cosmos_distill.sampling import candidates as drawn_by
+from cosmos_distill.sampling.candidates import Candidate, candidates, student_sampler
 from cosmos_distill.sampling.samplers import evaluations, noise_of
 from cosmos_distill.stages import measures
 from cosmos_distill.stages.step_time import measure as measure_step
@@ -58,15 +58,15 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     torch.manual_seed(run.recipe.seed)
     clips = open_clips(run.recipe, stage.split or "eval") if Shared.reads() else None
     source = Shared(clips)
-    who = contestants(stage, run)
+    who = candidates(stage, run)
     batches = measures.pieces(stage)
     log = Log(folder)
     results = Results({}, {}, {})
     pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
-        for key, contestant in who.items():
+        for key, candidate in who.items():
             missing = ranks.on_main(partial(_missing, folder, key, batches))
-            for first, latents in _draw(contestant, missing, source, stage, run.recipe, bar):
+            for first, latents in _draw(candidate, missing, source, stage, run.recipe, bar):
                 latents = latents.contiguous()
                 said = {"who": key, "sha256": _digest(latents)}
                 publish_tensors({"latents": latents}, _kept(folder, key, first), said)
@@ -74,7 +74,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
                 assert clips is not None
                 # Drawn as the teacher's one step.
                 hidden = key == "untrained_student" and "teacher_1step" in who
-                _score(results, key, None if hidden else contestant.label, batches, clips, stage, run, folder)
+                _score(results, key, None if hidden else candidate.label, batches, clips, stage, run, folder)
                 log.line(scored=key)
     run.details["data"] = source.description()
     latencies = _latencies(stage, run, who, source)
@@ -87,31 +87,31 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
 
 
 def _draw(
-    contestant: Contestant,
+    candidate: Candidate,
     missing: list[tuple[int, int]],
     source: Shared,
     stage: Evaluate,
     recipe: Recipe,
     bar: Work,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first sample, latents) of the batches that are missing, on rank 0. The contestant's network is loaded
+    """(first sample, latents) of the batches that are missing, on rank 0. The candidate's network is loaded
     for them alone: with the next one's beside it a large one would not fit."""
     if not missing:
         return
-    network = load_to_draw(recipe, contestant.weights, stage.batch)
+    network = load_to_draw(recipe, candidate.weights, stage.batch)
 
     def draw(first: int, count: int) -> tuple[int, Tensor]:
-        batch = source.batch(who_draws.clip_of(stage, first), count).to(device())
+        batch = source.batch(drawn_by.clip_of(stage, first), count).to(device())
         batch = replace(batch, first=first)  # which the noise depends on
         noise = noise_of(recipe.seed, "evaluate", batch)
-        return first, contestant.draw(network, batch, noise, bar.advance).cpu()
+        return first, candidate.draw(network, batch, noise, bar.advance).cpu()
 
     yield from drawn(missing, draw, bar.together)
 
 
 @dataclass(frozen=True)
 class Results:
-    """What rank 0 has found out, by contestant."""
+    """What rank 0 has found out, by candidate."""
 
     measured: dict[str, Clips]
     kept: dict[str, dict[str, Any]]
@@ -156,18 +156,18 @@ def _score(
     run: Run,
     folder: Path,
 ) -> None:
-    """Measure the drawn clips of one contestant; without a label it has no picture."""
+    """Measure the drawn clips of one candidate; without a label it has no picture."""
     parts, errors = [], []
     for first, count in batches:
         latents = load_file(_kept(folder, key, first))["latents"]
         videos = clips.decode(latents)
-        clip = who_draws.clip_of(stage, first)
+        clip = drawn_by.clip_of(stage, first)
         if stage.metrics is None:
             part = measure(run.recipe, videos, clips.pixels(clip, count)[0])
             parts.append(part if latents.isfinite().all() else _without(part, first, count))
         if any(stage.condition_frames):
             batch = clips.batch(clip, count)
-            frames = who_draws.given_frames(stage, batch)
+            frames = drawn_by.given_frames(stage, batch)
             assert frames is not None
             given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
             errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
@@ -189,7 +189,7 @@ def _without(part: Clips, first: int, count: int) -> Clips:
 def _write(
     results: Results,
     latencies: dict[str, dict[str, Any]],
-    who: dict[str, Contestant],
+    who: dict[str, Candidate],
     batches: list[tuple[int, int]],
     clips: Source,
     stage: Evaluate,
@@ -217,7 +217,7 @@ def _write(
         "given_frames": results.kept,
         "latency": latencies,
         "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
-        "labels": {key: contestant.label for key, contestant in who.items()},
+        "labels": {key: candidate.label for key, candidate in who.items()},
         "settings": plain(stage),
     }
     publish_json(folder / "scores.json", document, indent=2)
@@ -288,12 +288,12 @@ def _reference(run: Run, scored: int) -> int:
 
 
 def _final(stage: Evaluate) -> str:
-    """The contestant that the report is about."""
+    """The candidate that the report is about."""
     return list(stage.students)[-1] if stage.students else "untrained_student"
 
 
 def _latencies(
-    stage: Evaluate, run: Run, who: dict[str, Contestant], source: Shared
+    stage: Evaluate, run: Run, who: dict[str, Candidate], source: Shared
 ) -> dict[str, dict[str, Any]]:
     """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
     student = _final(stage)

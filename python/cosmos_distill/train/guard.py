@@ -26,18 +26,18 @@ _ADVICE = (
 
 
 class NonFinite:
-    """Counts steps that were skipped because something in them was not finite, by the roles whose turn
-    it was: the good steps of one say nothing of another.
+    """Counts steps that were skipped because something in them was not finite, by the roles of their
+    phase: the good steps of one say nothing of another.
 
     Args:
         max_in_a_row: bad steps of a role in a row at which :meth:`bad` raises.
 
     Attributes:
         total: steps skipped.
-        skipped: of these, the steps that were a role's turn.
-        in_a_row: a role's turns that were skipped since its last good one.
+        skipped: of these, the steps of a role's phase.
+        in_a_row: a role's steps that were skipped since its last good one.
         left_out: samples that a good step of a role did without, since their loss was not finite.
-        last: term and step of a role's last skipped turn.
+        last: term and step of a role's last skipped step.
     """
 
     def __init__(self, max_in_a_row: int) -> None:
@@ -48,24 +48,24 @@ class NonFinite:
         self.left_out: Counter[str] = Counter()
         self.last: dict[str, tuple[str, int]] = {}
 
-    def good(self, turn: Collection[str], left_out: int = 0) -> None:
-        """A step of the roles in ``turn`` went through, without ``left_out`` of its samples."""
-        for role in turn:
+    def good(self, roles: Collection[str], left_out: int = 0) -> None:
+        """A step of the roles in ``roles`` went through, without ``left_out`` of its samples."""
+        for role in roles:
             self.in_a_row.pop(role, None)
             if left_out:
                 self.left_out[role] += left_out
 
-    def bad(self, turn: Collection[str], step: int, term: str) -> None:
-        """Step ``step`` (0-based), the turn of the roles in ``turn``, was skipped because of ``term``.
+    def bad(self, roles: Collection[str], step: int, term: str) -> None:
+        """Step ``step`` (0-based), the phase of the roles in ``roles``, was skipped because of ``term``.
 
         Raises:
             NonFiniteError: on the ``max_in_a_row``-th call for a role without a :meth:`good` between.
         """
         self.total += 1
-        self.skipped.update(turn)
-        self.in_a_row.update(turn)
-        self.last |= dict.fromkeys(turn, (term, step))
-        if stuck := [role for role in turn if self.in_a_row[role] >= self.max_in_a_row]:
+        self.skipped.update(roles)
+        self.in_a_row.update(roles)
+        self.last |= dict.fromkeys(roles, (term, step))
+        if stuck := [role for role in roles if self.in_a_row[role] >= self.max_in_a_row]:
             raise NonFiniteError(
                 f"{term} was not finite in {self.in_a_row[stuck[0]]} steps in a row of {' and '.join(stuck)} "
                 f"(the last is step {step}). {_ADVICE}"
@@ -79,12 +79,12 @@ class NonFinite:
         """
         if role not in self.last:
             raise NonFiniteError(
-                f"{role} had no turn in all {steps} steps of this stage: there is nothing that it has learnt"
+                f"{role} had no phase in all {steps} steps of this stage: there is nothing that it has learnt"
             )
         term, step = self.last[role]
         raise NonFiniteError(
             f"{role} took not one step in all {steps} steps of this stage: {term} was never finite in its "
-            f"{self.skipped[role]} turns (the last is step {step}). {_ADVICE}"
+            f"{self.skipped[role]} steps (the last is step {step}). {_ADVICE}"
         )
 
     def state(self) -> dict[str, Any]:

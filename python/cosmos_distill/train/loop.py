@@ -41,7 +41,7 @@ class FitResult:
     skipped: int
     """Steps skipped because something was not finite."""
     skipped_by_role: dict[str, int]
-    """Of these, the steps that were a role's turn; roles without any are absent."""
+    """Of these, the steps of a role's phase; roles without any are absent."""
     left_out: dict[str, int]
     """Samples that a role's steps did without, since their loss was not finite; roles likewise."""
     seconds: float
@@ -73,7 +73,7 @@ def fit(
     of them after the same step.
 
     Args:
-        method: networks by role, their losses and whose turn it is. ``activation_checkpointing`` of the
+        method: networks by role, their losses and their phases. ``activation_checkpointing`` of the
             trainer is for whoever builds the networks: this loop sets nothing on them.
         source: the data.
         trainer: length, batch and bookkeeping.
@@ -89,7 +89,7 @@ def fit(
 
     Raises:
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
-        NonFiniteError: ``max_nonfinite`` turns of a role in a row were not finite, or all of the student's;
+        NonFiniteError: ``max_nonfinite`` steps of a role in a row were not finite, or all of the student's;
             earlier checkpoints are untouched.
         DiskError: the folder cannot be written.
         CheckpointError: it holds only damaged checkpoints.
@@ -165,10 +165,10 @@ def _step(
     In a world of one a stop is also noticed between two micro-batches: everything is then as before the step.
     """
     method, trainer, step = state.method, state.trainer, state.step
-    turn = method.turn(step)
+    roles = method.phase(step)
     state.mark()
     for role, optimizer in state.optimizers.items():
-        optimizer.requires_grad_(role in turn)
+        optimizer.requires_grad_(role in roles)
         optimizer.zero_grad()
 
     device = next(method.roles["student"].parameters()).device
@@ -182,7 +182,7 @@ def _step(
         last = first + count == begin + share
         batch = source.batch(first, count).to(device)
         with ExitStack() as backward:
-            for role in turn:
+            for role in roles:
                 backward.enter_context(state.optimizers[role].backward_of(last))
             losses = method.losses(batch, step, Noise(seed, step, first, count))
             (losses["total"].sum() / trainer.global_batch).backward()
@@ -192,34 +192,34 @@ def _step(
         if alone and stop.requested and not last:
             state.roll_back()
             return False, True
-    for role in turn:
+    for role in roles:
         state.optimizers[role].reduce()
 
     # The named terms first, so that a skipped step is put down to one of them.
     sums["total"] = sums.pop("total")
-    norms = {f"grad_norm/{role}": state.optimizers[role].gradient_norm() for role in turn}
-    values, stopped = _everywhere(sums, norms, stop)
+    norms = {f"grad_norm/{role}": state.optimizers[role].gradient_norm() for role in roles}
+    values, stopped = _all_reduce(sums, norms, stop)
     state.step += 1
     if term := _nonfinite(values, trainer.global_batch):
-        _skip(state, log, turn, step, term)
+        _skip(state, log, roles, step, term)
         return True, stopped
     # The phases' totals have nothing in common, so their mean over a log window would mean nothing.
     del values["total"]
 
-    for role in turn:
+    for role in roles:
         optimizer = state.optimizers[role]
         optimizer.clip(values[f"grad_norm/{role}"])
         optimizer.step(step)
         optimizer.zero_grad()
         values[f"lr/{role}"] = optimizer.learning_rate(step)
-    if state.ema is not None and "student" in turn:
+    if state.ema is not None and "student" in roles:
         state.ema.update()
-    state.guard.good(turn, max(_left_out(values, trainer.global_batch).values(), default=0))
+    state.guard.good(roles, max(_left_out(values, trainer.global_batch).values(), default=0))
     state.window.add(values)
     return True, stopped
 
 
-def _everywhere(
+def _all_reduce(
     sums: Mapping[str, Tensor], norms: Mapping[str, Tensor], stop: StopFlag
 ) -> tuple[dict[str, float], bool]:
     """The values of a step and whether a rank was asked to stop, the same on all ranks to the last bit.
@@ -235,7 +235,7 @@ def _everywhere(
     if groups.world_group().size() > 1:
         if groups.model_group().rank() != 0:
             own = torch.zeros_like(own)
-        own, flag = groups.all_sum(torch.cat([own, flag]), groups.world_group()).split([len(own), 1])
+        own, flag = groups.all_reduce_sum(torch.cat([own, flag]), groups.world_group()).split([len(own), 1])
     found = torch.cat([own, *(norm.double().reshape(1).to(own.device) for norm in norms.values()), flag])
     *values, stops = found.tolist()
     return dict(zip([*sums, *norms], values, strict=True)), stops > 0
@@ -255,14 +255,14 @@ def _left_out(values: Mapping[str, float], batch: int) -> dict[str, int]:
     return {key.removeprefix(kind): round(v * batch) for key, v in values.items() if key.startswith(kind)}
 
 
-def _skip(state: TrainState, log: RunLog | Silence, turn: Sequence[str], step: int, term: str) -> None:
+def _skip(state: TrainState, log: RunLog | Silence, roles: Sequence[str], step: int, term: str) -> None:
     """Leave the weights alone and say so in the log. The data moves on: the same step is not met again."""
     state.roll_back()
     try:
-        state.guard.bad(turn, step, term)
+        state.guard.bad(roles, step, term)
     finally:
         log.record(state.step, state.wall, {"nonfinite": term, **state.guard.record()})
-        log.say(f"step {step} of {' and '.join(turn)} skipped: {term} is not finite")
+        log.say(f"step {step} of {' and '.join(roles)} skipped: {term} is not finite")
 
 
 def _draw(state: TrainState, sampler_grid: Callable[[int], None] | None) -> None:

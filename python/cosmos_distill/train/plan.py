@@ -47,7 +47,7 @@ class Roles:
     networks: Mapping[str, tuple[int, bool]]
     precision: Precision
     ema: bool
-    turns: tuple[Collection[str], ...]
+    phases: tuple[Collection[str], ...]
     whole: Collection[str]
     capacity: int
 
@@ -61,7 +61,7 @@ class MemoryPlan:
     parallel: Parallel
     data_parallel: int
     peak_gradients: int
-    """Largest sum of gradients alive at once: a role whose turn it is not has none."""
+    """Largest sum of gradients alive at once: a role outside of the phase has none."""
 
     @property
     def gpus(self) -> int:
@@ -162,7 +162,7 @@ def plan(
     parallel: Parallel | None = None,
     data_parallel: int = 1,
     ema: bool = False,
-    turns: Iterable[Collection[str]] | None = None,
+    phases: Iterable[Collection[str]] | None = None,
     whole: Collection[str] = (),
     capacity: int = 80 * GIB,
 ) -> MemoryPlan:
@@ -179,12 +179,12 @@ def plan(
         parallel: layout, by default one GPU.
         data_parallel: copies of the layout.
         ema: whether an average of the student is kept.
-        turns: the sets of roles that step together, so that gradients which never live at the same time
+        phases: the sets of roles that step together, so that gradients which never live at the same time
             are not added. None: all trained roles step together.
         whole: roles that every rank has whole, whatever the layout: the discriminator.
         capacity: bytes of one GPU.
     """
-    together = (tuple(networks),) if turns is None else tuple(turns)
+    together = (tuple(networks),) if phases is None else tuple(phases)
     asked = Roles(networks, precision, ema, together, whole, capacity)
     return _plan(asked, parallel or Parallel(), data_parallel)
 
@@ -211,7 +211,7 @@ def _plan(asked: Roles, parallel: Parallel, data_parallel: int) -> MemoryPlan:
         )
 
     roles = tuple(role_plan(role, *what) for role, what in asked.networks.items())
-    peak = max((sum(r.gradients for r in roles if r.role in turn) for turn in asked.turns), default=0)
+    peak = max((sum(r.gradients for r in roles if r.role in turn) for turn in asked.phases), default=0)
     return MemoryPlan(asked, roles, parallel, data_parallel, peak)
 
 

@@ -24,7 +24,7 @@ class Ranks:
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
 
-    def each(self, work: Callable[[], T]) -> list[T]:
+    def all_gather(self, work: Callable[[], T]) -> list[T]:
         """Every rank does its ``work``; returns the results of all, by rank.
 
         Raises:
@@ -49,10 +49,10 @@ class Ranks:
                 raise kind(f"rank {rank}: {problem[1]}") from cause
         return [result for result, _ in found]
 
-    def main(self, work: Callable[[], T]) -> T:
-        """Rank 0 does the ``work``; returns its result on every rank. Raises like :meth:`each`."""
+    def broadcast(self, work: Callable[[], T]) -> T:
+        """Rank 0 does the ``work``; returns its result on every rank. Raises like :meth:`all_gather`."""
         rank_0: Callable[[], Any] = work if self.rank == 0 else _nothing
-        result: T = self.each(rank_0)[0]
+        result: T = self.all_gather(rank_0)[0]
         return result
 
 

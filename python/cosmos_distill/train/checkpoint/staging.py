@@ -98,10 +98,10 @@ class Staging:
         """
         held = dict(boxes(groups))
         # The same boxes as last time, which is nearly always: no need to ask who writes them.
-        if not all(self._ranks.each(lambda: list(held) == self._boxes)):
+        if not all(self._ranks.all_gather(lambda: list(held) == self._boxes)):
             self._boxes = list(held)
-            self._mine = writers(self._ranks.each(lambda: self._boxes))[self._ranks.rank]
-        self._ranks.each(lambda: self._fill(held))
+            self._mine = writers(self._ranks.all_gather(lambda: self._boxes))[self._ranks.rank]
+        self._ranks.all_gather(lambda: self._fill(held))
         staged: dict[str, dict[str, Piece]] = {group: {} for group in groups}
         for box, buffer in self._buffers.items():
             pieces = staged[box.group]

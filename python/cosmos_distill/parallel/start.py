@@ -8,12 +8,12 @@ from datetime import timedelta
 from uuid import uuid4
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 _PAUSE = 0.02
 
 
-def meet(timeout: timedelta | None = None) -> tuple[dist.Store, int, int]:
+def rendezvous(timeout: timedelta | None = None) -> tuple[dist.Store, int, int]:
     """A store of this start alone, the rank and the number of ranks, by the environment of ``torchrun``.
 
     Its own store outlives a restart of the ranks, and with it the addresses of those that have gone, to which
@@ -21,7 +21,7 @@ def meet(timeout: timedelta | None = None) -> tuple[dist.Store, int, int]:
     environment tells starts on several machines apart, so rank 0 gives each a name.
     """
     patience = timeout or timedelta(minutes=30)
-    store, rank, world = next(rendezvous("env://", timeout=patience))
+    store, rank, world = next(torch_rendezvous("env://", timeout=patience))
     return dist.PrefixStore(_name(store, rank, world, patience), store), rank, world
 
 
