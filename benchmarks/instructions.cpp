@@ -66,6 +66,14 @@ void all(const std::string& element) {
         cd::norm_rope_backward(heads, b.data(), a.data(), st, row.data(), tables, to.data(), sum);
     });
 
+    cd::Tables neighbours = tables;
+    neighbours.interleaved = true;
+    count("norm_rope_forward interleaved " + element,
+          [&] { cd::norm_rope_forward(heads, a.data(), row.data(), neighbours, 1e-6f, to.data(), st); });
+    count("norm_rope_backward interleaved " + element, [&] {
+        cd::norm_rope_backward(heads, b.data(), a.data(), st, row.data(), neighbours, to.data(), sum);
+    });
+
     const cd::Samples samples{2, 1, kSize / 2, 1, nullptr};
     const float coefficients[] = {0.3f, 0.7f, 0.4f, 0.6f}, sigma[] = {0.5f, 0.7f};
     const cd::Denoised<T> raw{d.data(), coefficients};

@@ -21,7 +21,8 @@ CD_INLINE void with_head_dim(int64_t dim, Run run) {
     }
 }
 
-// The angle of channel i stands at i, that of channel i + dim / 2 `other` further; null tables only normalise.
+// The angle of channel i stands at i, that of the channel it turns with `other` further, 0 if both turn by the same; null
+// tables only normalise.
 struct Turn {
     const float* cos;
     const float* sin;
@@ -51,6 +52,109 @@ CD_INLINE Shared in_order(Shared shared, int64_t dim, [[maybe_unused]] float* sp
             turn.sin = ordered(turn.sin, dim / 2 + turn.other, space + 2 * dim);
         }
         return {ordered(shared.weight, dim, space), turn};
+    }
+}
+
+// Neighbouring channels that turn with each other, taken apart: a Pair with the even ones in its lower vector and the odd
+// ones in its upper, which is how a Pair of bf16 is read anyway, or two floats.
+template <class V>
+using Apart = std::conditional_t<std::is_same_v<V, float>, Two<float>, V>;
+
+template <class P, class T>
+CD_INLINE P read_apart(const T* from) {
+    if constexpr (std::is_same_v<P, Two<float>>) {
+        return {load(from[0]), load(from[1])};
+    } else {
+        const P v = read<P>(from);
+        if constexpr (kInOrder<T, P>) {
+            const detail::Lanes<decltype(P::low)> lanes;
+            return {detail::every_second<0>(v.low, v.high, lanes), detail::every_second<1>(v.low, v.high, lanes)};
+        }
+        return v;
+    }
+}
+
+template <bool Streamed, class P, class T>
+CD_INLINE void write_together(const P& v, T* to) {
+    if constexpr (std::is_same_v<P, Two<float>>) {
+        to[0] = narrow<T>(v.low), to[1] = narrow<T>(v.high);
+    } else if constexpr (kInOrder<T, P>) {
+        const detail::Lanes<decltype(P::low)> lanes;
+        write<Streamed>(P(detail::in_turn<0>(v.low, v.high, lanes), detail::in_turn<1>(v.low, v.high, lanes)), to);
+    } else {
+        write<Streamed>(v, to);
+    }
+}
+
+// fp32 that stands apart in memory.
+template <class P>
+CD_INLINE P read_row(const float* from) {
+    if constexpr (std::is_same_v<P, Two<float>>) {
+        return {from[0], from[1]};
+    } else {
+        return read<P>(from);
+    }
+}
+template <class P>
+CD_INLINE void write_row(const P& v, float* to) {
+    if constexpr (std::is_same_v<P, Two<float>>) {
+        to[0] = v.low, to[1] = v.high;
+    } else {
+        write<false>(v, to);
+    }
+}
+
+template <class P>
+CD_INLINE float sum_apart(const P& v) {
+    if constexpr (std::is_same_v<P, Two<float>>) {
+        return v.low + v.high;
+    } else {
+        return sum_of(v);
+    }
+}
+
+// As in_order(), but apart; afterwards every channel has an angle of its own.
+template <class P>
+CD_INLINE Shared taken_apart(Shared shared, int64_t dim, float* space) {
+    constexpr int kStep = kSize<P>;
+    const auto apart = [=](const float* from, float* to) __attribute__((always_inline)) {
+        for (int64_t i = 0; i < dim; i += kStep) write_row(read_apart<P>(from + i), to + i);
+        return to;
+    };
+    const auto twice = [=](const float* from, float* to) __attribute__((always_inline)) {
+        for (int64_t i = 0; i < dim; i += kStep) {
+            if constexpr (std::is_same_v<P, Two<float>>) {
+                write_row(P(from[i / 2], from[i / 2]), to + i);
+            } else {
+                const auto v = detail::at<decltype(P::low)>(from + i / 2);
+                write_row(P(v, v), to + i);
+            }
+        }
+        return to;
+    };
+    float *cos = space + dim, *sin = space + 2 * dim;
+    if (shared.turn.other != 0) {
+        return {apart(shared.weight, space), {apart(shared.turn.cos, cos), apart(shared.turn.sin, sin), dim}};
+    }
+    return {apart(shared.weight, space), {twice(shared.turn.cos, cos), twice(shared.turn.sin, sin), dim}};
+}
+
+// With neighbours turning with each other, and what all heads share taken_apart().
+template <bool Streamed, class P, class T>
+CD_INLINE void head_forward_interleaved(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t dim,
+                                        float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
+    constexpr int kStep = kSize<P>;
+    P squares(0.0f);
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const P v = read_apart<P>(x + i);
+        squares += v * v;
+    }
+    const float r = 1.0f / std::sqrt(sum_apart(squares) / static_cast<float>(dim) + eps);
+    *rstd = r;
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const P n = read_apart<P>(x + i) * P(r) * read_row<P>(weight + i);
+        const P c = read_row<P>(turn.cos + i), s = read_row<P>(turn.sin + i);
+        write_together<Streamed>(P(n.low * c.low - n.high * s.low, n.high * c.high + n.low * s.high), out + i);
     }
 }
 
@@ -94,16 +198,25 @@ CD_INLINE void with_channels(Dim dim, Run run) {
 }
 
 // `space` is for three heads.
-template <bool Streamed, class T>
+template <bool Streamed, bool Interleaved, class T>
 CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* weight, Turn turn, int64_t heads, int64_t head_dim,
                              float eps, float* space, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
-            const Shared shared = in_order<T, V>({weight, turn}, dim, space);
-            for (int64_t h = 0; h < heads; h++) {
-                const int64_t at = h * dim;
-                head_forward<Streamed, V>(x + at, shared.weight, shared.turn, dim, eps, out + at, rstd + h);
+            if constexpr (Interleaved) {
+                const Shared shared = taken_apart<Apart<V>>({weight, turn}, dim, space);
+                for (int64_t h = 0; h < heads; h++) {
+                    const int64_t at = h * dim;
+                    head_forward_interleaved<Streamed, Apart<V>>(x + at, shared.weight, shared.turn, dim, eps, out + at,
+                                                                 rstd + h);
+                }
+            } else {
+                const Shared shared = in_order<T, V>({weight, turn}, dim, space);
+                for (int64_t h = 0; h < heads; h++) {
+                    const int64_t at = h * dim;
+                    head_forward<Streamed, V>(x + at, shared.weight, shared.turn, dim, eps, out + at, rstd + h);
+                }
             }
         });
     });
@@ -150,9 +263,31 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
     }
 }
 
+// The same with neighbours turning with each other; weight, turn, space and dweight are apart.
+template <bool Streamed, class P, class T>
+CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
+                                         const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
+                                         T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
+    constexpr int kStep = kSize<P>;
+    P dots(0.0f);
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const P g = read_apart<P>(grad + i), c = read_row<P>(turn.cos + i), s = read_row<P>(turn.sin + i);
+        const P dn(g.low * c.low + g.high * s.high, g.high * c.high - g.low * s.low);
+        const P share = dn * read_apart<P>(x + i) * P(r);
+        write_row(dn, space + i);
+        write_row(read_row<P>(dweight + i) + share, dweight + i);
+        dots += share * read_row<P>(weight + i);
+    }
+    const P mean(sum_apart(dots) / static_cast<float>(dim));
+    for (int64_t i = 0; i < dim; i += kStep) {
+        const P dn = read_row<P>(space + i), w = read_row<P>(weight + i);
+        write_together<Streamed>(P(r) * (dn * w - read_apart<P>(x + i) * P(r) * mean), dx + i);
+    }
+}
+
 // The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
 // for five heads.
-template <bool Streamed, class T>
+template <bool Streamed, bool Interleaved, class T>
 CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
                               const float* weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
@@ -161,13 +296,26 @@ CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x,
         std::fill(sum, sum + dim, 0.0f);
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
-            const Shared shared = in_order<T, V>({weight, turn}, dim, sum + dim);
-            for (int64_t h = 0; h < heads; h++) {
-                const int64_t at = h * dim;
-                head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space, dx + at, sum);
-            }
-            for (int64_t i = 0; i < dim; i += kSize<V>) {
-                write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
+            if constexpr (Interleaved) {
+                using P = Apart<V>;
+                const Shared shared = taken_apart<P>({weight, turn}, dim, sum + dim);
+                for (int64_t h = 0; h < heads; h++) {
+                    const int64_t at = h * dim;
+                    head_backward_interleaved<Streamed, P>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
+                                                           dx + at, sum);
+                }
+                for (int64_t i = 0; i < dim; i += kSize<P>) {
+                    write_together<false>(read_apart<P>(dweight + i) + read_row<P>(sum + i), dweight + i);
+                }
+            } else {
+                const Shared shared = in_order<T, V>({weight, turn}, dim, sum + dim);
+                for (int64_t h = 0; h < heads; h++) {
+                    const int64_t at = h * dim;
+                    head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space, dx + at, sum);
+                }
+                for (int64_t i = 0; i < dim; i += kSize<V>) {
+                    write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
+                }
             }
         });
     });
@@ -229,19 +377,22 @@ template <class T>
 void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tables, float eps, T* out,
                        float* rstd) {
     const int64_t size = shape.token(), elements = shape.tokens() * size;
-    with_flag(streams(out, elements, shape.head_dim / 2), [=](auto streamed) {
+    const auto run = [=](auto streamed, auto interleaved) {
 #pragma omp parallel if (elements >= kParallelElements)
         {
             Turns turns(shape);
             const Scratch<float> space(3 * shape.head_dim);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < shape.tokens(); t++) {
-                token_forward<decltype(streamed)::value>(x + t * shape.stride, weight, turns.of(shape, tables, t),
-                                                         shape.heads, shape.head_dim, eps, space.get(), out + t * size,
-                                                         rstd + t * shape.heads);
+                token_forward<decltype(streamed)::value, decltype(interleaved)::value>(
+                    x + t * shape.stride, weight, turns.of(shape, tables, t), shape.heads, shape.head_dim, eps, space.get(),
+                    out + t * size, rstd + t * shape.heads);
             }
             stream_end();
         }
+    };
+    with_flag(streams(out, elements, shape.head_dim / 2), [&](auto streamed) {
+        with_flag(tables.turns_neighbours(), [&](auto interleaved) { run(streamed, interleaved); });
     });
 }
 
@@ -251,7 +402,7 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
     const int64_t size = shape.token(), elements = shape.tokens() * size, dim = shape.head_dim;
     const int64_t chunks = (shape.tokens() + kRowsPerChunk - 1) / kRowsPerChunk;
     const Scratch<float> partial(chunks * dim);
-    with_flag(streams(dx, elements, dim / 2), [=, &partial](auto streamed) {
+    const auto run = [=, &partial](auto streamed, auto interleaved) {
 #pragma omp parallel if (elements >= kParallelElements)
         {
             Turns turns(shape);
@@ -262,30 +413,37 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
                 std::fill(sum, sum + dim, 0.0f);
                 const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
                 for (int64_t t = c * kRowsPerChunk; t < last; t++) {
-                    token_backward<decltype(streamed)::value>(
+                    token_backward<decltype(streamed)::value, decltype(interleaved)::value>(
                         grad + t * size, x + t * shape.stride, rstd + t * shape.heads, weight,
                         turns.of(shape, tables, t), shape.heads, dim, space.get(), dx + t * size, sum);
                 }
             }
             stream_end();
         }
+    };
+    with_flag(streams(dx, elements, dim / 2), [&](auto streamed) {
+        with_flag(tables.turns_neighbours(), [&](auto interleaved) { run(streamed, interleaved); });
     });
     reduce_chunks(partial.get(), 1, chunks, dim, dweight);
 }
 
 template <>
 struct Read<Heads> : ReadMembers<Heads, int64_t, int64_t, int64_t, int64_t, int64_t> {};
-// `grid`, a list, is empty for full tables, or (frames, height, width, t, h, w).
+// cos, sin; 1 for tables of each sample + 2 for interleaved ones; and the grid, a list that is empty for full tables, or
+// (frames, height, width, t, h, w).
 template <>
 struct Read<Tables> {
     static Tables from(Arguments& in) {
         Tables tables{};
         tables.cos = in.next<const float*>();
         tables.sin = in.next<const float*>();
-        tables.per_sample = in.next<bool>();
+        const int how = in.next<int>();
+        tables.per_sample = how & 1;
+        tables.interleaved = how & 2;
         const auto grid = in.next<std::vector<int64_t>>();
         if (grid.empty()) return tables;
-        return {tables.cos, tables.sin, tables.per_sample, grid.at(0), grid.at(1), grid.at(2), grid.at(3), grid.at(4), grid.at(5)};
+        return {tables.cos,  tables.sin, tables.per_sample, grid.at(0), grid.at(1),
+                grid.at(2), grid.at(3), grid.at(4),        grid.at(5), tables.interleaved};
     }
 };
 

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kTokens = 4;  // that a block adds up at least
 
 // The threads of a block are cut into teams of `lanes` (a power of two), one head each at a time. A lane owns
-// `kStep` channels at a time, and those half a head further, with which they turn.
+// `kStep` channels at a time, and those with which they turn.
 struct Team {
     unsigned lane, number, count;
     CD_DEVICE explicit Team(unsigned lanes)
@@ -33,7 +33,7 @@ CD_DEVICE void load_angles(const NormRope& call, int64_t token, float* cos, floa
         int64_t at = (static_cast<int64_t>(tables.per_sample ? sample : 0) * length + n) * dim + i;
         if (tables.frames != 0) {
             const unsigned width = tables.width, plane = tables.height * width, half = dim / 2;
-            const unsigned angle = i < half ? i : i - half, count_t = tables.t, count_h = tables.h;
+            const unsigned angle = tables.interleaved ? i / 2 : i < half ? i : i - half, count_t = tables.t, count_h = tables.h;
             const int64_t before_h = static_cast<int64_t>(tables.frames) * count_t;
             const int64_t before_w = before_h + static_cast<int64_t>(tables.height) * count_h;
             at = tables.per_sample ? sample * (before_w + static_cast<int64_t>(width) * tables.w) : 0;
@@ -49,8 +49,49 @@ CD_DEVICE void load_angles(const NormRope& call, int64_t token, float* cos, floa
     }
 }
 
+// What a lane has of a row at a time: with rotation the first and the second channel of kStep pairs, from the i-th on,
+// which are half a head apart or neighbours; without, kStep channels and no b.
+template <bool kInterleaved, int kStep>
+struct Channels {
+    bool turn;
+    unsigned half;
+
+    template <class S>
+    CD_DEVICE void get(const S* row, unsigned i, float (&a)[kStep], float (&b)[kStep]) const {
+        if (!kInterleaved || !turn) {
+            load(row + i, a);
+            if (turn) load(row + half + i, b);
+            return;
+        }
+        float both[2][kStep];
+        load(row + 2 * i, both[0]);
+        load(row + 2 * i + kStep, both[1]);
+#pragma unroll
+        for (int j = 0; j < kStep; j++) {
+            a[j] = both[2 * j / kStep][2 * j % kStep];
+            b[j] = both[(2 * j + 1) / kStep][(2 * j + 1) % kStep];
+        }
+    }
+    template <class S>
+    CD_DEVICE void put(S* row, unsigned i, const float (&a)[kStep], const float (&b)[kStep]) const {
+        if (!kInterleaved || !turn) {
+            store(row + i, a);
+            if (turn) store(row + half + i, b);
+            return;
+        }
+        float both[2][kStep];
+#pragma unroll
+        for (int j = 0; j < kStep; j++) {
+            both[2 * j / kStep][2 * j % kStep] = a[j];
+            both[(2 * j + 1) / kStep][(2 * j + 1) % kStep] = b[j];
+        }
+        store(row + 2 * i, both[0]);
+        store(row + 2 * i + kStep, both[1]);
+    }
+};
+
 // Block (token, side). out = rope(x * rstd * weight).
-template <class T, int kStep>
+template <class T, int kStep, bool kInterleaved>
 __global__ void __launch_bounds__(256) norm_rope_forward_kernel(NormRope call, unsigned lanes) {
     CD_DYNAMIC_SHARED(float, angles);
     const HeadsForward& side = blockIdx.y == 0 ? call.forward[0] : call.forward[1];
@@ -59,6 +100,7 @@ __global__ void __launch_bounds__(256) norm_rope_forward_kernel(NormRope call, u
     const unsigned dim = static_cast<unsigned>(call.head_dim);
     const bool turn = call.tables.cos != nullptr;
     const unsigned half = turn ? dim / 2 : dim;  // without rotation there is no second half
+    const Channels<kInterleaved, kStep> channels{turn, half};
     const float *cos = angles, *sin = angles + dim;
     if (turn) {
         load_angles(call, token, angles, angles + dim);
@@ -75,8 +117,7 @@ __global__ void __launch_bounds__(256) norm_rope_forward_kernel(NormRope call, u
         float square = 0.0f;
         for (unsigned i = team.lane * kStep; busy && i < half; i += lanes * kStep) {
             float a[kStep], b[kStep] = {};
-            load(x + i, a);
-            if (turn) load(x + half + i, b);
+            channels.get(x, i, a, b);
 #pragma unroll
             for (int j = 0; j < kStep; j++) square += a[j] * a[j] + b[j] * b[j];
         }
@@ -84,30 +125,26 @@ __global__ void __launch_bounds__(256) norm_rope_forward_kernel(NormRope call, u
         if (!busy) continue;
         if (team.lane == 0) side.rstd[token * heads + head] = rstd;
         for (unsigned i = team.lane * kStep; i < half; i += lanes * kStep) {
-            float a[kStep], weight[kStep];
-            load(x + i, a);
-            load(side.weight + i, weight);
+            float a[kStep], b[kStep] = {}, weight[kStep], more_weight[kStep] = {};
+            channels.get(x, i, a, b);
+            channels.get(side.weight, i, weight, more_weight);
 #pragma unroll
-            for (int j = 0; j < kStep; j++) a[j] *= rstd * weight[j];
+            for (int j = 0; j < kStep; j++) {
+                a[j] *= rstd * weight[j];
+                b[j] *= rstd * more_weight[j];
+            }
             if (turn) {
-                float b[kStep], c[kStep], s[kStep];
-                load(x + half + i, b);
-                load(side.weight + half + i, weight);
-                load(cos + half + i, c);
-                load(sin + half + i, s);
-                float second[kStep];
+                float c[kStep], s[kStep], more_c[kStep], more_s[kStep];
+                channels.get(cos, i, c, more_c);
+                channels.get(sin, i, s, more_s);
 #pragma unroll
                 for (int j = 0; j < kStep; j++) {
-                    b[j] *= rstd * weight[j];
-                    second[j] = b[j] * c[j] + a[j] * s[j];
+                    const float second = b[j] * more_c[j] + a[j] * more_s[j];
+                    a[j] = a[j] * c[j] - b[j] * s[j];
+                    b[j] = second;
                 }
-                store(out + half + i, second);
-                load(cos + i, c);
-                load(sin + i, s);
-#pragma unroll
-                for (int j = 0; j < kStep; j++) a[j] = a[j] * c[j] - b[j] * s[j];
             }
-            store(out + i, a);
+            channels.put(out, i, a, b);
         }
     }
 }
@@ -115,7 +152,7 @@ __global__ void __launch_bounds__(256) norm_rope_forward_kernel(NormRope call, u
 // Block (chunk of tokens, side). With dn the gradient before the rotation and xhat = x * rstd:
 // dx = rstd * (dn * weight - xhat * mean(dn * weight * xhat)), dweight = sum dn * xhat, the sums of each team in a
 // row of its own until the end.
-template <class T, int kStep>
+template <class T, int kStep, bool kInterleaved>
 __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, unsigned lanes, int64_t chunk_tokens) {
     CD_DYNAMIC_SHARED(float, shared);
     const HeadsBackward& side = blockIdx.y == 0 ? call.backward[0] : call.backward[1];
@@ -125,6 +162,7 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
     const int64_t end = begin + chunk_tokens < side.tokens ? begin + chunk_tokens : side.tokens;
     const bool turn = call.tables.cos != nullptr;
     const unsigned half = turn ? dim / 2 : dim;
+    const Channels<kInterleaved, kStep> channels{turn, half};
     const Team team(lanes);
     float* const cos = shared;
     float* const sin = shared + dim;
@@ -145,58 +183,47 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
             const T* CD_RESTRICT grad = static_cast<const T*>(side.grad) + (token * heads + head) * dim;
             T* CD_RESTRICT dx = static_cast<T*>(side.dx) + (token * heads + head) * dim;
             const float rstd = busy ? side.rstd[token * heads + head] : 0.0f;
-            // dn of channels i and i + half.
+            // dn of the first and the second channels of pairs.
             const auto unturned = [&](unsigned i, float(&a)[kStep], float(&b)[kStep]) {
-                load(grad + i, a);
+                channels.get(grad, i, a, b);
                 if (!turn) return;
-                float c[kStep], s[kStep], first[kStep];
-                load(grad + half + i, b);
-                load(cos + i, c);
-                load(sin + half + i, s);
-#pragma unroll
-                for (int j = 0; j < kStep; j++) first[j] = a[j] * c[j] + b[j] * s[j];
-                load(cos + half + i, c);
-                load(sin + i, s);
+                float c[kStep], s[kStep], more_c[kStep], more_s[kStep];
+                channels.get(cos, i, c, more_c);
+                channels.get(sin, i, s, more_s);
 #pragma unroll
                 for (int j = 0; j < kStep; j++) {
-                    b[j] = b[j] * c[j] - a[j] * s[j];
-                    a[j] = first[j];
+                    const float first = a[j] * c[j] + b[j] * more_s[j];
+                    b[j] = b[j] * more_c[j] - a[j] * s[j];
+                    a[j] = first;
                 }
             };
             float dot = 0.0f;
-            const auto gather = [&](unsigned i, const float(&dn)[kStep]) {
-                float hat[kStep], weight[kStep], sum[kStep];
-                load(x + i, hat);
-                load(side.weight + i, weight);
-                load(sums + i, sum);
-#pragma unroll
-                for (int j = 0; j < kStep; j++) {
-                    const float share = dn[j] * hat[j] * rstd;
-                    sum[j] += share;
-                    dot += share * weight[j];
-                }
-                store(sums + i, sum);
-            };
             for (unsigned i = team.lane * kStep; busy && i < half; i += lanes * kStep) {
-                float a[kStep], b[kStep];
-                unturned(i, a, b);
-                gather(i, a);
-                if (turn) gather(half + i, b);
+                float dn[2][kStep] = {}, hat[2][kStep] = {}, weight[2][kStep] = {}, sum[2][kStep] = {};
+                unturned(i, dn[0], dn[1]);
+                channels.get(x, i, hat[0], hat[1]);
+                channels.get(side.weight, i, weight[0], weight[1]);
+                channels.get(sums, i, sum[0], sum[1]);
+#pragma unroll
+                for (int j = 0; j < 2 * kStep; j++) {
+                    const float share = dn[j / kStep][j % kStep] * hat[j / kStep][j % kStep] * rstd;
+                    sum[j / kStep][j % kStep] += share;
+                    dot += share * weight[j / kStep][j % kStep];
+                }
+                channels.put(sums, i, sum[0], sum[1]);
             }
             const float mean = team_sum(dot, lanes) / static_cast<float>(dim);
-            const auto finish = [&](unsigned i, float(&dn)[kStep]) {
-                float hat[kStep], weight[kStep];
-                load(x + i, hat);
-                load(side.weight + i, weight);
-#pragma unroll
-                for (int j = 0; j < kStep; j++) dn[j] = rstd * (dn[j] * weight[j] - hat[j] * rstd * mean);
-                store(dx + i, dn);
-            };
             for (unsigned i = team.lane * kStep; busy && i < half; i += lanes * kStep) {
-                float a[kStep], b[kStep];
-                unturned(i, a, b);
-                finish(i, a);
-                if (turn) finish(half + i, b);
+                float dn[2][kStep] = {}, hat[2][kStep] = {}, weight[2][kStep] = {};
+                unturned(i, dn[0], dn[1]);
+                channels.get(x, i, hat[0], hat[1]);
+                channels.get(side.weight, i, weight[0], weight[1]);
+#pragma unroll
+                for (int j = 0; j < 2 * kStep; j++) {
+                    float& one = dn[j / kStep][j % kStep];
+                    one = rstd * (one * weight[j / kStep][j % kStep] - hat[j / kStep][j % kStep] * rstd * mean);
+                }
+                channels.put(dx, i, dn[0], dn[1]);
             }
         }
     }
@@ -208,7 +235,8 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
     }
 }
 
-// Calls `run` with the channels that a lane moves at once and the lanes of a team.
+// Calls `run` with the channels that a lane moves at once, whether neighbours turn with each other, and the lanes of a
+// team.
 template <class T, class Run>
 void with_team(const NormRope& call, bool aligned, Run run) {
     const int64_t span = call.tables.cos == nullptr ? call.head_dim : call.head_dim / 2;
@@ -218,10 +246,17 @@ void with_team(const NormRope& call, bool aligned, Run run) {
         return count;
     };
     // A multiple of what 16 bytes hold is one of four floats too, which is what weights and angles are.
+    const auto with = [&](auto step) {
+        const unsigned count = lanes(decltype(step)::kValue);
+        if (call.tables.cos != nullptr && call.tables.interleaved)
+            run(step, Constant<1>{}, count);
+        else
+            run(step, Constant<0>{}, count);
+    };
     if (aligned && span % kWide<T> == 0)
-        run(Constant<kWide<T>>{}, lanes(kWide<T>));
+        with(Constant<kWide<T>>{});
     else
-        run(Constant<1>{}, lanes(1));
+        with(Constant<1>{});
 }
 
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -234,9 +269,9 @@ void norm_rope_forward(Dtype dtype, const NormRope& call, Stream stream) {
         bool aligned = true;
         for (const HeadsForward& side : call.forward)
             aligned = aligned && (place(side.x) | place(side.out) | place(side.weight) | side.stride * sizeof(T)) % 16 == 0;
-        with_team<T>(call, aligned, [&](auto step, unsigned lanes) {
+        with_team<T>(call, aligned, [&](auto step, auto interleaved, unsigned lanes) {
             const int64_t heads = larger(call.forward[0].heads, call.forward[1].heads);
-            launch<&norm_rope_forward_kernel<T, decltype(step)::kValue>>("norm_rope_forward",
+            launch<&norm_rope_forward_kernel<T, decltype(step)::kValue, (decltype(interleaved)::kValue != 0)>>("norm_rope_forward",
                    dim3(static_cast<unsigned>(larger(call.forward[0].tokens, call.forward[1].tokens)), 2), threads_for(heads * lanes),
                    2 * call.head_dim * sizeof(float), stream, call, lanes);
         });
@@ -257,10 +292,10 @@ void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream) {
         for (const HeadsBackward& side : call.backward)
             aligned = aligned && (place(side.x) | place(side.grad) | place(side.dx) | place(side.weight) |
                                   side.stride * sizeof(T)) % 16 == 0;
-        with_team<T>(call, aligned, [&](auto step, unsigned lanes) {
+        with_team<T>(call, aligned, [&](auto step, auto interleaved, unsigned lanes) {
             const int64_t heads = larger(call.backward[0].heads, call.backward[1].heads);
             const unsigned threads = threads_for(heads * lanes);
-            launch<&norm_rope_backward_kernel<T, decltype(step)::kValue>>("norm_rope_backward",
+            launch<&norm_rope_backward_kernel<T, decltype(step)::kValue, (decltype(interleaved)::kValue != 0)>>("norm_rope_backward",
                    dim3(static_cast<unsigned>(chunks), 2), threads,
                    (2 + threads / lanes) * call.head_dim * sizeof(float), stream, call, lanes, chunk);
         });
@@ -274,18 +309,21 @@ void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream) {
 
 namespace cd {
 
-// `grid`, a list, is empty for full tables, or (frames, height, width, t, h, w).
+// As for the CPU (qk_norm_rope.cpp).
 template <>
 struct Read<cuda::Tables> {
     static cuda::Tables from(Arguments& in) {
         cuda::Tables tables{};
         tables.cos = in.next<const float*>();
         tables.sin = in.next<const float*>();
-        tables.per_sample = in.next<bool>();
+        const int how = in.next<int>();
+        tables.per_sample = how & 1;
+        tables.interleaved = how & 2;
         const auto grid = in.next<std::vector<int64_t>>();
         if (grid.empty()) return tables;
         const auto at = [&](size_t i) { return static_cast<int>(grid.at(i)); };
-        return {tables.cos, tables.sin, tables.per_sample, at(0), at(1), at(2), at(3), at(4), at(5)};
+        return {tables.cos, tables.sin, tables.per_sample, at(0), at(1), at(2), at(3), at(4), at(5),
+                tables.interleaved};
     }
 };
 template <>

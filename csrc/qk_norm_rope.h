@@ -1,4 +1,4 @@
-// Per-head RMSNorm and rotate-half rotary embedding on CPU: heads of fp32, bf16 or fp16, everything else fp32.
+// Per-head RMSNorm and rotary embedding on CPU: heads of fp32, bf16 or fp16, everything else fp32.
 #pragma once
 
 #include "common/kernel.h"
@@ -15,12 +15,15 @@ struct Heads {
 
 // Cosines and sines; null data: no rotation. Full: [batch or 1, length, head_dim]. Factored over a grid of
 // frames x height x width tokens: per sample (or once for all) the tables [frames, t], [height, h] and
-// [width, w] one after the other, with t + h + w = head_dim / 2 angles for both halves of a head.
+// [width, w] one after the other, with t + h + w = head_dim / 2 angles for the channels of a pair. Those are half a head
+// apart or, interleaved, neighbours.
 struct Tables {
     const float* cos;
     const float* sin;
     bool per_sample;
     int64_t frames, height, width, t, h, w;
+    bool interleaved = false;
+    bool turns_neighbours() const { return interleaved && cos != nullptr; }
     bool factored() const { return frames != 0; }
     int64_t length() const { return frames * t + height * h + width * w; }
 };

@@ -13,6 +13,7 @@ struct Tables {
     const float *cos, *sin;
     bool per_sample;
     int frames, height, width, t, h, w;
+    bool interleaved = false;  // neighbours turn with each other, not channels half a head apart
 };
 
 // One of q and k: batch * length tokens of `heads` dense heads, `stride` elements apart; the other tensors are

@@ -62,5 +62,7 @@ def _run(shape: Shape, dtype: torch.dtype, offset: int) -> None:
         served = {one.name: one.dtypes or () for one in registry.OPERATORS[operator][1]}
         module = call.module("cuda")
         if module is not None and dtype in served["cuda"]:
-            with Addresses(offset):
-                getattr(module, call.function)(*call.arguments)
+            for switch in (False, True):  # whatever is one
+                given = [switch if isinstance(one, bool) else one for one in call.arguments]
+                with Addresses(offset):
+                    getattr(module, call.function)(*given)

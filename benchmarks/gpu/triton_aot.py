@@ -61,7 +61,8 @@ def compile_kernels(
 
     Args:
         modules: dotted names; each has ``aot_cases() -> list[AotCase]``.
-        whole: architectures for which all are compiled; for others the first case of each operator's kernels.
+        whole: architectures for which all are compiled; for others those with instructions of their own
+            (:attr:`AotCase.must_contain`), and the first case of each operator's kernels.
         alike: of these, those for which cases that are :attr:`AotCase.alike` are, too; None is all of them.
         workers: processes; None is one per core, two at most (importing triton costs each of them seconds).
 
@@ -108,7 +109,8 @@ def to_compile(
                     continue
                 name = case.kernel.__name__
                 key: tuple[Any, ...] = (case.operator, name, arch)
-                if arch in whole:
+                # Matrix instructions are an architecture's own, and with them registers and shared memory.
+                if arch in whole or case.must_contain.get(arch):
                     key = (name, arch, case.source().hash(), case.num_warps, case.num_stages)
                 if key not in seen:
                     seen.add(key)

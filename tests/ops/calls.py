@@ -48,6 +48,10 @@ def public() -> dict[str, Public]:
             lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), **b),
             [Q, Q + 1, W, W],
         ),
+        "qk_norm_rope interleaved": (
+            lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), interleaved=True, **b),
+            [Q, Q + 1, W, W],
+        ),
         "qk_norm_rope angles": (lambda *a, **b: ops.qk_norm_rope(*a, angles=angles, **b), [Q, Q + 1, W, W]),
         "attention": (ops.attention, [Q, K, K + 1]),
         "attention lse": (lambda *a, **b: ops.attention(*a, return_lse=True, **b), [Q, K, K + 1]),

@@ -203,8 +203,8 @@ def test_cpu_refuses_a_second_derivative():
         ({"x": torch.zeros(4, 8)}, "x must be"),
         ({"x": torch.zeros(2, 4, 8, dtype=torch.int64)}, "x must be a floating-point"),
         ({"y": torch.zeros(2, 4, 7)}, "y must be"),
-        ({"gate": torch.zeros(2, 4, 8)}, "gate must be"),
-        ({"shift": torch.zeros(1, 8)}, "shift must be"),
+        ({"gate": torch.zeros(2, 3, 8)}, "gate must be"),
+        ({"shift": torch.zeros(3, 8)}, "shift must be"),
         ({"scale": torch.zeros(2, 9)}, "scale must be"),
         ({"scale": torch.zeros(2, 8, device="meta")}, "scale is on meta"),
     ],
@@ -214,3 +214,61 @@ def test_errors_name_the_argument(change: dict[str, Tensor], named: str):
     good |= {name: torch.zeros(2, 8) for name in ("gate", "shift", "scale")}
     with pytest.raises(ValueError, match=named):
         ops.gated_residual_adaln(**{**good, **change})
+
+
+BROADCAST: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    ((2, 5, 8), (2, 1, 8)),
+    ((2, 5, 8), (1, 1, 8)),
+    ((2, 5, 8), (1, 8)),
+    ((2, 5, 8), (8,)),
+    ((2, 5, 8), (2, 5, 8)),  # a row for every token
+    ((2, 5, 8), (1, 5, 8)),
+    ((2, 3, 5, 8), (2, 3, 1, 8)),
+    ((2, 3, 5, 8), (1, 3, 8)),
+    ((2, 3, 5, 8), (2, 1, 8)),
+    ((2, 3, 5, 8), (2, 1, 1, 8)),
+    ((2, 3, 5, 8), (1, 8)),
+    ((2, 3, 5, 8), (2, 3, 5, 8)),
+    ((2, 3, 4, 5, 8), (2, 3, 1, 1, 8)),
+    ((2, 3, 4, 5, 8), (1, 3, 1, 1, 8)),
+    ((2, 3, 4, 5, 8), (1, 1, 1, 1, 8)),
+    ((2, 3, 4, 5, 8), (2, 3, 4, 1, 8)),
+    ((2, 3, 4, 5, 8), (2, 1, 1, 5, 8)),
+    ((2, 3, 4, 5, 8), (8,)),
+]
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
+@pytest.mark.parametrize(("shape", "rows"), BROADCAST, ids=str)
+def test_modulation_is_broadcast_as_torch_would(shape: tuple[int, ...], rows: tuple[int, ...], backend: str):
+    """Of the forms with an axis less than x, those that torch would take for something else are per sample or
+    frame."""
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=draw).requires_grad_() for _ in range(2))
+    shift, scale = (torch.randn(rows, generator=draw).requires_grad_() for _ in range(2))
+    gate = torch.randn(shape[-1:], generator=draw).requires_grad_()  # beside other forms
+    as_x = rows if len(rows) != len(shape) - 1 else (*rows[:-1], 1, rows[-1])
+
+    def plain(x: Tensor) -> Tensor:
+        normed = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+        return normed * (1 + scale.reshape(as_x)) + shift.reshape(as_x)
+
+    x_new, h = ops.gated_residual_adaln(x, y, gate, shift, scale, backend=backend)
+    for got, want, leaves in (
+        ((ops.adaln_modulate(x, shift, scale, backend=backend),), (plain(x),), (x, shift, scale)),
+        ((x_new, h), (x + gate * y, plain(x + gate * y)), (x, y, gate, shift, scale)),
+    ):
+        torch.testing.assert_close(got, want)
+        loss = [sum(r.square().sum() for r in results) for results in (got, want)]
+        grads = [torch.autograd.grad(one, leaves) for one in loss]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((2, 5, 8), (5, 8)), ((2, 3, 5, 8), (3, 8)), ((2, 5, 8), (2, 2, 8)), ((2, 5, 8), (2, 1))],
+)
+def test_modulation_that_does_not_broadcast_is_named(shape: tuple[int, ...], rows: tuple[int, ...]):
+    x, m = torch.zeros(shape), torch.zeros(rows)
+    with pytest.raises(ValueError, match="shift must be"):
+        ops.adaln_modulate(x, m, torch.zeros(8))

@@ -102,6 +102,7 @@ WRONG: dict[str, Callable[[Tensor], Any]] = {
     "longer": lambda t: torch.cat([t, t], dim=-1),
     "a scalar": lambda t: torch.tensor(1.0),
     "no tensor": lambda t: t.numpy(),
+    "fp8": lambda t: t.to(torch.float8_e4m3fn),
     "quantised": lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
 }
 # What others are compared with: where it changes, they may be the ones that no longer fit.
@@ -115,8 +116,10 @@ def test_a_wrong_argument_is_named(name: str, wrong: str):
     operator(**good)
     first = next(iter(good))
     for argument, tensor in good.items():
-        if argument == "frame_mask" and wrong in ("integer", "quantised"):
+        if argument == "frame_mask" and wrong in ("integer", "fp8", "quantised"):
             continue
+        if name == "adaln_modulate" and argument != "x" and wrong == "an axis too few":
+            continue  # one row for all samples
         if argument == first and argument in COMPARED_WITH:
             if name == "generator_loss" and wrong in ("an axis too few", "longer", "elsewhere"):
                 continue
@@ -197,3 +200,33 @@ def test_head_sizes():
         ops.attention(q[..., :0], q[..., :0], q[..., :0])
     with pytest.raises(ValueError, match="angles must be the tables of t, h and w, not 2"):
         ops.qk_norm_rope(q[..., :6], q[..., :6], z(6), z(6), angles=(z(2, 2), z(1, 1)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["adaln_modulate", "gated_residual_adaln", "qk_norm_rope", "qk_norm_rope angles"]
+)
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("eps", [-1e-6, float("nan")])
+def test_an_eps_below_zero_is_named(name: str, eps: float, backend: str | None):
+    """It would go under the root."""
+    operator, good = GOOD[name]
+    given = {"eps": eps, "backend": backend}
+    if name == "qk_norm_rope angles":
+        name, given, q = "qk_norm_rope", {**given, "angles": tuple(AXES.values())}, z(2, 6, 3, 12)
+        operator, good = ops.qk_norm_rope, {"q": q, "k": q, "q_weight": z(12), "k_weight": z(12)}
+    operator(**good, **{**given, "eps": 0})
+    with pytest.raises(ValueError, match=f"eps must be at least 0, not {eps}"):
+        operator(**good, **given)
+
+
+def test_an_eps_of_the_optimiser_below_zero_is_named():
+    with pytest.raises(ValueError, match="eps must be at least 0, not -1"):
+        ops.adamw_ema([], [], [], [], [], ops.AdamWStep(1, 1e-3, 0.1, eps=-1.0))
+
+
+def test_fp8_is_named_with_what_to_do():
+    x, m = z(2, 5, 8).to(torch.float8_e5m2), z(2, 8)
+    with pytest.raises(
+        ValueError, match=r"x must be fp64, fp32, bf16 or fp16, not torch.float8_e5m2: convert"
+    ):
+        ops.adaln_modulate(x, m, m)

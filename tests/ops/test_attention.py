@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -233,3 +234,37 @@ def test_errors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             ops.attention(*arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 30])
+def test_tiled(at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    """Of heads larger than any kernel takes, in pieces of one query, of some, and of all."""
+    tiled = importlib.import_module("cosmos_distill.ops.attn.tiled")
+    monkeypatch.setattr(tiled, "BYTES", at_once)
+    tensors, grads = draw(9, 7, 136)
+
+    def operator(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        return ops.attention(q, k, v, return_lse=True, backend=backend)
+
+    assert_as_good_as_torch([(operator, tensors, grads)], "tiled", dtype)
+
+
+def test_tiled_holds_the_scores_of_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    tiled = importlib.import_module("cosmos_distill.ops.attn.tiled")
+    held: list[int] = []
+    whole = tiled.reference.attention_lse
+    monkeypatch.setattr(tiled, "BYTES", 4 * 2 * 3 * 50 * 16)
+    monkeypatch.setattr(
+        tiled.reference, "attention_lse", lambda q, *rest: held.append(q.shape[1]) or whole(q, *rest)
+    )
+    q = torch.randn(2, 50, 3, 200)
+    out, lse = ops.attention(q, q, q, return_lse=True, backend="tiled")
+    assert held == [16, 16, 16, 2]
+    want = ops.attention(q, q, q, return_lse=True, backend="sdpa")
+    torch.testing.assert_close((out, lse), want)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_tiled_has_nothing_to_attend_to(axis: str):
+    assert_nothing_is_attended_to(axis, True, "tiled", torch.float32)

@@ -63,16 +63,17 @@ def test_adaln(build: str, shape: tuple[int, int, int], dtype: torch.dtype):
 
 
 # Heads of whole vectors, of the narrowest ones only, and of neither.
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [128, 64, 48, 80, 6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_qk_norm_rope(build: str, dim: int, dtype: torch.dtype):
+def test_qk_norm_rope(build: str, dim: int, interleaved: bool, dtype: torch.dtype):
     def case(seed: int) -> Case:
         q, k, a, b = numbers(seed, *[(2, 19, 3, dim)] * 4)
         q_weight, k_weight, cos, sin = numbers(seed, (dim,), (dim,), (19, dim), (19, dim))
 
         def operator(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
             tables = [t.double() if tensors[0].dtype == torch.float64 else t for t in (cos, sin)]
-            return ops.qk_norm_rope(*tensors, *tables, backend=backend)
+            return ops.qk_norm_rope(*tensors, *tables, interleaved=interleaved, backend=backend)
 
         return operator, (q, k, q_weight, k_weight), (a, b)
 

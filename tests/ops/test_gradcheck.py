@@ -56,6 +56,10 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         lambda q, k, a, b, **o: ops.qk_norm_rope(q, k, a, b, angles=tuple(t.to(q) for t in ANGLES), **o),
         [Q, K, W, W + 1],
     ),
+    "qk_norm_rope interleaved": (
+        lambda *given, **o: ops.qk_norm_rope(*given, interleaved=True, **o),
+        [Q, K, W, W + 1, draw(4, 6), draw(4, 6, seed=1)],
+    ),
     "attention": (ops.attention, [draw(1, 2, 2, 4), draw(1, 3, 2, 4), draw(1, 3, 2, 4, seed=1)]),
     "attention lse": (
         lambda *qkv, **o: ops.attention(*qkv, return_lse=True, **o),

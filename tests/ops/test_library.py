@@ -265,7 +265,7 @@ def test_registered_operators_are_not_misled_by_them_either():
         for operator, tensors, rest in (
             (direct.adaln_modulate, (x, m, m + 1), (1e-6, "cpu")),
             (direct.gated_residual_adaln, (x, x + 1, m, m + 1, m + 2), (1e-6, "cpu")),
-            (direct.qk_norm_rope, (q, q + 1, w, w + 1), (None, None, [], 1e-6, "cpu")),
+            (direct.qk_norm_rope, (q, q + 1, w, w + 1), (None, None, [], False, 1e-6, "cpu")),
         ):
             leaves, placed = ([f(t).requires_grad_() for t in tensors] for f in (torch.clone, layout))
             want, got = operator(*leaves, *rest), operator(*placed, *rest)

@@ -54,6 +54,19 @@ def test_reference_rotates_by_the_angle():
     torch.testing.assert_close(out, torch.cat((turned.real, turned.imag), -1))
 
 
+def test_reference_turns_neighbours_by_the_angle():
+    angle = torch.rand(5, 3, dtype=torch.float64) * 2 * math.pi
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    one = torch.ones(6, dtype=torch.float64)
+    both = angle.repeat_interleave(2, dim=-1)
+    out, _ = ops.qk_norm_rope(x, x, one, one, both.cos(), both.sin(), interleaved=True)
+    normed = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    turned = torch.view_as_complex(normed.unflatten(-1, (3, 2))) * torch.polar(
+        torch.ones_like(angle), angle
+    ).unsqueeze(1)
+    torch.testing.assert_close(out, torch.view_as_real(turned).flatten(-2))
+
+
 @pytest.mark.compiled
 @settings(max_examples=25, deadline=None)
 @given(
@@ -65,8 +78,9 @@ def test_reference_rotates_by_the_angle():
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
     layout=st.sampled_from(PLACES),
+    interleaved=st.booleans(),
 )
-@example(3, 1, 2, 4, 2, torch.float32, 0, swapped)
+@example(3, 1, 2, 4, 2, torch.float32, 0, swapped, False)
 def test_cpu(
     batch: int,
     length: int,
@@ -76,13 +90,16 @@ def test_cpu(
     dtype: torch.dtype,
     seed: int,
     layout: Callable[[Tensor], Tensor],
+    interleaved: bool,
 ):
     def case(seed: int) -> Case:
         q, k, weights, (cos, sin) = heads(batch, length, count, 2 * half, tables, 2 * seed)
         q, k = layout(q), layout(k)
 
         def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
-            return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+            return ops.qk_norm_rope(
+                q, k, q_weight, k_weight, cos, sin, interleaved=interleaved, backend=backend
+            )
 
         return operator, (q, k, *weights), heads(batch, length, count, 2 * half, 0, 2 * seed + 1)[:2]
 
@@ -91,12 +108,23 @@ def test_cpu(
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(16, 48, 6, 32), (1, 130, 4, 128), (1, 1030, 33, 128)])
-def test_cpu_at_the_sizes_of_networks(shape: tuple[int, int, int, int], dtype: torch.dtype):
+@pytest.mark.parametrize(
+    ("shape", "interleaved"),
+    [
+        ((16, 48, 6, 32), False),
+        ((1, 130, 4, 128), False),
+        ((1, 1030, 33, 128), False),
+        ((1, 130, 4, 128), True),
+        ((1, 1030, 33, 128), True),  # streamed
+    ],
+)
+def test_cpu_at_the_sizes_of_networks(
+    shape: tuple[int, int, int, int], interleaved: bool, dtype: torch.dtype
+):
     q, k, weights, (cos, sin) = heads(*shape, tables=2)
 
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str):
-        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, backend=backend)
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, interleaved=interleaved, backend=backend)
 
     grads = heads(*shape, tables=0, seed=1)[:2]
     assert_as_good_as_torch([(operator, (q, k, *weights), grads)], dtype=dtype)
@@ -168,9 +196,10 @@ def test_cos_and_sin_are_both_per_sample_or_both_shared(backend: str):
             ops.qk_norm_rope(q, k, *weights, cos, sin, backend=backend)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
-def test_angles_of_the_axes_are_the_tables_of_every_token(backend: str, per_sample: bool):
+def test_angles_of_the_axes_are_the_tables_of_every_token(backend: str, per_sample: bool, interleaved: bool):
     sizes, counts, batch = (2, 3, 4), (3, 1, 2), 2
     q, k, (a, b), _ = heads(batch, 24, 3, 12, 0)
     angles = [torch.rand(n, c) * 6 for n, c in zip(sizes, counts, strict=True)]
@@ -181,9 +210,83 @@ def test_angles_of_the_axes_are_the_tables_of_every_token(backend: str, per_samp
         mine = [axis[sample] if axis.dim() == 3 else axis for axis in angles]
         for token, at in enumerate(itertools.product(*map(range, sizes))):
             rows[sample, token] = torch.cat([axis[i] for axis, i in zip(mine, at, strict=True)])
-    table = torch.cat([rows, rows], dim=-1)
-    got = ops.qk_norm_rope(q, k, a, b, angles=tuple(angles), backend=backend)
-    want = ops.qk_norm_rope(q, k, a, b, table.cos(), table.sin(), backend="reference")
+    table = rows.repeat_interleave(2, dim=-1) if interleaved else torch.cat([rows, rows], dim=-1)
+    how = {"interleaved": interleaved}
+    got = ops.qk_norm_rope(q, k, a, b, angles=tuple(angles), backend=backend, **how)
+    want = ops.qk_norm_rope(q, k, a, b, table.cos(), table.sin(), backend="reference", **how)
     torch.testing.assert_close(got, want)
     with pytest.raises(ValueError, match="angles span 2 x 3 x 4 tokens"):
         ops.qk_norm_rope(q[:, 1:], k[:, 1:], a, b, angles=tuple(angles))
+
+
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.compiled)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [128, 64, 48, 20, 6])
+def test_interleaved_is_the_half_form_of_channels_in_another_order(
+    dim: int, dtype: torch.dtype, backend: str
+):
+    q, k, weights, _ = heads(2, 9, 3, dim, 0)
+    angle = torch.rand(9, dim // 2) * 6
+    order = torch.arange(dim).unflatten(0, (-1, 2)).t().flatten()  # the even ones, then the odd ones
+    leaves = [t.to(dtype).requires_grad_() for t in (q, k)] + [w.requires_grad_() for w in weights]
+    apart = [t[..., order] for t in leaves]
+    tables = [angle.repeat_interleave(2, dim=-1), torch.cat([angle, angle], dim=-1)]
+    got = ops.qk_norm_rope(*leaves, tables[0].cos(), tables[0].sin(), interleaved=True, backend=backend)
+    want = ops.qk_norm_rope(*apart, tables[1].cos(), tables[1].sin(), backend=backend)
+    grads = [
+        torch.autograd.grad(
+            outs[0].float().square().sum() + (outs[1].float() * weight[..., place]).sum(), leaves
+        )
+        for outs, place in ((got, torch.arange(dim)), (want, order))
+        for weight in [heads(2, 9, 3, dim, 0, seed=3)[0]]
+    ]
+    # Sums over a head are added up in another order.
+    close = {"rtol": 1e-2, "atol": 1e-2} if dtype.itemsize == 2 else {"rtol": 1e-4, "atol": 1e-4}
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x[..., order], y, **close)
+    torch.testing.assert_close(*grads, **close)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_tables_of_the_other_layout_are_refused(interleaved: bool, per_sample: bool):
+    q, k, weights, _ = heads(2, 5, 3, 8, 0)
+    angle = torch.rand(*(2,) * per_sample, 5, 4)
+    layouts = torch.cat([angle, angle], dim=-1), angle.repeat_interleave(2, dim=-1)
+    own, other = (layouts[i ^ interleaved] for i in range(2))
+    ops.qk_norm_rope(q, k, *weights, own.cos(), own.sin(), interleaved=interleaved)
+    cos, sin = other.cos(), other.sin()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"pass interleaved={not interleaved}"):
+            ops.qk_norm_rope(q, k, *weights, cos, sin, interleaved=interleaved)
+    ops.qk_norm_rope(q, k, *weights, cos, sin, interleaved=not interleaved)
+    # Nothing is told by angles that are all the same, nor by those of every channel's own.
+    for told in (torch.ones(5, 8), torch.rand(5, 8)):
+        ops.qk_norm_rope(q, k, *weights, told, told, interleaved=interleaved)
+
+
+def test_tables_are_looked_at_again_once_they_have_changed():
+    q, k, weights, _ = heads(1, 5, 3, 8, 0)
+    angle = torch.rand(5, 4)
+    table = torch.cat([angle, angle], dim=-1)
+    ops.qk_norm_rope(q, k, *weights, table, table)
+    table.copy_(angle.repeat_interleave(2, dim=-1))
+    with pytest.raises(ValueError, match="interleaved=True"):
+        ops.qk_norm_rope(q, k, *weights, table, table)
+
+
+@pytest.mark.compiled
+def test_a_compiled_call_turns_neighbours():
+    """While tracing there are no numbers to look at."""
+    q, k, weights, _ = heads(1, 5, 3, 8, 0)
+    table = torch.rand(5, 4).repeat_interleave(2, dim=-1)
+    torch._dynamo.reset()
+    turned = torch.compile(ops.qk_norm_rope, fullgraph=True, backend="aot_eager")
+    got, want = (
+        call(q, k, *weights, table.cos(), table.sin(), interleaved=True)
+        for call in (turned, ops.qk_norm_rope)
+    )
+    torch.testing.assert_close(got, want)

@@ -28,13 +28,13 @@ SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
     "qk_norm_rope": (
         "qknorm",
         [
-            (Q, Q, W, W, None, None, [], 1e-6),
-            (Q, K, W, W, None, None, [], 1e-6),
-            (Q, Q, W, W, TABLE, TABLE, [], 1e-6),
-            (Q, Q, W, W, PACKED, PACKED, GRID, 1e-6),
+            (Q, Q, W, W, None, None, [], False, 1e-6),
+            (Q, K, W, W, None, None, [], False, 1e-6),
+            (Q, Q, W, W, TABLE, TABLE, [], False, 1e-6),
+            (Q, Q, W, W, PACKED, PACKED, GRID, True, 1e-6),
         ],
     ),
-    "qk_norm_rope_backward": ("qknorm", [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID)]),
+    "qk_norm_rope_backward": ("qknorm", [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID, False)]),
     "attention": ("attn", [(Q, K, K, 0.3)]),
     "attention_backward": ("attn", [(Q, g, Q, K, K, Q, LSE, 0.3) for g in (None, LSE)]),
     "renoise": ("dm_loss", [(LATENT, LATENT, a, PER_SAMPLE) for a in (None, PER_SAMPLE)]),

@@ -68,8 +68,9 @@ def test_falls_back_and_says_so_once_without_the_compiled_module(missing_module:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()
-        q, w = torch.zeros(1, 2, 1, 4), torch.ones(4)
-        ops.qk_norm_rope(q, q, w, w)  # the same reason: said already
+    q, w = torch.zeros(1, 2, 1, 4), torch.ones(4)
+    with pytest.warns(BackendFallback, match="qk_norm_rope on cpu falls back to 'reference'"):
+        ops.qk_norm_rope(q, q, w, w)  # another operator, which is slow as well
 
 
 def test_an_explicit_choice_is_never_replaced(missing_module: None, monkeypatch: pytest.MonkeyPatch):
@@ -111,7 +112,7 @@ def test_heads_too_large_for_a_backend(
     assert choose(None, largest) == passed_over
     with pytest.warns(BackendFallback, match=f"{passed_over}: it serves heads of up to {largest} channels"):
         taken = choose(None, largest + 8)
-    assert taken == {"attention_lse": "reference", "qk_norm_rope": "triton"}[operator]
+    assert taken == {"attention_lse": "tiled", "qk_norm_rope": "triton"}[operator]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         choose(None, largest + 8)
@@ -178,7 +179,8 @@ def on_gpu(index: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def test_gpus_older_than_the_kernels_fall_back_and_say_so_once(operator: str, gpus: None):
     refused = "it serves GPUs of compute capability 8.0 and later, not 7.5"
     with pytest.warns(BackendFallback) as said:
-        assert registry.pick(operator, None, on_gpu(0)) == "reference"
+        plain = "tiled" if operator == "attention_lse" else "reference"
+        assert registry.pick(operator, None, on_gpu(0)) == plain
     assert {str(one.message).split(". ", 1)[1] for one in said} == {
         f"{backend}: {refused}" for backend in ("cuda", "triton")
     }
@@ -267,11 +269,20 @@ def test_heads_too_large_are_refused_where_no_public_function_did(name: str, bac
     calls = {
         "attention": ((x, x, x, 1.0), (x, None, x, x, x, x, lse, 1.0)),
         "qk_norm_rope": (
-            (x, x, weight, weight, None, None, [], 1e-6),
-            (x, x, x, x, weight, weight, row, row, None, None, []),
+            (x, x, weight, weight, None, None, [], False, 1e-6),
+            (x, x, x, x, weight, weight, row, row, None, None, [], False),
         ),
     }[name]
     for suffix, arguments in zip(("", "_backward"), calls, strict=True):
         operator = getattr(torch.ops.cosmos_distill, name + suffix)
         with pytest.raises(ValueError, match=f"{backend}: .*up to {largest} channels, but q has head size"):
             operator(*arguments, backend)
+
+
+def test_backends_of_an_operator_are_known_before_its_first_use():
+    code = (
+        "import torch; from cosmos_distill.ops import registry\n"
+        "print(registry.pick('adaln_modulate', 'reference', torch.zeros(1, 2, 4)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "reference", run.stderr

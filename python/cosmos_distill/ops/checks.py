@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+"""What operators are computed in, or from."""
+
 
 def floating(name: str, x: Tensor) -> None:
-    """x holds real floating-point numbers in dense memory.
+    """x holds real floating-point numbers of 16 to 64 bits in dense memory.
 
     Raises:
         ValueError: it does not; the message names the argument.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout is not torch.strided or x.is_nested:
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
         raise ValueError(f"{name} must be {_wanted(x)}")
 
 
@@ -57,9 +60,21 @@ def typed(name: str, x: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must be a tensor of {dtype}, not of {x.dtype}")
 
 
+def not_negative(name: str, value: float) -> None:
+    """A number that is added under a root.
+
+    Raises:
+        ValueError: it is below 0, or no number; the message names the argument.
+    """
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, not {value}")
+
+
 def _wanted(x: Any) -> str:
     if not isinstance(x, Tensor):
         return f"a tensor, not {type(x).__name__}"
     if not x.is_floating_point():
         return f"a floating-point tensor, not {x.dtype}"
+    if x.dtype not in DTYPES:
+        return f"fp64, fp32, bf16 or fp16, not {x.dtype}: convert it, as by .to(torch.bfloat16)"
     return f"a dense tensor, not {'nested' if x.is_nested else x.layout}: pass its padded or dense form"

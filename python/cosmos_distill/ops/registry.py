@@ -1,11 +1,11 @@
 """Which backend's kernels an operator runs.
 
-Left alone, the first backend in the operator's list that can serve the tensors does; when one before it
-had to be passed over for a reason worth knowing (the compiled module is missing, say), that is said once.
-The order is that of speed as measured on the CPU, and as expected on GPUs, where nothing was timed.
-A choice made explicitly, by an operator's ``backend=`` argument or by the environment variable
-``COSMOS_DISTILL_BACKEND``, is kept or refused with :class:`BackendUnavailable`, never replaced. The
-variable holds one name, or several in order of preference: ``COSMOS_DISTILL_BACKEND=cpu,sdpa``.
+Left alone, the first backend in the operator's list that can serve the tensors does; when one before it had
+to be passed over for a reason worth knowing (the compiled module is missing, say), that is said once for each
+operator and reason. The order is that of speed as measured on the CPU, and as expected on GPUs, where nothing
+was timed. A choice made explicitly, by an operator's ``backend=`` argument or by the environment variable
+``COSMOS_DISTILL_BACKEND``, is kept or refused with :class:`BackendUnavailable`, never replaced. The variable
+holds one name, or several in order of preference: ``COSMOS_DISTILL_BACKEND=cpu,sdpa``.
 
 The kernels of a backend are a module of their own in the operator's folder, imported when first needed.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import Operator, introduce_to_dtensor, kernel, kernels
+from .library import Operator, import_every_operator, introduce_to_dtensor, kernel, kernels
 
 VARIABLE = "COSMOS_DISTILL_BACKEND"
 
@@ -110,7 +110,9 @@ TRITON = Backend(
 FUSED = (CUDA, TRITON, CPU, REFERENCE)
 SDPA = Backend("sdpa")
 """torch's own scaled_dot_product_attention."""
-NAMES = tuple(sorted(one.name for one in (REFERENCE, CPU, CUDA, TRITON, SDPA)))
+TILED = Backend("tiled", dtypes=NARROW)
+"""Plain torch, a piece of the work at a time: where the reference would not fit into memory."""
+NAMES = tuple(sorted(one.name for one in (REFERENCE, CPU, CUDA, TRITON, SDPA, TILED)))
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {}
 """Operator -> its folder, and its backends, the preferred one first: of the folders that are imported."""
@@ -124,7 +126,7 @@ def serve(folder: str, **operators: tuple[Backend, ...]) -> None:
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
 _picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, str], str] = {}
-_said: set[str] = set()
+_said: set[tuple[str, str]] = set()
 
 
 def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, wanted: str = "") -> str:
@@ -220,6 +222,8 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 def _choose(
     operator: str, asked: str | None, on: torch.device, dtype: torch.dtype | None, head: int, wanted: str = ""
 ) -> str:
+    if operator not in OPERATORS:  # its folder has not been imported yet
+        import_every_operator()
     folder, candidates = OPERATORS[operator]
     device, gpu = on.type, _capability(on)
     reasons: list[str] = []
@@ -264,9 +268,8 @@ def _named(operator: str, asked: str, reasons: list[str]) -> tuple[Backend, ...]
 
 def _say(operator: str, taken: str, device: str, reasons: list[str]) -> None:
     for reason in reasons:
-        # One missing module concerns many operators: name the reason, not each of them.
-        if reason not in _said:
-            _said.add(reason)
+        if (operator, reason) not in _said:
+            _said.add((operator, reason))
             warnings.warn(
                 f"{operator} on {device} falls back to {taken!r}. {reason}", BackendFallback, stacklevel=5
             )

@@ -19,7 +19,7 @@ def heads(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("axes", [0, 2, 3])
+@pytest.mark.parametrize(("axes", "interleaved"), [(0, False), (2, False), (3, False), (2, True), (3, True)])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -28,7 +28,7 @@ def heads(shape: tuple[int, ...], seed: int = 0) -> Tensor:
         (1, 3, 2, 600),  # more channels than a warp takes at once
     ],
 )
-def test_as_good_as_torch(shape: tuple[int, ...], axes: int, dtype: torch.dtype):
+def test_as_good_as_torch(shape: tuple[int, ...], axes: int, interleaved: bool, dtype: torch.dtype):
     batch, length, _, dim = shape
     tables: tuple[Tensor | None, Tensor | None] = (None, None)
     if axes:
@@ -36,14 +36,14 @@ def test_as_good_as_torch(shape: tuple[int, ...], axes: int, dtype: torch.dtype)
         tables = angle.cos(), angle.sin()
 
     def operator(q: Tensor, k: Tensor, a: Tensor, b: Tensor, backend: str):
-        return ops.qk_norm_rope(q, k, a, b, *tables, backend=backend)
+        return ops.qk_norm_rope(q, k, a, b, *tables, interleaved=interleaved, backend=backend)
 
     inputs = (heads(shape), heads(shape, 1), heads((dim,), 2), heads((dim,), 3))
     assert_as_good_as_torch([(operator, inputs, (heads(shape, 4), heads(shape, 5)))], "cuda", dtype)
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_factored_angles(per_sample: bool):
+@pytest.mark.parametrize(("per_sample", "interleaved"), [(False, False), (True, False), (True, True)])
+def test_factored_angles(per_sample: bool, interleaved: bool):
     sizes, counts = (2, 3, 4), (3, 2, 3)
     angles = [heads((n, c), i) for i, (n, c) in enumerate(zip(sizes, counts, strict=True))]
     if per_sample:
@@ -52,7 +52,7 @@ def test_factored_angles(per_sample: bool):
     a, b = heads((16,), 6), heads((16,), 8)
 
     def operator(q: Tensor, k: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        return ops.qk_norm_rope(q, k, a, b, angles=tuple(angles), backend=backend)
+        return ops.qk_norm_rope(q, k, a, b, angles=tuple(angles), interleaved=interleaved, backend=backend)
 
     grads = [heads(x.shape, 9) for x in (q, k)]
     assert_as_good_as_torch([(operator, (q, k, a, b), grads)], "cuda")

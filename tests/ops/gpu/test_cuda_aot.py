@@ -62,7 +62,7 @@ def test_launches_are_those_of_the_operators(launched: Launches):
     assert Launch(256, 3 * 4096 * 4) in launched["adaln_backward_kernel<bf16, 8, true>"]
     assert list(launched["attention_kernel<bf16, 128>"]) == [Launch(128, 80 * 1024)]
     # Cosines and sines, and a sum for each team of 8 lanes.
-    assert Launch(256, (2 + 256 // 8) * 128 * 4) in launched["norm_rope_backward_kernel<bf16, 8>"]
+    assert Launch(256, (2 + 256 // 8) * 128 * 4) in launched["norm_rope_backward_kernel<bf16, 8, false>"]
 
 
 def test_attention_runs_on_tensor_cores_and_nothing_else_does(compiled: list[Resources]):

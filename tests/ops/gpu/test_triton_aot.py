@@ -1,9 +1,9 @@
 """Every Triton kernel compiles for A100, H100 and B200 and stays within what they have, without having one.
 
-Every configuration is compiled, odd lengths, heads of 64, 5120 channels, fp32 and fp16 among them. Kernels
-must also hold the instructions they were written for. What differs from bf16 in conversions or addresses
-only is compiled for H100 here and for all three by ``make bench``: kernels in fp16 other than attention's
-products, and attention on more than 65,535 samples in fp16 and fp32.
+Every configuration is compiled for H100, odd lengths, heads of 64, 5120 channels, fp32 and fp16 among them;
+for the other two those that multiply matrices, which each architecture has instructions of its own for, and
+one of each other kernel, whose code is the same but for addresses. Kernels must also hold the instructions
+they were written for. ``make bench`` compiles everything for all three.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmarks.gpu.triton_aot import MODULES, Failure, compile_kernels, to_comp
 needs_triton = pytest.mark.needs("triton")
 
 
-ALIKE = (90,)
-"""Architectures for which kernels are compiled that bf16 says almost all of."""
+WHOLE = (90,)
+"""Architectures for which every configuration is compiled."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def planted() -> list[Resources | Failure]:
 
 @pytest.fixture(scope="module")
 def kernels() -> list[Resources | Failure]:
-    return compile_kernels(whole=DEVICES, alike=ALIKE)
+    return compile_kernels(whole=WHOLE)
 
 
 @needs_triton
@@ -61,7 +61,9 @@ def test_configurations_far_from_the_main_one_are_compiled(
     kernels: list[Resources | Failure], arch: int
 ) -> None:
     found = " ".join(one.config for one in kernels if isinstance(one, Resources) and one.arch == arch)
-    wanted = {"D=5120", "fp32", "fp16", "one token less", "head size 64", "lse unused", "BATCH_AXIS=0"}
+    wanted = {"fp32", "fp16", "one token less", "head size 64", "BATCH_AXIS=0"}
+    if arch in WHOLE:
+        wanted |= {"D=5120", "lse unused", "INTERLEAVED=True"}
     assert {text for text in wanted if text in found} == wanted
 
 
@@ -74,7 +76,7 @@ def test_what_is_compiled_in_fp16(kernels: list[Resources | Failure], arch: int)
 
     products = {"attention_forward", "attention_dkdv", "attention_dq"}
     # Partial sums are fp32 whatever was summed.
-    assert names("fp16") == (names("bf16") - {"sum_partials"} if arch in ALIKE else products)
+    assert names("fp16") == (names("bf16") - {"sum_partials"} if arch in WHOLE else products)
 
 
 @needs_triton
@@ -126,7 +128,9 @@ def test_results_keep_the_order_of_the_cases(planted: list[Resources | Failure])
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first case of each operator's kernel, or all of them; what gives the same machine code once."""
 
-    def case(operator: str, code: str, warps: int = 4, alike: bool = False) -> SimpleNamespace:
+    def case(
+        operator: str, code: str, warps: int = 4, alike: bool = False, matrix: bool = False
+    ) -> SimpleNamespace:
         kernel, source = SimpleNamespace(__name__="kernel"), SimpleNamespace(hash=lambda: code)
         return SimpleNamespace(
             operator=operator,
@@ -136,10 +140,11 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             num_warps=warps,
             num_stages=2,
             alike=alike,
+            must_contain={80: ("HMMA",)} if matrix else {},
         )
 
     first, wider, other, same = case("a", "x"), case("a", "x", warps=8), case("a", "y"), case("b", "x")
-    fp16 = case("c", "z", alike=True)
+    fp16, product = case("c", "z", alike=True), case("a", "p", matrix=True)
     cases = [first, wider, other, same, fp16]
     monkeypatch.setitem(sys.modules, "cases", SimpleNamespace(aot_cases=lambda: cases))  # type: ignore[arg-type]
     main = [(one, arch) for one in (first, same) for arch in (80, 90)]
@@ -147,6 +152,9 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(to_compile(["cases"], whole=(), alike=())) == main
     assert list(to_compile(["cases"], whole=(80, 90), alike=())) == every
     assert list(to_compile(["cases"], whole=(80, 90), alike=(90,))) == [*every, (fp16, 90)]
+    cases.append(product)  # of its own instructions on one of the two
+    assert list(to_compile(["cases"], whole=(), alike=())) == [*main, (product, 80)]
+    cases.remove(product)
     mixed = [(first, 80), (first, 90), (wider, 90), (other, 90), (same, 80)]
     assert list(to_compile(["cases"], whole=(90,), alike=())) == mixed
 

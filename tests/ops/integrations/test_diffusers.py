@@ -237,6 +237,9 @@ def test_what_is_not_stock_is_left_alone():
     assert isinstance(model.transformer_blocks[1].attn1.processor, Processor)
     with pytest.raises(ValueError, match="Linear holds no CosmosTransformerBlock"):
         fuse(nn.Linear(2, 2))
+    for change in (fuse, unfuse):
+        with pytest.raises(ValueError, match=r"model must be a torch\.nn\.Module.*, not NoneType"):
+            change(None)
 
 
 def test_masked_attention_is_left_to_diffusers():

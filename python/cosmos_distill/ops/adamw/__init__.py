@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, typed
+from ..checks import beside, floating, like, not_negative, typed
 from . import fused, reference
 
 __all__ = ["AdamWStep", "adamw_ema"]
@@ -58,12 +58,13 @@ def adamw_ema(
 
     Raises:
         ValueError: a list has another length or a tensor another shape, dtype or device than it must, is
-            not contiguous or of a subclass (of a DTensor pass ``.to_local()``), or the step is below 1; the
-            message names the argument.
+            not contiguous or of a subclass (of a DTensor pass ``.to_local()``), the step is below 1 or its
+            eps negative; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     if step.step < 1:
         raise ValueError(f"step must be counted from 1, not {step.step}")
+    not_negative("eps", step.eps)
     for i, param in enumerate(params):
         floating(f"params[{i}]", param)
         beside(f"params[{i}]", param, "params[0]", params[0])

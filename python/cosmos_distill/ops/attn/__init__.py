@@ -27,6 +27,7 @@ registry.serve(
         _TRITON,
         _CUDA,
         replace(registry.SDPA, devices=("cpu",), dtypes=registry.NARROW),
+        registry.TILED,
         registry.REFERENCE,
     ),
 )
@@ -74,7 +75,9 @@ def attention(
         return_lse: also return the log-sum-exp of the scaled scores, with which partial results over
             disjoint keys can be merged (:func:`merge_attention`).
         backend: ``sdpa`` (with log-sum-exp: on the CPU only), ``reference``, or what else
-            :mod:`cosmos_distill.ops.registry` lists.
+            :mod:`cosmos_distill.ops.registry` lists. With log-sum-exp, heads too large for every kernel
+            (above 128 channels on a GPU) are served by ``tiled``, which holds the scores of some queries at a
+            time.
 
     Returns:
         [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64).

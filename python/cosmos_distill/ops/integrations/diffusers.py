@@ -227,6 +227,14 @@ def _plain_norms(attn: Any) -> bool:
     )
 
 
+def _check(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ValueError(
+            f"model must be a torch.nn.Module, such as the transformer of a Cosmos pipeline, not {kind}"
+        )
+
+
 def fuse(model: nn.Module, *, attention: bool = True) -> nn.Module:
     """Make a Cosmos network of diffusers use the fused operators, forward and backward.
 
@@ -240,8 +248,9 @@ def fuse(model: nn.Module, *, attention: bool = True) -> nn.Module:
         The model itself.
 
     Raises:
-        ValueError: it holds no Cosmos transformer block.
+        ValueError: it is no module, or holds no Cosmos transformer block.
     """
+    _check(model)
     blocks = [m for m in model.modules() if isinstance(m, stock.CosmosTransformerBlock)]
     if not blocks:
         raise ValueError(
@@ -257,7 +266,12 @@ def fuse(model: nn.Module, *, attention: bool = True) -> nn.Module:
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Undo :func:`fuse`, in place. Returns the model itself."""
+    """Undo :func:`fuse`, in place. Returns the model itself.
+
+    Raises:
+        ValueError: it is no module.
+    """
+    _check(model)
     back = {ours: theirs for theirs, ours in _CLASSES.items()}
     module: Any
     for module in model.modules():

@@ -1,5 +1,5 @@
 """Per-head RMSNorm of queries and keys (arXiv 2302.05442) followed by rotary position embedding
-(RoFormer, arXiv 2104.09864, in the rotate-half layout)."""
+(RoFormer, arXiv 2104.09864, in the rotate-half or the interleaved layout)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like
+from ..checks import beside, floating, like, not_negative
 from . import fused, reference
+from .pairs import check_pairs
 
 __all__ = ["qk_norm_rope"]
 
@@ -74,13 +75,14 @@ def _factored(angles: Angles) -> Tensor:
     return torch.cat(flat, dim=-1)
 
 
-def _full(angles: Angles) -> Tensor:
+def _full(angles: Angles, interleaved: bool) -> Tensor:
     """[S, Dh] or [B, S, Dh]: the angle of every token and channel."""
     t, h, w = angles
     shape = (*t.shape[:-2], t.shape[-2], h.shape[0], w.shape[0])
     axes = (t[..., :, None, None, :], h[:, None, :], w[None, :, :])
     half = torch.cat([axis.expand(*shape, axis.shape[-1]) for axis in axes], dim=-1)
-    return torch.cat([half, half], dim=-1).flatten(-4, -2)
+    both = half.repeat_interleave(2, dim=-1) if interleaved else torch.cat([half, half], dim=-1)
+    return both.flatten(-4, -2)
 
 
 def qk_norm_rope(
@@ -93,12 +95,14 @@ def qk_norm_rope(
     eps: float = 1e-6,
     *,
     angles: Angles | None = None,
+    interleaved: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """RMSNorm over each head's channels, then rotate channel i with channel i + Dh/2.
+    """RMSNorm over each head's channels, then rotate channels in pairs.
 
-    ``n = x / sqrt(mean(x^2) + eps) * weight`` and ``n * cos + rotate_half(n) * sin`` with
-    ``rotate_half((a, b)) = (-b, a)``, for x = q and x = k.
+    ``n = x / sqrt(mean(x^2) + eps) * weight`` and ``n * cos + turned(n) * sin``, where ``turned`` makes (-b,
+    a) of each pair (a, b), for x = q and x = k. A pair are channels i and i + Dh/2 (``rotate_half``: Cosmos,
+    Llama) or, ``interleaved``, channels 2i and 2i + 1 (complex numbers: Wan, LTX-Video, Flux, CogVideoX).
 
     Args:
         q: [B, S, H, Dh].
@@ -108,10 +112,12 @@ def qk_norm_rope(
         cos: fp32 cosines of the angles, [S, Dh] or [B, S, Dh]; None only normalises. Tables and angles that
             require a gradient are served by the reference.
         sin: like cos, of the same shape, given exactly when cos is.
-        eps: added to the mean square.
+        eps: added to the mean square, at least 0.
         angles: instead of cos and sin, fp32 radians of the token grid's axes, t [T, a] or [B, T, a], h [H, b]
-            and w [W, c]: token (t, h, w), the t * H * W + h * W + w-th, turns channel i (and i + Dh/2) by the
-            i-th of its a + b + c angles. Tables of every token never exist.
+            and w [W, c]: token (t, h, w), the t * H * W + h * W + w-th, turns the i-th pair of channels by
+            the i-th of its a + b + c angles. Tables of every token never exist.
+        interleaved: neighbours are turned with each other. Tables have an angle for every channel: with equal
+            ones for i and i + Dh/2 or, interleaved, for 2i and 2i + 1.
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Returns:
@@ -119,9 +125,13 @@ def qk_norm_rope(
         fp64).
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
+        ValueError: a shape, dtype, layout or device does not fit, eps is negative, or the angles of cos and
+        sin
+            pair channels in the other way (looked for once in tables of a kind, and not while tracing); the
+            message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
+    not_negative("eps", eps)
     for name, x, weight in (("q", q, q_weight), ("k", k, k_weight)):
         floating(name, x)
         if x.dim() != 4:
@@ -147,6 +157,7 @@ def qk_norm_rope(
             raise ValueError(f"k has length {k.shape[1]} but q, whose tables it shares, has {q.shape[1]}")
     if cos is not None and sin is not None:
         _check_tables(cos, sin, q)
+        check_pairs(cos, sin, interleaved)
     if angles is not None:
         grid = _check_angles(angles, q)
     tables = (cos, sin, *(angles or ()))
@@ -156,10 +167,11 @@ def qk_norm_rope(
     chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted)
     if chosen == "reference":
         if angles is not None:
-            full = _full(angles)
+            full = _full(angles, interleaved)
             cos, sin = full.cos(), full.sin()
-        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, interleaved, eps)
     if angles is not None:
         packed = _factored(angles)
         cos, sin = packed.cos(), packed.sin()
-    return fused.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, eps, chosen)
+    turned = interleaved and cos is not None
+    return fused.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, turned, eps, chosen)

@@ -11,13 +11,16 @@ from torch import Tensor
 from ..compiled import kernels
 from ..elements import ELEMENTS, new_fp32
 from ..strides import new_like
-from .fused import distance, rstd_like
+from .fused import arrangement, distance, rstd_like
+
+Tables = tuple[int, int, int, list[int]]
+"""As csrc/ reads them."""
 
 
-def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]) -> tuple[int, int, bool, list[int]]:
+def _tables(cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], interleaved: bool) -> Tables:
     if cos is None or sin is None:
-        return 0, 0, False, []
-    return cos.data_ptr(), sin.data_ptr(), cos.dim() == (2 if grid else 3), list(grid)
+        return 0, 0, 0, []
+    return cos.data_ptr(), sin.data_ptr(), arrangement(cos, grid, interleaved), list(grid)
 
 
 def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
@@ -26,15 +29,13 @@ def _layout(x: Tensor) -> tuple[int, int, int, int, int, int]:
     return ELEMENTS[x.dtype], batch, length, heads, dim, distance(x)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], eps: float
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, tables: Tables, eps: float) -> tuple[Tensor, Tensor]:
     out, rstd = new_like(x), rstd_like(x)
     kernels.norm_rope_forward(
         *_layout(x),
         x.data_ptr(),
         weight.data_ptr(),
-        *_tables(cos, sin, grid),
+        *tables,
         eps,
         out.data_ptr(),
         rstd.data_ptr(),
@@ -42,15 +43,7 @@ def _forward(
     return out, rstd
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    rstd: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    grid: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
     dx, dweight = new_like(x), new_fp32(x, *weight.shape)
     kernels.norm_rope_backward(
         *_layout(x),
@@ -58,7 +51,7 @@ def _backward(
         x.data_ptr(),
         rstd.data_ptr(),
         weight.data_ptr(),
-        *_tables(cos, sin, grid),
+        *tables,
         dx.data_ptr(),
         dweight.data_ptr(),
     )
@@ -73,10 +66,12 @@ def qk_norm_rope(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q_out, q_rstd = _forward(q, q_weight, cos, sin, grid, eps)
-    k_out, k_rstd = _forward(k, k_weight, cos, sin, grid, eps)
+    tables = _tables(cos, sin, grid, interleaved)
+    q_out, q_rstd = _forward(q, q_weight, tables, eps)
+    k_out, k_rstd = _forward(k, k_weight, tables, eps)
     return q_out, k_out, q_rstd, k_rstd
 
 
@@ -92,7 +87,9 @@ def qk_norm_rope_backward(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, cos, sin, grid)
-    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, cos, sin, grid)
+    tables = _tables(cos, sin, grid, interleaved)
+    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, tables)
+    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, tables)
     return dq, dk, dq_weight, dk_weight

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cuda_launch import dtype_of, functions, launch
 from ..elements import address, new_fp32
 from ..strides import new_like
-from .fused import distance, rstd_like
+from .fused import arrangement, distance, rstd_like
 
 PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
     # Two sweeps: for the sums over a head, and for its gradient or result.
@@ -23,12 +23,12 @@ PASSES: dict[tuple[str, str], Callable[[Any], int]] = {
 
 
 def _call(
-    q: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int]
-) -> tuple[int, int, int, int, int, bool, list[int]]:
+    q: Tensor, cos: Tensor | None, sin: Tensor | None, grid: Sequence[int], interleaved: bool
+) -> tuple[int, int, int, int, int, int, list[int]]:
     """What both sides share: dtype, length, head size and tables."""
     _, length, _, dim = q.shape
-    per_sample = cos is not None and cos.dim() == (2 if grid else 3)
-    return dtype_of(q), length, dim, address(cos), address(sin), per_sample, list(grid)
+    how = 0 if cos is None else arrangement(cos, grid, interleaved)
+    return dtype_of(q), length, dim, address(cos), address(sin), how, list(grid)
 
 
 def _tokens(x: Tensor) -> tuple[int, int, int]:
@@ -45,6 +45,7 @@ def qk_norm_rope(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outs, rstds = [new_like(x) for x in (q, k)], [rstd_like(q), rstd_like(k)]
@@ -52,7 +53,7 @@ def qk_norm_rope(
         (*_tokens(x), x.data_ptr(), weight.data_ptr(), out.data_ptr(), rstd.data_ptr())
         for x, weight, out, rstd in zip((q, k), (q_weight, k_weight), outs, rstds, strict=True)
     ]
-    launch(functions.norm_rope_forward, q, *_call(q, cos, sin, grid), eps, *sides)
+    launch(functions.norm_rope_forward, q, *_call(q, cos, sin, grid, interleaved), eps, *sides)
     return outs[0], outs[1], rstds[0], rstds[1]
 
 
@@ -68,6 +69,7 @@ def qk_norm_rope_backward(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chunks = functions.norm_rope_chunks(max(_tokens(q)[0], _tokens(k)[0]))
     kept, sides = [], []
@@ -77,6 +79,6 @@ def qk_norm_rope_backward(
         kept.append((dx, dweight, partial))
         tensors = (grad, x, weight, rstd, dx, dweight, partial)
         sides.append((*_tokens(x), *(tensor.data_ptr() for tensor in tensors)))
-    launch(functions.norm_rope_backward, q, *_call(q, cos, sin, grid), *sides)
+    launch(functions.norm_rope_backward, q, *_call(q, cos, sin, grid, interleaved), *sides)
     (dq, dq_weight, _), (dk, dk_weight, _) = kept
     return dq, dk, dq_weight, dk_weight

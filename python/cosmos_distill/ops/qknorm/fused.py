@@ -5,18 +5,21 @@ spaced tokens (slices of a fused projection are not copied); their results and g
 in one dtype (fp32, bf16 or fp16). Weights [Dh], their gradients and the reciprocal root mean squares
 [B, S, H] are fp32:
 
-    qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, eps) -> q_out, k_out, q_rstd, k_rstd
-    qk_norm_rope_backward(q_grad, k_grad, q, k, q_weight, k_weight, q_rstd, k_rstd, cos, sin, grid)
-        -> dq, dk, dq_weight, dk_weight
+    qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, interleaved, eps)
+        -> q_out, k_out, q_rstd, k_rstd
+    qk_norm_rope_backward(q_grad, k_grad, q, k, q_weight, k_weight, q_rstd, k_rstd, cos, sin, grid,
+                          interleaved) -> dq, dk, dq_weight, dk_weight
 
 cos and sin are contiguous fp32 or None (no rotation). With an empty ``grid`` they are tables of every
 token, [S, Dh] or [B, S, Dh]. With grid = (T, H, W, a, b, c), S = T * H * W and Dh = 2 (a + b + c), they are
 factored: [L] or [B, L] with L = T * a + H * b + W * c, the flattened tables [T, a], [H, b] and [W, c] one
-after the other; token (t, h, w) turns channel i and channel i + Dh / 2 by the i-th of its a + b + c angles.
+after the other; token (t, h, w) turns the i-th pair of channels by the i-th of its a + b + c angles. A pair
+are channels i and i + Dh / 2 or, interleaved (False where there are no tables), 2 i and 2 i + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +45,11 @@ def distance(x: Tensor) -> int:
 
 def rstd_like(x: Tensor) -> Tensor:
     return new_fp32(x, *x.shape[:3])
+
+
+def arrangement(cos: Tensor, grid: Sequence[int], interleaved: bool) -> int:
+    """How compiled kernels number what tables hold: 1 for those of each sample, + 2 for interleaved ones."""
+    return (cos.dim() == (2 if grid else 3)) + 2 * interleaved
 
 
 def _table_axes(table: Tensor, given: Given) -> str:
@@ -72,36 +80,38 @@ KINDS = Kinds(
     },
     split=_split,
 )
-_GRID = {"grid": lambda sizes: sizes["grid"]}
+_NUMBERS = {"grid": lambda sizes: sizes["grid"], "interleaved": False}
 
 _backward = define(
     "qk_norm_rope_backward(heads q_grad, heads k_grad, heads q, heads k, weight q_weight, weight k_weight,"
-    " rstd q_rstd, rstd k_rstd, table? cos, table? sin, SymInt[] grid) -> (q, k, q_weight, k_weight)",
+    " rstd q_rstd, rstd k_rstd, table? cos, table? sin, SymInt[] grid, bool interleaved)"
+    " -> (q, k, q_weight, k_weight)",
     KINDS,
     kernel_for_heads("qknorm", "qk_norm_rope", "qk_norm_rope_backward", q=2),
-    Measure("qk_norm_rope", "bwd", flops=30, given="cos sin", numbers=_GRID),
+    Measure("qk_norm_rope", "bwd", flops=30, given="cos sin", numbers=_NUMBERS),
 )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, q_weight, k_weight, cos, sin, ctx.grid, _, ctx.backend = inputs
+    q, k, q_weight, k_weight, cos, sin, ctx.grid, ctx.interleaved, _, ctx.backend = inputs
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.save_for_backward(q, k, q_weight, k_weight, output[2], output[3], cos, sin)
 
 
 def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    grads = _backward(q_grad.contiguous(), k_grad.contiguous(), *ctx.saved_tensors, ctx.grid, ctx.backend)
-    return *grads, None, None, None, None, None
+    how = ctx.grid, ctx.interleaved, ctx.backend
+    grads = _backward(q_grad.contiguous(), k_grad.contiguous(), *ctx.saved_tensors, *how)
+    return *grads, *(None,) * 6
 
 
 _forward = define_differentiable(
     "qk_norm_rope(heads q, heads k, weight q_weight, weight k_weight, table? cos, table? sin, SymInt[] grid,"
-    " float eps) -> (q, k, rstd(q), rstd(k))",
+    " bool interleaved, float eps) -> (q, k, rstd(q), rstd(k))",
     KINDS,
     kernel_for_heads("qknorm", "qk_norm_rope", "qk_norm_rope", q=0),
     _save,
     _gradient,
-    Measure("qk_norm_rope", "fwd", flops=14, given="cos sin", numbers=_GRID | {"eps": 1e-6}),
+    Measure("qk_norm_rope", "fwd", flops=14, given="cos sin", numbers=_NUMBERS | {"eps": 1e-6}),
 )
 
 
@@ -113,6 +123,7 @@ def qk_norm_rope(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: tuple[int, ...],
+    interleaved: bool,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
@@ -120,5 +131,5 @@ def qk_norm_rope(
     if cos is not None and sin is not None:
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
     weights = q_weight.float().contiguous(), k_weight.float().contiguous()
-    q_out, k_out, _, _ = _forward(_tokens(q), _tokens(k), *weights, cos, sin, grid, eps, backend)
+    q_out, k_out, _, _ = _forward(_tokens(q), _tokens(k), *weights, cos, sin, grid, interleaved, eps, backend)
     return q_out, k_out

@@ -18,17 +18,22 @@ from .fused import distance, rstd_like
 from .triton_kernels import FACTORED, NOTHING, TOKENWISE, norm_rope_backward, norm_rope_forward
 
 
-def _tables(cos: Tensor | None, grid: Sequence[int]) -> tuple[tuple[int, ...], dict[str, int]]:
+def _tables(
+    cos: Tensor | None, grid: Sequence[int], interleaved: bool
+) -> tuple[tuple[int, ...], dict[str, int | bool]]:
     """Arguments (distance between samples' tables, t, h, w) and constants of a kernel."""
     if cos is None:
-        return (0, 1, 1, 1), {"TABLES": NOTHING.value, "COUNT_T": 0, "COUNT_H": 0, "COUNT_W": 0}
+        return (0, 1, 1, 1), _kind(NOTHING.value, False)
     shared = cos.dim() == (1 if grid else 2)
     if not grid:
-        constants = {"TABLES": TOKENWISE.value, "COUNT_T": 0, "COUNT_H": 0, "COUNT_W": 0}
-        return (0 if shared else cos.stride(0), 1, 1, 1), constants
+        return (0 if shared else cos.stride(0), 1, 1, 1), _kind(TOKENWISE.value, interleaved)
     t, h, w, *counts = grid
-    names = zip(("COUNT_T", "COUNT_H", "COUNT_W"), counts, strict=True)
-    return (0 if shared else cos.stride(0), t, h, w), {"TABLES": FACTORED.value, **dict(names)}
+    return (0 if shared else cos.stride(0), t, h, w), _kind(FACTORED.value, interleaved, *counts)
+
+
+def _kind(tables: int, interleaved: bool, *counts: int) -> dict[str, int | bool]:
+    names = zip(("COUNT_T", "COUNT_H", "COUNT_W"), counts or (0, 0, 0), strict=True)
+    return {"TABLES": tables, "INTERLEAVED": interleaved, **dict(names)}
 
 
 def _block(heads: int) -> int:
@@ -64,11 +69,12 @@ def qk_norm_rope(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q_out, k_out = new_like(q), new_like(k)
     q_rstd, k_rstd = rstd_like(q), rstd_like(k)
-    place, tables = _tables(cos, grid)
+    place, tables = _tables(cos, grid, interleaved)
     launch(
         norm_rope_forward,
         (_tokens(q) + _tokens(k),),
@@ -107,12 +113,13 @@ def qk_norm_rope_backward(
     cos: Tensor | None,
     sin: Tensor | None,
     grid: Sequence[int],
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk = new_like(q), new_like(k)
     per_program = rows_per_program(max(_tokens(q), _tokens(k)))
     q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
     partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1])
-    place, tables = _tables(cos, grid)
+    place, tables = _tables(cos, grid, interleaved)
     launch(
         norm_rope_backward,
         (q_chunks + k_chunks,),
@@ -169,8 +176,9 @@ def aot_cases() -> list[aot.AotCase]:
             every = new_fp32(q, aot.TOKENS, 128)
             rotations: list[tuple[Any, ...]] = [(table, table, grid), (every, every, ())]
             for tables in rotations if rotated else [(None, None, ())]:
-                inputs = (q, k, weight, weight)
-                found += aot.cases("qk_norm_rope", label, qk_norm_rope, *inputs, *tables, 1e-6)
-                saved = (dense, dense, *inputs, rstd, rstd)
-                found += aot.cases("qk_norm_rope_backward", label, qk_norm_rope_backward, *saved, *tables)
+                for interleaved in (False, True) if network == "7B" else (False,):
+                    inputs, how = (q, k, weight, weight), (*tables, interleaved)
+                    found += aot.cases("qk_norm_rope", label, qk_norm_rope, *inputs, *how, 1e-6)
+                    saved = (dense, dense, *inputs, rstd, rstd)
+                    found += aot.cases("qk_norm_rope_backward", label, qk_norm_rope_backward, *saved, *how)
     return found

@@ -1,8 +1,9 @@
 """The kernels of query/key RMSNorm and rotary embedding in Triton.
 
 Queries and keys share a launch: the first programs take tokens of q, the others tokens of k. A program holds
-the two halves of a block of heads as two tiles, so that the channels turned together are in one thread, and
-reads the angles of a token once for all its heads.
+the first and the second channels of the pairs that turn with each other as two tiles, low and high, so that
+both of a pair are in one thread, and reads the angles of a token once for all its heads. The two are half a
+head apart or, interleaved, neighbours: these are read and written as one tile, whole cache lines at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,38 @@ FACTORED = tl.constexpr(2)
 
 
 @triton.jit
+def _load_pairs(row, channel, here, DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The first and the second channels of pairs in fp32, zeros beyond.
+
+    ``row``: addresses [heads, 1] or [1, 1]; ``channel`` [BLOCK_HALF] counts pairs; ``here`` [heads, 1]: rows
+    that exist.
+    """
+    HALF: tl.constexpr = (DIM + 1) // 2
+    if INTERLEAVED:
+        at = 2 * channel[None, :, None] + tl.arange(0, 2)[None, None, :]
+        inside = here[:, :, None] & (channel < HALF)[None, :, None]
+        low, high = tl.split(tl.load(row[:, :, None] + at, mask=inside, other=0.0).to(tl.float32))
+    else:
+        low = tl.load(row + channel[None, :], mask=here & (channel < HALF)[None, :], other=0.0)
+        high = tl.load(row + HALF + channel[None, :], mask=here & (HALF + channel < DIM)[None, :], other=0.0)
+    return low.to(tl.float32), high.to(tl.float32)
+
+
+@triton.jit
+def _store_pairs(row, low, high, channel, here, DIM: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """As :func:`_load_pairs`, in the type that ``row`` is of."""
+    HALF: tl.constexpr = (DIM + 1) // 2
+    to: tl.constexpr = row.dtype.element_ty
+    if INTERLEAVED:
+        at = 2 * channel[None, :, None] + tl.arange(0, 2)[None, None, :]
+        inside = here[:, :, None] & (channel < HALF)[None, :, None]
+        tl.store(row[:, :, None] + at, tl.join(low, high).to(to), mask=inside)
+    else:
+        tl.store(row + channel[None, :], low.to(to), mask=here & (channel < HALF)[None, :])
+        tl.store(row + HALF + channel[None, :], high.to(to), mask=here & (HALF + channel < DIM)[None, :])
+
+
+@triton.jit
 def _angles(
     table,
     base,
@@ -26,13 +59,14 @@ def _angles(
     h,
     w,
     TABLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     COUNT_T: tl.constexpr,
     COUNT_H: tl.constexpr,
     COUNT_W: tl.constexpr,
 ):
-    """One token's row of a table: its first and its second half, zeros beyond."""
+    """One token's row of a table: those of the first and of the second channels, zeros beyond."""
     if TABLES == FACTORED:
         row_t = place // (h * w) * COUNT_T
         row_h = t * COUNT_T + place // w % h * COUNT_H - COUNT_T
@@ -40,6 +74,10 @@ def _angles(
         row = tl.where(channel < COUNT_T, row_t, tl.where(channel < COUNT_T + COUNT_H, row_h, row_w))
         low = tl.load(table + base + row + channel, mask=channel < HALF, other=0.0)
         high = low
+    elif INTERLEAVED:
+        at = table + base + place.to(tl.int64) * DIM + 2 * channel[:, None] + tl.arange(0, 2)[None, :]
+        pairs = tl.load(at, mask=(channel < HALF)[:, None], other=0.0)
+        low, high = tl.split(pairs)
     else:
         at = table + base + place.to(tl.int64) * DIM + channel
         low = tl.load(at, mask=channel < HALF, other=0.0)
@@ -66,6 +104,7 @@ def _forward_token(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     TABLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     COUNT_T: tl.constexpr,
     COUNT_H: tl.constexpr,
     COUNT_W: tl.constexpr,
@@ -74,25 +113,23 @@ def _forward_token(
 ):
     HALF: tl.constexpr = (DIM + 1) // 2
     channel = tl.arange(0, BLOCK_HALF)
-    w_low = tl.load(weight + channel, mask=channel < HALF, other=0.0)[None, :]
-    w_high = tl.load(weight + HALF + channel, mask=HALF + channel < DIM, other=0.0)[None, :]
+    one = tl.zeros([1, 1], tl.int32)
+    w_low, w_high = _load_pairs(weight + one, channel, one == 0, DIM, INTERLEAVED)
     if TABLES != NOTHING:
         place = token % length
         base = (token // length).to(tl.int64) * table_stride
         c_low, c_high = _angles(
-            cos, base, place, channel, t, h, w, TABLES, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
+            cos, base, place, channel, t, h, w, TABLES, INTERLEAVED, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
         )
         s_low, s_high = _angles(
-            sin, base, place, channel, t, h, w, TABLES, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
+            sin, base, place, channel, t, h, w, TABLES, INTERLEAVED, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
         )
     row = token.to(tl.int64)
     for first in range(0, HEADS, BLOCK_HEADS):
         head = first + tl.arange(0, BLOCK_HEADS)
-        in_low = (head < HEADS)[:, None] & (channel < HALF)[None, :]
-        in_high = (head < HEADS)[:, None] & (HALF + channel < DIM)[None, :]
-        at = head[:, None] * DIM + channel[None, :]
-        low = tl.load(x + row * stride + at, mask=in_low, other=0.0).to(tl.float32)
-        high = tl.load(x + row * stride + at + HALF, mask=in_high, other=0.0).to(tl.float32)
+        here = (head < HEADS)[:, None]
+        at = head[:, None] * DIM
+        low, high = _load_pairs(x + row * stride + at, channel, here, DIM, INTERLEAVED)
         factor = tl.rsqrt(tl.sum(low * low + high * high, 1) * (1.0 / DIM) + eps)
         tl.store(rstd + row * HEADS + head, factor, mask=head < HEADS)
         low *= factor[:, None] * w_low
@@ -101,9 +138,7 @@ def _forward_token(
             turned = low * c_low[None, :] - high * s_low[None, :]
             high = high * c_high[None, :] + low * s_high[None, :]
             low = turned
-        target = out + row * HEADS * DIM + at
-        tl.store(target, low.to(out.dtype.element_ty), mask=in_low)
-        tl.store(target + HALF, high.to(out.dtype.element_ty), mask=in_high)
+        _store_pairs(out + row * HEADS * DIM + at, low, high, channel, here, DIM, INTERLEAVED)
 
 
 @triton.jit
@@ -132,6 +167,7 @@ def norm_rope_forward(
     K_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     TABLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     COUNT_T: tl.constexpr,
     COUNT_H: tl.constexpr,
     COUNT_W: tl.constexpr,
@@ -143,12 +179,12 @@ def norm_rope_forward(
     if token < q_tokens:
         _forward_token(
             q, q_weight, cos, sin, q_out, q_rstd, token, q_length, q_stride, table_stride, t, h, w, eps,
-            Q_HEADS, DIM, TABLES, COUNT_T, COUNT_H, COUNT_W, Q_BLOCK, BLOCK_HALF,
+            Q_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W, Q_BLOCK, BLOCK_HALF,
         )  # fmt: skip
     else:
         _forward_token(
             k, k_weight, cos, sin, k_out, k_rstd, token - q_tokens, k_length, k_stride, table_stride, t, h, w,
-            eps, K_HEADS, DIM, TABLES, COUNT_T, COUNT_H, COUNT_W, K_BLOCK, BLOCK_HALF,
+            eps, K_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W, K_BLOCK, BLOCK_HALF,
         )  # fmt: skip
 
 
@@ -173,6 +209,7 @@ def _backward_tokens(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     TABLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     COUNT_T: tl.constexpr,
     COUNT_H: tl.constexpr,
     COUNT_W: tl.constexpr,
@@ -183,8 +220,8 @@ def _backward_tokens(
     """dx of one chunk of tokens, and ``partial`` [DIM], the chunk's share of the weight's gradient."""
     HALF: tl.constexpr = (DIM + 1) // 2
     channel = tl.arange(0, BLOCK_HALF)
-    w_low = tl.load(weight + channel, mask=channel < HALF, other=0.0)[None, :]
-    w_high = tl.load(weight + HALF + channel, mask=HALF + channel < DIM, other=0.0)[None, :]
+    one = tl.zeros([1, 1], tl.int32)
+    w_low, w_high = _load_pairs(weight + one, channel, one == 0, DIM, INTERLEAVED)
     sum_low = tl.zeros([BLOCK_HEADS, BLOCK_HALF], tl.float32)
     sum_high = tl.zeros([BLOCK_HEADS, BLOCK_HALF], tl.float32)
     first_token = chunk * TOKENS
@@ -194,23 +231,21 @@ def _backward_tokens(
             place = token % length
             base = (token // length).to(tl.int64) * table_stride
             c_low, c_high = _angles(
-                cos, base, place, channel, t, h, w, TABLES, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
+                cos, base, place, channel, t, h, w, TABLES, INTERLEAVED, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
             )
             s_low, s_high = _angles(
-                sin, base, place, channel, t, h, w, TABLES, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
+                sin, base, place, channel, t, h, w, TABLES, INTERLEAVED, DIM, HALF, COUNT_T, COUNT_H, COUNT_W
             )
         row = token.to(tl.int64)
         for first in range(0, HEADS, BLOCK_HEADS):
             head = first + tl.arange(0, BLOCK_HEADS)
-            in_low = (head < HEADS)[:, None] & (channel < HALF)[None, :]
-            in_high = (head < HEADS)[:, None] & (HALF + channel < DIM)[None, :]
-            at = head[:, None] * DIM + channel[None, :]
-            source = grad + row * HEADS * DIM + at
-            g_low = tl.load(source, mask=in_low, other=0.0).to(tl.float32)
-            g_high = tl.load(source + HALF, mask=in_high, other=0.0).to(tl.float32)
+            here = (head < HEADS)[:, None]
+            at = head[:, None] * DIM
+            g_low, g_high = _load_pairs(grad + row * HEADS * DIM + at, channel, here, DIM, INTERLEAVED)
             factor = tl.load(rstd + row * HEADS + head, mask=head < HEADS, other=0.0)[:, None]
-            x_low = tl.load(x + row * stride + at, mask=in_low, other=0.0).to(tl.float32) * factor
-            x_high = tl.load(x + row * stride + at + HALF, mask=in_high, other=0.0).to(tl.float32) * factor
+            x_low, x_high = _load_pairs(x + row * stride + at, channel, here, DIM, INTERLEAVED)
+            x_low *= factor
+            x_high *= factor
             if TABLES != NOTHING:
                 turned = g_low * c_low[None, :] + g_high * s_high[None, :]
                 g_high = g_high * c_high[None, :] - g_low * s_low[None, :]
@@ -220,13 +255,15 @@ def _backward_tokens(
             g_low *= w_low
             g_high *= w_high
             along = (tl.sum(g_low * x_low + g_high * x_high, 1) * (1.0 / DIM))[:, None]
-            target = dx + row * HEADS * DIM + at
-            tl.store(target, (factor * (g_low - x_low * along)).to(dx.dtype.element_ty), mask=in_low)
-            tl.store(
-                target + HALF, (factor * (g_high - x_high * along)).to(dx.dtype.element_ty), mask=in_high
-            )
-    tl.store(partial + channel, tl.sum(sum_low, 0), mask=channel < HALF)
-    tl.store(partial + HALF + channel, tl.sum(sum_high, 0), mask=HALF + channel < DIM)
+            low, high = factor * (g_low - x_low * along), factor * (g_high - x_high * along)
+            _store_pairs(dx + row * HEADS * DIM + at, low, high, channel, here, DIM, INTERLEAVED)
+    if INTERLEAVED:
+        at = 2 * channel[:, None] + tl.arange(0, 2)[None, :]
+        sums = tl.join(tl.sum(sum_low, 0), tl.sum(sum_high, 0))
+        tl.store(partial + at, sums, mask=(channel < HALF)[:, None])
+    else:
+        tl.store(partial + channel, tl.sum(sum_low, 0), mask=channel < HALF)
+        tl.store(partial + HALF + channel, tl.sum(sum_high, 0), mask=HALF + channel < DIM)
 
 
 @triton.jit
@@ -259,6 +296,7 @@ def norm_rope_backward(
     K_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     TABLES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     COUNT_T: tl.constexpr,
     COUNT_H: tl.constexpr,
     COUNT_W: tl.constexpr,
@@ -272,12 +310,12 @@ def norm_rope_backward(
     if chunk < q_chunks:
         _backward_tokens(
             q_grad, q, q_weight, q_rstd, cos, sin, dq, partial, chunk, q_tokens, q_length, q_stride,
-            table_stride, t, h, w, Q_HEADS, DIM, TABLES, COUNT_T, COUNT_H, COUNT_W, Q_BLOCK, BLOCK_HALF,
-            TOKENS,
+            table_stride, t, h, w, Q_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W, Q_BLOCK,
+            BLOCK_HALF, TOKENS,
         )  # fmt: skip
     else:
         _backward_tokens(
             k_grad, k, k_weight, k_rstd, cos, sin, dk, partial, chunk - q_chunks, k_tokens, k_length,
-            k_stride, table_stride, t, h, w, K_HEADS, DIM, TABLES, COUNT_T, COUNT_H, COUNT_W, K_BLOCK,
-            BLOCK_HALF, TOKENS,
+            k_stride, table_stride, t, h, w, K_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W,
+            K_BLOCK, BLOCK_HALF, TOKENS,
         )  # fmt: skip

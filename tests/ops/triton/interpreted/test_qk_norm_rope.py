@@ -32,17 +32,24 @@ def rotation(kind: str, batch: int, grid: tuple[int, int, int], dim: int) -> dic
 @pytest.mark.parametrize("dtype", DTYPES)
 # Heads fill a tile, take two, or leave a part of one empty; head size 128 is the networks'.
 @pytest.mark.parametrize(
-    ("heads", "dim", "kind"),
-    [(4, 128, "angles"), (24, 12, "angles per sample"), (3, 10, "tables"), (5, 6, "tables per sample")],
+    ("heads", "dim", "kind", "interleaved"),
+    [
+        (4, 128, "angles", False),
+        (24, 12, "angles per sample", False),
+        (3, 10, "tables", False),
+        (5, 6, "tables per sample", False),
+        (5, 12, "angles", True),
+        (3, 10, "tables per sample", True),
+    ],
 )
-def test_rotated(heads: int, dim: int, kind: str, dtype: torch.dtype):
+def test_rotated(heads: int, dim: int, kind: str, interleaved: bool, dtype: torch.dtype):
     batch, grid = 2, (1, 3, 3) if dim == 128 else (2, 1, 5)
     length = grid[0] * grid[1] * grid[2]  # backward takes 16 tokens at a time, here of both samples
     q, k = (draw(batch, length, heads, dim, seed=i) for i in range(2))
     tables = rotation(kind, batch, grid, dim)
 
     def operator(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, backend: str) -> Any:
-        return ops.qk_norm_rope(q, k, q_weight, k_weight, backend=backend, **tables)
+        return ops.qk_norm_rope(q, k, q_weight, k_weight, interleaved=interleaved, backend=backend, **tables)
 
     grads = [draw(*q.shape, seed=i) for i in (2, 3)]
     inputs = (q, k, draw(dim), draw(dim, seed=1))
