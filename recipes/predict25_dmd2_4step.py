@@ -109,7 +109,7 @@ def recipe(
             it runs.
         teacher: Pre-trained weights, .safetensors or .pt; left out, those of the package.
         data: Folder with videos/ and reason1/, the prompts' embeddings.
-        tokenizer: Folder of the Wan 2.1 VAE in diffusers' format (2b, 14b).
+        tokenizer: Wan 2.1's VAE, its folder in diffusers' format or Wan2.1_VAE.pth (2b, 14b).
         negative_prompt: Embedding of the negative prompt, .safetensors or .npz; left out, zeros.
         seed: Of noise, order of the clips and initial weights.
     """

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cosmos_distill.config import Data
-from cosmos_distill.tokenizers import build
+from cosmos_distill.tokenizers import build, fingerprint
 from tests.memory import limited
 
 
@@ -89,3 +89,58 @@ def test_nothing_that_a_configuration_names_is_loaded(folder: Path, tmp_path: Pa
     (forged / f"{weights.name}.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="points outside its folder"):
         build(Data(tokenizer="wan2.1", tokenizer_path=forged))
+
+
+RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
+            "conv_shortcut": "shortcut"}  # fmt: skip
+WHOLE = {
+    "quant_conv": "conv1", "post_quant_conv": "conv2", "encoder.conv_in": "encoder.conv1",
+    "decoder.conv_in": "decoder.conv1", "encoder.norm_out": "encoder.head.0",
+    "decoder.norm_out": "decoder.head.0", "encoder.conv_out": "encoder.head.2",
+    "decoder.conv_out": "decoder.head.2",
+}  # fmt: skip
+
+
+def official_name(name: str) -> str:
+    """What Wan's own code calls a tensor of diffusers' AutoencoderKLWan."""
+    module, _, leaf = name.rpartition(".")
+    if module in WHOLE:
+        return f"{WHOLE[module]}.{leaf}"
+    side, place, *rest = name.split(".")
+    if place == "mid_block":
+        kind, number, *inner = rest
+        inner = [RESIDUAL.get(part, part) for part in inner]
+        return ".".join([side, "middle", "1" if kind == "attentions" else str(2 * int(number)), *inner])
+    if place == "down_blocks":
+        return ".".join([side, "downsamples", *(RESIDUAL.get(part, part) for part in rest)])
+    block, kind, number, *inner = rest
+    index = 4 * int(block) + (3 if kind == "upsamplers" else int(number))
+    return ".".join([side, "upsamples", str(index), *(RESIDUAL.get(part, part) for part in inner)])
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_the_official_file_gives_the_latents_of_diffusers_folder(place: str, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=4)
+    vae.save_pretrained(tmp_path / "diffusers")
+    official = tmp_path / "official" / "Wan2.1_VAE.pth"
+    official.parent.mkdir()
+    torch.save({official_name(name): value for name, value in vae.state_dict().items()}, official)
+    given = official if place == "file" else official.parent
+    mine, theirs = (
+        build(Data(tokenizer="wan2.1", tokenizer_path=path)) for path in (given, tmp_path / "diffusers")
+    )
+    video = torch.randint(0, 256, (1, 3, 9, 16, 32), dtype=torch.uint8)
+    latents = mine.encode(video)
+    assert torch.equal(latents, theirs.encode(video)) and torch.equal(
+        mine.decode(latents), theirs.decode(latents)
+    )
+    assert list(fingerprint(Data(tokenizer="wan2.1", tokenizer_path=given))) == ["Wan2.1_VAE.pth"]
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "Wan2.1_VAE.pth")
+    with pytest.raises(ValueError, match=r"is not Wan 2\.1's VAE"):
+        build(Data(tokenizer="wan2.1", tokenizer_path=tmp_path))

@@ -218,7 +218,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if data.source == "film":
         yield from _film(recipe)
     own = tokenizer(data)
-    if own.folder is not None and (data.tokenizer_path is None or not data.tokenizer_path.is_dir()):
+    if own.folder is not None and (data.tokenizer_path is None or not data.tokenizer_path.exists()):
         yield (
             f"the {own.title} tokenizer is not part of this package: give {own.folder} with "
             "--data.tokenizer-path."

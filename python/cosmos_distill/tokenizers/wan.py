@@ -1,7 +1,9 @@
-"""Wan 2.1's causal VAE (16 channels, 4x8x8), Predict2.5's tokenizer, from its folder in diffusers' format.
+"""Wan 2.1's causal VAE (16 channels, 4x8x8), Predict2.5's tokenizer, from its folder in diffusers' format or
+from the official file, ``Wan2.1_VAE.pth``.
 
-Latents are the mean of the encoder's distribution, normalised per channel with the statistics in the
-folder's config.json: z = (mean - latents_mean) / latents_std.
+Latents are the mean of the encoder's distribution, normalised per channel: z = (mean - latents_mean) /
+latents_std, with the statistics in the folder's config.json or, for the official file, which has none, those
+published, which diffusers' class has for defaults.
 """
 
 from __future__ import annotations
@@ -11,38 +13,76 @@ from typing import Any
 
 import torch
 
+from cosmos_distill.models.common import files as weights
 from cosmos_distill.tokenizers import vae
 
 TIME, SPACE = 4, 8
 
 
-def files(folder: Path) -> list[Path]:
-    """Configuration and weights. Raises FileNotFoundError when there are none."""
-    if not vae.is_one(folder):
-        raise FileNotFoundError(
-            f"{folder} lacks config.json or safetensors weights: download the vae folder of "
-            "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format"
-        )
-    return vae.files(folder)
+OFFICIAL = "Wan2.1_VAE.pth"
+
+
+def files(path: Path) -> list[Path]:
+    """Configuration and weights, or the official file, by itself or in its folder. Raises FileNotFoundError
+    when there are none."""
+    if path.is_file():
+        return [path]
+    if vae.is_one(path):
+        return vae.files(path)
+    if (path / OFFICIAL).is_file():
+        return [path / OFFICIAL]
+    raise FileNotFoundError(
+        f"{path} lacks config.json or safetensors weights, and {OFFICIAL}: download the vae folder of "
+        "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format, or that file of "
+        "Wan2.1-T2V-1.3B"
+    )
+
+
+def _official(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network of the official file, whose configuration is the published one but for its width.
+
+    Raises:
+        ValueError: it is damaged, or of another network.
+    """
+    from diffusers import AutoencoderKLWan
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    state = weights.read(path)
+    try:
+        found = convert_wan_vae_to_diffusers(dict(state))
+        width, channels = found["encoder.conv_in.weight"].shape[0], found["post_quant_conv.weight"].shape[0]
+        with torch.device("meta"):
+            model = AutoencoderKLWan(base_dim=width, z_dim=channels)
+        wanted = model.state_dict()
+        if wrong := [n for n, value in wanted.items() if n not in found or found[n].shape != value.shape]:
+            raise ValueError(f"{wrong[0]} is missing or of another size, and {len(wrong) - 1} more")
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is not Wan 2.1's VAE ({error}): give {OFFICIAL}") from error
+    model.load_state_dict({name: found[name].to(device, dtype) for name in wanted}, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 class Wan:
     """93 frames of 704x1280 become [16, 24, 88, 160].
 
     ``dtype`` is what encoder and decoder compute in (None: bf16 on CUDA, fp32 elsewhere); statistics and
-    results are fp32. Raises FileNotFoundError when the folder is no such model, ImportError without
-    diffusers.
+    results are fp32. Raises FileNotFoundError when the folder is no such model, ValueError when the file is
+    another's, ImportError without diffusers.
     """
 
     def __init__(
-        self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
         from diffusers import AutoencoderKLWan
 
-        files(folder)
+        found = files(path)
         self._device = torch.device(device)
         self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
-        self._vae: Any = vae.load(AutoencoderKLWan, folder, self._dtype, self._device)
+        self._vae: Any = (
+            _official(found[0], self._device, self._dtype)
+            if len(found) == 1
+            else vae.load(AutoencoderKLWan, path, self._dtype, self._device)
+        )
         self.channels: int = self._vae.config.z_dim
         shape = (1, self.channels, 1, 1, 1)
         self._mean, self._std = (
