@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "ranges",
     },
     "text": {"files", "arrays"},
-    "tokenizers": {"config", "files", "arrays", "models"},
+    "tokenizers": {"config", "families", "files", "arrays", "models"},
     "data": {"config", "controls", "diffusion", "tokenizers", "files", "arrays", "randomness", "storage"},
     "train": {
         "ranges",

@@ -31,6 +31,7 @@ from cosmos_distill.config import (
     Trainer,
     TrigFlow,
 )
+from cosmos_distill.families import preset
 from cosmos_distill.launch import ranks
 from cosmos_distill.methods.autoencoder import Autoencoding
 from cosmos_distill.methods.denoising import Denoising
@@ -104,6 +105,18 @@ PRETRAIN = dataclasses.replace(
     TRANSFER1,
     stages={"pretrain": Train(method=Denoising(student=OPTIM, levels=LogNormal()), trainer=trainer())},
 )
+
+PRETRAIN_TRIGFLOW = {
+    "pretrain": Train(method=Denoising(student=OPTIM, levels=ShiftedTime()), trainer=trainer())
+}
+NETWORKS = {
+    "transfer1": PRETRAIN,
+    "predict2.5": dataclasses.replace(PREDICT25, stages=PRETRAIN_TRIGFLOW),
+    "transfer2.5": dataclasses.replace(
+        PREDICT25, network=preset("transfer2.5-smoke"), control="edge", stages=PRETRAIN_TRIGFLOW
+    ),
+}
+"""One of each family that denoises, with a stage that needs no weights."""
 
 TOKENIZER = Recipe(
     network="mini-cv4x4x4",

@@ -21,7 +21,6 @@ from cosmos_distill.eval import latency, scores
 from cosmos_distill.families import NetworkConfig
 from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.common.config import DiTConfig
-from cosmos_distill.models.transfer1.config import PRESETS
 from cosmos_distill.ranges import Checked, fits
 from cosmos_distill.run.checks import check
 from cosmos_distill.run.manifest import ExportedFile
@@ -31,10 +30,17 @@ from cosmos_distill.sampling.options import ConsolidateOptions, RunOptions, Samp
 from cosmos_distill.stages import autoencoders, evaluate
 from cosmos_distill.train import log
 from tests.fields import specimens
-from tests.fields.specimens import PREDICT25, PRETRAIN, TOKENIZER, TRANSFER1, Stages, changed
+from tests.fields.specimens import (
+    NETWORKS,
+    PREDICT25,
+    PRETRAIN,
+    TOKENIZER,
+    TRANSFER1,
+    Stages,
+    changed,
+)
 
 RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN, "tokenizer": TOKENIZER}
-NETWORK = PRESETS["transfer1-smoke"]
 OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions())
 
 HUGE = 10**400
@@ -73,7 +79,8 @@ def values(name: str, hint: Any) -> Iterator[Any]:
 
 
 def trials(config: Any) -> list[str]:
-    return [path for path, _ in specimens.leaves(config)]
+    """Fields by path. Those of networks are tried in recipes that need no weights of that size."""
+    return [path for path, _ in specimens.leaves(config) if not path.startswith("network.")]
 
 
 def owner(config: Any, path: str) -> type:
@@ -154,19 +161,23 @@ def test_field_of_a_recipe(path: str, stages: dict[str, Stages], tmp_path: Path)
         works(stages[name], other, path, hint, value)
 
 
-@pytest.mark.parametrize("field", trials(NETWORK))
-def test_field_of_a_network(
-    field: str, stages: dict[str, Stages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for value in values(field, dict(specimens.leaves(NETWORK))[field]):
+SIZES = {field: name for name in reversed(NETWORKS) for field in trials(NETWORKS[name].network)}
+"""Every size of a network, and a family that has it."""
+
+
+@pytest.mark.parametrize("path", [f"{name}:{field}" for field, name in SIZES.items()])
+def test_field_of_a_network(path: str, stages: dict[str, Stages], tmp_path: Path) -> None:
+    name, field = path.split(":")
+    usual = NETWORKS[name].network
+    for value in values(field, dict(specimens.leaves(usual))[field]):
         try:
-            network = changed(NETWORK, field, value)
+            network = changed(usual, field, value)
         except ValueError as refused:
             assert field in str(refused), (value, refused)
             continue
-        if network == NETWORK:
+        if network == usual:
             continue
-        recipe = dataclasses.replace(PRETRAIN, network=network)
+        recipe = dataclasses.replace(NETWORKS[name], network=network)
         try:
             check(recipe, tmp_path / "run", ranks=1)
         except Refusal as refused:
@@ -174,7 +185,9 @@ def test_field_of_a_network(
             named = {"latent_channels": "channels", "control_blocks": "control branch"}
             assert named.get(field, field.removeprefix("max_")) in str(refused), (value, refused)
             continue
-        stages["pretrain"].run(recipe, "pretrain")
+        if (type(usual), field, repr(value)) not in _ran:
+            _ran.add((type(usual), field, repr(value)))
+            stages["pretrain"].run(recipe, "pretrain")
 
 
 @pytest.mark.parametrize("kind", ["transfer1", "predict25"])
@@ -215,7 +228,9 @@ def test_no_configuration_is_forgotten() -> None:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     everything = {kind for kind in below(Checked) if kind.__module__.startswith("cosmos_distill.")}
-    tried = set().union(*map(specimens.kinds, RECIPES.values())) | {type(o) for o in OPTIONS}
+    tried = set().union(*map(specimens.kinds, [*RECIPES.values(), *NETWORKS.values()])) | {
+        type(o) for o in OPTIONS
+    }
     elsewhere = {ManySteps}  # read from a student's file: tests/sampling/test_exported.py
     assert everything - tried == {Checked, Stage, MethodConfig, Levels, NetworkConfig, DiTConfig} | elsewhere
 

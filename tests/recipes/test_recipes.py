@@ -181,6 +181,14 @@ def test_transfer25_is_the_published_recipe() -> None:
     assert recipe.network.family.teacher.calls(evaluate.steps) == 35
 
 
+def test_a_method_without_a_teacher_is_given_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--stages.pretrain.teacher-from", "pretrain", "--out", str(tmp_path / "run"))
+    assert cli.main([str(TRANSFER25), *args]) == cli.REFUSED
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--stages.pretrain.teacher-from pretrain: Denoising reads no teacher: leave it out." in said
+    assert "no Train stage of that name comes before 'pretrain'" in said
+
+
 def test_fake_score_features_of_2b_are_the_published_blocks() -> None:
     recipe: Recipe = cli.load(PREDICT25).recipe(scale="2b")
     assert recipe.stages["dmd2"].method.feature_blocks == (11, 19, 27)  # type: ignore[attr-defined]
@@ -194,6 +202,7 @@ def test_dry_run_of_7b_shows_sizes_memory_and_launch_line(
     assert cli.main([str(TRANSFER1), "--scale", "7b", "--dry-run", "--out", str(out)]) == cli.REFUSED
     shown = capsys.readouterr()
     assert "7.236 B parameters in the base + 0.890 B in the control branch" in shown.out
+    assert "prompts: 512 x 1,024 numbers of T5-XXL, published in t5_xxl/" in shown.out
     for word in ("max_steps: 24000", "fake_score", "discriminator", "GiB", "torchrun", "kd"):
         assert word in shown.out
     assert "--dry-run" not in shown.out

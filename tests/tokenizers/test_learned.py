@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosmos_distill.config import Data
+from cosmos_distill.families import described
 from cosmos_distill.models.mini_tokenizer import network as autoencoder
 from cosmos_distill.models.mini_tokenizer.config import PRESETS, AutoencoderConfig
 from cosmos_distill.models.mini_tokenizer.network import Autoencoder
+from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import build
-from cosmos_distill.tokenizers.learned import NAME, shipped
+from cosmos_distill.tokenizers.learned import NAME, Learned, shipped
 from cosmos_distill.tokenizers.pixels import Pixels
 
 SMALL = AutoencoderConfig(channels=8, encoder_width=8, decoder_width=16, decoder_blocks=2)
@@ -161,3 +163,16 @@ def test_pixels_are_left_as_they_are():
     assert tuple(latents.shape[1:]) == tokenizer.latent_shape(5, 6, 7) and latents.abs().max() <= 1
     assert torch.equal(tokenizer.decode(latents), video)
     assert torch.equal(tokenizer.decode(latents * 3), Pixels().decode((latents * 3).clamp(-1, 1)))
+
+
+def test_sizes_are_those_that_the_file_names(tmp_path: Path) -> None:
+    own = AutoencoderConfig(encoder_width=16, decoder_width=24, decoder_blocks=1)
+    network = Autoencoder(own)
+    network.initialize(0, torch.rand(16, 3, 9, 16, 16) * 2 - 1)
+    for about in (described(own), described(own) | {"decoder_blocks": 2}, "transfer1-smoke"):
+        path = publish_tensors(network.state_dict(), tmp_path / "own.safetensors", {"network": about})
+        if about == described(own):
+            assert Learned(path).latent_shape(9, 16, 16) == (16, 3, 4, 4)
+            continue
+        with pytest.raises(ValueError, match="does not hold the weights of mini-cv4x4x4"):
+            Learned(path)

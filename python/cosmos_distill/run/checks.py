@@ -18,6 +18,7 @@ from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import preset_of, title
 from cosmos_distill.launch.layout import problems
+from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
 from cosmos_distill.run import folder
@@ -149,6 +150,11 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)
+        if isinstance(stage, Train) and stage.teacher_from is not None and not stage.method.reads_teacher:
+            yield (
+                f"{option(f'stages.{name}.teacher_from')} {stage.teacher_from}: "
+                f"{type(stage.method).__name__} reads no teacher: leave it out."
+            )
         for attribute, source, kind in wanted:
             if not isinstance(seen.get(source), kind):
                 yield (
@@ -313,6 +319,14 @@ def _network(recipe: Recipe) -> Iterator[str]:
         yield (
             f"--data.tokenizer {data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
             f"else, and {named} is {'one' if trains_tokenizer(recipe) else 'none'}."
+        )
+    if (
+        isinstance(coder := recipe.network, AutoencoderConfig)
+        and coder.channels != KINDS[IN_TRAINING].channels
+    ):
+        yield (
+            f"--network.channels {coder.channels}: the networks take latents of "
+            f"{KINDS[IN_TRAINING].channels} channels."
         )
     if (config := denoiser(recipe)) is None:
         return

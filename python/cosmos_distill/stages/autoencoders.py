@@ -12,7 +12,7 @@ import torch
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe
-from cosmos_distill.families import title
+from cosmos_distill.families import described, title
 from cosmos_distill.launch import ranks
 from cosmos_distill.models.common import files
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
@@ -81,7 +81,8 @@ def export(stage: Export, run: Run, folder: Path) -> ExportedFile:
     network.load_state_dict(state)
     network.rescale(_rms(network, recipe) ** -1)
     tensors = {name: value.to(dtype) for name, value in network.state_dict().items()}
-    path = publish_tensors(tensors, folder / "tokenizer.safetensors", said)
+    about = said | {"network": described(recipe.network)}
+    path = publish_tensors(tensors, folder / "tokenizer.safetensors", about)
     tokenizer = Learned(path, device())
     splits: tuple[FilmSplit, ...] = ("eval", "hard", "validation", "out_of_domain")
     scores = {split: _scores(tokenizer, recipe, split) for split in splits}

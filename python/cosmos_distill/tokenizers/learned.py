@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 import cosmos_distill
+from cosmos_distill import families
+from cosmos_distill.arrays.named import metadata
 from cosmos_distill.models.common import files
-from cosmos_distill.models.mini_tokenizer.config import PRESETS
+from cosmos_distill.models.mini_tokenizer.config import PRESETS, AutoencoderConfig
 from cosmos_distill.models.mini_tokenizer.network import COLOURS, GROUP, SIDE, Autoencoder
 
 NAME = "mini-cv4x4x4"
@@ -17,6 +19,19 @@ NAME = "mini-cv4x4x4"
 def shipped() -> Path:
     """The weights that come with the package."""
     return Path(cosmos_distill.__file__).parent / "weights" / f"{NAME}.safetensors"
+
+
+def _sizes(path: Path) -> AutoencoderConfig:
+    """Those that the file names; those of the shipped one where it names none, or a preset.
+
+    Raises:
+        ValueError: it names others than a tokenizer has.
+    """
+    said = metadata(path).get("network") if path.suffix == ".safetensors" else None
+    sizes = PRESETS[NAME] if said is None else families.read(said)
+    if not isinstance(sizes, AutoencoderConfig):
+        raise ValueError(f"it says to be {families.title(sizes)}")
+    return sizes
 
 
 class Learned:
@@ -31,8 +46,8 @@ class Learned:
         path = path or shipped()
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
-        network = Autoencoder(PRESETS[NAME])
         try:
+            network = Autoencoder(_sizes(path))
             network.load_state_dict({name: value.float() for name, value in files.read(path).items()})
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} does not hold the weights of {NAME} ({error})") from error
