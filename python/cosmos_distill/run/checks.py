@@ -320,14 +320,9 @@ def _network(recipe: Recipe) -> Iterator[str]:
             f"--data.tokenizer {data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
             f"else, and {named} is {'one' if trains_tokenizer(recipe) else 'none'}."
         )
-    if (
-        isinstance(coder := recipe.network, AutoencoderConfig)
-        and coder.channels != KINDS[IN_TRAINING].channels
-    ):
-        yield (
-            f"--network.channels {coder.channels}: the networks take latents of "
-            f"{KINDS[IN_TRAINING].channels} channels."
-        )
+    channels = KINDS[IN_TRAINING].channels
+    if isinstance(recipe.network, AutoencoderConfig) and recipe.network.channels != channels:
+        yield f"--network.channels {recipe.network.channels}: networks take latents of {channels} channels."
     if (config := denoiser(recipe)) is None:
         return
     wanted, kind = config.family.schedule, tokenizer(data)
