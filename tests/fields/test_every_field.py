@@ -28,6 +28,7 @@ from cosmos_distill.sampling import sample
 from cosmos_distill.sampling.exported import ManySteps
 from cosmos_distill.sampling.options import ConsolidateOptions, RunOptions, SampleOptions
 from cosmos_distill.stages import autoencoders, evaluate
+from cosmos_distill.sweep.options import SweepOptions
 from cosmos_distill.train import log
 from tests.fields import specimens
 from tests.fields.specimens import (
@@ -41,7 +42,7 @@ from tests.fields.specimens import (
 )
 
 RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN, "tokenizer": TOKENIZER}
-OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions())
+OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions(), SweepOptions())
 
 HUGE = 10**400
 NUMBERS = [0, -1, -(2**70), 10**12, HUGE, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, True]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from cosmos_distill.config import Recipe
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.methods.dmd2 import DMD2Method
+from cosmos_distill.randomness import Noise
 from cosmos_distill.train.guard import NonFiniteError
 from cosmos_distill.train.log import read
 from tests.fields.specimens import PREDICT25, TRANSFER1, Stages, changed
@@ -20,15 +22,18 @@ from tests.fields.specimens import PREDICT25, TRANSFER1, Stages, changed
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool]) -> None:
     """Make the guided prediction infinite in the samples that ``which`` names, by number in a step."""
-    guide = DMD2Method.guide
+    guide, losses, first = DMD2Method.guide, DMD2Method.losses, [0]
 
-    def broken(
-        self: DMD2Method, cond: Tensor, x_t: Tensor, t: Tensor, condition: object, batch: Batch
-    ) -> Tensor:
-        whole = guide(self, cond, x_t, t, condition, batch)  # type: ignore[arg-type]
-        bad = torch.tensor([which((batch.first + i) % 2) for i in range(len(batch))])
+    def noted(self: DMD2Method, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
+        first[0] = batch.first
+        return losses(self, batch, step, noise)
+
+    def broken(self: DMD2Method, cond: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        whole = guide(self, cond, x_t, t, conditioning)
+        bad = torch.tensor([which((first[0] + i) % 2) for i in range(len(whole))])
         return torch.where(bad.view(-1, 1, 1, 1, 1), torch.inf, whole)
 
+    monkeypatch.setattr(DMD2Method, "losses", noted)
     monkeypatch.setattr(DMD2Method, "guide", broken)
 
 
