@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import metadata as about
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from cosmos_distill import families, models
 from cosmos_distill.arrays import distcp
 from cosmos_distill.arrays.lazy import Lazy
 from cosmos_distill.arrays.places import weights_in
@@ -231,3 +232,16 @@ def test_eight_bits_without_a_scale_are_taken_as_they_stand_and_a_scale_must_fit
     save_file(eight | {name + "_scale": torch.ones(7)}, tmp_path / "wrong.safetensors")
     with pytest.raises(ValueError, match=r"is \[7\], neither one number"):
         weights.load(tmp_path / "wrong.safetensors")
+
+
+def test_weights_of_other_sizes_say_whose_they_are(make_network, tmp_path):
+    """Of the sizes of a preset, that preset; of no preset's, the sizes."""
+    for name in ("transfer1-smoke", "predict2.5-mini"):
+        network = models.build(families.preset(name))
+        weights.save(network, tmp_path / f"{name}.safetensors")
+        blocks = network.config.blocks
+        with pytest.raises(ValueError, match=rf"has {blocks} blocks of width .*: that is --network {name}"):
+            weights.check(make_network(), tmp_path / f"{name}.safetensors")
+    weights.save(make_network(), tmp_path / "tiny.safetensors")
+    with pytest.raises(ValueError, match="3 blocks of width 40 and 2 of control, as no preset has"):
+        weights.check(models.build(families.preset("transfer1-smoke")), tmp_path / "tiny.safetensors")

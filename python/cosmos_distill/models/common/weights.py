@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 from cosmos_distill.arrays.lazy import Value, made
-from cosmos_distill.families import Family, Translation, families
+from cosmos_distill.families import Family, Translation, families, presets
+from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.common.files import State, values, write_safetensors
 from cosmos_distill.models.common.names import TRANSFORMER
 from cosmos_distill.parallel import groups
@@ -146,8 +147,31 @@ def _refuse_others(network: nn.Module, state: Values, source: Source) -> None:
     if problems:
         raise ValueError(
             f"{_said(source)} does not fit this network. " + "; ".join(problems)
-            + ". Use the preset (scale) these weights were made for, or weights of this one."
+            + f". {_fitting(state)}."
         )  # fmt: skip
+
+
+def _fitting(state: Values) -> str:
+    """What the network of ``state`` is, and which presets have its sizes."""
+    patch, blocks = state.get("base.patch_embed.proj.weight"), _blocks(state, "base.")
+    if patch is None or not blocks:
+        return "Use the preset (scale) these weights were made for, or weights of this one"
+    width, steering = patch.shape[0], _blocks(state, "control.")
+    said = f"The file has {blocks} blocks of width {width}" + f" and {steering} of control" * bool(steering)
+    sizes = [
+        name
+        for name, config in presets().items()
+        if isinstance(config, DiTConfig) and (config.width, config.blocks) == (width, blocks)
+        and (config.leading_blocks > 0 or config.controls > 0) == bool(steering)
+    ]  # fmt: skip
+    if not sizes:
+        return f"{said}, as no preset has: say so with --network.width, --network.blocks and the like"
+    return f"{said}: that is {' or '.join(f'--network {name}' for name in sizes)}"
+
+
+def _blocks(state: Values, branch: str) -> int:
+    found = {name.split(".")[2] for name in state if name.startswith(f"{branch}blocks.")}
+    return len(found)
 
 
 def _said(source: Source) -> str:
