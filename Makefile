@@ -2,6 +2,7 @@
 # edits `make check` (linter, types and the tests that find most) says within a minute what broke.
 # The set-up lives in .venv and is made again only when what it depends on has changed.
 #
+#   make docs                         the documentation, in site/index.html
 #   make demo ARGS="--scale smoke"    extra options for the main job
 #   make PYTHON=python3.12 test       another interpreter (3.11 or later) for a new .venv
 
@@ -18,7 +19,7 @@ CHECKS := tests/test_architecture.py $(addprefix tests/,diffusion methods models
   $(addprefix tests/train/test_,loop.py optim.py ema_guard_log.py) \
   $(addprefix tests/ops/test_,arguments.py gradcheck.py library.py registry.py)
 
-.PHONY: help setup demo check test lint bench clean
+.PHONY: help setup demo check test lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,8 +45,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' --durations=0 $(ARGS)
 
+# Pages, and what they read off the code; a warning ends it. Nothing of the site is fetched when it is read.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean $(ARGS)
+	@echo "Open site/index.html. For the search: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf build $(VENV)
+	rm -rf build site $(VENV)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -58,4 +64,8 @@ $(READY): $(BIN)/python python/cosmos_distill/data/packages.py pyproject.toml co
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[video,log,demo,test]'
 	$(BIN)/python -m cosmos_distill.data.packages
+	@touch $@
+
+$(VENV)/docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'mkdocs>=1.6,<2' mkdocs-material 'mkdocstrings[python]'
 	@touch $@

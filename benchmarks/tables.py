@@ -1,4 +1,4 @@
-"""The tables of README.md and benchmarks/README.md, taken from results/cpu.json.
+"""The tables of docs/howto/operators.md and benchmarks/README.md, taken from results/cpu.json.
 
 They stand between ``<!-- NAME -->`` and ``<!-- end of NAME -->``. `make bench` writes them anew;
 tests/test_benchmark_tables.py fails where they differ from what is recorded.
@@ -93,7 +93,7 @@ def overview(rows: list[Row]) -> str:
 
 TABLES = {
     "goals": (ROOT / "benchmarks" / "README.md", goals),
-    "overview": (ROOT / "README.md", overview),
+    "overview": (ROOT / "docs" / "howto" / "operators.md", overview),
 }
 
 

@@ -211,7 +211,7 @@ def to_official(
 
     Raises:
         ValueError: ``carried`` holds a tensor that the network has itself, or the family has no official
-        files.
+            files.
     """
     if family.names is None:
         raise ValueError(f"{family.title} has no official names")

@@ -1,0 +1,1 @@
+"""A family for tests/additions: the common network, without a control, under EDM."""
