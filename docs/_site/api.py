@@ -56,7 +56,13 @@ def page(part: str, modules: list[str]) -> str:
 
 def library() -> str:
     """The Markdown of the page of what the package itself offers."""
-    return "# cosmos_distill\n\n::: cosmos_distill\n    options:\n      members: true\n"
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    offered = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    return f"# cosmos_distill\n\n::: cosmos_distill\n    options:\n      members: [{', '.join(offered)}]\n"
 
 
 def recipes() -> str:

@@ -41,6 +41,7 @@ KINDS = (
     Kind("method", "a method", "1 file, also from outside of the package"),
     Kind("recipe", "a recipe", "1 file, anywhere"),
     Kind("metric", "a metric", "1 file, named in a recipe"),
+    Kind("control", "a control", "1 file, named in a recipe"),
     Kind("tokenizer", "a tokenizer", "1 file, named in a recipe"),
     Kind("adapter", "a transformer of diffusers", "1 file, from outside of the package"),
     Kind("family", "a family of networks", "its folder"),
