@@ -55,106 +55,124 @@ CD_INLINE Shared in_order(Shared shared, int64_t dim, [[maybe_unused]] float* sp
     }
 }
 
-// Neighbouring channels that turn with each other, taken apart: a Pair with the even ones in its lower vector and the odd
-// ones in its upper, which is how a Pair of bf16 is read anyway, or two floats.
+// What interleaved heads consist of where others do of V: neighbours turn with each other, so that it is two floats at least.
 template <class V>
-using Apart = std::conditional_t<std::is_same_v<V, float>, Two<float>, V>;
+using Pairs = std::conditional_t<std::is_same_v<V, float>, Two<float>, V>;
+template <class P>
+constexpr bool kOnePair = std::is_same_v<P, Two<float>>;
 
 template <class P, class T>
-CD_INLINE P read_apart(const T* from) {
-    if constexpr (std::is_same_v<P, Two<float>>) {
+CD_INLINE P get(const T* from) {
+    if constexpr (kOnePair<P>) {
         return {load(from[0]), load(from[1])};
-    } else {
-        const P v = read<P>(from);
-        if constexpr (kInOrder<T, P>) {
-            const detail::Lanes<decltype(P::low)> lanes;
-            return {detail::every_second<0>(v.low, v.high, lanes), detail::every_second<1>(v.low, v.high, lanes)};
-        }
-        return v;
-    }
-}
-
-template <bool Streamed, class P, class T>
-CD_INLINE void write_together(const P& v, T* to) {
-    if constexpr (std::is_same_v<P, Two<float>>) {
-        to[0] = narrow<T>(v.low), to[1] = narrow<T>(v.high);
-    } else if constexpr (kInOrder<T, P>) {
-        const detail::Lanes<decltype(P::low)> lanes;
-        write<Streamed>(P(detail::in_turn<0>(v.low, v.high, lanes), detail::in_turn<1>(v.low, v.high, lanes)), to);
-    } else {
-        write<Streamed>(v, to);
-    }
-}
-
-// fp32 that stands apart in memory.
-template <class P>
-CD_INLINE P read_row(const float* from) {
-    if constexpr (std::is_same_v<P, Two<float>>) {
-        return {from[0], from[1]};
     } else {
         return read<P>(from);
     }
 }
-template <class P>
-CD_INLINE void write_row(const P& v, float* to) {
-    if constexpr (std::is_same_v<P, Two<float>>) {
-        to[0] = v.low, to[1] = v.high;
+template <bool Streamed, class P, class T>
+CD_INLINE void put(const P& v, T* to) {
+    if constexpr (kOnePair<P>) {
+        to[0] = narrow<T>(v.low), to[1] = narrow<T>(v.high);
     } else {
-        write<false>(v, to);
+        write<Streamed>(v, to);
     }
 }
-
 template <class P>
-CD_INLINE float sum_apart(const P& v) {
-    if constexpr (std::is_same_v<P, Two<float>>) {
+CD_INLINE float total(const P& v) {
+    if constexpr (kOnePair<P>) {
         return v.low + v.high;
     } else {
         return sum_of(v);
     }
 }
 
-// As in_order(), but apart; afterwards every channel has an angle of its own.
-template <class P>
-CD_INLINE Shared taken_apart(Shared shared, int64_t dim, float* space) {
-    constexpr int kStep = kSize<P>;
-    const auto apart = [=](const float* from, float* to) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < dim; i += kStep) write_row(read_apart<P>(from + i), to + i);
-        return to;
-    };
-    const auto twice = [=](const float* from, float* to) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < dim; i += kStep) {
-            if constexpr (std::is_same_v<P, Two<float>>) {
-                write_row(P(from[i / 2], from[i / 2]), to + i);
-            } else {
-                const auto v = detail::at<decltype(P::low)>(from + i / 2);
-                write_row(P(v, v), to + i);
-            }
-        }
-        return to;
-    };
-    float *cos = space + dim, *sin = space + 2 * dim;
-    if (shared.turn.other != 0) {
-        return {apart(shared.weight, space), {apart(shared.turn.cos, cos), apart(shared.turn.sin, sin), dim}};
-    }
-    return {apart(shared.weight, space), {twice(shared.turn.cos, cos), twice(shared.turn.sin, sin), dim}};
+template <class U, int... I>
+CD_INLINE U exchanged_lanes(U v, std::integer_sequence<int, I...>) {
+    return detail::shuffled(v, v, std::integer_sequence<int, (I ^ 1)...>{});
+}
+template <class U, int... I>
+CD_INLINE U alternating(std::integer_sequence<int, I...>) {
+    return U{(I % 2 == 0 ? -1.0f : 1.0f)...};
 }
 
-// With neighbours turning with each other, and what all heads share taken_apart().
+// Elements of T with the neighbours of each pair exchanged.
+template <class T, class P>
+CD_INLINE P exchanged(const P& v) {
+    if constexpr (kOnePair<P> || !kInOrder<T, P>) {
+        return {v.high, v.low};
+    } else {
+        const detail::Lanes<decltype(P::low)> lanes;
+        return {exchanged_lanes(v.low, lanes), exchanged_lanes(v.high, lanes)};
+    }
+}
+
+// -1 for the first of each pair, 1 for the second.
+template <class T, class P>
+CD_INLINE P signs() {
+    using U = decltype(P::low);
+    if constexpr (kOnePair<P>) {
+        return {-1.0f, 1.0f};
+    } else if constexpr (kInOrder<T, P>) {
+        const U both = alternating<U>(detail::Lanes<U>{});
+        return {both, both};
+    } else {
+        return {U{} - 1.0f, U{} + 1.0f};
+    }
+}
+
+// An angle's cosine or sine for both of a pair.
+template <class T, class P>
+CD_INLINE P doubled(const float* from) {
+    if constexpr (kOnePair<P>) {
+        return {from[0], from[0]};
+    } else {
+        using U = decltype(P::low);
+        const U v = detail::at<U>(from);
+        if constexpr (!kInOrder<T, P>) return {v, v};
+        const detail::Lanes<U> lanes;
+        return {detail::in_turn<0>(v, v, lanes), detail::in_turn<1>(v, v, lanes)};
+    }
+}
+
+// As in_order(), with sines so that a pair (a, b) turns to v cos + exchanged(v) sin or, for gradients, back.
+template <class T, bool Back, class P>
+CD_INLINE Shared in_pairs(Shared shared, int64_t dim, float* space) {
+    const bool every = shared.turn.other != 0;
+    float *weight = space, *cos = space + dim, *sin = space + 2 * dim;
+    for (int64_t i = 0; i < dim; i += kSize<P>) {
+        P w, c, s;
+        if constexpr (kOnePair<P>) {
+            w = get<P>(shared.weight + i);
+            c = every ? get<P>(shared.turn.cos + i) : doubled<T, P>(shared.turn.cos + i / 2);
+            s = every ? get<P>(shared.turn.sin + i) : doubled<T, P>(shared.turn.sin + i / 2);
+        } else {
+            w = read_as<T, P>(shared.weight + i);
+            c = every ? read_as<T, P>(shared.turn.cos + i) : doubled<T, P>(shared.turn.cos + i / 2);
+            s = every ? read_as<T, P>(shared.turn.sin + i) : doubled<T, P>(shared.turn.sin + i / 2);
+        }
+        s = s * signs<T, P>();
+        put<false>(w, weight + i);
+        put<false>(c, cos + i);
+        put<false>(Back ? exchanged<T>(s) : s, sin + i);
+    }
+    return {weight, {cos, sin, 0}};
+}
+
+// Of interleaved heads, with what they share in_pairs().
 template <bool Streamed, class P, class T>
 CD_INLINE void head_forward_interleaved(const T* CD_RESTRICT x, const float* CD_RESTRICT weight, Turn turn, int64_t dim,
                                         float eps, T* CD_RESTRICT out, float* CD_RESTRICT rstd) {
     constexpr int kStep = kSize<P>;
     P squares(0.0f);
     for (int64_t i = 0; i < dim; i += kStep) {
-        const P v = read_apart<P>(x + i);
+        const P v = get<P>(x + i);
         squares += v * v;
     }
-    const float r = 1.0f / std::sqrt(sum_apart(squares) / static_cast<float>(dim) + eps);
+    const float r = 1.0f / std::sqrt(total(squares) / static_cast<float>(dim) + eps);
     *rstd = r;
     for (int64_t i = 0; i < dim; i += kStep) {
-        const P n = read_apart<P>(x + i) * P(r) * read_row<P>(weight + i);
-        const P c = read_row<P>(turn.cos + i), s = read_row<P>(turn.sin + i);
-        write_together<Streamed>(P(n.low * c.low - n.high * s.low, n.high * c.high + n.low * s.high), out + i);
+        const P n = get<P>(x + i) * P(r) * get<P>(weight + i);
+        put<Streamed>(n * get<P>(turn.cos + i) + exchanged<T>(n) * get<P>(turn.sin + i), out + i);
     }
 }
 
@@ -205,11 +223,11 @@ CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* weight, Turn t
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
             if constexpr (Interleaved) {
-                const Shared shared = taken_apart<Apart<V>>({weight, turn}, dim, space);
+                using P = Pairs<V>;
+                const Shared shared = in_pairs<T, false, P>({weight, turn}, dim, space);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
-                    head_forward_interleaved<Streamed, Apart<V>>(x + at, shared.weight, shared.turn, dim, eps, out + at,
-                                                                 rstd + h);
+                    head_forward_interleaved<Streamed, P>(x + at, shared.weight, shared.turn, dim, eps, out + at, rstd + h);
                 }
             } else {
                 const Shared shared = in_order<T, V>({weight, turn}, dim, space);
@@ -263,7 +281,7 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
     }
 }
 
-// The same with neighbours turning with each other; weight, turn, space and dweight are apart.
+// The same of interleaved heads, with what they share in_pairs(); space and dweight are in the order of T.
 template <bool Streamed, class P, class T>
 CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
                                          const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
@@ -271,17 +289,16 @@ CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_
     constexpr int kStep = kSize<P>;
     P dots(0.0f);
     for (int64_t i = 0; i < dim; i += kStep) {
-        const P g = read_apart<P>(grad + i), c = read_row<P>(turn.cos + i), s = read_row<P>(turn.sin + i);
-        const P dn(g.low * c.low + g.high * s.high, g.high * c.high - g.low * s.low);
-        const P share = dn * read_apart<P>(x + i) * P(r);
-        write_row(dn, space + i);
-        write_row(read_row<P>(dweight + i) + share, dweight + i);
-        dots += share * read_row<P>(weight + i);
+        const P g = get<P>(grad + i), dn = g * get<P>(turn.cos + i) + exchanged<T>(g) * get<P>(turn.sin + i);
+        const P share = dn * get<P>(x + i) * P(r);
+        put<false>(dn, space + i);
+        put<false>(get<P>(dweight + i) + share, dweight + i);
+        dots += share * get<P>(weight + i);
     }
-    const P mean(sum_apart(dots) / static_cast<float>(dim));
+    const P mean(total(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
-        const P dn = read_row<P>(space + i), w = read_row<P>(weight + i);
-        write_together<Streamed>(P(r) * (dn * w - read_apart<P>(x + i) * P(r) * mean), dx + i);
+        const P dn = get<P>(space + i), w = get<P>(weight + i);
+        put<Streamed>(P(r) * (dn * w - get<P>(x + i) * P(r) * mean), dx + i);
     }
 }
 
@@ -297,15 +314,15 @@ CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x,
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
             if constexpr (Interleaved) {
-                using P = Apart<V>;
-                const Shared shared = taken_apart<P>({weight, turn}, dim, sum + dim);
+                using P = Pairs<V>;
+                const Shared shared = in_pairs<T, true, P>({weight, turn}, dim, sum + dim);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
                     head_backward_interleaved<Streamed, P>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
                                                            dx + at, sum);
                 }
-                for (int64_t i = 0; i < dim; i += kSize<P>) {
-                    write_together<false>(read_apart<P>(dweight + i) + read_row<P>(sum + i), dweight + i);
+                for (int64_t i = 0; i < dim; i += kSize<V>) {
+                    write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
                 }
             } else {
                 const Shared shared = in_order<T, V>({weight, turn}, dim, sum + dim);
