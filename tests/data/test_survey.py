@@ -109,8 +109,8 @@ def test_every_suffix_is_used_and_what_is_not_is_named(data, tmp_path, caplog):
     (tmp_path / "videos" / "more").mkdir()
     with caplog.at_level(logging.WARNING):
         source = open_(data, control="depth")
-    assert [s.name for s in source._samples] == [f"c{i:02d}" for i in range(6)]
-    assert source._samples[0].video.name == "c00.mp4"
+    assert [s.name for s in source._survey.samples.values()] == [f"c{i:02d}" for i in range(6)]
+    assert next(iter(source._survey.samples.values())).video.name == "c00.mp4"
     assert set(source.skipped) == {"c00.mov", "notes.txt", "more"}
     assert "the name of c00.mp4, which is taken" in source.skipped["c00.mov"]
     assert "clip c00.mov skipped" in caplog.text and "3 so far" in caplog.text
@@ -127,7 +127,12 @@ def test_names_that_look_alike_belong_together(data, tmp_path):
         path.rename(path.with_stem(new))
     assert len(videos) == 4
     source = open_(data, control="depth")
-    assert {s.name for s in source._samples} == {apart, "x" + whole, "c02", "c03"} and not source.skipped
+    assert {s.name for s in source._survey.samples.values()} == {
+        apart,
+        "x" + whole,
+        "c02",
+        "c03",
+    } and not source.skipped
 
 
 def test_a_name_that_is_not_utf8_is_skipped_and_shown_as_python_spells_it(data, tmp_path, caplog):
@@ -137,7 +142,7 @@ def test_a_name_that_is_not_utf8_is_skipped_and_shown_as_python_spells_it(data, 
     (tmp_path / "t5_xxl/c00.safetensors").rename(tmp_path / "t5_xxl" / f"{odd}.safetensors")
     with caplog.at_level(logging.WARNING):
         source = open_(data)
-    assert "not UTF-8" in source.skipped[odd] and len(source._samples) == 3
+    assert "not UTF-8" in source.skipped[odd] and len(source._survey.samples) == 3
     assert "caf\\udce9\\x1b[31m skipped" in caplog.text
 
 

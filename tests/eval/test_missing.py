@@ -145,7 +145,7 @@ def test_report_of_missing_scores_and_of_an_earlier_version(finished: Path, tmp_
     # The same with targets, which the smoke recipe has none of.
     found["metrics"]["student"]["frechet"] = None
     found["metrics"]["student"]["reasons"] = {"frechet": "one clip has no covariance"}
-    judged = report.page.targets(found, None, quality=True)
+    judged = report.targets(found, None, quality=True)
     assert {t["reason"] for t in judged if t["met"] is None} >= {"one clip has no covariance"}
     assert "no score: one clip has no covariance" in report.page.html(
         {**found, "targets": judged}, title="", curves="", pictures=[], recipe=""
