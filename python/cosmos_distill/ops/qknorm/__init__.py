@@ -126,9 +126,8 @@ def qk_norm_rope(
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit, eps is negative, or the angles of cos and
-        sin
-            pair channels in the other way (looked for once in tables of a kind, and not while tracing); the
-            message names the argument.
+            sin pair channels in the other way (looked for once in tables of a kind, and not while tracing);
+            the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     not_negative("eps", eps)
