@@ -17,5 +17,6 @@ bool has_avx512_bf16() {
 PYBIND11_MODULE(CD_MODULE, m) {
     m.doc() = "Compiled operators of cosmos-distill (raw addresses; use cosmos_distill.ops instead).";
     m.def("has_avx512_bf16", &has_avx512_bf16);
+    m.attr("interface") = cd::INTERFACE;
     cd::bind_operators(m);
 }

@@ -13,6 +13,10 @@
 
 namespace cd {
 
+// Number of what the functions take. Raise it, and the one in ops/compiled.py, when the meaning of an argument
+// changes: a module that was built before must not serve the new package, which would have it read other memory.
+constexpr int INTERFACE = 2;
+
 // One argument as it comes from Python. Tensors come as addresses.
 struct Value {
     enum class Kind { integer, number, list, lists } kind;

@@ -7,5 +7,7 @@ devices are in ``cuda``, there only when built with CUDA; their ``stream`` is a 
 
 from typing import Any
 
+interface: int
+
 def has_avx512_bf16() -> bool: ...
 def __getattr__(name: str) -> Any: ...

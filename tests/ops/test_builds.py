@@ -6,12 +6,14 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from cosmos_distill import _C, ops
+from cosmos_distill.ops import compiled
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 pytestmark = pytest.mark.compiled
@@ -135,3 +137,32 @@ def test_a_build_that_cannot_be_imported_is_missed_once():
     assert run.stdout.strip() == "cosmos_distill._C"
     assert run.stderr.count("BackendFallback") == 1
     assert f"cosmos_distill.{build}" in run.stderr and "reinstall" in run.stderr
+
+
+def test_a_module_of_other_sources_serves_nothing():
+    """One that was built before an argument changed its meaning would read other memory: it counts as
+    missing."""
+    code = """
+import sys, types, warnings
+import torch
+import cosmos_distill
+old = types.ModuleType("cosmos_distill._C")
+old.__file__, old.has_avx512_bf16 = "old.so", lambda: False
+sys.modules["cosmos_distill._C"] = cosmos_distill._C = old
+from cosmos_distill import ops
+x, m = torch.ones(1, 2, 4), torch.zeros(1, 4)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    ops.adaln_modulate(x, m, m)
+print(said[0].message)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "old.so was built from another version of the sources" in run.stdout
+
+
+def test_the_number_of_the_interface_is_one():
+    """In the sources, in Python and in what was built."""
+    csrc = Path(__file__).parents[2] / "csrc"
+    header = (csrc / "common" / "operator.h").read_text()
+    assert f"constexpr int INTERFACE = {compiled.INTERFACE};" in header
+    assert compiled.kernels.interface == compiled.INTERFACE

@@ -5,7 +5,7 @@ narrows both. ``cosmos_distill._C`` runs everywhere; the other builds exist on x
 them cannot be imported that is said.
 
 Raises:
-    ImportError: nothing was compiled.
+    ImportError: nothing was compiled, or another version of the package was.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ import torch  # before the compiled module, which then shares torch's OpenMP run
 from .. import _C
 from .registry import BackendFallback
 
+INTERFACE = 2
+"""Of what the functions take; the same number stands in csrc/common/operator.h."""
+
 if TYPE_CHECKING:
     kernels = _C
 else:
+    if getattr(_C, "interface", None) != INTERFACE:
+        raise ImportError(
+            f"{_C.__file__} was built from another version of the sources: build it again with make setup "
+            "or pip install -e ."
+        )
     BUILDS = {
         "AVX512": "_C_avx512_bf16" if _C.has_avx512_bf16() else "_C_avx512",
         "AVX2": "_C_avx2",
@@ -29,6 +37,8 @@ else:
     build = BUILDS.get(torch.backends.cpu.get_cpu_capability(), "_C")
     try:
         kernels = importlib.import_module(f"cosmos_distill.{build}")
+        if getattr(kernels, "interface", None) != INTERFACE:
+            raise ImportError("it was built from another version of the sources")
     except ImportError as error:
         kernels = _C
         warnings.warn(
