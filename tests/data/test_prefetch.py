@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,14 @@ from cosmos_distill.data.sources import open_source
 from tests.data.folders import digests, open_, write_clip, write_text
 
 
+class Stubborn(Exception):
+    """Does not survive the way to another process."""
+
+    def __init__(self, index: int, lock: object) -> None:
+        super().__init__(f"sample {index} holds a lock")
+        self.lock = lock
+
+
 class Numbered(ClipSource):
     """Samples whose name says which process decoded them."""
 
@@ -37,6 +46,10 @@ class Numbered(ClipSource):
     def decoded(self, index: int) -> Decoded:
         if index == 40:
             raise DataError("sample 40 is bad")
+        if index == 50:
+            raise Stubborn(index, threading.Lock())
+        if index == 60:
+            raise KeyError("sixty")
         if index == 666:
             os.kill(os.getpid(), signal.SIGKILL)
         video = np.full((2, 2, 2, 3), index % 256, np.uint8)
@@ -58,7 +71,7 @@ def test_other_processes_decode_in_order_and_errors_come_with_their_batch():
     assert len(pids) == 2 and os.getpid() not in pids
     with pytest.raises(DataError, match=r"^sample 40 is bad$"):
         ahead.batch(40, 10)
-    assert numbers(ahead.batch(50, 10)) == list(range(50, 60))
+    assert numbers(ahead.batch(70, 10)) == list(range(70, 80))
     ahead.close()
     ended(pids)
 
@@ -87,6 +100,28 @@ def test_a_worker_that_is_ended_is_said():
     with pytest.raises(DataError, match="process that decodes clips has ended"):
         ahead.batch(666, 1)
     assert numbers(ahead.batch(0, 1)) == [0]
+    ahead.close()
+
+
+def test_a_worker_that_is_ended_meanwhile_is_said_with_the_next_batch():
+    """Not where this process happens to be: in the middle of a step, say."""
+    ahead = Prefetch(Numbered(), workers=1)
+    os.kill(int(ahead.batch(0, 1).names[0].split()[1]), signal.SIGKILL)
+    time.sleep(1)
+    with pytest.raises(DataError, match="process that decodes clips has ended"):
+        for first in range(1, 9):
+            ahead.batch(first, 1)
+    assert numbers(ahead.batch(0, 1)) == [0]
+    ahead.close()
+
+
+def test_errors_that_cannot_be_sent_are_said_in_words_and_others_say_where():
+    ahead = Prefetch(Numbered(), workers=1)
+    with pytest.raises(RuntimeError, match="Stubborn: sample 50 holds a lock"):
+        ahead.batch(50, 1)
+    with pytest.raises(KeyError, match="sixty") as caught:
+        ahead.batch(60, 1)
+    assert "in decoded" in "".join(caught.value.__notes__)
     ahead.close()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -107,7 +110,8 @@ class Prefetch:
         resource_tracker.ensure_running()  # it would let the signal through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return iter(loader)
+            with _own_answer_to_lost_children():
+                return iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -138,7 +142,7 @@ class _Samples(Dataset[Decoded | Exception]):
         try:
             return self._source.decoded(index)
         except Exception as error:
-            return error
+            return _to_be_sent(error)
 
 
 class _Guesses:
@@ -152,6 +156,30 @@ class _Guesses:
         while True:
             yield list(range(first, first + self._count))
             first = self._following(first + self._count)
+
+
+def _to_be_sent(error: Exception) -> Exception:
+    """An error that says where it was raised; in words where it does not survive the way to another process,
+    and would keep its batch from coming."""
+    if not isinstance(error, DataError):  # which says what to do
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return error
+
+
+@contextmanager
+def _own_answer_to_lost_children() -> Iterator[None]:
+    """Keep what this process does when a child ends. The library would raise an error of its own wherever the
+    process happens to be; the call for the next batch finds out as well."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:  # in the main thread only
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _as_they_are(samples: list[Decoded | Exception]) -> list[Decoded | Exception]:
