@@ -162,8 +162,8 @@ from cosmos_distill.data.prefetch import Prefetch
 from tests.data.test_prefetch import Numbered
 ahead = Prefetch(Numbered(), workers=2)
 names = ahead.batch(0, 1).names + ahead.batch(1, 1).names
-print(*{name.split()[1] for name in names}, flush=True)
 try:
+    print(*{name.split()[1] for name in names}, flush=True)  # the signal may come from here on
     time.sleep(60)
 except KeyboardInterrupt:
     print(*ahead.batch(2, 1).names, flush=True)  # what is under way is still finished

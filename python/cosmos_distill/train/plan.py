@@ -211,7 +211,7 @@ def _plan(asked: Roles, parallel: Parallel, data_parallel: int) -> MemoryPlan:
         )
 
     roles = tuple(role_plan(role, *what) for role, what in asked.networks.items())
-    peak = max((sum(r.gradients for r in roles if r.role in turn) for turn in asked.phases), default=0)
+    peak = max((sum(r.gradients for r in roles if r.role in phase) for phase in asked.phases), default=0)
     return MemoryPlan(asked, roles, parallel, data_parallel, peak)
 
 
