@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +22,9 @@ from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import described, preset
 from cosmos_distill.run.manifest import plain
+from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import FORMAT, ManySteps, read
+from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.stages import export
 from cosmos_distill.storage import publish_tensors
@@ -140,6 +144,18 @@ def test_no_path_of_a_student_is_kept(tmp_path: Path) -> None:
     assert exported.negative_prompt_sha256 == ""  # there was one: it is known to be missing
     prompt = read(student(tmp_path, description(HAAR, data={"negative_prompt": "words"})))
     assert prompt.data.negative_prompt == "words"  # this source has prompts, not paths
+
+
+@pytest.mark.parametrize("control, mixes", [("seg", False), ("depth", True)])
+def test_colours_of_labels_are_as_unmixed_as_in_training(control: str, mixes: bool, tmp_path: Path) -> None:
+    labels = np.zeros((48, 48, 3), np.uint8)  # 1.5 times the student's size
+    labels[::2], labels[:, ::2, 1] = (200, 0, 0), 90
+    file = tmp_path / "labels.png"
+    assert cv2.imwrite(str(file), labels)
+    options = SampleOptions(control_video=file)
+    conditions = Conditions(options, preset("transfer1-smoke"), control, HAAR, EDMSchedule(EDM()))
+    _, shown = conditions.batch(0, 1)
+    assert shown is not None and bool(set(shown.unique().tolist()) - {0, 90, 200}) == mixes
 
 
 def test_the_negative_prompt_of_a_teacher_is_given_by_the_user(

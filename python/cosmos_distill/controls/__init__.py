@@ -72,6 +72,11 @@ def is_computed(name: str) -> bool:
     return find(name).computed is not None
 
 
+def is_labels(name: str | None) -> bool:
+    """Whether a control's colours must not be mixed when its pictures are resized; None is no control."""
+    return name is not None and find(name).nearest
+
+
 def computed() -> tuple[str, ...]:
     """Names of the controls that need no file."""
     return tuple(name for name in names() if is_computed(name))

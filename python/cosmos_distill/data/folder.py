@@ -198,7 +198,7 @@ class FolderSource(ClipSource):
         control = None
         if sample.control is not None:
             # Labels and joints have no meaningful average: their colours are kept as they are.
-            place = Fit(*size, nearest=self.control is not None and controls.find(self.control).nearest)
+            place = Fit(*size, nearest=controls.is_labels(self.control))
             control = np.stack(clips.at_times(sample.control, times, place))
         return np.stack(frames), control, fit.padding, rate / self.data.stride
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cosmos_distill
+from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
 from cosmos_distill.data import packages
@@ -34,7 +35,6 @@ from cosmos_distill.run.sizes import (
 )
 from cosmos_distill.tokenizers.kinds import KINDS
 
-_FROM_FILES = ("depth", "seg", "keypoint")
 _SCORED_SIDE, _SCORED_FRAMES = 16, 2
 """Smallest clips that the scores can be computed of."""
 _NARROWEST, _LONGEST_SHOT = (176, 144), 132
@@ -233,12 +233,12 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
     if data.root is not None and not data.root.is_dir():
         yield f"--data.root {data.root}: no such folder."
-    if recipe.control in _FROM_FILES:
+    if recipe.control is not None and not controls.is_computed(recipe.control):
         if data.source != "folder":
             yield (
                 f"--control {recipe.control} is read from files, and these clips come without them: give a "
                 f"folder with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
-                "or choose --control edge or vis."
+                f"or choose --control {' or '.join(controls.computed())}."
             )
         elif data.root is not None and data.root.is_dir() and not (data.root / recipe.control).is_dir():
             folder = data.root / recipe.control

@@ -193,8 +193,10 @@ class Conditions:
         data = self._data
         option = "--control-video" if self._options.control_video else "--video"
 
+        labels = self._options.control_video is not None and controls.is_labels(self._control_name)
+
         def place(size: tuple[int, int]) -> Fit:
-            return Fit(*size, data.height, data.width)
+            return Fit(*size, data.height, data.width, nearest=labels)
 
         read = self._read(option, path, data.frames, place, beginning)
         frames = np.stack(read.frames)
