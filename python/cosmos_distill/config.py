@@ -312,6 +312,11 @@ class Data(Checked):
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""
 
+    def rules(self) -> Iterator[Problem]:
+        """Clips have the control that sampling computes."""
+        if self.vis_thumbnail is not None and self.source != "film":
+            yield "vis_thumbnail", f"is of the film: clips of {self.source} are blurred, so set it to None"
+
     @property
     def saved_noise(self) -> bool:
         """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""

@@ -9,6 +9,7 @@ import pytest
 
 from cosmos_distill import cli
 from cosmos_distill.config import Data, Export, Recipe, Train, Trainer
+from cosmos_distill.controls import Control
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
@@ -85,6 +86,19 @@ def test_what_does_not_go_together_is_refused_by_name(
     recipe: Recipe, change: tuple[str, Any], said: str
 ) -> None:
     assert said in refusal(recipe, change)
+
+
+def test_a_control_says_itself_that_it_comes_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cosmos_distill.controls.edge.CONTROL", Control())
+    said = refusal(TRANSFER1)
+    assert "--control edge is read from files" in said and "or choose --control vis." in said
+
+
+def test_a_thumbnail_is_of_the_film() -> None:
+    """Other clips have a blurred control in training, and would have had a thumbnail in sampling."""
+    assert Data(source="film", vis_thumbnail=4.0).vis_thumbnail == 4
+    with pytest.raises(ValueError, match="vis_thumbnail is of the film: clips of folder are blurred"):
+        Data(source="folder", vis_thumbnail=4.0)
 
 
 def test_batches_have_to_divide_over_the_ranks() -> None:
