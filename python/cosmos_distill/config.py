@@ -461,6 +461,8 @@ class Recipe(Checked):
     """Sizes of the network, and with them its family. The name of a preset may be given in their place."""
     teacher: Path | None = field(default=None, metadata=effect("place"))
     """Checkpoint of the teacher. None takes the one shipped with the package for a preset."""
+    teacher_lora: Path | None = field(default=None, metadata=effect("place"))
+    """A low-rank adapter in peft's or diffusers' files, merged into the teacher."""
     control: Control | None = "edge"
     """What clips are generated from beside text and given frames; None: nothing."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)

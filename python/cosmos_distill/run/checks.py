@@ -7,6 +7,7 @@ discriminator is tried.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,23 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
     """Weights of the teacher: the recipe's own, or those shipped with the package for the preset.
 
     One file or sharded folder; or, of a folder as the family is published, the files in it that are the
-    teacher of the recipe's control.
+    teacher of the recipe's control. An adapter comes last.
     """
+    adapter = () if recipe.teacher_lora is None else (_place("--teacher-lora", recipe.teacher_lora),)
     path, names = recipe.teacher, recipe.network.family.names
     if path is None:
         shipped = f"{preset_of(recipe.network)}.safetensors"  # none of sizes of one's own
-        return (Path(cosmos_distill.__file__).parent / "weights" / shipped,)
+        return (Path(cosmos_distill.__file__).parent / "weights" / shipped, *adapter)
     if path.is_dir() and names is not None and (found := names.files(path, recipe.control)):
-        return found
+        return (*found, *adapter)
+    return (_place("--teacher", path), *adapter)
+
+
+def _place(option: str, path: Path) -> Path:
     try:
-        return (weights_in(path),)
+        return weights_in(path)
     except ValueError as error:
-        raise Refusal(f"--teacher: {error}") from error
+        raise Refusal(f"{option}: {error}") from error
 
 
 def holds_weights(path: Path) -> bool:
@@ -174,7 +180,11 @@ def _columns(name: str, stage: Evaluate) -> Iterator[str]:
 def _teacher(recipe: Recipe) -> Iterator[str]:
     if not any(needs_teacher(stage) for stage in recipe.stages.values()):
         return
-    missing = [str(path) for path in teacher_files(recipe) if not holds_weights(path)]
+    adapter = recipe.teacher_lora
+    if adapter is not None and not holds_weights(adapter):
+        yield f"--teacher-lora {adapter} does not exist, or is no file or folder of .safetensors."
+    teacher = teacher_files(dataclasses.replace(recipe, teacher_lora=None))
+    missing = [str(path) for path in teacher if not holds_weights(path)]
     if recipe.teacher is None and missing:
         yield (
             f"the weights of {title(recipe.network)} are not part of this package: give the pre-trained "

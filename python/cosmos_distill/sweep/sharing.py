@@ -64,6 +64,7 @@ def keys(recipe: Recipe) -> Iterator[tuple[str, str]]:
     found: dict[str, str] = {}
     for name, stage in recipe.stages.items():
         before = [found[source] for source in depends_on(stage)]
-        made_from = [recipe.teacher, recipe.data, recipe.seed, configuration(recipe, stage), *before]
+        files = [recipe.teacher, recipe.teacher_lora, recipe.data]
+        made_from = [*files, recipe.seed, configuration(recipe, stage), *before]
         found[name] = sha256_of_listing([name, *map(repr, made_from)])
         yield name, found[name]

@@ -16,6 +16,7 @@ from torch import nn
 
 from cosmos_distill.arrays.lazy import Value, made
 from cosmos_distill.families import Family, Translation, families, presets
+from cosmos_distill.models.common import lora
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.common.files import State, values, write_safetensors
 from cosmos_distill.models.common.names import TRANSFORMER
@@ -24,7 +25,8 @@ from cosmos_distill.parallel.parts import parts_of
 
 Values = dict[str, Value]
 Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
-"""One file or folder, or the pair (base, control) in either order."""
+"""One file or folder, or several: base and control in either order, and low-rank adapters to merge
+(:mod:`cosmos_distill.models.common.lora`)."""
 
 
 def load(source: Source, *, verify: bool = True, average: bool = True) -> tuple[State, State]:
@@ -61,8 +63,13 @@ def _load(source: Source, *, verify: bool = True, average: bool = True) -> tuple
     state: Values = {}
     carried: Values = {}
     copies: list[tuple[Path, str, Value]] = []
+    adapters: list[tuple[Path, Values]] = []
     for path in map(Path, sources):
-        found, extra, more = _to_ours(values(path, verify=verify, average=average), path)
+        tensors = values(path, verify=verify, average=average)
+        if lora.is_adapter(tensors):
+            adapters.append((path, tensors))
+            continue
+        found, extra, more = _to_ours(tensors, path)
         if twice := found.keys() & state.keys():
             raise ValueError(
                 f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "
@@ -76,6 +83,8 @@ def _load(source: Source, *, verify: bool = True, average: bool = True) -> tuple
             raise ValueError(
                 f"{path} and {_said(source)} differ in {ours}, which they share: they do not go together"
             )
+    for path, tensors in adapters:
+        state = lora.merged(state, tensors, path, _understand)
     return state, carried
 
 
