@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -87,15 +88,13 @@ class Distilled:
             raise Refusal(
                 f"{folder} holds no finished run of distill(): {claim.RECORD} or {weights.name} is missing"
             )
+        try:
+            levels = schedule_from_dict(record["schedule"])
+            sampler = None if record["sampler"] is None else FewStep(**record["sampler"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise Refusal(f"{folder / claim.RECORD} is damaged, or of another version ({error})") from error
         _load(student, weights)
-        sampler = record["sampler"]
-        return cls(
-            student.eval(),
-            folder,
-            schedule_from_dict(record["schedule"]),
-            None if sampler is None else FewStep(**sampler),
-            None,
-        )
+        return cls(student.eval(), folder, levels, sampler, None)
 
     @classmethod
     def exported(cls, file: str | Path) -> Distilled:
@@ -145,7 +144,8 @@ def distill(
         folder: of this run; made if missing.
         trainer: length, batch and bookkeeping; None: 1000 steps of 8 samples. Its precision is ignored: the
             networks are trained in the type that they have, half-precision ones with fp32 masters.
-        schedule: noise coordinate of the networks; None: that of the student's adapter.
+        schedule: noise coordinate of the networks; None: that of the student's adapter, and of
+            the teacher's.
         parallel: what ranks under ``torchrun`` share. Adapters take ``Parallel(data=...)``: whole copies, a
             share of the optimiser (ZeRO-1), or FSDP2. Rank 0's weights are those that all start from.
         seed: of everything random: order, noise, the discriminator's first weights.
@@ -163,8 +163,10 @@ def distill(
         NonFiniteError: losses are not finite; see :func:`cosmos_distill.fit`.
         ResumeError: ``folder`` holds checkpoints of other numbers, all of them named.
     """
+    if not isinstance(method, MethodConfig):
+        raise Refusal(f"method: {method!r} is none: give DMD2(...), KD(...), Denoising(...) or your own")
     folder, trainer = Path(folder), trainer or Trainer(max_steps=1000, global_batch=8)
-    schedule = schedule or getattr(student, "schedule", None)
+    schedule = schedule or _schedule_of(student, teacher)
     if schedule is None:
         raise Refusal(
             "schedule: say which noise coordinate the networks were trained in, EDM() or TrigFlow()"
@@ -181,7 +183,10 @@ def distill(
         if groups.world_group().size() > 1:
             _share_weights(student, teacher)
         levels = build_schedule(schedule)
-        built = methods.build(method, _networks(student, teacher, trainer), levels, seed=seed)
+        try:
+            built = methods.build(method, _networks(student, teacher, trainer), levels, seed=seed)
+        except ValueError as error:  # the teacher's blocks, for instance
+            raise Refusal(f"{type(method).__name__}: {error}") from error
         _on_main(lambda: claim.claim(stack, folder, claim.described(student, teacher, method, schedule)))
         for network in built.roles.values():
             if not fsdp.is_sharded(network):
@@ -231,11 +236,12 @@ def sample(
         batch: clips drawn at once; None: all.
 
     Raises:
-        Refusal: sampler, schedule or shape cannot be known.
+        Refusal: sampler, schedule or shape cannot be known, or do not go together.
     """
     network = student.student if isinstance(student, Distilled) else student
     if isinstance(student, Distilled):
-        levels, sampler = student.schedule, sampler or student.sampler
+        levels = student.schedule if schedule is None else build_schedule(schedule)
+        sampler = student.sampler if sampler is None else sampler
     else:
         found = schedule or getattr(network, "schedule", None)
         if found is None:
@@ -246,11 +252,23 @@ def sample(
     if sampler is None:
         raise Refusal("sampler: FewStep(n) samples a student, a number of steps a teacher")
     tensors = dict(conditioning)
-    count = len(tensors["text"])
+    count = _require_together(tensors)
     if "latents" not in tensors:
         if shape is None or given_frames:
             raise Refusal("shape: give (C, T, H, W) of a latent, or latents, whose first frames can be given")
         tensors["latents"] = torch.zeros(count, *shape)
+    size = list(tensors["latents"].shape[1:])
+    if len(size) != 4 or (shape is not None and list(shape) != size):
+        asked = "" if shape is None else f", shape {list(shape)}"
+        raise Refusal(f"shape: latents are {size}{asked}, and should be one (C, T, H, W)")
+    if not 0 <= given_frames <= size[1]:
+        raise Refusal(f"given_frames: {given_frames} of a latent of {size[1]} frames")
+    if given_frames and isinstance(network, Adapter) and network.given_frames is None:
+        raise Refusal("given_frames: this network cannot be given frames")
+    if batch is not None and batch < 1:
+        raise Refusal(f"batch: {batch} clips at once cannot be drawn: give at least 1, or None for all")
+    if not isinstance(sampler, FewStep) and (not isinstance(sampler, int) or sampler < 1):
+        raise Refusal(f"sampler: {sampler!r} is neither FewStep(n) nor a number of steps, at least 1")
     device = next(network.parameters()).device
     whole = given.complete(first, tensors).to(device)
     frames = torch.full((count,), given_frames) if given_frames else None
@@ -324,6 +342,16 @@ def _require_roles(student: nn.Module, teacher: nn.Module | None) -> None:
     own = {id(p) for p in student.parameters()}
     if any(id(p) in own for p in teacher.parameters()):
         raise Refusal("student and teacher share weights: give the student a copy, copy.deepcopy(teacher)")
+
+
+def _schedule_of(student: nn.Module, teacher: nn.Module | None) -> EDM | TrigFlow | None:
+    """That of the student's adapter, if it has one. Raises Refusal where the teacher's is another."""
+    own, other = (getattr(network, "schedule", None) for network in (student, teacher))
+    if None not in (own, other) and own != other:
+        raise Refusal(
+            f"the student's adapter says {own}, the teacher's {other}: both have to be of one schedule"
+        )
+    return own
 
 
 def _require_layout(
@@ -434,9 +462,12 @@ def _load(network: nn.Module, file: Path) -> None:
     """Put the whole tensors of ``file`` into a network, or this rank's share of them.
 
     Raises:
-        Refusal: they are another network's.
+        Refusal: they are another network's, or damaged.
     """
-    own, tensors = network.state_dict(), load_file(file)
+    try:
+        own, tensors = network.state_dict(), load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise Refusal(f"{file} cannot be read ({error}): make the same call of distill() again") from error
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
         raise Refusal(f"{file} holds the weights of another network: they differ in {wrong[0]!r}")
@@ -444,6 +475,18 @@ def _load(network: nn.Module, file: Path) -> None:
         held, span = fsdp.local(value)
         whole = tensors[name].reshape(-1)
         held.view(-1).copy_(whole[span.first : span.first + held.numel()])
+
+
+def _require_together(tensors: Mapping[str, Any]) -> int:
+    """How many samples these tensors are of. Raises Refusal unless all have as many, and text is there."""
+    text = tensors.get("text")
+    if not isinstance(text, Tensor) or text.ndim != 3 or not len(text):
+        raise Refusal("conditioning: text, [B, L, D], is what every network is told")
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != len(text):
+            found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise Refusal(f"conditioning: {name} is {found}: give a tensor with {len(text)} samples first")
+    return len(text)
 
 
 def _part(batch: Batch, part: slice) -> Batch:

@@ -154,6 +154,13 @@ def test_opened_again_it_samples_the_same(tmp_path: Path) -> None:
         Distilled.open(tmp_path / "nowhere", adapter())
     with pytest.raises(Refusal, match="weights of another network"):
         Distilled.open(tmp_path, Foreign(nn.Linear(2, 2), EDM()))
+    os.truncate(tmp_path / "student.safetensors", 200)
+    with pytest.raises(Refusal, match="cannot be read"):
+        Distilled.open(tmp_path, adapter())
+    said = json.loads((tmp_path / "distill.json").read_text())
+    (tmp_path / "distill.json").write_text(json.dumps(said | {"sampler": {"turns": 3}}))
+    with pytest.raises(Refusal, match="damaged, or of another version"):
+        Distilled.open(tmp_path, adapter())
 
 
 def test_what_a_recipe_exports_is_sampled_from_python(tmp_path: Path) -> None:
@@ -186,6 +193,35 @@ def test_a_clip_is_a_function_of_seed_number_and_conditioning() -> None:
     last = {"text": told["text"][3:]}
     torch.testing.assert_close(sample(network, last, SHAPE, sampler=fresh, seed=3, first=3), whole[3:])
     assert not torch.allclose(sample(network, told, SHAPE, sampler=fresh, seed=4), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"conditioning": {}}, "text"),
+        ({"conditioning": {"text": torch.zeros(3, TEXT)}}, "text"),
+        ({"conditioning": {"text": torch.zeros(0, 3, TEXT)}}, "text"),
+        ({"conditioning": prompts() | {"latents": torch.zeros(3, *SHAPE)}, "shape": None}, "latents is"),
+        ({"conditioning": prompts() | {"fps": 24.0}}, "fps is a float"),
+        ({"conditioning": prompts() | {"latents": torch.zeros(2, 2, 3, 8, 8)}}, "shape"),
+        ({"shape": (1, *SHAPE)}, "shape"),
+        ({"sampler": 0}, "at least 1"),
+        ({"sampler": "euler"}, "number of steps"),
+        ({"batch": 0}, "at least 1"),
+        (
+            {"conditioning": prompts() | {"latents": torch.zeros(2, *SHAPE)}, "given_frames": 1},
+            "cannot be given frames",
+        ),
+        (
+            {"conditioning": prompts() | {"latents": torch.zeros(2, *SHAPE)}, "given_frames": 9},
+            "a latent of 3 frames",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(changes: dict[str, Any], said: str) -> None:
+    asked = {"conditioning": prompts(), "shape": SHAPE, "sampler": FewStep(1)} | changes
+    with pytest.raises(Refusal, match=said):
+        sample(adapter(), **asked)
 
 
 def test_given_frames_stay_exact_and_guidance_takes_two_evaluations() -> None:
@@ -325,6 +361,8 @@ def test_a_tensor_of_another_name_reaches_the_network(tmp_path: Path) -> None:
             DataError,
             r"latents is \[3, 4, 4\]",
         ),
+        ([{"latents": torch.zeros(SHAPE).numpy(), "text": torch.zeros(1, TEXT)}], DataError, "is a ndarray"),
+        ([{"latents": torch.zeros(SHAPE, dtype=int), "text": torch.zeros(1, TEXT)}], DataError, "floating"),
         ([*samples(2), samples()[0] | {"fps": torch.tensor(8.0)}], DataError, "differ in fps"),
     ],
 )
@@ -361,6 +399,9 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
     refused(tmp_path, "adapter.*blocks.*gan_weight to 0", method=with_gan, student=adapter(1, named=False),
             teacher=adapter(0, named=False))  # fmt: skip
     refused(tmp_path, "feature_blocks.*numbered 0 to 1", method=replace(with_gan, feature_blocks=(2,)))
+    refused(tmp_path, "teacher's blocks", method=with_gan, teacher=adapter(0, named=False))
+    refused(tmp_path, "both have to be of one schedule", teacher=adapter(0, TrigFlow("edm")))
+    refused(tmp_path, r"method: .*DMD2\(\.\.\.\)", method=DMD2)
     refused(tmp_path, "torch.float16", student=adapter(1).half())
     checkpointed = replace(TRAINER, activation_checkpointing="full")
     refused(tmp_path, "cannot switch it on", trainer=checkpointed)

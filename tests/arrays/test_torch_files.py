@@ -166,6 +166,15 @@ def test_a_program_is_no_checkpoint(tmp_path: Path) -> None:
         files.read(tmp_path / "x.pt")
 
 
+def test_an_entry_that_lies_beyond_every_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "far.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("far/data.pkl", pickle.dumps({}, protocol=2))
+        archive.infolist()[0].header_offset = 2**63
+    with pytest.raises(ValueError, match="damaged"):
+        torch_files.read(path)
+
+
 def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.pt")
     for read in (torch_files.read, torch_files.read_any):

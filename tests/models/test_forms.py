@@ -103,6 +103,13 @@ def test_a_hubs_cache_a_pipeline_and_a_published_folder(official, wanted, tmp_pa
         weights.load(published)
 
 
+def test_an_index_in_the_place_of_its_folder_is_refused_with_advice(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="give its folder"):
+        weights.load(index)
+
+
 def test_a_distributed_checkpoint(official, wanted, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,6 +121,15 @@ def test_a_distributed_checkpoint(official, wanted, tmp_path):
         warnings.simplefilter("ignore")
         dcp.save(official[1], checkpoint_id=tmp_path / "plain")
     assert same(weights.load(tmp_path / "plain")[0], wanted)
+    # The network of a trainer's checkpoint: below a key, beside the optimiser, or in a folder of that name.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(
+            {"model": official[1], "optim": {"x": torch.ones(3)}},
+            checkpoint_id=tmp_path / "trainer" / "model",
+        )
+    assert same(weights.load(tmp_path / "iter_7")[0], wanted)
+    assert same(weights.load(tmp_path / "trainer")[0], wanted)
     network = official[0]
     with torch.no_grad():
         for parameter in network.parameters():

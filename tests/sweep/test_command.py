@@ -77,10 +77,12 @@ def test_the_same_command_goes_on_and_another_is_refused(swept, monkeypatch, cap
         ([], "varies something"),
         (["--vary", "stages.dmd2.method.gan-weight=-1,0"], "gan-weight"),
         (["--vary", "stages.nowhere.lr=1,2"], "nowhere"),
-        (["--vary", "seed=1,2", "--metric", "mdm"], "did you mean mmd"),
-        (["--vary", "seed=1,2", "--who", "nobody"], "the recipe compares"),
-        (["--vary", "seed=1,2", "--rungs", "2"], "fall to 1"),
-        (["--vary", "seed=1,2", "--seeds", "0"], "seeds"),
+        (["--vary", "stages.dmd2.method.student.lr=1e-5,1e-05"], "lr=1e-5 and lr=1e-05 are the same run"),
+        (["--vary", "stages.evaluate.metrics=fid,kid"], "are the same run"),
+        (["--vary", "stages.dmd2.method.gan-weight=1,2", "--metric", "mdm"], "did you mean mmd"),
+        (["--vary", "stages.dmd2.method.gan-weight=1,2", "--who", "nobody"], "the recipe compares"),
+        (["--vary", "stages.dmd2.method.gan-weight=1,2", "--rungs", "2"], "fall to 1"),
+        (["--vary", "stages.dmd2.method.gan-weight=1,2", "--seeds", "0"], "seeds"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_run(options, said, tmp_path, capsys):
@@ -101,7 +103,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
-    """Of two settings the first ends at once with an error; what the second scored is kept."""
+    """Both settings end at once with an error: the second is tried all the same, and each says why."""
 
     class Process:
         began = 0.0

@@ -53,6 +53,8 @@ def test_no_more_are_drawn_than_there_are():
         (["=1"], None, "write OPTION=VALUE"),
         (["lr=1,,2"], None, "one of the values is empty"),
         (["lr=1,2", "--lr=3"], None, "varied twice"),
+        (["seed=1,2"], None, "--seeds N repeats"),
+        (["out=a,b"], None, "a folder of its own"),
         (["lr=2..1"], 3, "2 is not below 1"),
         (["lr=1..2"], None, "--random N"),
     ],

@@ -16,8 +16,9 @@ def weights_in(path: Path) -> Path:
     known.
 
     Known are a hub's cache (``models--owner--name``: the snapshot that its main branch names, or the only
-    one), a diffusers pipeline (its ``transformer``), a folder of one checkpoint, and of several the one that
-    has ``ema`` in its name, as official ones are published (``<uuid>_ema_bf16.pt``).
+    one), a diffusers pipeline (its ``transformer``), a trainer's folder with a distributed checkpoint in
+    ``model``, a folder of one checkpoint, and of several the one that has ``ema`` in its name, as official
+    ones are published (``<uuid>_ema_bf16.pt``).
 
     Raises:
         ValueError: it is unclear which of several is meant.
@@ -28,6 +29,8 @@ def weights_in(path: Path) -> Path:
         return weights_in(_snapshot(path))
     if (path / "transformer").is_dir():
         return path / "transformer"
+    if (path / "model" / DISTRIBUTED).is_file():
+        return path / "model"
     files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
     averages = [p for p in files if "ema" in p.stem.split("_")]
     for some in (files, averages):

@@ -86,6 +86,8 @@ def _read(file: BinaryIO, size: int, bytes_of: Callable[[int, int], torch.Untype
         info = entries.get(f"{root}/{name}")
         if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise ValueError(f"its entry {name[:40]!r} is missing or compressed")
+        if not 0 <= info.header_offset <= size:
+            raise ValueError(f"its entry {name[:40]!r} is damaged")
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)
         if len(header) != _LOCAL_HEADER or header[:4] != _ZIP:

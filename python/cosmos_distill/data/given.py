@@ -142,18 +142,23 @@ def checked(sample: Any, name: str) -> Sample:
     """``sample`` with its tensors alone, if it is one.
 
     Raises:
-        DataError: it is no mapping, or latents or text are missing or have another number of dimensions.
+        DataError: it is no mapping, latents or text are missing or have another number of dimensions, or
+            latents are no floating-point numbers.
     """
     if not isinstance(sample, Mapping):
         raise DataError(f"{name} is a {type(sample).__name__}: give a mapping of tensors by name")
     tensors = {key: value for key, value in sample.items() if isinstance(value, Tensor)}
     for key, shape in (("latents", "[C, T, H, W]"), ("text", "[L, D]")):
+        if key in sample and key not in tensors:
+            raise DataError(f"{name}: {key} is a {type(sample[key]).__name__}: give a tensor {shape}")
         if key not in tensors:
             raise DataError(
-                f"{name} has no tensor {key!r} {shape}: it holds {', '.join(sample) or 'nothing'}"
+                f"{name} has no tensor {key!r} {shape}: it holds {', '.join(map(str, sample)) or 'nothing'}"
             )
         if tensors[key].ndim != shape.count(",") + 1:
             raise DataError(f"{name}: {key} is {list(tensors[key].shape)} and should be {shape}")
+    if not tensors["latents"].is_floating_point():
+        raise DataError(f"{name}: latents are {tensors['latents'].dtype} and should be floating point")
     return tensors
 
 

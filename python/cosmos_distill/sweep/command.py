@@ -58,6 +58,7 @@ def sweep(
     rounds = list(search.rounds(options.rungs, options.seeds))
     # Every setting's recipe is made before the first one runs: a wrong value costs nothing.
     first = [asked.trial(setting, rounds[0]) for setting in settings]
+    _require_different(first)
     for trial in first:
         check(trial.recipe, trial.out, args=trial.command)
     said = f"{len(settings)} settings, {len(rounds)} round{'s' * (len(rounds) > 1)}, in {out}"
@@ -67,6 +68,18 @@ def sweep(
             console.print(f"  {text_of(trial.setting)}  {trial.out.name}")
         return False
     return asked.run(settings, rounds, stop, console)
+
+
+def _require_different(trials: Sequence[Trial]) -> None:
+    """Raises Refusal where two settings make one recipe, whose runs would be compared as if they told
+    something: an option that something else overrides, or one value written in two ways."""
+    for n, one in enumerate(trials):
+        for other in trials[:n]:
+            if one.recipe == other.recipe:
+                raise Refusal(
+                    f"--vary: {text_of(other.setting)} and {text_of(one.setting)} are the same run: name "
+                    "each value once, of options that nothing else sets"
+                )
 
 
 def text_of(setting: Setting) -> str:
@@ -160,7 +173,8 @@ class _Sweep:
         """Training stages that depend on the setting; what comes before them is shared at full length."""
         touched: set[str] = set()
         for name, stage in recipe.stages.items():
-            mine = any(option.startswith(f"--stages.{name}.") for option in setting)
+            prefix = f"--stages.{name}.".replace("_", "-")
+            mine = any(option.replace("_", "-").startswith(prefix) for option in setting)
             if mine or set(depends_on(stage)) & touched:
                 touched.add(name)
         elsewhere = any(not option.startswith("--stages.") for option in setting)

@@ -15,6 +15,14 @@ from cosmos_distill.errors import Refusal
 Setting = Mapping[str, str]
 """Option of the command line -> its value."""
 
+_SET = {
+    "--seed": "--seeds N repeats every setting with N seeds",
+    "--out": "every setting has a folder of its own below --out",
+    "--help": "it is no value of a recipe",
+    "--dry-run": "it is no value of a recipe",
+}
+"""Options that the sweep itself gives its runs, or none of them, and what to do instead."""
+
 
 @dataclass(frozen=True)
 class Between:
@@ -47,7 +55,7 @@ def varied(texts: Sequence[str]) -> list[Varied]:
     quotation marks.
 
     Raises:
-        Refusal: one is not of that form, or an option is named twice.
+        Refusal: one is not of that form, an option is named twice, or it is one that a sweep sets.
     """
     found: list[Varied] = []
     for text in texts:
@@ -55,6 +63,8 @@ def varied(texts: Sequence[str]) -> list[Varied]:
         option = "--" + name.strip().lstrip("-").replace("_", "-")
         if not equals or option == "--" or not rest.strip():
             raise Refusal(f"--vary {text}: write OPTION=VALUE,VALUE or OPTION=LOW..HIGH")
+        if option in _SET:
+            raise Refusal(f"--vary {text}: {_SET[option]}")
         if option in (v.option for v in found):
             raise Refusal(f"--vary {text}: {option} is varied twice: name all its values at once")
         found.append(Varied(option, _between(rest) or _values(text, rest)))

@@ -11,12 +11,15 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cosmos_distill.arrays import distcp, named, rebuild, torch_files
-from cosmos_distill.arrays.lazy import Value, made
+from cosmos_distill.arrays.lazy import Lazy, Value, made
 from cosmos_distill.arrays.named import State
 from cosmos_distill.arrays.places import DISTRIBUTED, weights_in
 from cosmos_distill.files import regular
 from cosmos_distill.models.common import forms
 from cosmos_distill.storage import replacing
+
+_KEYS = ("model", "state_dict")
+"""Under which trainers keep a network beside their own state."""
 
 
 def read(path: Path, *, verify: bool = True, average: bool = True) -> State:
@@ -46,7 +49,7 @@ def values(path: Path, *, verify: bool = True, average: bool = True) -> dict[str
 def _read(path: Path, verify: bool) -> Mapping[str, Value]:
     if path.is_dir():
         if (path / DISTRIBUTED).is_file():
-            return distcp.read(path)
+            return _nested(distcp.read(path))
         state: State = {}
         for file in named.shards(path):
             state |= named.load(file, verify=verify)
@@ -57,9 +60,20 @@ def _read(path: Path, verify: bool) -> Mapping[str, Value]:
         raise FileNotFoundError(
             f"no weights at {path}: give a .safetensors or .pt file, or a folder"
         ) from None
+    if path.name.endswith(".safetensors.index.json"):
+        raise ValueError(f"{path} is an index of shards: give its folder")
     if path.suffix == ".safetensors":
         return named.load(path, verify=verify)
     return _read_torch(path)
+
+
+def _nested(tensors: dict[str, Lazy]) -> dict[str, Lazy]:
+    """The network's tensors of a distributed checkpoint, which joins the keys of nested dictionaries by dots;
+    beside the network there may be the optimiser and more."""
+    for key in _KEYS:
+        inside = {n.removeprefix(f"{key}."): v for n, v in tensors.items() if n.startswith(f"{key}.")}
+        tensors = inside or tensors
+    return tensors
 
 
 def _read_torch(path: Path) -> State:
@@ -70,7 +84,7 @@ def _read_torch(path: Path) -> State:
             f"{error}, and none of it was executed: download it again, re-save an old one with a current "
             "torch, or, if it asks for more than tensors and you trust its origin, convert it to safetensors."
         ) from error
-    for key in ("model", "state_dict"):
+    for key in _KEYS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
