@@ -17,7 +17,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.data.pairs import PairSource, PairWriter
-from cosmos_distill.diffusion import build_schedule
+from cosmos_distill.diffusion import Given, build_schedule
 from cosmos_distill.methods import Noise, build
 from cosmos_distill.methods.denoiser import Denoiser, guided
 from cosmos_distill.methods.kd import KD
@@ -51,6 +51,9 @@ class CameraSource(ClipSource):
             },
         )
 
+    def description(self):
+        return {}
+
 
 class CameraNetwork(nn.Module):
     """A pointwise network that reads the pose."""
@@ -59,6 +62,9 @@ class CameraNetwork(nn.Module):
         super().__init__()
         self.scale = nn.Linear(4, 1)
         self.seen: list[dict[str, torch.Tensor]] = []
+
+    def give_frames(self, schedule, mask, clean, times):
+        return Given(mask, clean / schedule.config.sigma_data, times)
 
     def forward(self, x, c_noise, text, *, camera, lens, features=(), features_only=False, **others):
         self.seen.append({"text": text, "camera": camera, "lens": lens, **others})
@@ -112,6 +118,14 @@ def test_what_is_stored_and_sent_is_all_there_is(batch):
     assert all(torch.equal(again.tensors()[name], value) for name, value in given.tensors().items())
     halves = given.map(lambda value: value[:2])
     assert len(halves) == 2 and halves.conditioning.given_frames.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["latents", "noise"])
+def test_further_conditioning_takes_no_name_of_the_batchs_own(name, batch):
+    """It would have been stored and sent in the place of that tensor."""
+    told = replace(batch.conditioning, extra={name: torch.zeros(len(batch), 1)})
+    with pytest.raises(ValueError, match=f"extra: {name} are of the batch itself"):
+        replace(batch, conditioning=told)
 
 
 def test_mistakes_are_named(batch):

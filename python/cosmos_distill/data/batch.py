@@ -28,6 +28,11 @@ class Batch:
     names: tuple[str, ...] = ()
     """Where each sample comes from, for error messages and the report."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where further conditioning has the name of one of the batch's own tensors."""
+        if taken := self.conditioning.extra.keys() & {"latents", "noise"}:
+            raise ValueError(f"extra: {', '.join(sorted(taken))} are of the batch itself, so rename it")
+
     def __len__(self) -> int:
         return self.latents.shape[0]
 

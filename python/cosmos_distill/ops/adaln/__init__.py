@@ -2,9 +2,8 @@
 with the gated residual before it.
 
 x is [B, N, D] with modulation [B, D] (one per sample), or [B, T, N, D] with modulation [B, T, D] (one per
-frame), or, as in Cosmos, [B, T, H, W, D] with modulation [B, T, 1, 1, D]. Whatever torch would broadcast to x
-is modulation, too: with as many axes as x (per token in the extreme), and any of one row for all, such as [1,
-D].
+frame), or, as in Cosmos, [B, T, H, W, D] with modulation [B, T, 1, 1, D]. What has as many axes as x and
+broadcasts to it is modulation, too (per token in the extreme), and any of one row for all, such as [1, D].
 """
 
 from __future__ import annotations
