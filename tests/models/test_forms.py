@@ -248,6 +248,11 @@ def test_eight_bits_without_a_scale_are_taken_as_they_stand_and_a_scale_must_fit
     save_file(eight | {name + "_scale": torch.ones(7)}, tmp_path / "wrong.safetensors")
     with pytest.raises(ValueError, match=r"is \[7\], neither one number"):
         weights.load(tmp_path / "wrong.safetensors")
+    other = next(n for n, v in official[1].items() if n.endswith(".weight") and v.ndim == 2 and n != name)
+    lacking = {other: eight[other].to(torch.float8_e4m3fn), name + "_scale": torch.ones(1)}
+    save_file(eight | lacking, tmp_path / "lacking.safetensors")
+    with pytest.raises(ValueError, match="has 8 bits and no scale, and others have one"):
+        weights.load(tmp_path / "lacking.safetensors")
 
 
 def test_weights_of_other_sizes_say_whose_they_are(make_network, tmp_path):

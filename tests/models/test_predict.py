@@ -287,8 +287,8 @@ def test_what_does_not_fit_is_refused(make_predict, make_network, official, tmp_
 
     refuse({k: v for k, v in official.items() if "crossattn" not in k}, "missing: base.text_projection")
     refuse(official | {"net.blocks.0.lora.weight": torch.ones(1)}, "unexpected: net.blocks.0.lora.weight")
-    two = official | {"net_ema." + k.removeprefix("net."): v.clone() for k, v in official.items()}
-    refuse(two, "unexpected: net_ema.")
+    two = official | {"net_fake." + k.removeprefix("net."): v.clone() for k, v in official.items()}
+    refuse(two, "unexpected: net_fake.")
     refuse(official, "missing: base.positions", into=make_network(torch.bfloat16))
 
 

@@ -18,6 +18,7 @@ WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_
 _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
 NETWORK, AVERAGE = "net.", "net_ema."
 _SCALES = (".weight_scale", ".scale_weight")
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 _OF_ACTIVATIONS = (".input_scale", ".scale_input")
 
 
@@ -67,8 +68,8 @@ def _one_of_two(tensors: dict[str, Value], path: Path, average: bool) -> dict[st
 
 
 def _scaled(tensors: dict[str, Value], path: Path) -> dict[str, Value]:
-    """8-bit weights times their scales, one per tensor or one per row, in bf16; those without one are numbers
-    as they stand. What scales activations of an 8-bit run is left out."""
+    """8-bit weights times their scales, one per tensor or one per row, in bf16; where none has a scale, they
+    are numbers as they stand. What scales activations of an 8-bit run is left out."""
     scales = {
         name[: -len(ending)] + ".weight": name
         for name in tensors
@@ -86,6 +87,11 @@ def _scaled(tensors: dict[str, Value], path: Path) -> dict[str, Value]:
             scale = tensors[scales[name]]
             _require_fitting(value, scale, scales[name], path)
             found[name] = Lazy(value.shape, torch.bfloat16, partial(_times, value, scale))
+        elif value.dtype in _EIGHT_BITS:
+            raise ValueError(
+                f"{path}: {name[:200]} has 8 bits and no scale, and others have one: the file is not whole: "
+                "download it again"
+            )
         else:
             found[name] = value
     return found

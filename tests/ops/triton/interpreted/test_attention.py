@@ -61,8 +61,12 @@ def test_more_samples_than_an_axis_takes(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 0.0, -0.7])
 def test_any_scale_without_log_sum_exp(scale: float):
-    q, k, v, grad, _ = draw(1, 21, 19, 2, 16)
-    assert_as_good_as_torch([(partial(ops.attention, scale=scale), (q, k, v), (grad,))], "triton")
+    def case(seed: int) -> Case:
+        q, k, v, grad, _ = draw(1, 21, 19, 2, 16, seed)
+        return partial(ops.attention, scale=scale), (q, k, v), (grad,)
+
+    # How near one draw of so few numbers comes is luck, for torch as for us, and another on every machine.
+    assert_as_good_as_torch(draws(case), "triton")
 
 
 def test_only_the_log_sum_exp_used():
