@@ -100,6 +100,6 @@ INPUTS = {
         quick=True,
     ),
     "a file in the place of a stage": Input(
-        out("x", lambda p: _orphan(p) or (p / "kd").write_text(KEPT)), ("x/generate",), quick=True
+        out("x", lambda p: _orphan(p) or (p / "kd").write_text(KEPT)), ("x/kd",), quick=True
     ),
 }
