@@ -157,7 +157,8 @@ def test_what_workers_could_not_decode_is_known_and_said_here(mini, tmp_path, ca
 
 
 CHILD = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell runs in the background ignores
 from cosmos_distill.data.prefetch import Prefetch
 from tests.data.test_prefetch import Numbered
 ahead = Prefetch(Numbered(), workers=2)
