@@ -105,4 +105,4 @@ def test_ci_brings_what_is_missing_and_nothing_else(bare: bool, tmp_path: Path):
     calls = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("id ")]
     installed = ["apt-get -qq update", "apt-get -qq install --yes g++ valgrind cmake"] if bare else []
     nvcc = ["python -m pip install --quiet nvcc==1"] if bare else []
-    assert calls == [*installed, "make setup", *nvcc, "make test"]
+    assert calls == [*installed, "make setup", *nvcc, "make .venv/docs", "make test"]
