@@ -81,7 +81,9 @@ class FolderSource(ClipSource):
         self._unreadable: dict[tuple[str, int], str] = {}
         self._news: list[tuple[str, int, str]] = []
         self._chosen = self._survey.usable(split)
-        self._places = [self._survey.samples.get(name) for name in self._survey.split(split)]
+        self._samples = list(self._survey.samples.values())
+        named = {sample.name: sample for sample in self._samples}
+        self._places = [named.get(name) for name in self._survey.split(split)]
         self._stamps: dict[Path, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
