@@ -45,8 +45,10 @@ HELP = "import runpy; runpy.run_module('cosmos_distill', run_name='__main__')"
 
 
 def test_names_are_those_of_the_files() -> None:
-    assert controls.names() == ("depth", "edge", "keypoint", "seg", "vis")
-    assert controls.computed() == ("edge", "vis")
+    assert controls.names() == (
+        "depth", "edge", "hdmap", "keypoint", "lidar", "seg", "upscale", "vis",
+    )  # fmt: skip
+    assert controls.computed() == ("edge", "upscale", "vis")
     assert [name for name in controls.names() if controls.find(name).nearest] == ["keypoint", "seg"]
 
 
@@ -64,8 +66,8 @@ def test_a_new_file_is_a_new_choice(tmp_path: Path) -> None:
 
 
 def test_what_is_no_control_and_what_is_not_computed_is_said() -> None:
-    with pytest.raises(DataError, match="no control is called 'depht': there are depth, edge"):
+    with pytest.raises(DataError, match="no control is called 'depht': there are depth, edge, hdmap"):
         controls.find("depht")
-    with pytest.raises(DataError, match=r"cannot be computed .* or choose --control edge or vis"):
+    with pytest.raises(DataError, match=r"cannot be computed .* or choose --control edge or upscale or vis"):
         controls.compute("depth", np.zeros((1, 2, 2, 3), np.uint8))
     assert controls.draw("depth", [0.0] * 9) is None and controls.preset(None) is None

@@ -153,7 +153,7 @@ def test_vis_needs_no_file_and_depth_is_refused(mini):
     source = open_source(mini, "vis", 0, split="eval", text_channels=8)
     video, control = source.pixels(0, 2)
     assert torch.equal(medium("vis", video), control)
-    with pytest.raises(DataError, match="choose --control edge or vis"):
+    with pytest.raises(DataError, match="choose --control edge or upscale or vis,"):
         open_source(mini, "depth", 0)
 
 

@@ -195,3 +195,14 @@ def test_carried_tensors_cannot_replace_weights(make_network, tmp_path):
     name = "net.zero_blocks.block0.bias"
     with pytest.raises(ValueError, match=name):
         weights.save_official(make_network(), tmp_path / "x.safetensors", {name: torch.ones(40)})
+
+
+@pytest.mark.parametrize(
+    "control, name", [("edge", "edge"), ("hdmap", "hdmap"), ("lidar", "lidar"), ("upscale", "4kupscaler")]
+)
+def test_a_published_folder_has_a_file_for_each_control(tmp_path, control, name):
+    for file in ("base_model", f"{name}_control"):
+        (tmp_path / f"{file}.pt").touch()
+    found = Transfer1Names().files(tmp_path, control)
+    assert found == (tmp_path / "base_model.pt", tmp_path / f"{name}_control.pt")
+    assert all(path.is_file() for path in found)

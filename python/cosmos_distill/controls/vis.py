@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -94,15 +94,18 @@ def blur(frames: np.ndarray, settings: VisSettings = VIS["medium"]) -> np.ndarra
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         if coarse == [height, width]:
             return frame
-        return _bicubic(_bicubic(frame, coarse), [height, width])
+        return resized(resized(frame, coarse), [height, width])
 
     return np.stack([one(np.ascontiguousarray(frame)) for frame in frames])
 
 
-def _bicubic(frame: np.ndarray, size: list[int]) -> np.ndarray:
-    """torchvision's antialiased resizing of an 8-bit image: in fp32, clamped and rounded."""
+def resized(
+    frame: np.ndarray, size: list[int], mode: Literal["bicubic", "bilinear"] = "bicubic"
+) -> np.ndarray:
+    """torchvision's antialiased resizing of an 8-bit image [H, W, 3] to (height, width): in fp32, clamped and
+    rounded."""
     image = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-    image = F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+    image = F.interpolate(image, size=size, mode=mode, align_corners=False, antialias=True)
     return image.clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
 
 
@@ -112,7 +115,7 @@ def thumbnail(frames: np.ndarray, factor: float) -> np.ndarray:
     check_frames(frames)
     size = list(frames.shape[1:3])
     small = [max(1, int(side / factor)) for side in size]
-    return np.stack([_bicubic(_bicubic(np.ascontiguousarray(frame), small), size) for frame in frames])
+    return np.stack([resized(resized(np.ascontiguousarray(frame), small), size) for frame in frames])
 
 
 def draw(uniform: Uniform) -> VisSettings:

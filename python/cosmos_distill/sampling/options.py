@@ -43,7 +43,7 @@ class SampleOptions(Checked):
     control_video: Path | None = None
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
-    """Ordinary video or still image, whose control is computed first (edge and vis)."""
+    """Ordinary video or still image, whose control is computed first (edge, vis and upscale)."""
     control_strength: Strength = "medium"
     """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None

@@ -99,8 +99,9 @@ class Transfer1Names(DiffusersNames):
 
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """A published folder has ``base_model`` beside one ``<control>_control`` per control."""
+        name = "4kupscaler" if control == "upscale" else control
         for ending in (".safetensors", ".pt"):
-            pair = folder / f"base_model{ending}", folder / f"{control}_control{ending}"
+            pair = folder / f"base_model{ending}", folder / f"{name}_control{ending}"
             if pair[0].is_file():
                 return pair
         return None
