@@ -24,19 +24,20 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # A method builds its discriminator itself (models.common.heads), and is handed every other network.
 EVERYTHING_BELOW = {
     "arrays", "config", "controls", "data", "diffusion", "errors", "families", "files", "methods", "models",
-    "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train",
+    "members", "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train",
 }  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
     "families": {"ranges"},
     "config": {"ranges", "families"},
     "files": set(),
+    "members": {"files"},
     "randomness": set(),
     "storage": {"files", "arrays"},
     "ops": set(),
     "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
-    "arrays": {"files"},
+    "arrays": {"files", "members"},
     "controls": {"config", "data.errors", "data.opencv"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
@@ -51,7 +52,17 @@ ARROWS: dict[str, set[str]] = {
     },
     "text": {"files", "arrays"},
     "tokenizers": {"config", "families", "files", "arrays", "models"},
-    "data": {"config", "controls", "diffusion", "tokenizers", "files", "arrays", "randomness", "storage"},
+    "data": {
+        "config",
+        "controls",
+        "diffusion",
+        "tokenizers",
+        "files",
+        "members",
+        "arrays",
+        "randomness",
+        "storage",
+    },
     "train": {
         "ranges",
         "methods",
@@ -103,6 +114,7 @@ LIGHT = [
     "randomness",
     "ranges",
     "storage",
+    "members",
     "config",
     "cli/__init__",
     "controls/__init__",

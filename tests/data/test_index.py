@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cosmos_distill.data import index as module
-from cosmos_distill.data.index import Index, index_of, stamp
+from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.files import sha256
+from cosmos_distill.members import stamp
 
 
 class Look:
@@ -141,7 +142,7 @@ def test_facts_hold_for_the_code_that_found_them_and_hashes_for_all(settled, fil
     first.sha256(file)
     first.save()
     monkeypatch.setattr(module, "_reader", lambda: "of a later version")
-    monkeypatch.setattr(module, "sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(module, "content_hash", lambda path: pytest.fail("hashed again"))
     later = Index(cache)
     assert later.sha256(file) == sha256(file)
     assert later.fact(file, "text", look) == "one" and look.count == 2

@@ -7,6 +7,7 @@ declare a terabyte, and a compressed one of ten megabytes can hold ten gigabytes
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.torch import load
 
 from cosmos_distill.arrays import named
 from cosmos_distill.arrays.named import Entry
-from cosmos_distill.files import regular
+from cosmos_distill.members import File, open_bytes, read_bytes
 
 T = TypeVar("T")
 SUFFIXES = (".safetensors", ".npz")
@@ -37,7 +39,7 @@ _BYTES = {
 }  # fmt: skip
 
 
-def header(path: Path, key: str) -> Entry:
+def header(path: File, key: str) -> Entry:
     """Type and shape of the array ``key``, or of the only one that the file has; no array is read.
 
     Raises:
@@ -45,13 +47,13 @@ def header(path: Path, key: str) -> Entry:
         ValueError: damaged, neither .safetensors nor .npz, or without that array; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        return _chosen(path, key, named.header(path))[0]
+        return _chosen(path, key, _tensors(path))[0]
     with _archive(path) as archive:
         part, _ = _chosen(path, key, _parts(path, archive))
     return Entry(part.dtype.name, part.shape)
 
 
-def read(path: Path, key: str) -> np.ndarray:
+def read(path: File, key: str) -> np.ndarray:
     """The array ``key``, or the only one that the file has, as fp32.
 
     Raises:
@@ -60,13 +62,17 @@ def read(path: Path, key: str) -> np.ndarray:
             numbers; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        found, name = _chosen(path, key, named.header(path))
+        found, name = _chosen(path, key, _tensors(path))
         if found.dtype not in _BYTES:
             raise ValueError(f"{path}: {name} is of type {found.dtype}, not of real numbers")
         _size(path, name, found.shape, _BYTES[found.dtype])
         try:
-            with safe_open(path, framework="pt") as file:
-                array: np.ndarray = file.get_tensor(name).float().numpy()
+            if isinstance(path, Path):
+                with safe_open(path, framework="pt") as file:
+                    tensor = file.get_tensor(name)
+            else:
+                tensor = load(read_bytes(path, 2 * LARGEST))[name]
+            array: np.ndarray = tensor.float().numpy()
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error})") from error
         return array
@@ -96,6 +102,18 @@ def read(path: Path, key: str) -> np.ndarray:
             return np.array(values, np.float32, order="C")
 
 
+def _tensors(path: File) -> dict[str, Entry]:
+    if isinstance(path, Path):
+        return named.header(path)
+    try:
+        return {
+            name: Entry(part["dtype"], tuple(part["shape"]))
+            for name, part in deserialize(read_bytes(path, 2 * LARGEST))
+        }
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
 class _Part(NamedTuple):
     """One array of an archive."""
 
@@ -107,7 +125,7 @@ class _Part(NamedTuple):
     """Bytes of its own header."""
 
 
-def _chosen(path: Path, key: str, found: dict[str, T]) -> tuple[T, str]:
+def _chosen(path: File, key: str, found: dict[str, T]) -> tuple[T, str]:
     name = next(iter(found)) if key not in found and len(found) == 1 else key
     if name not in found:
         there = ", ".join(repr(other[:60]) for other in sorted(found)[:5]) or "none"
@@ -116,7 +134,7 @@ def _chosen(path: Path, key: str, found: dict[str, T]) -> tuple[T, str]:
     return found[name], name
 
 
-def _size(path: Path, name: str, shape: tuple[int, ...], itemsize: int) -> int:
+def _size(path: File, name: str, shape: tuple[int, ...], itemsize: int) -> int:
     """Bytes of an array that may be read."""
     if len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{path}: {name} has {len(shape)} axes: make the file again")
@@ -129,21 +147,21 @@ def _size(path: Path, name: str, shape: tuple[int, ...], itemsize: int) -> int:
 
 
 @contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+def _archive(path: File) -> Iterator[zipfile.ZipFile]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: expected a .safetensors or .npz file")
-    if regular(path) > 2 * LARGEST:
-        raise ValueError(f"{path} has more bytes than a file of such arrays may have")
-    with path.open("rb") as file:
+    with open_bytes(path) as raw:
+        if raw.seek(0, os.SEEK_END) > 2 * LARGEST:
+            raise ValueError(f"{path} has more bytes than a file of such arrays may have")
         try:
-            archive = zipfile.ZipFile(file)
+            archive = zipfile.ZipFile(io.BufferedReader(raw))
         except Exception as error:  # zipfile and struct raise what the bytes happen to be
             raise ValueError(f"{path} cannot be read ({error}): make the file again") from error
         with archive:
             yield archive
 
 
-def _parts(path: Path, archive: zipfile.ZipFile) -> dict[str, _Part]:
+def _parts(path: File, archive: zipfile.ZipFile) -> dict[str, _Part]:
     members = archive.infolist()
     if len(members) > _MOST_ARRAYS:
         raise ValueError(f"{path} holds {len(members)} arrays: it is no file of one clip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from io import FileIO
+from io import RawIOBase
 from typing import NamedTuple
 
 _MOST_BOXES = 100_000
@@ -23,7 +23,7 @@ class Crop(NamedTuple):
     bottom: int
 
 
-def boxes(file: FileIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(file: RawIOBase, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, first byte of the content and end of every box between two places of the file."""
     for _ in range(_MOST_BOXES):
         file.seek(begin)
@@ -41,24 +41,24 @@ def boxes(file: FileIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]
         begin = stop
 
 
-def end_of(file: FileIO) -> int:
+def end_of(file: RawIOBase) -> int:
     """Size of an open file."""
     return file.seek(0, 2)
 
 
-def brand(file: FileIO) -> bytes:
+def brand(file: RawIOBase) -> bytes:
     """The major brand of an ISO file, or b"" where it is none."""
     file.seek(4)
     kind, major = file.read(4), file.read(4)
     return major if kind == b"ftyp" else b""
 
 
-def is_fragmented(file: FileIO) -> bool:
+def is_fragmented(file: RawIOBase) -> bool:
     """Whether pictures are listed outside of the header too, so that its index is not complete."""
     return any(kind == b"moof" for kind, _, _ in boxes(file, 0, end_of(file)))
 
 
-def clean_aperture(file: FileIO, track: int, width: int, height: int) -> Crop:
+def clean_aperture(file: RawIOBase, track: int, width: int, height: int) -> Crop:
     """What the ``clap`` box of the track with this number leaves out of a picture of width x height.
 
     Sides are rounded to whole pixels. A box that lies outside of the picture counts as none, as in FFmpeg.
@@ -79,7 +79,7 @@ def clean_aperture(file: FileIO, track: int, width: int, height: int) -> Crop:
     return nothing
 
 
-def _inside(file: FileIO, begin: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
+def _inside(file: RawIOBase, begin: int, end: int, *path: bytes) -> Iterator[tuple[int, int]]:
     """Content of every box at ``path`` below begin..end."""
     for kind, content, stop in list(boxes(file, begin, end)):
         if kind == path[0]:
@@ -89,7 +89,7 @@ def _inside(file: FileIO, begin: int, end: int, *path: bytes) -> Iterator[tuple[
                 yield from _inside(file, content, stop, *path[1:])
 
 
-def _track_number(file: FileIO, tkhd: int) -> int:
+def _track_number(file: RawIOBase, tkhd: int) -> int:
     file.seek(tkhd)
     data = file.read(24)
     at = 20 if data[:1] == b"\x01" else 12  # version 1 has 64-bit times

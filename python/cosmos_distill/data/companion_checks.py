@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from cosmos_distill.config import Data
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
 from cosmos_distill.data.text import KEY, array_header, load_array
+from cosmos_distill.members import File
 
 Shape = tuple[int, ...]
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float128", "float64", "float32", "float16")
@@ -27,15 +27,15 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "float128", "float
 
 @dataclass(frozen=True)
 class _Check:
-    path: Path
+    path: File
     key: str
     shape_fault: Callable[[Shape], str | None]
     std_fault: Callable[[float, float], str | None] | None = None
 
 
 def faults(
-    texts: Iterable[Path],
-    noises: Iterable[Path],
+    texts: Iterable[File],
+    noises: Iterable[File],
     index: Index,
     data: Data,
     text_channels: int | None,
@@ -106,11 +106,11 @@ def _content_fault(index: Index, check: _Check) -> str | None:
     return fault and f"{check.path}: {fault}"
 
 
-def _header(path: Path, key: str) -> list[Any]:
+def _header(path: File, key: str) -> list[Any]:
     return list(array_header(path, key))
 
 
-def _content(path: Path, key: str) -> list[float]:
+def _content(path: File, key: str) -> list[float]:
     """Standard deviation and number of elements. DataError for one that is not finite."""
     array = load_array(path, key)
     return [float(array.std(dtype=np.float64)), array.size]

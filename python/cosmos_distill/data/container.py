@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +20,7 @@ from cosmos_distill.data.display import MAX_PIXELS, Display
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
 from cosmos_distill.data.rates import Clock
+from cosmos_distill.members import File
 
 T = TypeVar("T")
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,mxf,yuv4mpegpipe,nut,ivf"
@@ -50,14 +50,14 @@ def pyav() -> ModuleType:
 
 
 @contextmanager
-def video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
+def video_stream(path: File) -> Iterator[tuple[Any, Any]]:
     """Container and video stream of ``path``; whatever FFmpeg objects to becomes a DataError."""
     with opened(path) as file:
         yield file.container, file.stream
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Opened]:
+def opened(path: File) -> Iterator[Opened]:
     """:func:`video_stream`, and how and when its frames are shown."""
     av = pyav()
     with open_regular(path) as file:
@@ -86,7 +86,7 @@ def opened(path: Path) -> Iterator[Opened]:
             raise DataError(f"{path} cannot be decoded ({error.strerror or error})") from error
 
 
-def read_alike(path: Path, read: Callable[[Opened], T]) -> T:
+def read_alike(path: File, read: Callable[[Opened], T]) -> T:
     """``read`` of a file, the same on every machine, and DataError on every machine where it cannot be read.
 
     FFmpeg conceals damage with what its threads have decoded by then, so that the pictures depend on how many
@@ -104,7 +104,7 @@ def read_alike(path: Path, read: Callable[[Opened], T]) -> T:
             return read(file)
 
 
-def _shown_stream(container: Any, path: Path) -> Any:
+def _shown_stream(container: Any, path: File) -> Any:
     picture = pyav().stream.Disposition.attached_pic
     real = [s for s in container.streams.video if not s.disposition & picture and s.codec_context is not None]
     if not real:
@@ -150,7 +150,7 @@ def is_hidden(packet: Any, stream: Any) -> bool:
     return stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
 
 
-def index_of(container: Any, stream: Any, path: Path, whole: bool = False) -> list[int] | None:
+def index_of(container: Any, stream: Any, path: File, whole: bool = False) -> list[int] | None:
     """When the frames of an MP4 are decoded, in units of its time base.
 
     None where its index does not list them all, or hides some: what is left of reordered frames is decoded at

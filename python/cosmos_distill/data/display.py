@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import struct
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from cosmos_distill.data.boxes import Crop
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opencv import opencv
+from cosmos_distill.members import File
 
 MAX_PIXELS = 2**26
 """Of a frame, stored or shown: 8192 x 8192. What claims more is refused before memory is taken for it."""
@@ -37,7 +37,7 @@ class Display:
     Its methods raise DataError, naming file and reason, for frames that cannot be shown.
     """
 
-    def __init__(self, path: Path, pixel_aspect: Fraction | None, crop: Crop) -> None:
+    def __init__(self, path: File, pixel_aspect: Fraction | None, crop: Crop) -> None:
         self._path, self._crop = path, crop
         self._aspect = Fraction(pixel_aspect or 1)
         self._size: tuple[int, int] | None = None

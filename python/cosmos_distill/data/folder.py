@@ -37,10 +37,10 @@ from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
-from cosmos_distill.data.index import Stamp, stamp
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.files import printable
+from cosmos_distill.members import File, Stamp, stamp
 from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
 
@@ -84,7 +84,7 @@ class FolderSource(ClipSource):
         self._samples = list(self._survey.samples.values())
         named = {sample.name: sample for sample in self._samples}
         self._places = [named.get(name) for name in self._survey.split(split)]
-        self._stamps: dict[Path, Stamp] = {
+        self._stamps: dict[File, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
         self._negative = np.zeros(self.text_shape, np.float32)
@@ -184,7 +184,7 @@ class FolderSource(ClipSource):
             if (name, start) not in self._unreadable:
                 self._note(name, start, reason)
 
-    def _as_opened(self, path: Path) -> bool:
+    def _as_opened(self, path: File) -> bool:
         try:
             return stamp(path)[:2] == self._stamps[path][:2]
         except OSError:

@@ -135,7 +135,7 @@ def _srgb(image: Picture) -> Picture:
     return result
 
 
-def _png_chunk(file: io.FileIO, wanted: bytes) -> bytes:
+def _png_chunk(file: io.RawIOBase, wanted: bytes) -> bytes:
     """The first bytes of a chunk that comes before the pixels, however long the texts before it are; nothing
     where there is none."""
     file.seek(8)

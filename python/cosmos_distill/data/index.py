@@ -24,9 +24,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cosmos_distill.files import regular, sha256
+from cosmos_distill.files import regular
+from cosmos_distill.members import File, address, content_hash, place, stamp
 
 T = TypeVar("T")
+AnyFile = TypeVar("AnyFile", bound=File)
 log = logging.getLogger(__name__)
 SETTLED_NS = 2 * 10**9
 """A file changed less than this before it was read is read again next time: a second change could carry the
@@ -37,15 +39,6 @@ _HASH = "sha256"
 _PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "safetensors")
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
-
-Stamp = tuple[int, int, int, int]
-
-
-def stamp(path: Path) -> Stamp:
-    """Size, times of the last change of content and of anything else, in ns, and the file's number: a link
-    can come to lead to another that was written in the same tick. OSError where nothing is."""
-    info = path.stat()
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 class Index:
@@ -63,13 +56,13 @@ class Index:
         """A copy in another process remembers nothing, and keeps nothing."""
         return Index, (None,)
 
-    def fact(self, path: Path, kind: str, find: Callable[[Path], T]) -> T:
-        """``find(path)``, a JSON value, or what it gave while the file had the size and times it has now.
+    def fact(self, file: AnyFile, kind: str, find: Callable[[AnyFile], T]) -> T:
+        """``find(file)``, a JSON value, or what it gave while the file had the stamp it has now.
 
         Errors of ``find`` are passed on and not remembered.
         """
-        name = f"{_real(str(path.parent))}/{path.name}"
-        before = stamp(path)
+        name = place(file)
+        before = stamp(file)
         with self._lock:
             entry = self._known.get(name)
             if entry is not None and tuple(entry["stamp"]) == before and kind in entry:
@@ -77,8 +70,8 @@ class Index:
                 return found
         # Not by the time of the content: a camera's clock or a copy sets that to anything.
         settled = before[2] < time.time_ns() - SETTLED_NS
-        found = find(path)
-        if settled and stamp(path) == before:
+        found = find(file)
+        if settled and stamp(file) == before:
             with self._lock:
                 entry = self._known.get(name)
                 if entry is None or tuple(entry["stamp"]) != before:
@@ -87,9 +80,9 @@ class Index:
                 self._new = True
         return found
 
-    def sha256(self, path: Path) -> str:
-        """SHA-256 of a file's bytes."""
-        return self.fact(path, _HASH, sha256)
+    def sha256(self, file: File) -> str:
+        """Of a file's content, as :func:`~cosmos_distill.members.content_hash` gives it."""
+        return self.fact(file, _HASH, content_hash)
 
     def each(self, items: Iterable[T], look: Callable[[T], Any], title: str) -> list[Any]:
         """``look`` at every item, in several threads; the results are in order.
@@ -143,22 +136,17 @@ class Index:
                 raise
 
 
-@lru_cache(maxsize=256)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
 @lru_cache(maxsize=16)
 def _index(root: str, cache: str | None) -> Index:
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:32]
     return Index(Path(cache, f"{name}.index") if cache else None)
 
 
-def index_of(root: Path) -> Index:
-    """The index of the files of one folder, read once per process. By whatever name the folder is reached,
-    relative, through a link or with a slash behind, it is the same."""
+def index_of(root: Path | str) -> Index:
+    """The index of the files of one folder, or of a place in a store, read once per process. By whatever name
+    the folder is reached, relative, through a link or with a slash behind, it is the same."""
     cache = _cache_folder()
-    return _index(os.path.realpath(root), None if cache is None else str(cache))
+    return _index(address(root) or os.path.realpath(root), None if cache is None else str(cache))
 
 
 def _cache_folder() -> Path | None:
@@ -204,7 +192,11 @@ def reading() -> list[Path]:
     """This package's own sources by which files beside and among clips are read: on another version of them
     facts are found out again."""
     package = Path(__file__).parents[1]
-    return [package / "files.py", *sorted(p for part in _PARTS for p in (package / part).glob("*.py"))]
+    return [
+        package / "files.py",
+        package / "members.py",
+        *sorted(p for part in _PARTS for p in (package / part).glob("*.py")),
+    ]
 
 
 def _load(file: Path) -> dict[str, dict[str, Any]]:

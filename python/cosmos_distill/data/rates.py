@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.members import File
 
 ROUNDING = Fraction(1, 1000)
 """Seconds. Matroska, FLV and many recorders keep whole milliseconds."""
@@ -26,7 +26,7 @@ class Clock:
         stated: frames per second as the file states them, or as FFmpeg guesses them from its first packets.
     """
 
-    path: Path
+    path: File
     unit: Fraction
     stated: Fraction | None
 

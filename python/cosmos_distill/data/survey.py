@@ -32,6 +32,7 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.text import PICKLES, refuse_pickle
 from cosmos_distill.files import encodable
+from cosmos_distill.members import File
 
 log = logging.getLogger(__name__)
 Split = Literal["train", "eval"]
@@ -47,13 +48,13 @@ class Sample:
     """The files of one clip that can be used."""
 
     name: str
-    video: Path
+    video: File
     info: ClipInfo
-    text: Path
-    noise: Path | None
-    control: Path | None
+    text: File
+    noise: File | None
+    control: File | None
 
-    def files(self) -> dict[str, Path | None]:
+    def files(self) -> dict[str, File | None]:
         """All of them, by what they are."""
         return {"video": self.video, "text": self.text, "noise": self.noise, "control": self.control}
 
@@ -323,7 +324,7 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
         return error
 
 
-def _info(name: str, path: Path, index: Index) -> ClipInfo:
+def _info(name: str, path: File, index: Index) -> ClipInfo:
     try:
         return ClipInfo(*index.fact(path, "clip", lambda path: astuple(clips.probe(path))))
     except (DataError, OSError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from cosmos_distill.arrays import companions
 from cosmos_distill.arrays.named import Entry
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.members import File
 from cosmos_distill.randomness import constant
 
 T5_TOKENS, T5_CHANNELS = 512, 1024
@@ -54,17 +55,18 @@ class HashTextEncoder:
         return out
 
 
-def refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: File) -> None:
     """Raises DataError, naming the converter, when ``path`` is a pickle: loading one can run any code."""
     if path.suffix.lower() in PICKLES:
-        raise DataError(
-            f"{path} is a pickle, which can run code when loaded: convert its folder once with "
-            f"`{CONVERTER} {path.parent}`"
-        )
+        if isinstance(path, Path):
+            advice = f"convert its folder once with `{CONVERTER} {path.parent}`"
+        else:
+            advice = "make the archive with .safetensors or .npz in its place"
+        raise DataError(f"{path} is a pickle, which can run code when loaded: {advice}")
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: File) -> Iterator[None]:
     """What is wrong with an array's file becomes a DataError that names it."""
     refuse_pickle(path)
     try:
@@ -75,13 +77,13 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(str(error)) from error
 
 
-def array_header(path: Path, key: str) -> Entry:
+def array_header(path: File, key: str) -> Entry:
     """Type and shape of what :func:`load_array` would read, from the header alone. Raises DataError."""
     with _named(path):
         return companions.header(path, key)
 
 
-def load_array(path: Path, key: str) -> np.ndarray:
+def load_array(path: File, key: str) -> np.ndarray:
     """The fp32 array ``key`` of a .safetensors or .npz file; a file with a single array may name it freely.
 
     Raises DataError for a pickle, another type, an unreadable file, a missing key or a non-finite value.
@@ -93,7 +95,7 @@ def load_array(path: Path, key: str) -> np.ndarray:
     return array
 
 
-def load_embedding(path: Path, tokens: int = T5_TOKENS, channels: int = T5_CHANNELS) -> np.ndarray:
+def load_embedding(path: File, tokens: int = T5_TOKENS, channels: int = T5_CHANNELS) -> np.ndarray:
     """T5 embedding of one prompt, zero-padded or cut to fp32 [tokens, channels].
 
     A leading axis of one (a batch of one prompt) is accepted. Raises DataError as :func:`load_array`

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +26,7 @@ from cosmos_distill.data.container import (
 )
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.rates import ROUNDING
+from cosmos_distill.members import File
 
 _SUFFIXES = """
     .mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .vob .ts .m2ts .mts .flv .f4v .wmv .asf .ogv .3gp .3g2 .mxf
@@ -74,7 +74,7 @@ class Window(NamedTuple):
 Transform = Callable[[np.ndarray], Any]
 
 
-def probe(path: Path) -> ClipInfo:
+def probe(path: File) -> ClipInfo:
     """What ``path`` holds. Only its first frame is decoded, and an MP4 is not read beyond its index; an MPEG
     program or transport stream, which has none, is decoded once.
 
@@ -102,13 +102,13 @@ def probe(path: Path) -> ClipInfo:
     return ClipInfo(len(ticks), *shown, float(rate), float(len(ticks) / rate))
 
 
-def count_frames(path: Path) -> int:
+def count_frames(path: File) -> int:
     """Frames of ``path`` as shown. Raises like :func:`probe`."""
     return probe(path).frames
 
 
 def decode(
-    path: Path, transform: Transform | None = None, wanted: range | None = None
+    path: File, transform: Transform | None = None, wanted: range | None = None
 ) -> tuple[list[Any], float]:
     """Frames of ``path`` and its frames per second, as :func:`window` gives them.
 
@@ -135,7 +135,7 @@ def decode(
     return read_alike(path, read)
 
 
-def decode_as_stored(path: Path, transform: Transform) -> tuple[list[Any], float]:
+def decode_as_stored(path: File, transform: Transform) -> tuple[list[Any], float]:
     """Every frame as it lies in the file, and the rate that the file states.
 
     Nothing is turned or made square, and untagged colours are BT.601's, in high definition too: FFmpeg's
@@ -148,7 +148,7 @@ def decode_as_stored(path: Path, transform: Transform) -> tuple[list[Any], float
     return frames, rate
 
 
-def window(path: Path, wanted: range, transform: Transform | None = None) -> Window:
+def window(path: File, wanted: range, transform: Transform | None = None) -> Window:
     """The frames with the numbers ``wanted``, RGB uint8 [H, W, 3] or ``transform`` of each.
 
     Frames are decoded in order up to the last one wanted, because a seek may land beside it. The rate comes
@@ -179,7 +179,7 @@ def window(path: Path, wanted: range, transform: Transform | None = None) -> Win
     return read_alike(path, read)
 
 
-def at_times(path: Path, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
+def at_times(path: File, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
     """The frames that are on the screen at ``times``, rising seconds after the first frame.
 
     For each it is the last frame that began by then, within a millisecond.
