@@ -20,6 +20,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_HEAD, _TAIL = 512, 2**16 + 22
+"""Bytes that tell what a file is, and those that hold the end of a zip archive."""
 _LARGEST_JSON = 256 * 2**20
 """Bytes. What this package writes has kilobytes, and the index of the largest network some megabytes."""
 
@@ -36,6 +38,31 @@ def regular(path: Path) -> int:
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "something else")
         raise ValueError(f"{path} is {kind}, not a file")
     return info.st_size
+
+
+def mistaken(path: Path) -> str | None:
+    """What a file that cannot be read as what it should be is instead, with what to do, in words that go on
+    after its name: what downloads leave in the place of a file. None where its first and last bytes say
+    nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        tail = file.read()
+    if not head:
+        return "is empty: download it again"
+    if head.startswith(b"version https://git-lfs.github.com/"):
+        return "is a pointer of Git LFS and not the file itself: run git lfs pull where it was cloned"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page and not the file: download it again, signed in where the site asks for that"
+    if head.startswith(b"GGUF"):
+        return "is GGUF, whose quantised weights are not read: take the model's .safetensors or .pt"
+    if head.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in tail:
+        return "was cut short (it begins and does not end): download it again"
+    return None
 
 
 def encodable(path: Path) -> bool:

@@ -11,6 +11,7 @@ from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.common.network import ControlledDiT
 from cosmos_distill.models.predict25.config import Predict25Config
 from cosmos_distill.models.transfer1.config import Transfer1Config
+from tests.real_formats.networks import randomize
 
 TINY = Transfer1Config(
     width=40, blocks=3, control_blocks=2, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,
@@ -29,15 +30,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def randomize(network: torch.nn.Module, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            norm = name.endswith(("norm.weight", "q_norm", "k_norm"))
-            p.copy_(1 + 0.2 * noise if norm else noise / p.shape[-1] ** 0.5)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from cosmos_distill.models import build
 from cosmos_distill.models.transfer25.config import Transfer25Config
 from cosmos_distill.models.transfer25.network import Transfer25
-from tests.models.conftest import randomize
+from tests.real_formats.networks import randomize
 
 TINY = Transfer25Config(
     width=40, blocks=5, control_every=2, heads=2, head_dim=20, adaln_rank=6, text_dim=24, text_tokens=5,

@@ -29,7 +29,7 @@ from cosmos_distill.sampling.sample import write_mp4
 from cosmos_distill.stages import export
 from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
-from tests.tokenizers import scripted
+from tests.real_formats import tokenizers
 
 WEIGHTS = Path(cosmos_distill.__file__).parent / "weights" / "transfer1-smoke.safetensors"
 DATA = Data(source="folder", tokenizer="cosmos-cv8x8x8", frames=9, height=32, width=32)
@@ -90,7 +90,7 @@ def test_a_program_that_a_student_names_does_not_run(
 ) -> None:
     mine = tmp_path / "mine"
     mine.write_text("mine")
-    folder = scripted.write(tmp_path / "evil", Evil(str(mine)))
+    folder = tokenizers.cosmos(tmp_path / "evil", Evil(str(mine)))
     path = student(tmp_path, description(data={"tokenizer_path": str(folder)}))
     embedding = tmp_path / "prompt.safetensors"
     save_file({"t5_text_embeddings": torch.zeros(8, 64)}, embedding)
@@ -107,7 +107,7 @@ def test_a_program_that_a_student_names_does_not_run(
 def test_the_tokenizer_that_is_given_must_be_that_of_the_training(
     tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = scripted.write(tmp_path / "tokenizer")
+    folder = tokenizers.cosmos(tmp_path / "tokenizer")
     recorded = fingerprint(Data(tokenizer="cosmos-cv8x8x8", tokenizer_path=folder))
     assert recorded.keys() == {"encoder.jit", "decoder.jit", "mean_std.pt"}
     path = student(tmp_path, description(tokenizer={"kind": "cosmos-cv8x8x8", "sha256": recorded}))
@@ -163,7 +163,7 @@ def test_the_negative_prompt_of_a_teacher_is_given_by_the_user(
 ) -> None:
     from cosmos_distill.files import sha256
 
-    folder, negative = scripted.write(tmp_path / "tokenizer"), tmp_path / "negative.safetensors"
+    folder, negative = tokenizers.cosmos(tmp_path / "tokenizer"), tmp_path / "negative.safetensors"
     save_file({"t5_text_embeddings": torch.randn(8, 64)}, negative)
     teacher = {"kind": "teacher", "steps": 2, "guidance": plain(Guidance(1.0))}
     said = description(negative_prompt_sha256=sha256(negative)) | {"sampler": teacher}
@@ -277,7 +277,7 @@ def test_changed_weights_are_refused_and_earlier_files_are_drawn_from(
 def test_an_export_holds_checksums_in_place_of_paths(tmp_path: Path) -> None:
     from cosmos_distill.files import sha256
 
-    folder, negative = scripted.write(tmp_path / "tokenizer"), tmp_path / "negative.npz"
+    folder, negative = tokenizers.cosmos(tmp_path / "tokenizer"), tmp_path / "negative.npz"
     negative.write_bytes(b"an embedding")
     recipe = cli.load(Path(__file__).parents[2] / "recipes" / "transfer1_kd_dmd2.py").recipe
     made: Recipe = recipe(

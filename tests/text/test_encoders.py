@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cosmos_distill import text
-from tests.text import tiny
+from tests.real_formats import text_encoders as tiny
 
 pytestmark = pytest.mark.needs("transformers")
 PROMPTS = ["a red car drives at night", "rain", ""]

@@ -9,12 +9,12 @@ import torch
 
 from cosmos_distill.tokenizers import build, files
 from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
-from tests.tokenizers import scripted
+from tests.real_formats import tokenizers
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return scripted.write(tmp_path)
+    return tokenizers.cosmos(tmp_path)
 
 
 @pytest.mark.parametrize("frames,time", [(1, 1), (9, 2), (121, 16), (242, 32)])

@@ -10,6 +10,7 @@ import torch
 from cosmos_distill.config import Data
 from cosmos_distill.tokenizers import build, fingerprint
 from tests.memory import limited
+from tests.real_formats.tokenizers import wan
 
 
 @pytest.fixture(scope="module")
@@ -91,43 +92,10 @@ def test_nothing_that_a_configuration_names_is_loaded(folder: Path, tmp_path: Pa
         build(Data(tokenizer="wan2.1", tokenizer_path=forged))
 
 
-RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
-            "conv_shortcut": "shortcut"}  # fmt: skip
-WHOLE = {
-    "quant_conv": "conv1", "post_quant_conv": "conv2", "encoder.conv_in": "encoder.conv1",
-    "decoder.conv_in": "decoder.conv1", "encoder.norm_out": "encoder.head.0",
-    "decoder.norm_out": "decoder.head.0", "encoder.conv_out": "encoder.head.2",
-    "decoder.conv_out": "decoder.head.2",
-}  # fmt: skip
-
-
-def official_name(name: str) -> str:
-    """What Wan's own code calls a tensor of diffusers' AutoencoderKLWan."""
-    module, _, leaf = name.rpartition(".")
-    if module in WHOLE:
-        return f"{WHOLE[module]}.{leaf}"
-    side, place, *rest = name.split(".")
-    if place == "mid_block":
-        kind, number, *inner = rest
-        inner = [RESIDUAL.get(part, part) for part in inner]
-        return ".".join([side, "middle", "1" if kind == "attentions" else str(2 * int(number)), *inner])
-    if place == "down_blocks":
-        return ".".join([side, "downsamples", *(RESIDUAL.get(part, part) for part in rest)])
-    block, kind, number, *inner = rest
-    index = 4 * int(block) + (3 if kind == "upsamplers" else int(number))
-    return ".".join([side, "upsamples", str(index), *(RESIDUAL.get(part, part) for part in inner)])
-
-
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_the_official_file_gives_the_latents_of_diffusers_folder(place: str, tmp_path: Path) -> None:
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=4)
-    vae.save_pretrained(tmp_path / "diffusers")
     official = tmp_path / "official" / "Wan2.1_VAE.pth"
-    official.parent.mkdir()
-    torch.save({official_name(name): value for name, value in vae.state_dict().items()}, official)
+    wan(official, tmp_path / "diffusers")
     given = official if place == "file" else official.parent
     mine, theirs = (
         build(Data(tokenizer="wan2.1", tokenizer_path=path)) for path in (given, tmp_path / "diffusers")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cosmos_distill.files import encodable, inside, read_json, regular
+from cosmos_distill.files import encodable, inside, mistaken, read_json, regular
 
 State = dict[str, torch.Tensor]
 METADATA = "cosmos_distill"
@@ -102,6 +102,7 @@ def shards(folder: Path) -> list[Path]:
 
     Raises:
         OSError: it cannot be looked at.
+        FileNotFoundError: a file that the index names is not there.
         ValueError: the index names anything but safetensors files beside it, or which files are meant is
             unclear.
     """
@@ -126,7 +127,15 @@ def shards(folder: Path) -> list[Path]:
         raise ValueError(
             f"{indices[0]} points outside its folder, or at no .safetensors file: {str(outside[0])[:200]!r}"
         )
-    return [folder / name for name in sorted(set(named.values()))]
+    found = [folder / name for name in sorted(set(named.values()))]
+    if lost := [path for path in found if not path.is_file()]:
+        raise FileNotFoundError(f"{_absent(lost[0])}, which {indices[0].name} names: download it, too")
+    return found
+
+
+def _absent(path: Path) -> str:
+    """What is wrong where a file should be: a hub's cache has links to what is still to come."""
+    return f"{path} is a link that leads nowhere" if path.is_symlink() else f"{path} is missing"
 
 
 @contextmanager
@@ -138,6 +147,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, RuntimeError) as error:  # the second where it cannot be mapped
+        if (instead := mistaken(path)) is not None:
+            raise ValueError(f"{path} {instead}") from error
         raise ValueError(f"{path} is damaged ({error}): copy or download it again") from error
 
 

@@ -51,6 +51,19 @@ def read(path: Path) -> Any:
         return _read(file, size, bytes_of, str(path))
 
 
+def is_script(path: Path) -> bool:
+    """Whether a file is a whole archive of TorchScript, a program. It is neither loaded nor run.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
+        return False
+
+
 def read_bytes(content: bytes) -> Any:
     """The same of a checkpoint that is in memory, which its tensors share.
 

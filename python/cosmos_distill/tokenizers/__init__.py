@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cosmos_distill.files import sha256
+from cosmos_distill.files import read_json, sha256
+from cosmos_distill.tokenizers.kinds import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,51 @@ def fingerprint(data: TokenizerChoice) -> dict[str, str]:
     if data.tokenizer in ("haar", "pixels") or data.tokenizer_path is None:
         return {}
     return {path.name: sha256(path) for path in files(data.tokenizer, data.tokenizer_path)}
+
+
+def check(data: TokenizerChoice) -> None:
+    """Look at the headers of the files that ``data`` names: whether they are there, whole, and of that kind
+    of tokenizer. No weights are read, so that it takes moments at any size.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another tokenizer, or a damaged one.
+    """
+    path = data.tokenizer_path
+    if path is None or data.tokenizer in ("haar", "pixels"):
+        return
+    found = _recognised(path)
+    if found not in (None, data.tokenizer):
+        raise ValueError(
+            f"{path} is {_TITLES[found]}, and {_TITLES[data.tokenizer]} is asked for: give "
+            f"{KINDS[data.tokenizer].folder}"
+        )
+    if data.tokenizer == "mini-cv4x4x4":
+        from cosmos_distill.tokenizers import learned
+
+        learned.check(path)
+    elif data.tokenizer == "cosmos-cv8x8x8":
+        from cosmos_distill.tokenizers import cosmos
+
+        cosmos.check(path)
+    else:
+        from cosmos_distill.tokenizers import wan
+
+        wan.check(path)
+
+
+def _recognised(path: Path) -> str | None:
+    """The kind of tokenizer that a folder's or a file's names say it is; None where they say nothing."""
+    if (path / "config.json").is_file():
+        said = read_json(path / "config.json")
+        return _CLASSES.get(str(said.get("_class_name"))) if isinstance(said, dict) else None
+    if path.is_dir() and any((path / name).exists() for name in ("encoder.jit", "decoder.jit")):
+        return "cosmos-cv8x8x8"
+    return "wan2.1" if path.name == "Wan2.1_VAE.pth" or (path / "Wan2.1_VAE.pth").is_file() else None
+
+
+_CLASSES = {"AutoencoderKLWan": "wan2.1", "AutoencoderKLCosmos": "cosmos-cv8x8x8"}
+_TITLES = {"wan2.1": "Wan 2.1's VAE", "cosmos-cv8x8x8": "CV8x8x8", "mini-cv4x4x4": "mini-cv4x4x4"}
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:

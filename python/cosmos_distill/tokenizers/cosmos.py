@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cosmos_distill.arrays import rebuild, torch_files
-from cosmos_distill.files import regular
+from cosmos_distill.files import mistaken, regular
 from cosmos_distill.tokenizers import vae
 
 CHANNELS, FACTOR = 16, 8
@@ -38,6 +38,26 @@ def files(folder: Path) -> list[Path]:
     for path in paths:
         regular(path)
     return paths
+
+
+def check(folder: Path) -> None:
+    """Look at the headers of the files in ``folder``; TorchScript is not loaded, since loading runs it.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or of another tokenizer.
+    """
+    paths = files(folder)
+    if paths[0].name == vae.CONFIG:
+        from diffusers import AutoencoderKLCosmos
+
+        vae.check(AutoencoderKLCosmos, folder)
+        return
+    for path in paths[:2]:
+        if not torch_files.is_script(path):
+            raise ValueError(f"{path} {mistaken(path) or 'is no TorchScript: download it again'}")
+    for statistic in _statistics(paths[2]):
+        _per_frame(statistic, paths[2])
 
 
 class CosmosCV8x8x8:
@@ -66,22 +86,13 @@ class CosmosCV8x8x8:
         else:
             self._encoder, self._decoder = self._load(paths[0]), self._load(paths[1])
             statistics = _statistics(paths[2])
-        self._mean, self._std = (self._per_frame(s, paths[-1]) for s in statistics)
+        self._mean, self._std = (_per_frame(s, paths[-1]).to(self._device) for s in statistics)
         if not (self._std > 0).all():
             raise ValueError(f"{paths[-1]}: a standard deviation is not positive: download the file again")
 
     def _load(self, path: Path) -> torch.jit.ScriptModule:
         module = torch.jit.load(str(path), map_location=self._device).eval()
         return module.to(self._dtype)
-
-    def _per_frame(self, statistic: torch.Tensor, path: Path) -> torch.Tensor:
-        if statistic.numel() % CHANNELS or statistic.numel() < CHANNELS * LATENT_CHUNK:
-            raise ValueError(
-                f"{path}: expected {CHANNELS} channels x at least {LATENT_CHUNK} latent frames, "
-                f"got {list(statistic.shape)}: this is not the CV8x8x8-720p tokenizer"
-            )
-        rows = statistic.float().reshape(CHANNELS, -1)[:, :LATENT_CHUNK]
-        return rows.reshape(1, CHANNELS, LATENT_CHUNK, 1, 1).to(self._device)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(16, latent frames, height / 8, width / 8)."""
@@ -141,6 +152,17 @@ class CosmosCV8x8x8:
                 chunks.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
             parts.append(torch.cat(chunks, dim=2))
         return torch.cat(parts)
+
+
+def _per_frame(statistic: torch.Tensor, path: Path) -> torch.Tensor:
+    """[1, 16, 16, 1, 1] of what the file at ``path`` holds. Raises ValueError where that is another shape."""
+    if statistic.numel() % CHANNELS or statistic.numel() < CHANNELS * LATENT_CHUNK:
+        raise ValueError(
+            f"{path}: expected {CHANNELS} channels x at least {LATENT_CHUNK} latent frames, "
+            f"got {list(statistic.shape)}: this is not the CV8x8x8-720p tokenizer"
+        )
+    rows = statistic.float().reshape(CHANNELS, -1)[:, :LATENT_CHUNK]
+    return rows.reshape(1, CHANNELS, LATENT_CHUNK, 1, 1)
 
 
 def _statistics(path: Path) -> list[torch.Tensor]:

@@ -66,7 +66,7 @@ KINDS: Mapping[str, TokenizerKind] = {
         ),
         TokenizerKind(
             name="wan2.1", title="Wan 2.1", time=4, space=8,
-            folder="its folder in diffusers' format (config.json and safetensors weights)",
+            folder="Wan2.1_VAE.pth, or its folder in diffusers' format (config.json and safetensors weights)",
         ),
     )
 }  # fmt: skip

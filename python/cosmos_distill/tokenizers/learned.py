@@ -34,6 +34,26 @@ def _sizes(path: Path) -> AutoencoderConfig:
     return sizes
 
 
+def check(path: Path) -> None:
+    """Compare the headers of a file with the network. Raises as :class:`Learned` does."""
+    _network(path, "meta")
+
+
+def _network(path: Path, place: str) -> Autoencoder:
+    """The network of a file; on the meta device no value is read."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
+    meta = place == "meta"
+    try:
+        with torch.device(place):
+            network = Autoencoder(_sizes(path))
+        state = files.read(path, verify=not meta)
+        network.load_state_dict(state if meta else {name: value.float() for name, value in state.items()})
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold the weights of {NAME} ({error})") from error
+    return network
+
+
 class Learned:
     """9 frames of 48x80 become [16, 3, 12, 20].
 
@@ -43,14 +63,7 @@ class Learned:
     """
 
     def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
-        path = path or shipped()
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
-        try:
-            network = Autoencoder(_sizes(path))
-            network.load_state_dict({name: value.float() for name, value in files.read(path).items()})
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold the weights of {NAME} ({error})") from error
+        network = _network(path or shipped(), "cpu")
         self.channels = network.config.channels
         self._device = torch.device(device)
         self._network = network.to(self._device).eval().requires_grad_(False)

@@ -33,6 +33,11 @@ def files(folder: Path) -> list[Path]:
     return [folder / CONFIG, *([whole] if whole.is_file() else named.shards(folder))]
 
 
+def check(kind: Any, folder: Path) -> None:
+    """Hold the headers of the weights against the configuration. Raises as :func:`load` does."""
+    _fitting(kind, folder)
+
+
 def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The autoencoder of class ``kind``, frozen.
 
@@ -40,10 +45,20 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> A
         OSError: a file cannot be opened.
         ValueError: another class, or weights that do not fit the configuration.
     """
+    said, state = _fitting(kind, folder)
+    model = kind.from_config(said)
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    # Not diffusers' own `to`, which warns of a type that it then keeps everywhere.
+    return torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _fitting(kind: Any, folder: Path) -> tuple[dict[str, Any], named.State]:
+    """Configuration and tensors (mapped, not read), which go together."""
     configuration, *weights = files(folder)
     said = read_json(configuration)
-    if not isinstance(said, dict) or said.get("_class_name", kind.__name__) != kind.__name__:
-        raise ValueError(f"{configuration} is not that of {kind.__name__}")
+    if not isinstance(said, dict) or (named_class := said.get("_class_name", kind.__name__)) != kind.__name__:
+        other = f", but of {named_class}" if isinstance(said, dict) else ""
+        raise ValueError(f"{configuration} is not that of {kind.__name__}{other}")
     said = {key: value for key, value in said.items() if not key.startswith("_")}
     state: named.State = {}
     for file in weights:
@@ -53,11 +68,8 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> A
             wanted = kind.from_config(said).state_dict()
         if wrong := [n for n, value in wanted.items() if n not in state or state[n].shape != value.shape]:
             raise ValueError(f"{wrong[0]} is missing or of another size, and {len(wrong) - 1} more")
-        model = kind.from_config(said)
     except Exception as error:  # a configuration can say anything, and diffusers believes it
         raise ValueError(
             f"{folder}: weights and configuration do not fit ({error}): download it again"
         ) from error
-    model.load_state_dict({name: state[name] for name in wanted})
-    # Not diffusers' own `to`, which warns of a type that it then keeps everywhere.
-    return torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
+    return said, state

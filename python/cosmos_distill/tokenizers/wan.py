@@ -17,8 +17,6 @@ from cosmos_distill.models.common import files as weights
 from cosmos_distill.tokenizers import vae
 
 TIME, SPACE = 4, 8
-
-
 OFFICIAL = "Wan2.1_VAE.pth"
 
 
@@ -38,12 +36,30 @@ def files(path: Path) -> list[Path]:
     )
 
 
+def check(path: Path) -> None:
+    """Hold the headers of the weights against the network. Raises as :class:`Wan` does."""
+    from diffusers import AutoencoderKLWan
+
+    found = files(path)
+    if len(found) == 1:
+        _fitting(found[0])
+    else:
+        vae.check(AutoencoderKLWan, path)
+
+
 def _official(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The network of the official file, whose configuration is the published one but for its width.
 
     Raises:
         ValueError: it is damaged, or of another network.
     """
+    model, found = _fitting(path)
+    model.load_state_dict({name: value.to(device, dtype) for name, value in found.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _fitting(path: Path) -> tuple[Any, weights.State]:
+    """The network on the meta device, and the file's tensors (mapped, not read) in its names."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -58,8 +74,7 @@ def _official(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
             raise ValueError(f"{wrong[0]} is missing or of another size, and {len(wrong) - 1} more")
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is not Wan 2.1's VAE ({error}): give {OFFICIAL}") from error
-    model.load_state_dict({name: found[name].to(device, dtype) for name in wanted}, assign=True)
-    return model.eval().requires_grad_(False)
+    return model, {name: found[name] for name in wanted}
 
 
 class Wan:

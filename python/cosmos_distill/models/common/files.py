@@ -14,7 +14,7 @@ from cosmos_distill.arrays import distcp, named, rebuild, torch_files
 from cosmos_distill.arrays.lazy import Lazy, Value, made
 from cosmos_distill.arrays.named import State
 from cosmos_distill.arrays.places import DISTRIBUTED, weights_in
-from cosmos_distill.files import regular
+from cosmos_distill.files import mistaken, regular
 from cosmos_distill.models.common import forms
 from cosmos_distill.storage import replacing
 
@@ -80,6 +80,8 @@ def _read_torch(path: Path) -> State:
     try:
         found = torch_files.read(path)
     except ValueError as error:
+        if (instead := mistaken(path)) is not None:
+            raise ValueError(f"{path} {instead}") from error
         raise ValueError(
             f"{error}, and none of it was executed: download it again, re-save an old one with a current "
             "torch, or, if it asks for more than tensors and you trust its origin, convert it to safetensors."

@@ -134,10 +134,9 @@ def _refuse_others(network: nn.Module, state: Values, source: Source) -> None:
     group = groups.tensor_group()
     problems = []
     missing = parameters.keys() - state.keys()
+    whole_branch = bool(missing) and all(name.startswith("control.") for name in missing)
+    whole_branch = whole_branch and not any(name.startswith("control.") for name in state)
     if missing:
-        whole_branch = all(name.startswith("control.") for name in missing) and not any(
-            name.startswith("control.") for name in state
-        )
         advice = " (a base alone: pass the pair (base, control), or a merged file)" if whole_branch else ""
         problems.append(f"missing: {_listed(missing)}{advice}")
     if unexpected := state.keys() - _names(parameters):
@@ -155,8 +154,8 @@ def _refuse_others(network: nn.Module, state: Values, source: Source) -> None:
         problems.append(f"wrong: {_listed(wrong)}")
     if problems:
         raise ValueError(
-            f"{_said(source)} does not fit this network. " + "; ".join(problems)
-            + f". {_fitting(state)}."
+            f"{_said(source)} does not fit this network. " + "; ".join(problems) + "."
+            + f" {_fitting(state)}." * (not whole_branch)
         )  # fmt: skip
 
 
@@ -172,6 +171,7 @@ def _fitting(state: Values) -> str:
         for name, config in presets().items()
         if isinstance(config, DiTConfig) and (config.width, config.blocks) == (width, blocks)
         and (config.leading_blocks > 0 or config.controls > 0) == bool(steering)
+        and config.learnable_positions == any(name.startswith("base.positions.") for name in state)
     ]  # fmt: skip
     if not sizes:
         return f"{said}, as no preset has: say so with --network.width, --network.blocks and the like"

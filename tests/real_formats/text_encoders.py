@@ -25,7 +25,7 @@ TEMPLATE = (
 """In the form of Qwen's: any role between its marks."""
 
 
-def t5(folder: Path, kind: str = "t5", seed: int = 0) -> Any:
+def t5(folder: Path, kind: str = "t5", seed: int = 0, width: int = 32) -> Any:
     """A T5 encoder (or UMT5) of two layers with a tokenizer of word pieces; returns transformers' model."""
     import transformers
 
@@ -47,7 +47,7 @@ def t5(folder: Path, kind: str = "t5", seed: int = 0) -> Any:
     ).save_pretrained(folder)
     torch.manual_seed(seed)
     said = configured(
-        vocab_size=words.get_vocab_size() + 5, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        vocab_size=words.get_vocab_size() + 5, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
         feed_forward_proj="gated-gelu" if kind == "umt5" else "relu",
     )  # fmt: skip
     model = network(said).eval()
@@ -55,8 +55,9 @@ def t5(folder: Path, kind: str = "t5", seed: int = 0) -> Any:
     return model
 
 
-def reason1(folder: Path, seed: int = 0) -> Any:
-    """A Qwen2.5-VL of three layers, eyes included, with a byte-level tokenizer and a chat template."""
+def reason1(folder: Path, seed: int = 0, layers: int = 3) -> Any:
+    """A Qwen2.5-VL, eyes included, whose embedding is ``layers`` times 32 wide, with a byte-level tokenizer
+    and a chat template."""
     import transformers
 
     bytes_ = Tokenizer(models.BPE())
@@ -80,7 +81,7 @@ def reason1(folder: Path, seed: int = 0) -> Any:
     said = transformers.Qwen2_5_VLConfig(
         text_config={
             "vocab_size": bytes_.get_vocab_size(), "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
             "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
         },
