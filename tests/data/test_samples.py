@@ -77,10 +77,10 @@ def test_all_windows_of_the_only_clip_are_tried(data, tmp_path, monkeypatch):
     write_folder(tmp_path, 2, frames=30)
     read = clips.window
 
-    def window(path, wanted, fit):
+    def window(path, wanted, fit, seeks):
         if path.stem == "c00" and wanted.start not in (17, 24):
             raise DataError(f"{path}: frame {wanted.start} is damaged")
-        return read(path, wanted, fit)
+        return read(path, wanted, fit, seeks)
 
     monkeypatch.setattr(clips, "window", window)
     names = open_(data).batch(0, 12).names

@@ -94,14 +94,19 @@ def read_alike(path: File, read: Callable[[Opened], T]) -> T:
     reads the file again, as a player shows it.
     """
     try:
-        with opened(path) as file:
-            file.stream.thread_type = "AUTO"
-            file.stream.codec_context.options |= {"err_detect": "explode"}
-            return read(file)
+        return read_whole(path, read)
     except DataError:
         with opened(path) as file:
             file.stream.codec_context.thread_count = 1
             return read(file)
+
+
+def read_whole(path: File, read: Callable[[Opened], T]) -> T:
+    """``read`` of a file by several threads, and DataError at the first sign of damage."""
+    with opened(path) as file:
+        file.stream.thread_type = "AUTO"
+        file.stream.codec_context.options |= {"err_detect": "explode"}
+        return read(file)
 
 
 def _shown_stream(container: Any, path: File) -> Any:

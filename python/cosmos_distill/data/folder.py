@@ -37,6 +37,7 @@ from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
+from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.files import printable
@@ -87,6 +88,7 @@ class FolderSource(ClipSource):
         self._stamps: dict[File, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
+        self._seeks = self._places_in_long_clips()
         self._negative = np.zeros(self.text_shape, np.float32)
         if data.negative_prompt:
             self._negative = load_embedding(Path(data.negative_prompt), *self.text_shape)
@@ -99,6 +101,19 @@ class FolderSource(ClipSource):
             name: f"damaged in places ({reason})" for name, (_, reason) in self._damaged.copy().items()
         }
         return dict(self._survey.skipped) | dict(sorted(damaged.items()))
+
+    def _places_in_long_clips(self) -> dict[File, Seeks]:
+        """Where decoding can begin in the clips of this split, as far as that is worth to know."""
+        far = [s for s in self._chosen if self._windows(s) > FAR]
+        paths = [path for s in far for path in (s.video, s.control) if path is not None]
+        index = self._survey.index
+        found = index.each(paths, lambda path: seeks_of(path, index), f"{self._survey.root}: long clips")
+        frames = {s.video: s.info.frames for s in far}
+        return {
+            path: seeks
+            for path, seeks in zip(paths, found, strict=True)
+            if seeks is not None and frames.get(path, seeks.frames) == seeks.frames
+        }
 
     def _candidates(self, index: int) -> tuple[Iterator[tuple[Sample, int]], np.ndarray]:
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
@@ -196,12 +211,13 @@ class FolderSource(ClipSource):
         """Video, control from its file, padding mask and fps. DataError when they cannot be decoded."""
         size = sample.info.height, sample.info.width, self.data.height, self.data.width
         fit = Fit(*size)
-        frames, rate, times = clips.window(sample.video, wanted, fit)
+        frames, rate, times = clips.window(sample.video, wanted, fit, self._seeks.get(sample.video))
         control = None
         if sample.control is not None:
             # Labels and joints have no meaningful average: their colours are kept as they are.
             place = Fit(*size, nearest=controls.is_labels(self.control))
-            control = np.stack(clips.at_times(sample.control, times, place))
+            seeks = self._seeks.get(sample.control)
+            control = np.stack(clips.at_times(sample.control, times, place, seeks))
         return np.stack(frames), control, fit.padding, rate / self.data.stride
 
     def description(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -38,9 +38,9 @@ class Clock:
             raise DataError(f"{self.path}: states neither times nor a frame rate")
         return number / self.stated
 
-    def seconds(self, ticks: Sequence[int | None], numbers: Iterable[int]) -> list[Fraction]:
-        """:meth:`seconds_of` these frames of all; by number where one of all does not say."""
-        silent = None in ticks
+    def seconds(self, ticks: Mapping[int, int | None], numbers: Iterable[int]) -> list[Fraction]:
+        """:meth:`seconds_of` these of the frames that were read; by number where one of all does not say."""
+        silent = None in ticks.values()
         return [self.seconds_of(None if silent else ticks[number], number) for number in numbers]
 
     def mean_rate(self, ticks: Sequence[int | None]) -> Fraction:

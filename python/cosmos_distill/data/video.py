@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,13 +22,16 @@ from cosmos_distill.data.container import (
     is_hidden,
     opened,
     read_alike,
+    read_whole,
     shown_frames,
     video_stream,
 )
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.rates import ROUNDING
+from cosmos_distill.data.seeks import Inexact, Place, Seeks, frames_from
 from cosmos_distill.members import File
 
+T = TypeVar("T")
 _SUFFIXES = """
     .mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .vob .ts .m2ts .mts .flv .f4v .wmv .asf .ogv .3gp .3g2 .mxf
     .y4m .nut .ivf
@@ -148,52 +152,61 @@ def decode_as_stored(path: File, transform: Transform) -> tuple[list[Any], float
     return frames, rate
 
 
-def window(path: File, wanted: range, transform: Transform | None = None) -> Window:
+def window(
+    path: File, wanted: range, transform: Transform | None = None, seeks: Seeks | None = None
+) -> Window:
     """The frames with the numbers ``wanted``, RGB uint8 [H, W, 3] or ``transform`` of each.
 
-    Frames are decoded in order up to the last one wanted, because a seek may land beside it. The rate comes
-    from the times of these frames. Raises DataError, naming the file, when it cannot be read that far, when a
-    wanted frame is damaged or cannot be shown, or when the frames do not follow each other at a steady rate.
+    Frames are decoded in order up to the last one wanted: from the place before the first of them where
+    ``seeks`` has one and reading from there is exact, and else from the beginning, because a seek may land
+    beside it. The rate comes from the times of these frames. Raises DataError, naming the file, when it
+    cannot be read that far, when a wanted frame is damaged or cannot be shown, or when the frames do not
+    follow each other at a steady rate.
     """
 
-    def read(file: Opened) -> Window:
-        container, stream, display, clock = file
+    def read(file: Opened, place: Place | None) -> Window:
         frames: list[Any] = []
-        ticks: list[int | None] = []
-        for number, frame in enumerate(shown_frames(container, stream)):
-            ticks.append(frame.pts)
-            display.check(frame)
+        ticks: dict[int, int | None] = {} if seeks is None or place is None else {0: seeks.first}
+        number = -1
+        for number, frame in _numbered(file, seeks, place):
+            ticks[number] = frame.pts
+            file.display.check(frame)
             if number in wanted:
                 if frame.is_corrupt:
                     raise DataError(f"{path}: frame {number} is damaged")
-                image = display.rgb(frame)
+                image = file.display.rgb(frame)
                 frames.append(image if transform is None else transform(image))
             if number == wanted[-1]:
                 break
-        if len(ticks) <= wanted[-1]:
-            raise DataError(f"{path}: ends after {len(ticks)} frames, and {wanted[-1] + 1} are needed")
-        first, *times = clock.seconds(ticks, chain([0], wanted))
-        rate = clock.steady_rate(times, wanted.step)
+        if number < wanted[-1]:
+            raise DataError(f"{path}: ends after {number + 1} frames, and {wanted[-1] + 1} are needed")
+        first, *times = file.clock.seconds(ticks, chain([0], wanted))
+        rate = file.clock.steady_rate(times, wanted.step)
         return Window(frames, float(rate), tuple(float(t - first) for t in times))
 
-    return read_alike(path, read)
+    return _read(path, read, None if seeks is None else seeks.before(wanted[0]))
 
 
-def at_times(path: File, times: Sequence[float], transform: Transform | None = None) -> list[Any]:
+def at_times(
+    path: File, times: Sequence[float], transform: Transform | None = None, seeks: Seeks | None = None
+) -> list[Any]:
     """The frames that are on the screen at ``times``, rising seconds after the first frame.
 
-    For each it is the last frame that began by then, within a millisecond.
+    For each it is the last frame that began by then, within a millisecond. ``seeks`` as for :func:`window`.
 
     Raises DataError, naming the file, when it cannot be read or ends before the last of these times.
     """
 
-    def read(file: Opened) -> list[Any]:
-        container, stream, display, clock = file
+    def read(file: Opened, place: Place | None) -> list[Any]:
+        display, clock = file.display, file.clock
         frames: list[Any] = []
         current: Any = None
         image: Any = None
         start = begin = end = length = Fraction(0)
-        for number, frame in enumerate(chain(shown_frames(container, stream), [None])):
+        if seeks is not None and place is not None:
+            start = clock.seconds_of(seeks.first, 0)
+            begin = end = clock.seconds_of(place.tick, place.number) - start
+        for number, frame in chain(_numbered(file, seeks, place), [(-1, None)]):
             if frame is not None:
                 if frame.is_corrupt:
                     raise DataError(f"{path}: frame {number} is damaged")
@@ -212,7 +225,26 @@ def at_times(path: File, times: Sequence[float], transform: Transform | None = N
             current, image, begin = frame, None, end
         raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
 
-    return read_alike(path, read)
+    return _read(path, read, None if seeks is None else seeks.by(times[0]))
+
+
+def _numbered(file: Opened, seeks: Seeks | None, place: Place | None) -> Iterator[tuple[int, Any]]:
+    """Frames and their numbers, from a place or from the beginning on."""
+    if seeks is None or place is None:
+        yield from enumerate(shown_frames(file.container, file.stream))
+        return
+    for number, frame in enumerate(frames_from(file, place), place.number):
+        if file.display.size(frame) != (seeks.height, seeks.width):
+            raise Inexact(f"{file.clock.path}: its frames change in size")
+        yield number, frame
+
+
+def _read(path: File, read: Callable[[Opened, Place | None], T], place: Place | None) -> T:
+    """``read`` from a place where that is exact, and else from the beginning, which says what is wrong."""
+    if place is not None:
+        with suppress(DataError):
+            return read_whole(path, lambda file: read(file, place))
+    return read_alike(path, lambda file: read(file, None))
 
 
 def check_control(clip: ClipInfo, control: ClipInfo, name: str) -> None:
