@@ -123,7 +123,7 @@ LIGHT = [
     "diffusion/__init__",
     "families",
     "models/common/config",
-    "tokenizers/kinds",
+    *(f"tokenizers/{path.stem}" for path in (PACKAGE / "tokenizers").glob("*.py")),
     "diffusion/teacher",
     "parallel/__init__",
     "parallel/runs",

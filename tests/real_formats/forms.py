@@ -272,13 +272,18 @@ TOKENIZERS = [
     Form("Wan 2.1's VAE: the official `Wan2.1_VAE.pth`", "predict25/Wan2.1_VAE.pth", kind=WAN),
     Form("Wan 2.1's VAE: the folder that holds that file", "predict25", kind=WAN),
     Form("Wan 2.1's VAE: a diffusers folder", "predict25/vae", kind=WAN),
-    Form("CV8x8x8 where Wan's VAE is meant", "transfer1/tokenizer", kind=WAN, refused="is CV8x8x8"),
-    Form("Wan's VAE where CV8x8x8 is meant", "predict25/vae", kind=CV8X8X8, refused="is Wan 2.1's VAE"),
+    Form("CV8x8x8 where Wan's VAE is meant", "transfer1/tokenizer", kind=WAN, refused="is the Cosmos"),
+    Form(
+        "Wan's VAE where CV8x8x8 is meant",
+        "predict25/vae",
+        kind=CV8X8X8,
+        refused="is the Wan 2.1",
+    ),
     Form(
         "Wan's official file where CV8x8x8 is meant",
         "predict25/Wan2.1_VAE.pth",
         kind=CV8X8X8,
-        refused="is Wan 2.1's VAE",
+        refused="is the Wan 2.1",
     ),
     Form(
         "CV8x8x8 without its statistics",

@@ -137,6 +137,21 @@ def test_a_tokenizer_without_files_takes_none(tmp_path: Path, capsys: pytest.Cap
     assert "has no files: leave it out" in said_of(capsys)
 
 
+def test_a_tokenizer_of_the_package_need_not_be_named(
+    tmp_path: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = Data(source="folder", tokenizer="mini-cv4x4x4", frames=9, height=32, width=32)
+    recorded = fingerprint(clips)
+    path = student(tmp_path, description(clips, tokenizer={"kind": "mini-cv4x4x4", "sha256": recorded}))
+    assert sample(path, tmp_path, "--control-video", video) == 0
+    assert (tmp_path / "out" / "clip-000.mp4").is_file()
+    capsys.readouterr()
+    other = dict.fromkeys(recorded, "0" * 64)
+    path = student(tmp_path, description(clips, tokenizer={"kind": "mini-cv4x4x4", "sha256": other}))
+    assert sample(path, tmp_path, "--control-video", video) == cli.REFUSED
+    assert "give its folder with --tokenizer" in said_of(capsys)
+
+
 def test_no_path_of_a_student_is_kept(tmp_path: Path) -> None:
     secret = {"root": "/secret", "tokenizer_path": "/secret", "negative_prompt": "/secret/negative.npz"}
     exported = read(student(tmp_path, description(data=secret)))

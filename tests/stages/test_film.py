@@ -23,7 +23,7 @@ from cosmos_distill.run.checks import check, teacher_files
 from cosmos_distill.run.networks import load_teacher
 from cosmos_distill.run.runner import run_recipe
 from cosmos_distill.stages import autoencoders, held_out
-from cosmos_distill.tokenizers.learned import Learned
+from cosmos_distill.tokenizers.mini_cv4x4x4 import Learned
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from tests.run.commands import ROOT, losses
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmos_distill.tokenizers import build, files
-from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
+from cosmos_distill.tokenizers import build
+from cosmos_distill.tokenizers.cosmos_cv8x8x8 import CosmosCV8x8x8, files
 from tests.real_formats import tokenizers
 
 
@@ -110,5 +110,5 @@ def test_safetensors_are_preferred_and_give_what_diffusers_gives(diffusers_folde
     assert float((decoded.float() - wanted).abs().max()) <= 1
     for path in diffusers_folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    names = [path.name for path in files("cosmos-cv8x8x8", folder)]
+    names = [path.name for path in files(folder)]
     assert names == ["config.json", "diffusion_pytorch_model.safetensors"]

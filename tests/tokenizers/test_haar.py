@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cosmos_distill.tokenizers import build, haar
-from cosmos_distill.tokenizers.haar_table import BANDS
+from cosmos_distill.tokenizers.common.haar_table import BANDS
 from tests import rounding
 
 
@@ -111,5 +111,5 @@ def test_build_names_the_choices():
 
     assert isinstance(build(Choice()), haar.Haar)
     Choice.tokenizer = "wan"
-    with pytest.raises(ValueError, match="choose haar, mini-cv4x4x4, cosmos"):
+    with pytest.raises(ValueError, match="choose cosmos-cv8x8x8, haar, mini-cv4x4x4"):
         build(Choice())

@@ -15,7 +15,7 @@ from cosmos_distill.models.mini_tokenizer.config import PRESETS, AutoencoderConf
 from cosmos_distill.models.mini_tokenizer.network import Autoencoder
 from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import build
-from cosmos_distill.tokenizers.learned import NAME, Learned, shipped
+from cosmos_distill.tokenizers.mini_cv4x4x4 import NAME, SHIPPED, Learned
 from cosmos_distill.tokenizers.pixels import Pixels
 
 SMALL = AutoencoderConfig(channels=8, encoder_width=8, decoder_width=16, decoder_blocks=2)
@@ -146,7 +146,7 @@ def test_files_that_are_no_tokenizer_are_named(tmp_path):
 
 
 def test_the_shipped_weights_are_small_and_keep_a_clip():
-    assert shipped().stat().st_size < 3 * 2**20
+    assert SHIPPED.stat().st_size < 3 * 2**20
     tokenizer = build(Data(tokenizer=NAME))
     video = Pixels().decode(
         clips(4)[:, :1].expand(-1, 3, -1, -1, -1) / 2

@@ -29,6 +29,7 @@ from cosmos_distill.config.numbers import (
     Steps,
     Stored,
     Strength,
+    TokenizerName,
     UnconditionalFrames,
     Weight,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "Steps",
     "Stored",
     "Strength",
+    "TokenizerName",
     "Train",
     "Trainer",
     "TrigFlow",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cosmos_distill.config.numbers import GivenFrames, PixelSize
+from cosmos_distill.config.numbers import GivenFrames, PixelSize, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 
@@ -20,7 +20,7 @@ class Data(Checked):
     that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
     ``text_folder``, <control>/) under ``root``."""
     root: Path | None = field(default=None, metadata=effect("place"))
-    tokenizer: Literal["haar", "mini-cv4x4x4", "pixels", "cosmos-cv8x8x8", "wan2.1"] = "cosmos-cv8x8x8"
+    tokenizer: TokenizerName = "cosmos-cv8x8x8"
     """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
     training a tokenizer."""
     tokenizer_path: Path | None = field(default=None, metadata=effect("place"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,9 +12,16 @@ from cosmos_distill.ranges import Range
 Scale = Literal["smoke", "mini", "7b"]
 if TYPE_CHECKING:
     Control = str
-else:  # one file each: see cosmos_distill.controls
-    _CONTROLS = Path(__file__).parents[1] / "controls"
-    Control = Literal[tuple(sorted(module.name for module in iter_modules([str(_CONTROLS)])))]
+    TokenizerName = str
+else:  # one file each: see cosmos_distill.controls and cosmos_distill.tokenizers
+
+    def _modules(folder: str) -> list[str]:
+        found = iter_modules([str(Path(__file__).parents[1] / folder)])
+        return [module.name for module in found if not module.ispkg]
+
+    Control = Literal[tuple(sorted(_modules("controls")))]
+    _dotted = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name in _modules("tokenizers")]
+    TokenizerName = Literal[tuple(sorted(name.replace("_", "-") for name in _dotted))]
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]

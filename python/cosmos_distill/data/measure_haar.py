@@ -1,6 +1,6 @@
 """Measure the Haar tokenizer's table on the mini scale's training windows and write it as Python:
 
-``python -m cosmos_distill.data.measure_haar > python/cosmos_distill/tokenizers/haar_table.py``
+``python -m cosmos_distill.data.measure_haar > python/cosmos_distill/tokenizers/common/haar_table.py``
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from cosmos_distill.run.sizes import (
     too_large,
     trains_tokenizer,
 )
-from cosmos_distill.tokenizers.kinds import KINDS
+from cosmos_distill.tokenizers import find
 
 _SCORED_SIDE, _SCORED_FRAMES = 16, 2
 """Smallest clips that the scores can be computed of."""
@@ -198,7 +198,7 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     network = denoiser(recipe)
-    kind = KINDS[IN_TRAINING] if trains_tokenizer(recipe) else tokenizer(data)
+    kind = find(IN_TRAINING) if trains_tokenizer(recipe) else tokenizer(data)
     if reason := kind.misfit(data.frames):
         yield f"--data.frames {data.frames}: {reason}."
     side = kind.space * (network.patch if network is not None else 1)
@@ -330,7 +330,7 @@ def _network(recipe: Recipe) -> Iterator[str]:
             f"--data.tokenizer {data.tokenizer}: pixels is what a tokenizer is trained on and nothing "
             f"else, and {named} is {'one' if trains_tokenizer(recipe) else 'none'}."
         )
-    channels = KINDS[IN_TRAINING].channels
+    channels = find(IN_TRAINING).channels
     if isinstance(recipe.network, AutoencoderConfig) and recipe.network.channels != channels:
         yield f"--network.channels {recipe.network.channels}: networks take latents of {channels} channels."
     if (config := denoiser(recipe)) is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cosmos_distill.config import Data, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
-from cosmos_distill.tokenizers.kinds import KINDS, TokenizerKind
+from cosmos_distill.tokenizers import TokenizerKind, find
 
 
 def denoiser(recipe: Recipe) -> DiTConfig | None:
@@ -23,7 +23,7 @@ def trains_tokenizer(recipe: Recipe) -> bool:
 
 def tokenizer(data: Data) -> TokenizerKind:
     """What is known of the tokenizer of these clips."""
-    return KINDS[data.tokenizer]
+    return find(data.tokenizer)
 
 
 def latent_frames(recipe: Recipe) -> int:

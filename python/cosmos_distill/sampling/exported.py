@@ -20,8 +20,7 @@ from cosmos_distill.families import title
 from cosmos_distill.files import inside, sha256
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ranges import Checked
-from cosmos_distill.tokenizers import fingerprint
-from cosmos_distill.tokenizers.kinds import KINDS
+from cosmos_distill.tokenizers import find, fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,11 +111,15 @@ def with_files(exported: Exported, options: SampleOptions, student: Path) -> Dat
     """
     data, given = exported.data, options.tokenizer
     known = ", ".join(f"{name} {digest[:12]}..." for name, digest in exported.tokenizer_sha256.items())
-    if data.tokenizer == "haar":
+    kind = find(data.tokenizer)
+    if kind.files is None:
         if given is not None:
             raise Refusal(
-                f"--tokenizer {given}: {student} was made with haar, which has no files: leave it out"
+                f"--tokenizer {given}: {student} was made with {data.tokenizer}, which has no files: leave "
+                "it out"
             )
+        return data
+    if given is None and kind.shipped is not None and fingerprint(data) == exported.tokenizer_sha256:
         return data
     if given is None:
         said = f" ({known})" if known else ""
@@ -180,7 +183,7 @@ def _data(said: Mapping[str, Any]) -> Data:
 
 def _check_size(data: Data, network: DiTConfig) -> None:
     """Raises ValueError for clips that the tokenizer or the network does not take."""
-    kind = KINDS[data.tokenizer]
+    kind = find(data.tokenizer)
     side = kind.space * network.patch
     uneven = data.height % side > 0 or data.width % side > 0 or kind.misfit(data.frames) is not None
     latents = kind.latent_frames(data.frames), data.height // kind.space, data.width // kind.space

@@ -21,7 +21,7 @@ from cosmos_distill.run.manifest import ExportedFile, File, Student
 from cosmos_distill.run.networks import DTYPES, device, open_clips
 from cosmos_distill.run.runner import Run
 from cosmos_distill.storage import publish_json, publish_tensors
-from cosmos_distill.tokenizers.learned import Learned
+from cosmos_distill.tokenizers.mini_cv4x4x4 import Learned
 from cosmos_distill.tokenizers.pixels import Pixels
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
 

@@ -1,22 +1,34 @@
-"""Tokenizers: uint8 video to latents of about unit scale, and back.
+"""Tokenizers, one per file: uint8 video to latents of about unit scale, and back.
+
+Each file has a ``TOKENIZER``, and is found by its own name, in which ``_`` stands for the hyphen or, between
+digits, the point that a module's name cannot have: ``wan2_1.py`` is ``wan2.1``. To add one, add a file:
+nothing else lists them, and ``--data.tokenizer`` takes its name.
 
 ``haar`` (mini scale) has no weights; ``mini-cv4x4x4`` is learned and shipped; ``pixels`` leaves clips as they
-are, for training one; ``cosmos`` runs NVIDIA's CV 8x8x8 from its TorchScript files, ``wan``
-the VAE of Wan 2.1 through diffusers. None of them multiplies by sigma_data: that is done once, in
-:mod:`cosmos_distill.data`. What is known of each without opening it is in
-:mod:`cosmos_distill.tokenizers.kinds`.
+are, for training one; ``cosmos-cv8x8x8`` runs NVIDIA's, ``wan2.1`` the VAE of Wan 2.1. None of them
+multiplies by sigma_data: that is done once, in :mod:`cosmos_distill.data`.
+
+Torch-free, as the files of the package are: what is known of a tokenizer is known before any work.
 """
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, get_args
 
-from cosmos_distill.files import read_json, sha256
-from cosmos_distill.tokenizers.kinds import KINDS
+from cosmos_distill.config import TokenizerName
+from cosmos_distill.files import sha256
 
 if TYPE_CHECKING:
     import torch
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Tokenizer(Protocol):
@@ -36,44 +48,105 @@ class Tokenizer(Protocol):
         """(C, T, h, w) of a clip; ValueError when the clip cannot be tokenised."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizerKind:
+    """What one kind of tokenizer is: how it turns clips into latents, its files, and how it is built."""
+
+    title: str
+    time: int
+    """Frames per latent frame, after the first, which is one of its own."""
+    space: int
+    """Pixels per side of a latent element."""
+    build: Callable[[Any, torch.device | str], Tokenizer]
+    """build(path, device): the tokenizer of the weights at a path; of None where it has none. Raises
+    FileNotFoundError when a file is missing, ValueError when one is damaged or another's."""
+    files: Callable[[Path], list[Path]] | None = None
+    """files(path): what it consists of, and ``build`` opens no other. None: it has no weights. Raises
+    FileNotFoundError when one is missing, ValueError when it is unclear which are meant."""
+    check: Callable[[Path], None] | None = None
+    """check(path): hold the headers of its files against what they have to be; raises as ``build``, and reads
+    no weights. None: it has none."""
+    recognises: Callable[[Path], bool] | None = None
+    """recognises(path): whether the names there say that they are of this kind and no other."""
+    folder: str | None = None
+    """What the user has to name with ``tokenizer_path``; None: it comes with the package."""
+    shipped: Path | None = None
+    """Its weights in the package, in whose place others can be named."""
+    channels: int = 16
+    chunk: int | None = None
+    """Most frames of a clip that are coded at once; a clip of several such chunks has no rest."""
+    local: bool = False
+    """It runs where clips are read, and turns the pixels of a clip into fp32 all at once."""
+
+    def whole_chunks(self, frames: int) -> bool:
+        """Whether clips of ``frames`` frames are cut into chunks without a rest."""
+        return self.chunk is not None and frames % self.chunk == 0
+
+    def latent_frames(self, frames: int) -> int:
+        """T of the latent of a clip: its first frame alone, then one per ``time`` frames. Of several chunks
+        each is such a clip."""
+        if self.chunk is not None and self.whole_chunks(frames):
+            return frames // self.chunk * (1 + (self.chunk - 1) // self.time)
+        return 1 + (frames - 1) // self.time
+
+    def frames(self, latents: int) -> int:
+        """Frames of a clip that its first ``latents`` latent frames stand for."""
+        return 1 + (latents - 1) * self.time if latents else 0
+
+    def misfit(self, frames: int) -> str | None:
+        """Why clips of ``frames`` frames cannot be coded; None if they can."""
+        if self.whole_chunks(frames):
+            return None
+        if (frames - 1) % self.time:
+            below = 1 + (frames - 1) // self.time * self.time
+            return (
+                f"the {self.title} tokenizer needs 1 + a multiple of {self.time} frames; nearest are {below} "
+                f"and {below + self.time}"
+            )
+        if self.chunk is not None and frames > self.chunk:
+            return (
+                f"the {self.title} tokenizer takes up to {self.chunk} frames, or a multiple of {self.chunk}"
+            )
+        return None
+
+
 class TokenizerChoice(Protocol):
     """The two fields of :class:`cosmos_distill.config.Data` that :func:`build` reads."""
 
     @property
     def tokenizer(self) -> str:
-        """``haar``, ``mini-cv4x4x4``, ``pixels``, ``cosmos-cv8x8x8`` or ``wan2.1``."""
+        """Its name."""
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """Folder of the weights (not for haar); for mini-cv4x4x4 their file, or None."""
+        """Where its weights are; None for one that comes with the package."""
 
 
-def files(kind: str, folder: Path) -> list[Path]:
-    """The files that a tokenizer with weights consists of, of which :func:`build` opens no other.
+def names() -> tuple[str, ...]:
+    """Of all tokenizers, in alphabetical order."""
+    return get_args(TokenizerName)
 
-    Raises FileNotFoundError when one is missing from ``folder``, ValueError when the folder is unclear.
+
+def find(name: str) -> TokenizerKind:
+    """The tokenizer of that name.
+
+    Raises:
+        ValueError: there is none.
     """
-    if kind == "mini-cv4x4x4":
-        return [folder]
-    if kind == "cosmos-cv8x8x8":
-        from cosmos_distill.tokenizers import cosmos
-
-        return cosmos.files(folder)
-    from cosmos_distill.tokenizers import wan
-
-    return wan.files(folder)
+    if name not in names():
+        raise ValueError(f"unknown tokenizer {name!r}: choose {', '.join(names())}")
+    kind: TokenizerKind = importlib.import_module(f"{__name__}.{re.sub('[-.]', '_', name)}").TOKENIZER
+    return kind
 
 
 def fingerprint(data: TokenizerChoice) -> dict[str, str]:
-    """SHA-256 of each file of the tokenizer, by name; empty for those without. Raises as :func:`files`
-    does."""
-    if data.tokenizer == "mini-cv4x4x4" and data.tokenizer_path is None:
-        from cosmos_distill.tokenizers.learned import shipped
-
-        return {shipped().name: sha256(shipped())}
-    if data.tokenizer in ("haar", "pixels") or data.tokenizer_path is None:
+    """SHA-256 of each file of the tokenizer that ``data`` names, by the file's name; empty for one without.
+    Raises as :attr:`TokenizerKind.files` does."""
+    kind = find(data.tokenizer)
+    place = data.tokenizer_path or kind.shipped
+    if kind.files is None or place is None:
         return {}
-    return {path.name: sha256(path) for path in files(data.tokenizer, data.tokenizer_path)}
+    return {path.name: sha256(path) for path in kind.files(place)}
 
 
 def check(data: TokenizerChoice) -> None:
@@ -84,79 +157,41 @@ def check(data: TokenizerChoice) -> None:
         FileNotFoundError: a file is missing.
         ValueError: another tokenizer, or a damaged one.
     """
-    path = data.tokenizer_path
-    if path is None or data.tokenizer in ("haar", "pixels"):
+    kind, path = find(data.tokenizer), data.tokenizer_path
+    if path is None or kind.check is None:
         return
-    found = _recognised(path)
-    if found not in (None, data.tokenizer):
-        raise ValueError(
-            f"{path} is {_TITLES[found]}, and {_TITLES[data.tokenizer]} is asked for: give "
-            f"{KINDS[data.tokenizer].folder}"
-        )
-    if data.tokenizer == "mini-cv4x4x4":
-        from cosmos_distill.tokenizers import learned
-
-        learned.check(path)
-    elif data.tokenizer == "cosmos-cv8x8x8":
-        from cosmos_distill.tokenizers import cosmos
-
-        cosmos.check(path)
-    else:
-        from cosmos_distill.tokenizers import wan
-
-        wan.check(path)
-
-
-def _recognised(path: Path) -> str | None:
-    """The kind of tokenizer that a folder's or a file's names say it is; None where they say nothing."""
-    if (path / "config.json").is_file():
-        said = read_json(path / "config.json")
-        return _CLASSES.get(str(said.get("_class_name"))) if isinstance(said, dict) else None
-    if path.is_dir() and any((path / name).exists() for name in ("encoder.jit", "decoder.jit")):
-        return "cosmos-cv8x8x8"
-    return "wan2.1" if path.name == "Wan2.1_VAE.pth" or (path / "Wan2.1_VAE.pth").is_file() else None
-
-
-_CLASSES = {"AutoencoderKLWan": "wan2.1", "AutoencoderKLCosmos": "cosmos-cv8x8x8"}
-_TITLES = {"wan2.1": "Wan 2.1's VAE", "cosmos-cv8x8x8": "CV8x8x8", "mini-cv4x4x4": "mini-cv4x4x4"}
+    for other in map(find, names()):
+        if other is not kind and other.recognises is not None and other.recognises(path):
+            raise ValueError(
+                f"{path} is the {other.title} tokenizer, and the {kind.title} tokenizer is asked for: give "
+                f"{kind.folder or 'its weights'}"
+            )
+    kind.check(path)
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer that ``data`` names, on ``device``.
 
-    Raises ValueError for an unknown name or a tokenizer with weights without its folder, FileNotFoundError
-    when a file is missing from that folder.
+    Raises:
+        ValueError: an unknown name, a tokenizer with weights without their folder, or damaged weights.
+        FileNotFoundError: a file is missing from that folder.
     """
-    if data.tokenizer == "haar":
-        from cosmos_distill.tokenizers.haar import Haar
+    kind = find(data.tokenizer)
+    if kind.folder is not None and data.tokenizer_path is None:
+        raise ValueError(
+            f"the {kind.title} tokenizer needs its folder: set data.tokenizer_path to {kind.folder}"
+        )
+    return kind.build(data.tokenizer_path or kind.shipped, device)
 
-        return Haar(device=device)
-    if data.tokenizer == "pixels":
-        from cosmos_distill.tokenizers.pixels import Pixels
 
-        return Pixels()
-    if data.tokenizer == "mini-cv4x4x4":
-        from cosmos_distill.tokenizers.learned import Learned
+def no_grad(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``torch.no_grad()`` as a decorator that imports no torch before it is needed."""
 
-        return Learned(data.tokenizer_path, device=device)
-    if data.tokenizer == "cosmos-cv8x8x8":
-        from cosmos_distill.tokenizers.cosmos import CosmosCV8x8x8
+    @wraps(method)
+    def without(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        import torch
 
-        if data.tokenizer_path is None:
-            raise ValueError(
-                "the Cosmos tokenizer needs its folder (encoder.jit, decoder.jit, mean_std.pt): "
-                "set data.tokenizer_path, for example to checkpoints/Cosmos-Tokenize1-CV8x8x8-720p"
-            )
-        return CosmosCV8x8x8(data.tokenizer_path, device=device)
-    if data.tokenizer == "wan2.1":
-        from cosmos_distill.tokenizers.wan import Wan
+        with torch.no_grad():
+            return method(*args, **kwargs)
 
-        if data.tokenizer_path is None:
-            raise ValueError(
-                "the Wan tokenizer needs its folder (config.json and safetensors weights): set "
-                "data.tokenizer_path, for example to the vae folder of Wan2.1-T2V-1.3B-Diffusers"
-            )
-        return Wan(data.tokenizer_path, device=device)
-    raise ValueError(
-        f"unknown tokenizer {data.tokenizer!r}: choose haar, mini-cv4x4x4, cosmos-cv8x8x8 or wan2.1"
-    )
+    return without

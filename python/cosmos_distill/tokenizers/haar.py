@@ -16,7 +16,7 @@ threads.
 
 With all 96 bands the transform is exactly invertible. Fewer bands keep those of the highest variance
 over the training windows of the mini scale; their order, means and standard deviations are a
-constant table, :mod:`cosmos_distill.tokenizers.haar_table`, which :func:`measure` made.
+constant table, :mod:`cosmos_distill.tokenizers.common.haar_table`, which :func:`measure` made.
 
 Normalisation: z = scale * (c - mean) / sqrt(std) per band, so a band keeps the square root of its
 standard deviation (whitening fully, dividing by std, amplified the fine bands until samples stayed
@@ -25,11 +25,13 @@ noise), and one global scale gives the kept bands a mean variance of one.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from cosmos_distill.tokenizers import TokenizerKind
+from cosmos_distill.tokenizers.common.haar_table import BANDS
 
-from cosmos_distill.tokenizers.haar_table import BANDS
+if TYPE_CHECKING:
+    import torch
 
 COLOURS, FRAMES, SIDE = 3, 2, 4
 ALL_BANDS = COLOURS * FRAMES * SIDE * SIDE
@@ -47,6 +49,8 @@ class Band(NamedTuple):
 
 def _whole_matrix() -> torch.Tensor:
     """:func:`block_matrix` before its rows are divided by their norms, fp64: whole numbers up to 2."""
+    import torch
+
     colour = torch.tensor([[1.0, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
     haar = torch.tensor([[1.0, 1], [1, -1]], dtype=torch.float64)
     # Two packet levels are the 4-point Walsh matrix; rows sorted by their number of sign changes.
@@ -54,15 +58,17 @@ def _whole_matrix() -> torch.Tensor:
     return torch.kron(torch.kron(colour, haar), torch.kron(packet, packet))
 
 
-def block_matrix(dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The orthonormal [96, 96] matrix; rows are bands, columns (colour, frame, y, x) of a block."""
+def block_matrix() -> torch.Tensor:
+    """The orthonormal matrix, fp64 [96, 96]; rows are bands, columns (colour, frame, y, x) of a block."""
     whole = _whole_matrix()
-    return (whole / whole.norm(dim=1, keepdim=True)).to(dtype)
+    return whole / whole.norm(dim=1, keepdim=True)
 
 
 def _blocks(video: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, F, H, W] -> fp32 [B, T, h, w, 96], pixels from 0 to 255."""
-    x = video.to(torch.float32)
+    import torch
+
+    x = video.float()
     x = torch.cat([x[:, :, :1], x], dim=2)  # causal: the first frame pairs with itself
     b, _, f, h, w = x.shape
     x = x.reshape(b, COLOURS, f // FRAMES, FRAMES, h // SIDE, SIDE, w // SIDE, SIDE)
@@ -74,10 +80,10 @@ def measure(video: torch.Tensor) -> list[Band]:
 
     The shipped table is made by :mod:`cosmos_distill.data.measure_haar`.
     """
-    pixels = _blocks(video).to(torch.float64) / 127.5 - 1.0
+    pixels = _blocks(video).double() / 127.5 - 1.0
     coefficients = (pixels @ block_matrix().T).flatten(0, 3)
     mean, std = coefficients.mean(0), coefficients.std(0, correction=0)
-    order = torch.argsort(std, descending=True, stable=True)
+    order = std.argsort(descending=True, stable=True)
     return [Band(i, float(mean[i]), float(std[i])) for i in order.tolist()]
 
 
@@ -88,6 +94,8 @@ class Haar:
     """
 
     def __init__(self, channels: int = 16, device: torch.device | str = "cpu") -> None:
+        import torch
+
         if not 1 <= channels <= ALL_BANDS:
             raise ValueError(f"the Haar tokenizer has 1 to {ALL_BANDS} channels, not {channels}")
         self.channels = channels
@@ -115,6 +123,8 @@ class Haar:
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 [B, channels, (F + 1) / 2, H / 4, W / 4]."""
+        import torch
+
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != COLOURS:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         self.latent_shape(*video.shape[2:])
@@ -123,6 +133,8 @@ class Haar:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, channels, T, h, w] -> uint8 [B, 3, 2T - 1, 4h, 4w]; bands left out count as zero."""
+        import torch
+
         if latents.ndim != 5 or latents.shape[1] != self.channels:
             raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
         z = latents.to(self._matrix).permute(0, 2, 3, 4, 1)
@@ -133,3 +145,8 @@ class Haar:
         # The mean of the first pair is the first frame whatever a generated latent says of their difference.
         x = torch.cat([x[:, :, :2].mean(2, keepdim=True), x[:, :, 2:]], dim=2)
         return ((x + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+TOKENIZER = TokenizerKind(
+    title="Haar", time=FRAMES, space=SIDE, local=True, build=lambda path, device: Haar(device=device)
+)

@@ -3,7 +3,12 @@ reads."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+from cosmos_distill.tokenizers import TokenizerKind
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Pixels:
@@ -15,8 +20,13 @@ class Pixels:
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 of the same shape, within [-1, 1]."""
-        return video.to(torch.float32) / 127.5 - 1.0
+        return video.float() / 127.5 - 1.0
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, 3, F, H, W], [-1, 1] -> uint8 of the same shape; what lies outside is cut off."""
-        return ((latents.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+        return ((latents.float() + 1.0) * 127.5).round_().clamp_(0, 255).byte()
+
+
+TOKENIZER = TokenizerKind(
+    title="pixels", time=1, space=1, channels=3, local=True, build=lambda path, device: Pixels()
+)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+COLOURS, GROUP, SIDE = 3, 4, 4
+"""A block is so many frames (after the first, which is one of its own) of a square of such a side."""
 NORM_GROUPS = 8
 """Groups of channels that are normalised together."""
 

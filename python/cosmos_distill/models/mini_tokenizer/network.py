@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosmos_distill.models.mini_tokenizer.config import NORM_GROUPS, AutoencoderConfig
+from cosmos_distill.models.mini_tokenizer.config import COLOURS, GROUP, NORM_GROUPS, SIDE, AutoencoderConfig
 
-COLOURS, GROUP, SIDE = 3, 4, 4
 FIRST, LATER = COLOURS * SIDE * SIDE, COLOURS * GROUP * SIDE * SIDE
 """Numbers in a block of the first frame and of a group."""
 

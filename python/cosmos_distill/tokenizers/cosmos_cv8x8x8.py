@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cosmos_distill.arrays import rebuild, torch_files
 from cosmos_distill.files import mistaken, regular
-from cosmos_distill.tokenizers import vae
+from cosmos_distill.tokenizers import TokenizerKind, no_grad
+from cosmos_distill.tokenizers.common import vae
+
+if TYPE_CHECKING:
+    import torch
 
 CHANNELS, FACTOR = 16, 8
 CHUNK, LATENT_CHUNK = 121, 16
@@ -40,6 +41,13 @@ def files(folder: Path) -> list[Path]:
     return paths
 
 
+def recognises(path: Path) -> bool:
+    """Whether the configuration in ``path`` is this tokenizer's or, without one, its programs are there."""
+    if (said := vae.class_of(path)) is not None:
+        return said == "AutoencoderKLCosmos"
+    return any((path / name).exists() for name in _SCRIPTED[:2])
+
+
 def check(folder: Path) -> None:
     """Look at the headers of the files in ``folder``; TorchScript is not loaded, since loading runs it.
 
@@ -53,6 +61,8 @@ def check(folder: Path) -> None:
 
         vae.check(AutoencoderKLCosmos, folder)
         return
+    from cosmos_distill.arrays import torch_files
+
     for path in paths[:2]:
         if not torch_files.is_script(path):
             raise ValueError(f"{path} {mistaken(path) or 'is no TorchScript: download it again'}")
@@ -71,6 +81,8 @@ class CosmosCV8x8x8:
     def __init__(
         self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
+        import torch
+
         self._device = torch.device(device)
         self._dtype = dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
         self._encoder: Callable[[torch.Tensor], Any]
@@ -91,6 +103,8 @@ class CosmosCV8x8x8:
             raise ValueError(f"{paths[-1]}: a standard deviation is not positive: download the file again")
 
     def _load(self, path: Path) -> torch.jit.ScriptModule:
+        import torch
+
         module = torch.jit.load(str(path), map_location=self._device).eval()
         return module.to(self._dtype)
 
@@ -108,9 +122,11 @@ class CosmosCV8x8x8:
         time = chunks * LATENT_CHUNK if not rest else 1 + (frames - 1) // FACTOR
         return CHANNELS, time, height // FACTOR, width // FACTOR
 
-    @torch.no_grad()
+    @no_grad
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 [B, 16, T, H / 8, W / 8]."""
+        import torch
+
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         shape = self.latent_shape(*video.shape[2:])
@@ -132,9 +148,11 @@ class CosmosCV8x8x8:
             )
         return latents
 
-    @torch.no_grad()
+    @no_grad
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, 16, T, h, w] -> uint8 [B, 3, F, 8h, 8w]."""
+        import torch
+
         if latents.ndim != 5 or latents.shape[1] != CHANNELS:
             raise ValueError(f"expected latents [B, {CHANNELS}, T, h, w], got {list(latents.shape)}")
         if latents.shape[2] > LATENT_CHUNK and latents.shape[2] % LATENT_CHUNK:
@@ -167,6 +185,8 @@ def _per_frame(statistic: torch.Tensor, path: Path) -> torch.Tensor:
 
 def _statistics(path: Path) -> list[torch.Tensor]:
     """Mean and standard deviation: a pair of tensors, or one that holds both."""
+    from cosmos_distill.arrays import rebuild, torch_files
+
     try:
         found = torch_files.read_any(path)
         parts = rebuild.tensor(found)
@@ -182,3 +202,17 @@ def _statistics(path: Path) -> list[torch.Tensor]:
     if len(tensors) != 2 or len(pair) != 2:
         raise ValueError(f"{path}: expected weights of two statistics, mean and standard deviation")
     return tensors
+
+
+TOKENIZER = TokenizerKind(
+    title="Cosmos",
+    time=FACTOR,
+    space=FACTOR,
+    channels=CHANNELS,
+    chunk=CHUNK,
+    folder="the folder that holds its encoder.jit, decoder.jit and mean_std.pt",
+    files=files,
+    check=check,
+    recognises=recognises,
+    build=CosmosCV8x8x8,
+)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 import cosmos_distill
 from cosmos_distill import families
-from cosmos_distill.arrays.named import metadata
-from cosmos_distill.models.common import files
-from cosmos_distill.models.mini_tokenizer.config import PRESETS, AutoencoderConfig
-from cosmos_distill.models.mini_tokenizer.network import COLOURS, GROUP, SIDE, Autoencoder
+from cosmos_distill.models.mini_tokenizer.config import COLOURS, GROUP, PRESETS, SIDE, AutoencoderConfig
+from cosmos_distill.tokenizers import TokenizerKind, no_grad
+
+if TYPE_CHECKING:
+    import torch
+
+    from cosmos_distill.models.mini_tokenizer.network import Autoencoder
 
 NAME = "mini-cv4x4x4"
-
-
-def shipped() -> Path:
-    """The weights that come with the package."""
-    return Path(cosmos_distill.__file__).parent / "weights" / f"{NAME}.safetensors"
+SHIPPED = Path(cosmos_distill.__file__).parent / "weights" / f"{NAME}.safetensors"
+"""The weights that come with the package."""
 
 
 def _sizes(path: Path) -> AutoencoderConfig:
@@ -27,6 +26,8 @@ def _sizes(path: Path) -> AutoencoderConfig:
     Raises:
         ValueError: it names others than a tokenizer has.
     """
+    from cosmos_distill.arrays.named import metadata
+
     said = metadata(path).get("network") if path.suffix == ".safetensors" else None
     sizes = PRESETS[NAME] if said is None else families.read(said)
     if not isinstance(sizes, AutoencoderConfig):
@@ -41,6 +42,11 @@ def check(path: Path) -> None:
 
 def _network(path: Path, place: str) -> Autoencoder:
     """The network of a file; on the meta device no value is read."""
+    import torch
+
+    from cosmos_distill.models.common import files
+    from cosmos_distill.models.mini_tokenizer.network import Autoencoder
+
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give the tokenizer's safetensors file")
     meta = place == "meta"
@@ -63,7 +69,9 @@ class Learned:
     """
 
     def __init__(self, path: Path | None = None, device: torch.device | str = "cpu") -> None:
-        network = _network(path or shipped(), "cpu")
+        import torch
+
+        network = _network(path or SHIPPED, "cpu")
         self.channels = network.config.channels
         self._device = torch.device(device)
         self._network = network.to(self._device).eval().requires_grad_(False)
@@ -76,9 +84,11 @@ class Learned:
             raise ValueError(f"the {NAME} tokenizer takes sides in multiples of {SIDE}, not {height}x{width}")
         return self.channels, 1 + (frames - 1) // GROUP, height // SIDE, width // SIDE
 
-    @torch.no_grad()
+    @no_grad
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 [B, 16, 1 + (F - 1) / 4, H / 4, W / 4]."""
+        import torch
+
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != COLOURS:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         self.latent_shape(*video.shape[2:])
@@ -88,9 +98,11 @@ class Learned:
         ]
         return torch.cat(parts).contiguous()
 
-    @torch.no_grad()
+    @no_grad
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, 16, T, h, w] -> uint8 [B, 3, 4T - 3, 4h, 4w]."""
+        import torch
+
         if latents.ndim != 5 or latents.shape[1] != self.channels:
             raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
         parts = [
@@ -101,3 +113,15 @@ class Learned:
             for z in latents.split(1)
         ]
         return torch.cat(parts)
+
+
+TOKENIZER = TokenizerKind(
+    title=NAME,
+    time=GROUP,
+    space=SIDE,
+    local=True,
+    shipped=SHIPPED,
+    files=lambda path: [path],
+    check=check,
+    build=Learned,
+)

@@ -7,12 +7,14 @@ reads the two files, and takes from diffusers the network.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cosmos_distill.arrays import named
 from cosmos_distill.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from cosmos_distill.arrays import named
 
 CONFIG = "config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -23,12 +25,27 @@ def is_one(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and any(folder.glob("*.safetensors"))
 
 
+def class_of(folder: Path) -> str | None:
+    """The class of diffusers that the configuration in ``folder`` is of, empty where it names none; None
+    without a configuration.
+
+    Raises:
+        ValueError: it is illegible.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    said = read_json(folder / CONFIG)
+    return str(said.get("_class_name", "")) if isinstance(said, dict) else ""
+
+
 def files(folder: Path) -> list[Path]:
     """The configuration and the weights.
 
     Raises:
         ValueError: it is unclear which weights are meant, or an index leads elsewhere.
     """
+    from cosmos_distill.arrays import named
+
     whole = folder / _WEIGHTS
     return [folder / CONFIG, *([whole] if whole.is_file() else named.shards(folder))]
 
@@ -45,6 +62,8 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> A
         OSError: a file cannot be opened.
         ValueError: another class, or weights that do not fit the configuration.
     """
+    import torch
+
     said, state = _fitting(kind, folder)
     model = kind.from_config(said)
     model.load_state_dict({name: state[name] for name in model.state_dict()})
@@ -54,6 +73,10 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> A
 
 def _fitting(kind: Any, folder: Path) -> tuple[dict[str, Any], named.State]:
     """Configuration and tensors (mapped, not read), which go together."""
+    import torch
+
+    from cosmos_distill.arrays import named
+
     configuration, *weights = files(folder)
     said = read_json(configuration)
     if not isinstance(said, dict) or (named_class := said.get("_class_name", kind.__name__)) != kind.__name__:

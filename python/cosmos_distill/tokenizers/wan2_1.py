@@ -9,12 +9,15 @@ published, which diffusers' class has for defaults.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from cosmos_distill.tokenizers import TokenizerKind, no_grad
+from cosmos_distill.tokenizers.common import vae
 
-from cosmos_distill.models.common import files as weights
-from cosmos_distill.tokenizers import vae
+if TYPE_CHECKING:
+    import torch
+
+    from cosmos_distill.models.common import files as weights
 
 TIME, SPACE = 4, 8
 OFFICIAL = "Wan2.1_VAE.pth"
@@ -34,6 +37,14 @@ def files(path: Path) -> list[Path]:
         "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format, or that file of "
         "Wan2.1-T2V-1.3B"
     )
+
+
+def recognises(path: Path) -> bool:
+    """Whether the configuration in ``path`` is this tokenizer's or, without one, the official file is there,
+    or is ``path``."""
+    if (said := vae.class_of(path)) is not None:
+        return said == "AutoencoderKLWan"
+    return path.name == OFFICIAL or (path / OFFICIAL).is_file()
 
 
 def check(path: Path) -> None:
@@ -60,8 +71,11 @@ def _official(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 def _fitting(path: Path) -> tuple[Any, weights.State]:
     """The network on the meta device, and the file's tensors (mapped, not read) in its names."""
+    import torch
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    from cosmos_distill.models.common import files as weights
 
     state = weights.read(path)
     try:
@@ -88,6 +102,7 @@ class Wan:
     def __init__(
         self, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
+        import torch
         from diffusers import AutoencoderKLWan
 
         found = files(path)
@@ -113,9 +128,11 @@ class Wan:
             raise ValueError(f"the Wan tokenizer takes sides in multiples of {SPACE}, not {height}x{width}")
         return self.channels, 1 + (frames - 1) // TIME, height // SPACE, width // SPACE
 
-    @torch.no_grad()
+    @no_grad
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, F, H, W] -> fp32 [B, 16, 1 + (F - 1) / 4, H / 8, W / 8]."""
+        import torch
+
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
         self.latent_shape(*video.shape[2:])
@@ -126,9 +143,11 @@ class Wan:
             latents.append((mean - self._mean) / self._std)
         return torch.cat(latents)
 
-    @torch.no_grad()
+    @no_grad
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, 16, T, h, w] -> uint8 [B, 3, 4T - 3, 8h, 8w]."""
+        import torch
+
         if latents.ndim != 5 or latents.shape[1] != self.channels:
             raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
         clips = []
@@ -137,3 +156,15 @@ class Wan:
             pixels = self._vae.decode(z.to(self._dtype)).sample.float()
             clips.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
         return torch.cat(clips)
+
+
+TOKENIZER = TokenizerKind(
+    title="Wan 2.1",
+    time=TIME,
+    space=SPACE,
+    folder=f"{OFFICIAL}, or its folder in diffusers' format (config.json and safetensors weights)",
+    files=files,
+    check=check,
+    recognises=recognises,
+    build=Wan,
+)
