@@ -78,7 +78,7 @@ ARROWS: dict[str, set[str]] = {
     "eval": {"controls", "data.errors", "data.opencv", "data.packages"},
     "errors": set(),
     "adapters": {"config", "diffusion", "models.common.given"},
-    "integrations": {"adapters", "config", "models.common.given", "ops"},
+    "integrations": {"adapters", "config", "models.common.given", "ops", "parallel.agreement"},
     "launch": {
         "config",
         "data",
@@ -126,6 +126,7 @@ LIGHT = [
     *(f"tokenizers/{path.stem}" for path in (PACKAGE / "tokenizers").glob("*.py")),
     "diffusion/teacher",
     "parallel/__init__",
+    "parallel/agreement",
     "parallel/runs",
     "models/__init__",
     "text/__init__",

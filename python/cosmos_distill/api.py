@@ -46,6 +46,7 @@ from cosmos_distill.errors import Refusal
 from cosmos_distill.methods.denoiser import dtype_of
 from cosmos_distill.parallel import data as data_parallel
 from cosmos_distill.parallel import fsdp, groups
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.run import claim
 from cosmos_distill.sampling import samplers
@@ -187,7 +188,7 @@ def distill(
             built = methods.build(method, _networks(student, teacher, trainer), levels, seed=seed)
         except ValueError as error:  # the teacher's blocks, for instance
             raise Refusal(f"{type(method).__name__}: {error}") from error
-        _on_main(lambda: claim.claim(stack, folder, claim.described(student, teacher, method, schedule)))
+        on_rank_zero(lambda: claim.claim(stack, folder, claim.described(student, teacher, method, schedule)))
         for network in built.roles.values():
             if not fsdp.is_sharded(network):
                 data_parallel.shard(network, layout)
@@ -430,22 +431,6 @@ def _networks(student: nn.Module, teacher: nn.Module | None, trainer: Trainer) -
         return cast(nn.Module, network)
 
     return networks
-
-
-def _on_main(work: Callable[[], None]) -> None:
-    """Do ``work`` on rank 0 while the others wait; its refusal is everybody's."""
-    if groups.world_group().size() == 1:
-        work()
-        return
-    said: list[str | None] = [None]
-    if groups.is_main():
-        try:
-            work()
-        except Refusal as error:
-            said = [str(error)]
-    dist.broadcast_object_list(said, src=0)
-    if said[0] is not None:
-        raise Refusal(said[0])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
-from cosmos_distill.parallel import groups, megatron  # noqa: F401  # once, for all that are forked
+from cosmos_distill.parallel import agreement, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
 from tests.train.fakes import ToyMethod, ToySource, trainer
@@ -79,18 +79,31 @@ def between(folder: Path) -> dict[str, Any]:
     made = list(drawn(pieces, draw, lambda: rounds.append(1)))
     found |= {"drew": drew, "rounds": len(rounds), "made": [(n, t.tolist()) for n, t in made]}
 
-    found["shared"] = ranks.on_main(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
+    found["shared"] = agreement.on_rank_zero(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
     found["any"] = [ranks.any_rank(dist.get_rank() == 3), ranks.any_rank(False)]
 
     def refuse() -> None:
         raise Refusal("not here")
 
+    class Local(Exception):
+        """Nobody else knows it."""
+
+    def fail() -> None:
+        raise Local("only here")
+
+    found["raised"] = []
+    for work in (refuse, fail):
+        try:
+            agreement.on_rank_zero(work)
+        except Exception as error:
+            found["raised"].append([type(error).__name__, str(error), agreement.is_shared(error)])
+    model = groups.model_group()
+    found["of the group"] = agreement.on_rank_zero(dist.get_rank, model)
+    found["gathered"] = agreement.all_gather(dist.get_rank, model)
     try:
-        ranks.on_main(refuse)
-    except Refusal as error:
-        found["refused"] = ["Refusal", str(error)]
-    except ranks.MainRankError as error:
-        found["refused"] = [error.error, str(error)]
+        agreement.all_gather(lambda: 1 // (1 - model.rank()), model)
+    except ZeroDivisionError as error:
+        found["divided"] = agreement.is_shared(error)
     return found
 
 

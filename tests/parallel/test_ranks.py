@@ -64,8 +64,12 @@ def test_data_parallel_ranks_draw_different_batches_and_rank_0_gets_them_in_orde
 def test_rank_0_decides_for_all(folder: Path) -> None:
     first, *others = found(folder, "between")
     assert all(it["shared"] == 0 and it["any"] == [True, False] for it in (first, *others))
-    assert first["refused"] == ["Refusal", "not here"]
-    assert all(it["refused"] == ["Refusal", "rank 0: Refusal: not here"] for it in others)
+    assert first["raised"] == [["Refusal", "not here", False], ["Local", "only here", False]]
+    unsent = ["RuntimeError", "Local: only here", True]
+    assert all(it["raised"] == [["Refusal", "not here", True], unsent] for it in others)
+    assert [it["of the group"] for it in (first, *others)] == [0, 0, 2, 2]
+    assert [it["gathered"] for it in (first, *others)] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [it["divided"] for it in (first, *others)] == [True, False, True, False]
 
 
 def test_two_ranks_train_as_one_does(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cosmos_distill.files import printable
 from cosmos_distill.launch import ranks
+from cosmos_distill.parallel.agreement import is_shared
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _NARROWEST = 30
@@ -25,10 +26,7 @@ that import torch."""
 
 def status_of(error: BaseException) -> int:
     """The exit status that an exception stands for."""
-    if isinstance(error, ranks.MainRankError):
-        names = {error.error}
-    else:
-        names = {kind.__name__ for kind in type(error).__mro__}
+    names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"Interrupted", "KeyboardInterrupt"}:
         return INTERRUPTED
     return REFUSED if names & _REFUSALS else FAILED
@@ -45,7 +43,7 @@ def end(error: BaseException, *, traceback: bool, running: bool) -> int:
     title = {REFUSED: "cannot run this", INTERRUPTED: "interrupted"}.get(status, "failed")
     # What every rank finds out alike, rank 0 says.
     names = {kind.__name__ for kind in type(error).__mro__}
-    agreed = bool(names & {"Refusal", "Interrupted", "MainRankError"})
+    agreed = bool(names & {"Refusal", "Interrupted"}) or is_shared(error)
 
     def say(rank: str = "") -> None:
         if traceback and status in (FAILED, REFUSED):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from diffusers import CosmosTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -25,6 +24,7 @@ from cosmos_distill.adapters import Adapter, Recompute
 from cosmos_distill.config import EDM, TrigFlow
 from cosmos_distill.models.common.given import augmented_frames, clean_frames
 from cosmos_distill.ops.integrations import diffusers as _operators
+from cosmos_distill.parallel.agreement import on_rank_zero
 
 __all__ = ["CosmosAdapter", "DiffusersAdapter", "WanAdapter", "adapt"]
 
@@ -57,18 +57,22 @@ class DiffusersAdapter(Adapter):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained`` of the network's class reads. All ranks call this; rank 0
-        writes.
+        writes, and where it cannot, all raise its error.
         """
-        whole: Any = self.network
-        writes = not dist.is_initialized() or dist.get_rank() == 0
+        network: Any = self.network
+        tensors: Any = None
         if isinstance(self, FSDPModule):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            tensors = get_model_state_dict(whole, options=options)
-            if writes:
-                whole = type(whole).from_config(whole.config)
+            tensors = get_model_state_dict(network, options=options)
+
+        def write() -> None:
+            whole = network
+            if tensors is not None:
+                whole = type(network).from_config(network.config)
                 whole.load_state_dict(tensors, assign=True)
-        if writes:
             whole.save_pretrained(str(folder))
+
+        on_rank_zero(write)
 
 
 class CosmosAdapter(DiffusersAdapter):

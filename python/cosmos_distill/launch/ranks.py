@@ -30,15 +30,6 @@ _POLL = 2.0
 _PATIENCE, _GRACE = 10.0, 1.0
 
 
-class MainRankError(Exception):
-    """Rank 0 ended the run and says why."""
-
-    def __init__(self, error: str, text: str) -> None:
-        super().__init__(f"rank 0: {error}: {text}")
-        self.error = error
-        """Name of its exception's class."""
-
-
 def world() -> int:
     """Ranks of this launch, as torchrun says.
 
@@ -107,29 +98,6 @@ def lay_out(parallel: Parallel) -> None:
     from cosmos_distill.parallel import groups
 
     groups.initialize(parallel, timeout=TIMEOUT)
-
-
-def on_main(function: Callable[[], T]) -> T:
-    """What ``function`` returns on rank 0, on every rank; it runs there only. All ranks call this.
-
-    Raises:
-        MainRankError: on the other ranks, where it failed on rank 0.
-    """
-    if world() == 1:
-        return function()
-    if not is_main():
-        failed, value = _broadcast(None)
-        if failed:
-            raise MainRankError(*value)
-        found: T = value
-        return found
-    try:
-        found = function()
-    except Exception as error:
-        _broadcast((True, (type(error).__name__, str(error))))
-        raise
-    _broadcast((False, found))
-    return found
 
 
 def any_rank(flag: bool) -> bool:
@@ -243,14 +211,6 @@ def _store() -> Any:
     import torch.distributed.distributed_c10d as c10d
 
     return c10d._get_default_store()
-
-
-def _broadcast(value: Any) -> Any:
-    import torch.distributed as dist
-
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def initialized() -> bool:

@@ -28,6 +28,7 @@ from cosmos_distill.data.pair_files import missing as missing_pairs
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import sha256, to_json
 from cosmos_distill.launch import ranks
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run import folder, inputs
 from cosmos_distill.run.checks import check, depends_on, needs_teacher, teacher_files
 from cosmos_distill.run.lock import locked
@@ -126,11 +127,11 @@ def run_recipe(
             except (OSError, DiskError) as error:
                 raise Refusal(f"--out {out} cannot be used ({error})") from error
 
-        ranks.on_main(begin)
+        on_rank_zero(begin)
         outputs: dict[str, Output] = {}
         checked = False
         for name, stage in recipe.stages.items():
-            done = ranks.on_main(partial(_done, recipe, name, stage, out, outputs, console))
+            done = on_rank_zero(partial(_done, recipe, name, stage, out, outputs, console))
             if only and name not in only:
                 if done is not None:
                     outputs[name] = done
@@ -147,7 +148,7 @@ def run_recipe(
             outputs[name] = _run_stage(Run(recipe, out, dict(outputs), stop, console, {}), name, stage)
         from cosmos_distill.run import report
 
-        ranks.on_main(partial(report.write, recipe, out, console))
+        on_rank_zero(partial(report.write, recipe, out, console))
 
 
 def stage_status(
@@ -208,7 +209,7 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
         run.console.print(f"[bold]{name}[/]  {verb} in {folder}")
         return started
 
-    started = ranks.on_main(start)
+    started = on_rank_zero(start)
     output: Output | None = None
     seconds = started.seconds
     try:

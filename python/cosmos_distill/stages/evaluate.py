@@ -23,6 +23,7 @@ from cosmos_distill.files import regular
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.manifest import File, Scores, plain
 from cosmos_distill.run.networks import device, load_to_draw, open_clips
 from cosmos_distill.run.progress import Log, Work, work
@@ -65,7 +66,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
         for key, candidate in who.items():
-            missing = ranks.on_main(partial(_missing, folder, key, batches))
+            missing = on_rank_zero(partial(_missing, folder, key, batches))
             for first, latents in _draw(candidate, missing, source, stage, run.recipe, bar):
                 latents = latents.contiguous()
                 said = {"who": key, "sha256": _digest(latents)}
@@ -83,7 +84,7 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
         assert clips is not None
         return _write(results, latencies, who, batches, clips, stage, run, folder)
 
-    return ranks.on_main(finish)
+    return on_rank_zero(finish)
 
 
 def _draw(

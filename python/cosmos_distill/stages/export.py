@@ -10,8 +10,8 @@ from typing import Any
 from cosmos_distill import __version__
 from cosmos_distill.config import Export, Recipe, Train
 from cosmos_distill.files import sha256
-from cosmos_distill.launch import ranks
 from cosmos_distill.models.common import weights
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import ExportedFile, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.run.networks import DTYPES, schedule
@@ -28,7 +28,7 @@ from cosmos_distill.tokenizers import fingerprint
 def run(name: str, stage: Export, run: Run, folder: Path) -> ExportedFile:
     """Write the student of ``stage.student_from``, alone. It lies on disk, whole, so rank 0 can do it."""
     write = autoencoders.export if trains_tokenizer(run.recipe) else _write
-    return ranks.on_main(partial(write, stage, run, folder))
+    return on_rank_zero(partial(write, stage, run, folder))
 
 
 def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:

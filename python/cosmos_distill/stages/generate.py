@@ -15,6 +15,7 @@ from cosmos_distill.files import sha256
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.checks import teacher_files
 from cosmos_distill.run.manifest import Pairs, sha256_of_listing
 from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
@@ -35,7 +36,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     writer, log = PairWriter(folder / "pairs") if ranks.is_main() else None, Log(folder)
     many_step = recipe.network.family.teacher
     per_batch = many_step.calls(stage.steps)
-    missing = ranks.on_main(lambda: writer.missing(stage.pairs, stage.batch) if writer else [])
+    missing = on_rank_zero(lambda: writer.missing(stage.pairs, stage.batch) if writer else [])
     if missing:
         teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch)
         kept = "whole batches are kept, the same command draws the rest"
@@ -64,4 +65,4 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
         digest = sha256_of_listing([json.dumps([p.name, sha256(p)]) for p in shards])
         return Pairs(writer.folder.relative_to(run.out).as_posix(), writer.done(), digest)
 
-    return ranks.on_main(output)
+    return on_rank_zero(output)

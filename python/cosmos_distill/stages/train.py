@@ -14,6 +14,7 @@ from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import File, Pairs, Student
 from cosmos_distill.run.networks import by_role, device, open_clips, schedule
@@ -63,7 +64,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     run.details["skipped_steps"] = result.skipped
     run.details["skipped_steps_by_role"] = result.skipped_by_role
     run.details["left_out_samples_by_role"] = result.left_out
-    return ranks.on_main(lambda: Student(weights=File.of(result.student, run.out), steps=result.step))
+    return on_rank_zero(lambda: Student(weights=File.of(result.student, run.out), steps=result.step))
 
 
 def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cosmos_distill.arrays import distcp, named, rebuild, torch_files
@@ -16,6 +15,7 @@ from cosmos_distill.arrays.named import State
 from cosmos_distill.arrays.places import DISTRIBUTED, weights_in
 from cosmos_distill.files import mistaken, regular
 from cosmos_distill.models.common import forms
+from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.storage import replacing
 
 _KEYS = ("model", "state_dict")
@@ -107,16 +107,11 @@ def _read_torch(path: Path) -> State:
 
 
 def write_safetensors(state: State, path: Path, layout: str) -> None:
-    """Write from rank 0, atomically: a crash leaves the old file or the new one.
+    """Write from rank 0, atomically: a crash leaves the old file or the new one. All ranks call this.
 
     ``layout`` says in the file's metadata whose names it uses.
     """
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        if dist.get_rank() == 0:
-            _write_here(state, path, layout)
-        dist.barrier()
-    else:
-        _write_here(state, path, layout)
+    on_rank_zero(lambda: _write_here(state, path, layout))
 
 
 def _write_here(state: State, path: Path, layout: str) -> None:

@@ -3,7 +3,7 @@
 store                   the checkpoints of a stage on disk: save, newest, which ones stay
 pieces                  what a rank holds of a whole tensor
 staging  shards  index  which rank writes what, the files of a group of tensors, their checksums
-agreement               work that succeeds on all ranks or on none
+agreement               the ranks that go on only together, and their errors
 consolidation           one network of a checkpoint as a single safetensors file
 """
 

@@ -1,14 +1,16 @@
-"""Work of several ranks that succeeds on all of them or fails on all of them."""
+"""The ranks that write and read checkpoints together, and the errors in which they agree."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch.distributed as dist
-
+from cosmos_distill.parallel import agreement
 from cosmos_distill.storage import DiskError
 from cosmos_distill.train.checkpoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -31,30 +33,22 @@ class Ranks:
             CheckpointError: on every rank if one failed, with the first such rank's message, or DiskError if
                 that was one. Alone, the error itself.
         """
-        if self.group is None:
-            return [work()]
-        outcome: tuple[Any, tuple[bool, str] | None]
-        cause: Exception | None = None
-        try:
-            outcome = (work(), None)
-        except Exception as error:
-            ours = isinstance(error, CheckpointError | DiskError)
-            text = str(error) if ours else f"{type(error).__name__}: {error}"
-            outcome, cause = (None, (isinstance(error, DiskError), text)), error
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, outcome, group=self.group)
-        for rank, (_, problem) in enumerate(found):
-            if problem is not None:
-                kind = DiskError if problem[0] else CheckpointError
-                raise kind(f"rank {rank}: {problem[1]}") from cause
-        return [result for result, _ in found]
+        return [work()] if self.group is None else agreement.all_gather(self._ours(work), self.group)
 
-    def broadcast(self, work: Callable[[], T]) -> T:
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
         """Rank 0 does the ``work``; returns its result on every rank. Raises like :meth:`all_gather`."""
-        rank_0: Callable[[], Any] = work if self.rank == 0 else _nothing
-        result: T = self.all_gather(rank_0)[0]
-        return result
+        return work() if self.group is None else agreement.on_rank_zero(self._ours(work), self.group)
 
+    def _ours(self, work: Callable[[], T]) -> Callable[[], T]:
+        """The work, with errors of these two kinds that say where they were raised."""
 
-def _nothing() -> None:
-    return None
+        def tried() -> T:
+            try:
+                return work()
+            except (CheckpointError, DiskError) as error:
+                kind = DiskError if isinstance(error, DiskError) else CheckpointError
+                raise kind(f"rank {self.rank}: {error}") from error
+            except Exception as error:
+                raise CheckpointError(f"rank {self.rank}: {type(error).__name__}: {error}") from error
+
+        return tried

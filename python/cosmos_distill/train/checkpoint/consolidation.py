@@ -76,7 +76,7 @@ def publish(store: Store, step: int, out: Path) -> Path:
         CheckpointError: on every rank, like :func:`consolidate`.
     """
     store.wait()
-    return store.ranks.broadcast(lambda: consolidate(store.path(step), out))
+    return store.ranks.on_rank_zero(lambda: consolidate(store.path(step), out))
 
 
 def _read(network: Path, average: Path | None, dtype: torch.dtype | None) -> dict[str, Tensor]:

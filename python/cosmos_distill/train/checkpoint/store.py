@@ -108,7 +108,7 @@ class Store:
         self._staging = Staging(self.ranks)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.ranks.broadcast(self._begin)
+        self.ranks.on_rank_zero(self._begin)
 
     def newest(self) -> Checkpoint | None:
         """The newest valid checkpoint; None if there never was one. Damaged ones are named in a warning.
@@ -119,7 +119,7 @@ class Store:
             CheckpointError: if there are checkpoints and none is valid.
         """
         problems = []
-        for _, path in self.ranks.broadcast(lambda: sorted(self._folders(), reverse=True)):
+        for _, path in self.ranks.on_rank_zero(lambda: sorted(self._folders(), reverse=True)):
             try:
                 return self._checked(path)
             except CheckpointError as error:
@@ -196,20 +196,20 @@ class Store:
 
     def _checked(self, path: Path) -> Checkpoint:
         ranks = self.ranks
-        index = ranks.broadcast(lambda: Index.read(path))
+        index = ranks.on_rank_zero(lambda: Index.read(path))
         ranks.all_gather(lambda: index.verify(path, slice(ranks.rank, None, ranks.size)))
-        return Checkpoint(path, index.step, ranks.broadcast(lambda: read_json(path / "state.json")), ranks)
+        return Checkpoint(path, index.step, ranks.on_rank_zero(lambda: read_json(path / "state.json")), ranks)
 
     def _write(self, step: int, staged: Mapping[str, Mapping[str, Piece]], document: str) -> None:
         final = self.path(step)
         temporary = self.folder / f"{_TEMPORARY}{final.name}"
         try:
-            self.ranks.broadcast(lambda: self._make(temporary, staged))
+            self.ranks.on_rank_zero(lambda: self._make(temporary, staged))
             files: dict[str, str] = {}
             for group, pieces in staged.items():
                 digests = shards.save(temporary / group, pieces, self.ranks.group)
                 files |= {f"{group}/{name}": digest for name, digest in digests.items()}
-            self.ranks.broadcast(lambda: self._publish(step, temporary, final, files, document))
+            self.ranks.on_rank_zero(lambda: self._publish(step, temporary, final, files, document))
         except BaseException as error:
             self._error = error
             if not isinstance(error, CheckpointError | DiskError):  # such as the loss of a rank

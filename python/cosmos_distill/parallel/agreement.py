@@ -1,0 +1,119 @@
+"""Work of several ranks that succeeds on all of them or fails on all of them.
+
+Where a rank fails alone, the others wait for it in their next collective until that gives up. Torch-free
+until there are several ranks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+class RankError(Exception):
+    """Another rank failed, and this one with it: the cause of the copy that is raised here."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(f"rank {rank} failed")
+        self.rank = rank
+        """Of the group."""
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[T]):
+    result: T | None = None
+    error: Exception | None = None
+
+    def sent(self) -> _Outcome[T]:
+        """This outcome as it can be sent to other ranks."""
+        if self.error is None:
+            return self
+        try:
+            pickle.loads(pickle.dumps(self.error))
+        except Exception:  # of an exception that others define, and whose arguments are not its attributes
+            return _Outcome(error=RuntimeError(f"{type(self.error).__name__}: {self.error}"))
+        return self
+
+
+def _try(work: Callable[[], T]) -> _Outcome[T]:
+    try:
+        return _Outcome(result=work())
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+def _ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group, by default of all ranks; None for a rank that is alone."""
+    if group is None and "torch" in sys.modules:
+        import torch.distributed as dist
+
+        group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    return group if group is not None and group.size() > 1 else None
+
+
+def on_rank_zero(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """What ``work`` returns on rank 0, on every rank; it runs there only. All ranks of the group call this.
+
+    Args:
+        group: The ranks; None: all there are, which is this one where no process group has been made.
+
+    Raises:
+        Exception: On every rank, what ``work`` raised on rank 0: itself there, on the others a copy whose
+            cause is a :class:`RankError`. What cannot be copied is a RuntimeError there.
+    """
+    ranks = _ranks(group)
+    if ranks is None:
+        return work()
+    import torch.distributed as dist
+
+    mine = _try(work) if ranks.rank() == 0 else None
+    box = [None if mine is None else mine.sent()]
+    dist.broadcast_object_list(box, src=dist.get_global_rank(ranks, 0), group=ranks)
+    return _agreed([mine or box[0]], ranks.rank())[0]
+
+
+def all_gather(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank does its ``work``; returns the results of all, by rank. All ranks of the group call this.
+
+    Args:
+        group: As of :func:`on_rank_zero`.
+
+    Raises:
+        Exception: On every rank, what the first rank raised that failed; as :func:`on_rank_zero` does.
+    """
+    ranks = _ranks(group)
+    if ranks is None:
+        return [work()]
+    import torch.distributed as dist
+
+    mine = _try(work)
+    found: list[_Outcome[T] | None] = [None] * ranks.size()
+    dist.all_gather_object(found, mine.sent(), group=ranks)
+    found[ranks.rank()] = mine
+    return _agreed(found, ranks.rank())
+
+
+def _agreed(outcomes: Sequence[_Outcome[T] | None], rank: int) -> list[T]:
+    """The results, if no rank failed; ``rank`` is this one's."""
+    results = []
+    for other, outcome in enumerate(outcomes):
+        assert outcome is not None
+        if outcome.error is not None and other == rank:
+            raise outcome.error
+        if outcome.error is not None:
+            raise outcome.error from RankError(other)
+        results.append(cast(T, outcome.result))
+    return results
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether ``error`` is raised here because it was on another rank."""
+    return isinstance(error.__cause__, RankError)
