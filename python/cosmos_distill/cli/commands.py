@@ -14,6 +14,7 @@ from pathlib import Path
 from cosmos_distill.cli.ending import FAILED, OK, REFUSED, end, open_streams, outlived
 from cosmos_distill.cli.parsing import Invocation, options_of, parse, split_options
 from cosmos_distill.errors import Refusal
+from cosmos_distill.inspection.options import InspectOptions
 from cosmos_distill.launch import ranks
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.sampling.options import ConsolidateOptions, SampleOptions
@@ -29,6 +30,8 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
        cosmos-distill plan RECIPE.py [options]   the same as --dry-run
        cosmos-distill sweep RECIPE.py --vary OPTION=VALUE,VALUE [options]
                                                  many settings of a recipe, compared on held-out clips
+       cosmos-distill inspect DATA --out PAGE.html
+                                                 what a folder of clips holds, as a page
        cosmos-distill sample STUDENT.safetensors [options]
                                                  draw clips from an exported student
        cosmos-distill consolidate CHECKPOINT OUT.safetensors [options]
@@ -39,7 +42,7 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 
 
 # Words before RECIPE.py -> the kind of stage they run.
-WORDS = ("-h", "--help", "--version", "completion", "consolidate", "plan", "sample", "sweep")
+WORDS = ("-h", "--help", "--version", "completion", "consolidate", "inspect", "plan", "sample", "sweep")
 """First words of commands that run no recipe."""
 ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
 
@@ -72,7 +75,7 @@ def _command(argv: list[str]) -> int:
 
         print(f"cosmos-distill {cosmos_distill.__version__}")
         return OK
-    if ranks.world() > 1 and word in ("completion", "consolidate", "sample", "sweep"):
+    if ranks.world() > 1 and word in ("completion", "consolidate", "inspect", "sample", "sweep"):
         raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
         from cosmos_distill.cli.completion import script
@@ -83,6 +86,8 @@ def _command(argv: list[str]) -> int:
         return _sample(rest)
     if word == "sweep":
         return _sweep(rest)
+    if word == "inspect":
+        return _inspect(rest)
     if word == "consolidate":
         return _consolidate(rest)
     kind = ONLY_KIND.get(word)
@@ -125,6 +130,20 @@ def _sweep(args: list[str]) -> int:
 
     with StopFlag() as stop:
         return FAILED if sweep(args[0], rest, options, lambda argv: parse(argv).recipe, stop) else OK
+
+
+def _inspect(args: list[str]) -> int:
+    prog, data = "cosmos-distill inspect DATA", None
+    if args and not args[0].startswith("-"):
+        data, args = Path(args[0]), args[1:]
+    options = options_of(InspectOptions, args, prog)
+    if data is None:
+        raise Refusal(f"{prog}: which folder of clips?")
+    from cosmos_distill.inspection.command import inspect
+
+    with StopFlag() as stop:
+        inspect(data, options, stop)
+    return OK
 
 
 def _consolidate(args: list[str]) -> int:

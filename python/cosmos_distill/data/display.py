@@ -89,6 +89,16 @@ class Display:
         ).to_ndarray()
         return image
 
+    def small(self, frame: Any, height: int, width: int) -> np.ndarray:
+        """The frame as shown, reduced to RGB uint8 [height, width, 3] by averaging areas."""
+        stored = not _is_transparent(frame) and not any(self._crop) and self._aspect == 1
+        if stored and not any(self._orientation(frame)):
+            self.size(frame)
+            return self.reduced(frame, height, width)
+        cv2 = opencv()
+        image: np.ndarray = cv2.resize(self.rgb(frame), (width, height), interpolation=cv2.INTER_AREA)
+        return image
+
     def _colours(self, frame: Any) -> dict[str, Any]:
         """swscale's arguments for the frame's colours."""
         return {
@@ -102,7 +112,7 @@ class Display:
         return frame.width - left - right, frame.height - top - bottom
 
     def _convert(self, frame: Any) -> np.ndarray:
-        transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
+        transparent = _is_transparent(frame)
         image: np.ndarray = frame.reformat(
             format="rgba" if transparent else "rgb24", **self._colours(frame)
         ).to_ndarray()
@@ -152,6 +162,10 @@ def on_black(image: np.ndarray) -> np.ndarray:
     if (alpha == 255).all():
         return np.ascontiguousarray(image[..., :3])
     return ((image[..., :3] * alpha + 127) // 255).astype(np.uint8)
+
+
+def _is_transparent(frame: Any) -> bool:
+    return bool(frame.format.has_palette or any(c.is_alpha for c in frame.format.components))
 
 
 def _square_pixels(width: int, height: int, aspect: Fraction) -> tuple[int, int]:

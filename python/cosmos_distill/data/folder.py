@@ -32,7 +32,7 @@ import numpy as np
 from cosmos_distill import controls
 from cosmos_distill.config import Data
 from cosmos_distill.controls import DRAWS
-from cosmos_distill.data import clips
+from cosmos_distill.data import clips, keeping
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
@@ -76,8 +76,12 @@ class FolderSource(ClipSource):
         self._span = window_span(data)
         self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
         self._paired = self._survey.paired
-        for number, (name, reason) in enumerate(self._survey.skipped.items(), start=1):
+        left_out = self._survey.left_out
+        broken = {name: why for name, why in self._survey.skipped.items() if name not in left_out}
+        for number, (name, reason) in enumerate(broken.items(), start=1):
             log.warning("clip %s skipped (%d so far): %s", printable(name), number, printable(reason))
+        if said := keeping.said(keeping.counted(fault.word for fault in left_out.values())):
+            log.warning("left out: %s", said)
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
         self._news: list[tuple[str, int, str]] = []
@@ -231,5 +235,6 @@ class FolderSource(ClipSource):
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
             "windows": sum(map(self._windows, self._chosen)),
+            "left_out": keeping.counted(fault.word for fault in self._survey.left_out.values()),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

@@ -36,7 +36,7 @@ same times, since file systems count in ticks of up to two seconds."""
 THREADS = 8
 """Files read at once, at most."""
 _HASH = "sha256"
-_PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "safetensors")
+_PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "opencv-python-headless", "safetensors")
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
 
@@ -84,8 +84,15 @@ class Index:
         """Of a file's content, as :func:`~cosmos_distill.members.content_hash` gives it."""
         return self.fact(file, _HASH, content_hash)
 
-    def each(self, items: Iterable[T], look: Callable[[T], Any], title: str) -> list[Any]:
-        """``look`` at every item, in several threads; the results are in order.
+    def each(
+        self,
+        items: Iterable[T],
+        look: Callable[[T], Any],
+        title: str,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Any]:
+        """``look`` at every item, in several threads; the results are in order. ``advance`` is told how many
+        more there are, now and then; an exception of it ends the look.
 
         What takes long is said every ten seconds, and kept so far, so that an interrupted look goes on from
         there. An exception of ``look`` is passed on when its turn comes.
@@ -102,6 +109,7 @@ class Index:
             try:
                 for results in pool.map(lambda group: [look(item) for item in group], groups):
                     found += results
+                    advance(len(results))
                     if time.monotonic() - said > _EVERY:
                         log.warning("%s: %d of %d", title, len(found), len(items))
                         self.save()
@@ -145,11 +153,12 @@ def _index(root: str, cache: str | None) -> Index:
 def index_of(root: Path | str) -> Index:
     """The index of the files of one folder, or of a place in a store, read once per process. By whatever name
     the folder is reached, relative, through a link or with a slash behind, it is the same."""
-    cache = _cache_folder()
+    cache = cache_folder()
     return _index(address(root) or os.path.realpath(root), None if cache is None else str(cache))
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """A folder of the user's own for what can always be found out again; None where none can be written."""
     for folder in _candidates():
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ Everything is found out at opening, from headers and from the arrays beside the 
 files alone; :mod:`~cosmos_distill.data.index` remembers it. Torch-free: a run looks before any work.
 
 **Skipped**, named and counted, is a clip that cannot be used by itself: no regular file, no video, too short,
-without a companion, with another number of frames than its control. **An error**, which names every such
+without a companion, with another number of frames than its control; and one that the recipe's thresholds
+leave out (:class:`cosmos_distill.config.KeepClips`). **An error**, which names every such
 file, is what cannot be meant: a pickle, an array of the wrong shape or type, one that cannot be read or
 holds NaN.
 
@@ -20,16 +21,17 @@ import os
 import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.data import clips, companion_checks
+from cosmos_distill.data import clips, companion_checks, measuring
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
+from cosmos_distill.data.keeping import Fault
 from cosmos_distill.data.text import PICKLES, refuse_pickle
 from cosmos_distill.files import encodable
 from cosmos_distill.members import File
@@ -69,6 +71,7 @@ class Survey:
         skipped: why, for everything in ``videos/`` that is not used.
         held_out: names of the clips for evaluation.
         paired: the folder has saved noise.
+        left_out: those of the skipped that could be used, but for the thresholds of ``data.keep``.
     """
 
     root: Path
@@ -78,6 +81,7 @@ class Survey:
     held_out: frozenset[str]
     paired: bool
     index: Index
+    left_out: Mapping[str, Fault] = field(default_factory=dict)
 
     def split(self, split: Split) -> list[str]:
         """Names of the clips of one split, those that cannot be used included."""
@@ -142,7 +146,7 @@ def survey(
         )
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
-    videos, skipped = _videos(root / "videos")
+    videos, skipped = videos_in(root / "videos")
     folders = _Folders(root, data, control, paired)
     index = index_of(root)
     found = index.each(
@@ -167,7 +171,12 @@ def survey(
     if errors:
         more = f"\nand {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         raise DataError("\n".join(errors[:SHOWN]) + more)
-    return Survey(root, tuple(videos), samples, skipped, _held_out(list(videos), samples), paired, index)
+    clips_of = {name: (sample.video, sample.info) for name, sample in samples.items()}
+    left_out = measuring.left_out(data.keep, clips_of, root, index)
+    samples = {name: sample for name, sample in samples.items() if name not in left_out}
+    skipped |= {name: fault.reason for name, fault in left_out.items()}
+    held_out = _held_out(list(videos), samples)
+    return Survey(root, tuple(videos), samples, skipped, held_out, paired, index, left_out)
 
 
 def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]:
@@ -184,7 +193,7 @@ def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]
     return frozenset(held)
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """What is there instead of a regular file; None if it is one. Nothing is opened: a pipe cannot block."""
     try:
         mode = path.stat().st_mode
@@ -199,7 +208,7 @@ def _kind(path: Path) -> str | None:
     return "is a named pipe, not a file" if stat.S_ISFIFO(mode) else "is a device or a socket, not a file"
 
 
-def _videos(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+def videos_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Clips by name, in the order of file names, and why what is left over is not used."""
     videos: dict[str, Path] = {}
     skipped: dict[str, str] = {}
@@ -234,7 +243,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _negative(given: str) -> Path:
-    if _kind(Path(given)) is None:
+    if kind_of(Path(given)) is None:
         return Path(given)
     raise DataError(
         f"data.negative_prompt {given!r} is no file: T5 does not run here, so give the path of its embedding "
@@ -290,7 +299,7 @@ class _Folders:
         there = listed.get(name) or listed.get(unicodedata.normalize("NFC", name), {})
         for suffix in suffixes:
             if (path := there.get(suffix)) is not None:
-                if (kind := _kind(path)) is not None:
+                if (kind := kind_of(path)) is not None:
                     raise _Unusable(name, f"its {folder}/{path.name} {kind}")
                 return path
         for suffix in PICKLES:
@@ -302,7 +311,7 @@ class _Folders:
 def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -> Sample | Exception:
     """The clip, or why it is none; a returned exception is one clip's, and does not hide those of others."""
     try:
-        if (kind := _kind(video)) is not None:
+        if (kind := kind_of(video)) is not None:
             raise _Unusable(name, kind)
         if not encodable(Path(name)):
             raise _Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
@@ -326,6 +335,6 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
 
 def _info(name: str, path: File, index: Index) -> ClipInfo:
     try:
-        return ClipInfo(*index.fact(path, "clip", lambda path: astuple(clips.probe(path))))
+        return measuring.info(path, index)
     except (DataError, OSError) as error:
         raise _Unusable(name, str(error)) from error

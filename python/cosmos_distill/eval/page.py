@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosmos_distill import pages
 from cosmos_distill.eval.missing import ratio, shown
 from cosmos_distill.eval.report import UNKNOWN, metrics_of, reasons_of
 
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
 _PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _OLD_FLOOR = {"intervals": "interval", "draws": "draws"}
 _CAUTION = {
@@ -48,6 +48,7 @@ def html(
     curves: str,
     pictures: Sequence[tuple[str, Path]],
     recipe: str,
+    left_out: Sequence[str] = (),
 ) -> str:
     """A page that needs no other file.
 
@@ -56,14 +57,12 @@ def html(
         curves: An ``<svg>`` of the losses.
         pictures: Caption and PNG file, in order.
         recipe: The resolved recipe as text.
+        left_out: What thresholds left out of each stage, in words.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     names = metrics_of(report)
     rows = [_row(report, names, who) for who in report["metrics"]]
-    return environment.get_template(TEMPLATE).render(
+    return pages.render(
+        TEMPLATE,
         title=title,
         cards=_cards(report),
         targets=[_target(target) for target in report["targets"]],
@@ -78,12 +77,13 @@ def html(
         latency=_latency(report["latency"]),
         step=_step(report["step"]),
         stages=[
-            Row(name, (Cell(_seconds(stage["seconds"])), Cell(str(stage["attempts"]))))
+            Row(name, (Cell(pages.seconds(stage["seconds"])), Cell(str(stage["attempts"]))))
             for name, stage in report["stages"].items()
         ],
         curves=curves,
         pictures=[_picture(caption, path) for caption, path in pictures],
         recipe=recipe,
+        left_out=left_out,
         made=f"cosmos-distill {report['version']}",
     )
 
@@ -94,7 +94,7 @@ def _cards(report: Mapping[str, Any]) -> list[dict[str, str]]:
     cards = {
         "network evaluations per clip": f"{nfe['teacher']} → {nfe['student']}",
         "lower latency, measured here": f"{shown(report['latency_ratio'], '.1f')}×",
-        "for all stages": _seconds(report["wall_seconds"]),
+        "for all stages": pages.seconds(report["wall_seconds"]),
     }
     if report["targets"]:
         cards["targets met"] = f"{met} of {len(report['targets'])}"
@@ -245,8 +245,4 @@ def _picture(caption: str, path: Path) -> dict[str, str]:
         content, why = b"", error.strerror or "unreadable"
     if not (content.startswith(_PNG[0]) and content.endswith(_PNG[1])):
         return {"caption": caption, "file": path.name, "why": why, "data": ""}
-    return {"caption": caption, "file": path.name, "why": "", "data": base64.b64encode(content).decode()}
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+    return {"caption": caption, "file": path.name, "why": "", "data": pages.data_url(content, "png")}

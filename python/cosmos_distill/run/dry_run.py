@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cosmos_distill import methods, models
 from cosmos_distill.config import Recipe, Train
+from cosmos_distill.data import keeping
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import title
@@ -65,7 +66,9 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
     refuse_other_teacher(recipe, recipe.stages.values())
-    inputs.look(recipe)
+    found = inputs.look(recipe)
+    if found is not None and (said := keeping.said(keeping.counted(f.word for f in found.left_out.values()))):
+        console.print(f"left out: {said}", soft_wrap=True)
 
 
 def _ranks(recipe: Recipe) -> int:

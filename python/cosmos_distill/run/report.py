@@ -11,6 +11,7 @@ from rich.table import Table
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
+from cosmos_distill.data import keeping
 from cosmos_distill.eval import page
 from cosmos_distill.eval.missing import shown
 from cosmos_distill.eval.report import metrics_of, summary, targets
@@ -66,7 +67,19 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
         curves=curves(logs) if logs else "",
         pictures=pictures,
         recipe=yaml(plain(recipe)),
+        left_out=_left_out(report),
     )
+
+
+def _left_out(report: dict[str, Any]) -> list[str]:
+    """What thresholds left out of each stage, in words."""
+    found = []
+    for name, details in report["details"].items():
+        counts = details.get("data", {}).get("left_out", {})
+        what = "pair" if details.get("data", {}).get("source") == "pairs" else "clip"
+        if said := keeping.said(counts, what):
+            found.append(f"{name}: {said}")
+    return found
 
 
 def _summary(report: dict[str, Any], console: Console) -> None:

@@ -62,7 +62,8 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "network": plain(recipe.network),
         "control": recipe.control,
         # Nobody opens a path that a file names: checksums say what these led to.
-        "data": plain(recipe.data)
+        # Which clips were left out of training is no matter of sampling.
+        "data": {name: value for name, value in plain(recipe.data).items() if name != "keep"}
         | {"root": None, "tokenizer_path": None, **_given_frames(source)}
         | ({} if negative is None else {"negative_prompt": ""}),
         "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},

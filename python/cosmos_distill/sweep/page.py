@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from cosmos_distill import pages
 from cosmos_distill.config import Recipe
 from cosmos_distill.eval.metrics import find
 from cosmos_distill.files import finite
@@ -73,16 +72,9 @@ def _setting(one: Standing, best: Standing | None, metric: str) -> dict[str, Any
 
 def html(document: Mapping[str, Any]) -> str:
     """The page: a table of settings, best first, and the effect of every option."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
     document = finite(document)
-    return environment.get_template("page.html.j2").render(
+    return pages.render(
+        Path(__file__).parent / "page.html.jinja",
         sweep=document,
         heads=_heads(list(dict.fromkeys(o for one in document["settings"] for o in one["setting"]))),
         bars={option: _bars(values) for option, values in document["effects"].items()},
@@ -101,10 +93,6 @@ def _heads(options: Sequence[str]) -> dict[str, str]:
         return ".".join(parts[option])
 
     return {option: end(option) for option in options}
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _bars(values: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

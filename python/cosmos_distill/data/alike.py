@@ -1,0 +1,50 @@
+"""Clips that look alike: near-duplicates by their perceptual hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ALIKE = 0.1
+"""Share of differing bits up to which two clips count as one: re-encoded, resized, lighter or darker copies
+differ in a few of a hundred, other clips in forty or more."""
+_BLOCK = 1024
+
+
+def groups(hashes: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Numbers of the clips that are alike, two or more together, in order; clips that are alike to one that
+    is alike to a third are one group.
+
+    Args:
+        hashes: of each clip, as many as of every other, in hexadecimal digits
+            (:attr:`cosmos_distill.data.clip_stats.ClipStats.hashes`); clips with another number of them than
+            most are alike to none.
+    """
+    usual = max((len(found) for found in hashes), default=0)
+    usable = [number for number, found in enumerate(hashes) if len(found) == usual]
+    if not usual or len(usable) < 2:
+        return []
+    packed = np.array([list(bytes.fromhex("".join(hashes[number]))) for number in usable], np.uint8)
+    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # [clips, bits]
+    bits = signs.shape[1]
+    parent = list(range(len(usable)))
+
+    def root(one: int) -> int:
+        while parent[one] != one:
+            parent[one] = parent[parent[one]]
+            one = parent[one]
+        return one
+
+    # Bits that differ are what a product of signs lacks: a matrix product compares all with all.
+    for begin in range(0, len(usable), _BLOCK):
+        block = signs[begin : begin + _BLOCK]
+        differing = (bits - block @ signs[: begin + len(block)].T) / 2
+        for i, j in np.argwhere(differing <= ALIKE * bits):
+            if j < begin + i:
+                first, second = sorted((root(begin + int(i)), root(int(j))))
+                parent[second] = first
+    together: dict[int, list[int]] = {}
+    for number in range(len(usable)):
+        together.setdefault(root(number), []).append(usable[number])
+    return [group for group in together.values() if len(group) > 1]

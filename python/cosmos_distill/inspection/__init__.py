@@ -1,0 +1,1 @@
+"""``cosmos-distill inspect``: what a folder of clips holds, as a page to decide with."""

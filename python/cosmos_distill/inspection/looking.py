@@ -1,0 +1,148 @@
+"""A folder of clips, looked at: what is known of each, and why some cannot be used."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cosmos_distill.data import measuring, survey
+from cosmos_distill.data.captions import Captions
+from cosmos_distill.data.clips import VIDEO_SUFFIXES
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.index import Index, index_of
+from cosmos_distill.data.keeping import Known
+from cosmos_distill.errors import Refusal
+from cosmos_distill.inspection.pictures import Pictures
+
+SHOWN = 5
+"""Faults of captions that a page names."""
+ENOUGH_PICTURES = 5000
+"""Clips whose pictures are kept; of larger folders those that are shown are decoded again."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A folder as it was found.
+
+    Attributes:
+        files: of all clips, by name, in order.
+        known: what is known of those that can be decoded.
+        bytes: size of every file that could be looked at.
+        broken: why others cannot be used, by name.
+        remarks: sentences of what else was found.
+    """
+
+    root: Path
+    files: Mapping[str, Path]
+    known: Mapping[str, Known]
+    bytes: Mapping[str, int]
+    broken: Mapping[str, str]
+    remarks: Sequence[str] = ()
+
+
+def files_of(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Clips of a folder by name, and why what else lies among them is none.
+
+    Raises:
+        Refusal: there is no clip.
+    """
+    if not root.is_dir():
+        raise Refusal(f"{root} is no folder: name one that holds videos/, or videos")
+    try:
+        if (root / "videos").is_dir():
+            return survey.videos_in(root / "videos")
+        found = _named(root, sorted(_videos_below(root)))
+    except DataError as error:
+        raise Refusal(str(error)) from error
+    if not found:
+        raise Refusal(
+            f"{root} holds no video: name a folder with videos in it ({' '.join(sorted(VIDEO_SUFFIXES))})"
+        )
+    return found, {}
+
+
+def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
+    """Clips by their path in ``root``, without suffix where that names one only."""
+    bare = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    several = {name for name, count in Counter(bare).items() if count > 1}
+    return {
+        path.relative_to(root).as_posix() if name in several else name: path
+        for name, path in zip(bare, paths, strict=True)
+    }
+
+
+def _videos_below(root: Path) -> Iterator[Path]:
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+                yield Path(folder, name)
+
+
+def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable[[int], None]]) -> Looked:
+    """Look at every clip of a folder.
+
+    Args:
+        pictures: where strips of frames are kept for the page.
+        progress: told how many clips there are; returns what is told how many more are done.
+
+    Raises:
+        Refusal: there is no clip.
+    """
+    files, broken = files_of(root)
+    index = index_of(root)
+    small = len(files) <= ENOUGH_PICTURES
+    advance = progress(len(files), f"{root}: looking at clips")
+    found = index.each(
+        files.items(),
+        lambda item: _known(item[1], index, pictures if small else None),
+        f"{root}: looking at clips",
+        advance,
+    )
+    results = dict(zip(files, found, strict=True))
+    known = {name: result for name, result in results.items() if isinstance(result, Known)}
+    broken = {name: str(result) for name, result in results.items() if not isinstance(result, Known)} | broken
+    sizes = {name: path.stat().st_size for name, path in files.items() if name in known}
+    known, remarks = _captioned(root, known)
+    return Looked(root, files, known, sizes, broken, remarks)
+
+
+def _captioned(root: Path, known: Mapping[str, Known]) -> tuple[dict[str, Known], list[str]]:
+    """What is known of clips, with the number of words of their captions; and what is wrong with these."""
+    videos = "videos" if (root / "videos").is_dir() else "."
+    try:
+        captions = Captions(root, list(known), videos)
+    except DataError as error:
+        return dict(known), [f"Captions cannot be used: {error}."]
+    found, wrong = dict(known), []
+    for name, one in known.items():
+        try:
+            found[name] = replace(one, words=measuring.words(captions, name))
+        except DataError as error:
+            wrong.append(str(error))
+    missing = [name for name, one in found.items() if one.words == 0]
+    if len(missing) == len(known):  # a folder without captions
+        return dict(known), []
+    remarks = [f"Captions: {len(missing)} clips have none."] if missing else []
+    remarks += [f"Captions: {error}." for error in wrong[:SHOWN]]
+    if captions.unmatched:
+        remarks.append(f"Captions are given for {len(captions.unmatched)} names that no clip has.")
+    return found, remarks
+
+
+def _known(path: Path, index: Index, pictures: Pictures | None) -> Known | str:
+    """What is known of a clip, or why nothing is."""
+    try:
+        if (kind := survey.kind_of(path)) is not None:
+            return kind
+        info = measuring.info(path, index)
+        if pictures is None:
+            return Known(info, measuring.stats(path, index))
+        return Known(info, measuring.stats(path, index, lambda frames: pictures.keep(path, frames)))
+    except (DataError, OSError) as error:
+        return str(error).removeprefix(str(path)).lstrip(": ")
+    except Exception as error:  # whatever a file makes a library raise is a fact of that file
+        return f"cannot be decoded ({type(error).__name__}: {error})"
