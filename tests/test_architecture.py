@@ -91,7 +91,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "errors": set(),
     "adapters": {"config", "diffusion", "models.common.given"},
-    "integrations": {"adapters", "config", "models.common.given", "ops", "parallel.agreement"},
+    "integrations": {"adapters", "config", "families", "models.common.given", "ops", "parallel.agreement"},
     "launch": {
         "config",
         "data",

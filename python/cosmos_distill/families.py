@@ -64,15 +64,35 @@ class Names(Protocol):
     def to_official(self, names: Iterable[str]) -> dict[str, str]:
         """Our names -> those of the official file. Raises ValueError for a name without one."""
 
+    def in_distilled(self, official: str) -> str:
+        """Name of a tensor in the file from which the official inference takes a distilled network, from its
+        name in the official file of a teacher."""
+
     def from_diffusers(self, names: Sequence[str]) -> Translation:
         """Understand the names of one of diffusers' networks."""
 
     def to_diffusers(self, names: Iterable[str]) -> dict[tuple[str, str], str]:
         """(component of a pipeline, name there) -> our name; what diffusers has no place for is left out."""
 
+    def in_diffusers(self, sizes: Any) -> InDiffusers:
+        """What a network of these sizes is there.
+
+        Raises:
+            ValueError: there is no pipeline of it, or none of such a network; the message says why.
+        """
+
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """The files of a published folder that together are the teacher of ``control``; None: not so
         published."""
+
+
+class InDiffusers(NamedTuple):
+    """A pipeline of diffusers."""
+
+    pipeline: str
+    """Its class."""
+    networks: Mapping[str, tuple[str, Mapping[str, Any]]]
+    """Component -> its class and the configuration that this is built from."""
 
 
 class TextEncoder(NamedTuple):

@@ -203,9 +203,11 @@ class Stages:
         try:
             made: Output = module.run(name, stage, run, folder)
             files = list(folder.rglob("*.safetensors"))
-            assert files
-            for file in files:
-                for key, tensor in load_file(file).items():
+            others = list(folder.rglob("student.pt"))
+            assert files or others
+            read = [(file, load_file(file)) for file in files]
+            for file, tensors in [*read, *((file, torch.load(file, weights_only=True)) for file in others)]:
+                for key, tensor in tensors.items():
                     if tensor.is_floating_point():
                         assert torch.isfinite(tensor).all(), f"{file.name}: {key} is not finite"
             return made

@@ -268,7 +268,7 @@ def test_what_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "student.safetensors")
     with pytest.raises(Refusal, match=r"student\.safetensors is a named pipe"):
         read(tmp_path / "student.safetensors")
-    with pytest.raises(Refusal, match="is a folder"):
+    with pytest.raises(Refusal, match=r"is a folder, and cosmos_distill\.json"):
         read(tmp_path)
 
 

@@ -134,9 +134,10 @@ class Export(Stage):
 
     student_from: str
     precision: Stored = "fp32"
-    names: Literal["own", "official"] = "own"
-    """``official`` writes the published layout of the network, with the tensors that the teacher's file
-    carries besides; ``cosmos-distill sample`` and ``--teacher`` read both."""
+    names: Literal["own", "official", "diffusers"] = "own"
+    """``official`` writes student.pt, from which the official inference takes a distilled network (of a
+    teacher, the published layout), with the tensors that the teacher's file carries besides; ``diffusers`` a
+    pipeline folder. ``cosmos-distill sample`` and ``--teacher`` read all three."""
 
 
 KINDS = (Generate, Train, Evaluate, Export)

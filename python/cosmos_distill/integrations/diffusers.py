@@ -22,11 +22,12 @@ from torch.distributed.fsdp import FSDPModule
 
 from cosmos_distill.adapters import Adapter, Recompute
 from cosmos_distill.config import EDM, TrigFlow
+from cosmos_distill.integrations.few_step import FewStepScheduler
 from cosmos_distill.models.common.given import augmented_frames, clean_frames
 from cosmos_distill.ops.integrations import diffusers as _operators
 from cosmos_distill.parallel.agreement import on_rank_zero
 
-__all__ = ["CosmosAdapter", "DiffusersAdapter", "WanAdapter", "adapt"]
+__all__ = ["CosmosAdapter", "DiffusersAdapter", "FewStepScheduler", "WanAdapter", "adapt"]
 
 _operators.do_without_torchvision()
 

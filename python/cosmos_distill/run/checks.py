@@ -15,10 +15,10 @@ from typing import Any
 import cosmos_distill
 from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
-from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train
+from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train, TrigFlow
 from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
-from cosmos_distill.families import preset_of, title
+from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
@@ -153,6 +153,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
                 f"{option(f'stages.{name}.split')} {stage.split}: only --data.source film has such clips: "
                 "leave it out."
             )
+        if isinstance(stage, Export) and stage.names == "diffusers" and denoiser(recipe) is not None:
+            yield from _pipeline(recipe, name)
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)
@@ -168,6 +170,33 @@ def _stages(recipe: Recipe) -> Iterator[str]:
                     f"comes before '{name}'; known here: {', '.join(seen) or 'none'}."
                 )
         seen[name] = stage
+
+
+def _pipeline(recipe: Recipe, name: str) -> Iterator[str]:
+    """Whether diffusers has a pipeline for the network."""
+    try:
+        in_diffusers(recipe)
+    except ValueError as error:
+        yield f"--stages.{name}.names diffusers: {error}. Choose own or official."
+
+
+def in_diffusers(recipe: Recipe) -> InDiffusers:
+    """What the recipe's network is in diffusers.
+
+    Raises:
+        ValueError: nothing, or with another tokenizer or schedule; the message says why.
+    """
+    names = recipe.network.family.names
+    if names is None:
+        raise ValueError(f"diffusers has no pipeline for {recipe.network.family.title}")
+    found: InDiffusers = names.in_diffusers(recipe.network)
+    if recipe.data.tokenizer != "wan2.1":
+        raise ValueError(
+            f"its pipelines decode with the VAE of Wan 2.1, and these latents are of {recipe.data.tokenizer}"
+        )
+    if not isinstance(recipe.schedule, TrigFlow) or recipe.schedule.form != "rectified_flow":
+        raise ValueError("its pipelines sample rectified flow, and this network predicts in another form")
+    return found
 
 
 def _columns(name: str, stage: Evaluate) -> Iterator[str]:

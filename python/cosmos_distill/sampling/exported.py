@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,7 +17,7 @@ from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import read as read_network
 from cosmos_distill.families import title
-from cosmos_distill.files import inside, sha256
+from cosmos_distill.files import inside, read_json, regular, sha256
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ranges import Checked
 from cosmos_distill.tokenizers import find, fingerprint
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FORMAT = 1
 """Of exported files."""
+DESCRIPTION = "cosmos_distill.json"
+"""In a pipeline folder."""
+TORCH = (".pt", ".pth")
 _PATHS = ("root", "tokenizer_path")
 
 
@@ -55,16 +58,67 @@ class Exported:
     """Of each file of its tokenizer; empty where that has none, or where an earlier version wrote this."""
     negative_prompt_sha256: str | None
     """Of the embedding of its negative prompt; empty where it had one whose checksum is not known."""
+    files_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the files of its weights, where they are in the formats of others; ours have it inside."""
+
+
+def beside(path: Path) -> Path:
+    """The file that says of an export in the formats of others what ours has in its header: beside the
+    official file, in the pipeline folder."""
+    return path / DESCRIPTION if path.is_dir() else path.with_suffix(".json")
+
+
+def _described(path: Path) -> Mapping[str, Any]:
+    if not path.is_dir() and path.suffix not in TORCH:
+        return metadata(path)
+    place = beside(path)
+    if not place.is_file():
+        if not path.exists():
+            raise FileNotFoundError(path)
+        lacks = f"{place.name}, in which an export says what it is, is missing"
+        raise ValueError(f"it is a folder, and {lacks}" if path.is_dir() else lacks)
+    regular(place)
+    said = read_json(place)
+    if not isinstance(said, dict):
+        raise ValueError(f"{place} holds no JSON object")
+    return said
+
+
+def files(path: Path, exported: Exported) -> tuple[Path, ...]:
+    """The files or folders of the network's weights.
+
+    Raises:
+        Refusal: they are not those that the export was written with.
+    """
+    names = exported.network.family.names
+    found: tuple[Path, ...] = (path,)
+    if path.is_dir() and names is not None:
+        found = names.files(path, exported.control) or (path / "transformer",)
+    if not exported.files_sha256:
+        return found
+    root = path if path.is_dir() else path.parent
+    parts = [file for place in found for file in (sorted(place.glob("*.safetensors")) or [place])]
+    try:
+        here = {part.relative_to(root).as_posix(): sha256(part) for part in parts}
+    except OSError as error:
+        raise Refusal(f"{error.filename} cannot be read ({error.strerror})") from error
+    if here != dict(exported.files_sha256):
+        either = sorted(here.keys() | exported.files_sha256.keys())
+        changed = [n for n in either if here.get(n) != exported.files_sha256.get(n)]
+        raise Refusal(
+            f"{path} is damaged or was changed ({', '.join(changed)[:200]}): export it again or copy it whole"
+        )
+    return found
 
 
 def read(path: Path) -> Exported:
-    """Understand an exported file.
+    """Understand an exported file or folder.
 
     Raises:
         Refusal: it is missing, no export, damaged, or newer than this version.
     """
     try:
-        said = metadata(path)
+        said = _described(path)
     except FileNotFoundError as error:
         raise Refusal(
             f"{path}: no such file; `cosmos-distill RECIPE.py` writes one in its export stage"
@@ -72,7 +126,8 @@ def read(path: Path) -> Exported:
     except OSError as error:
         raise Refusal(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise Refusal(f"{path} is no safetensors file ({error})") from error
+        kind = "export" if path.is_dir() or path.suffix in TORCH else "safetensors file"
+        raise Refusal(f"{path} is no {kind} ({error})") from error
     if said.get("format") != FORMAT:
         raise Refusal(f"{path} was not written by an export stage of this version: export it again")
     try:
@@ -96,6 +151,7 @@ def read(path: Path) -> Exported:
             precision=_fitting(said["precision"], Precision, "precision"),
             tokenizer_sha256=_checksums(_mapping(said.get("tokenizer", {})).get("sha256", {})),
             negative_prompt_sha256=negative,
+            files_sha256=_checksums(said.get("files", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(

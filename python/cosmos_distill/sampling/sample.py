@@ -18,7 +18,7 @@ from cosmos_distill.run.folder import blocked
 from cosmos_distill.run.networks import DTYPES, device, load
 from cosmos_distill.run.sizes import clip_bytes, too_large
 from cosmos_distill.sampling.conditions import Conditions
-from cosmos_distill.sampling.exported import negative_text, read, with_files
+from cosmos_distill.sampling.exported import files, negative_text, read, with_files
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
 from cosmos_distill.storage import DiskError, disk_errors
@@ -43,7 +43,7 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
         raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
     negative = negative_text(exported, options, student)
-    network = load(exported.network, (student,), DTYPES[exported.precision])
+    network = load(exported.network, files(student, exported), DTYPES[exported.precision])
     clips = Conditions(options, exported.network, exported.control, data, exported.schedule)
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Export stage: one network as a safetensors file that says everything a sampler needs to know."""
+"""Export stage: one network as a safetensors file that says everything a sampler needs to know, or in the
+formats of others (:mod:`cosmos_distill.stages.published`)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import trains_tokenizer
 from cosmos_distill.sampling.exported import FORMAT
 from cosmos_distill.sampling.samplers import evaluations
-from cosmos_distill.stages import autoencoders
+from cosmos_distill.stages import autoencoders, published
 from cosmos_distill.stages.train import many_step_settings
 from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
@@ -36,10 +37,16 @@ def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))
     tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
-    if stage.names == "official":
+    said = describe(run, source, stage)
+    if stage.names == "own":
+        path = publish_tensors(tensors, folder / "student.safetensors", said)
+    elif stage.names == "official":
         carried = weights.load(teacher_files(run.recipe))[1] if needs_teacher(source) else {}
-        tensors = weights.to_official(tensors, run.recipe.network.family, carried)
-    path = publish_tensors(tensors, folder / "student.safetensors", describe(run, source, stage))
+        distilled = not source.method.pretrains
+        official = weights.to_official(tensors, run.recipe.network.family, carried, distilled=distilled)
+        path = published.official(official, folder, said)
+    else:
+        path = published.pipeline(tensors, run, stage, folder, said)
     return ExportedFile(student=File.of(path, run.out))
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cosmos_distill.families import Translation
+from cosmos_distill.families import InDiffusers, Translation
+
+if TYPE_CHECKING:
+    from cosmos_distill.models.common.config import DiTConfig
 
 Row = tuple[str, str]
 SUBLAYERS = ("self_attn", "cross_attn", "mlp")
@@ -126,8 +130,55 @@ def understood(
     return found
 
 
+def common_configuration(sizes: DiTConfig) -> dict[str, Any]:
+    """What diffusers' CosmosTransformer3DModel and CosmosControlNetModel are both told of a network.
+
+    Raises:
+        ValueError: they cannot be told all of it.
+    """
+    if sizes.timestep_scale != 1:
+        raise ValueError(
+            f"diffusers' networks embed times as they are, and this one has timestep_scale "
+            f"{sizes.timestep_scale:g}"
+        )
+    if sizes.fps_modulation:
+        raise ValueError("diffusers' pipelines tell networks no fps, and this one has fps_modulation")
+    return {
+        "num_attention_heads": sizes.heads,
+        "attention_head_dim": sizes.head_dim,
+        "mlp_ratio": sizes.mlp_ratio,
+        "text_embed_dim": sizes.text_dim,
+        "adaln_lora_dim": sizes.adaln_rank,
+        "patch_size": (1, sizes.patch, sizes.patch),
+        "max_size": (sizes.max_frames, sizes.max_height, sizes.max_width),
+        "rope_scale": (sizes.rope_ratio_t, sizes.rope_ratio_hw, sizes.rope_ratio_hw),
+        "extra_pos_embed_type": "learnable" if sizes.learnable_positions else None,
+        "use_crossattn_projection": sizes.text_projection is not None,
+        "crossattn_proj_in_channels": sizes.text_channels,
+        "encoder_hidden_states_channels": sizes.text_dim,
+    }
+
+
+def transformer_configuration(sizes: DiTConfig) -> dict[str, Any]:
+    """That of CosmosTransformer3DModel. Raises ValueError as :func:`common_configuration` does."""
+    return {
+        "in_channels": sizes.latent_channels + 1,  # and the mask of given frames
+        "out_channels": sizes.latent_channels,
+        "num_layers": sizes.blocks,
+        **common_configuration(sizes),
+    }
+
+
 class DiffusersNames:
     """Names of a family that diffusers knows as a CosmosTransformer3DModel."""
+
+    def in_distilled(self, official: str) -> str:
+        """The same."""
+        return official
+
+    def in_diffusers(self, sizes: DiTConfig) -> InDiffusers:
+        """No pipeline."""
+        raise ValueError(f"diffusers has no pipeline for {sizes.family.title}")
 
     def from_diffusers(self, names: Sequence[str]) -> Translation:
         """Understand the names of CosmosTransformer3DModel."""

@@ -214,9 +214,17 @@ def save_official(
 
 
 def to_official(
-    state: Mapping[str, torch.Tensor], family: Family, carried: Mapping[str, torch.Tensor] | None = None
+    state: Mapping[str, torch.Tensor],
+    family: Family,
+    carried: Mapping[str, torch.Tensor] | None = None,
+    *,
+    distilled: bool = False,
 ) -> State:
     """``state`` (our names, whole) in the names of the family's official file, with ``carried`` beside it.
+
+    Args:
+        distilled: In the names under which the official inference looks for a distilled network, which are
+            others than a teacher's in Transfer1.
 
     Raises:
         ValueError: ``carried`` holds a tensor that the network has itself, or the family has no official
@@ -227,7 +235,10 @@ def to_official(
     official = {theirs: state[ours] for ours, theirs in family.names.to_official(state).items()}
     if clash := official.keys() & (carried or {}).keys():
         raise ValueError(f"carried tensors would overwrite weights: {_listed(clash)}")
-    return official | dict(carried or {})
+    official |= dict(carried or {})
+    if distilled:
+        official = {family.names.in_distilled(name): value for name, value in official.items()}
+    return official
 
 
 def to_pipeline(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, State]:

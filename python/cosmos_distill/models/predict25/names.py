@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from cosmos_distill.families import Translation
+from cosmos_distill.families import InDiffusers, Translation
 from cosmos_distill.models.common.names import (
     MATRICES,
     SUBLAYERS,
@@ -14,8 +15,12 @@ from cosmos_distill.models.common.names import (
     Row,
     Table,
     is_carried,
+    transformer_configuration,
     understood,
 )
+
+if TYPE_CHECKING:
+    from cosmos_distill.models.common.config import DiTConfig
 
 PREFIX = "net."
 """Of the files that we write."""
@@ -93,6 +98,11 @@ class Predict25Names(DiffusersNames):
     def to_official(self, names: Iterable[str]) -> dict[str, str]:
         """Our names -> those of the official file."""
         return {name: PREFIX + self._theirs(name, self.table) for name in names}
+
+    def in_diffusers(self, sizes: DiTConfig) -> InDiffusers:
+        """One network."""
+        transformer = "CosmosTransformer3DModel", transformer_configuration(sizes)
+        return InDiffusers("Cosmos2_5_PredictBasePipeline", {"transformer": transformer})
 
     def _theirs(self, name: str, table: Table) -> str:
         theirs = table.theirs(name)

@@ -20,12 +20,14 @@ from cosmos_distill.models.common.names import (
 
 PREFIXES = {"base": "base_model.net.", "control": "net."}
 """Of the files that we write, which are merged teacher files."""
+DISTILLED = {"base": "net.base_model.net.", "control": "net.net_ctrl."}
+"""Of the file that the official inference of a distilled network reads; it passes over all other tensors
+without a word."""
 _READ = (
-    ("net.base_model.net.", "base"),
-    ("net.net_ctrl.", "control"),
+    *((prefix, role) for role, prefix in DISTILLED.items()),
     ("base_model.net.", "base"),
     ("net_ctrl.", "control"),
-)  # the first two: what the official conversion of a distilled checkpoint writes
+)
 _CONTROL_MARK = re.compile(r"(?:net\.)?(?:x_embedder2|input_hint_block|zero_blocks)\.")
 
 _BLOCKS: list[Row] = [
@@ -96,6 +98,13 @@ class Transfer1Names(DiffusersNames):
     def to_official(self, names: Iterable[str]) -> dict[str, str]:
         """Our names -> those of the merged file."""
         return {name: _theirs(name) for name in names}
+
+    def in_distilled(self, official: str) -> str:
+        """Both parts have prefixes of their own."""
+        for role, prefix in PREFIXES.items():  # that of the base first
+            if official.startswith(prefix):
+                return DISTILLED[role] + official.removeprefix(prefix)
+        return f"net.{official}"
 
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """A published folder has ``base_model`` beside one ``<control>_control`` per control."""

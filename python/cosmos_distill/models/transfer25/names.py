@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cosmos_distill.families import Translation
+from cosmos_distill.families import InDiffusers, Translation
 from cosmos_distill.models.common.names import (
     EMBEDDINGS_IN_DIFFUSERS,
     TRANSFORMER,
     Row,
     Table,
     block_in_diffusers,
+    common_configuration,
+    transformer_configuration,
     understood,
 )
 from cosmos_distill.models.predict25.names import BASE, PREFIX, Predict25Names, block, prefix_of
+
+if TYPE_CHECKING:
+    from cosmos_distill.models.transfer25.config import Transfer25Config
 
 _PROJECTIONS = ("weight", "bias")
 
@@ -93,6 +99,25 @@ class Transfer25Names(Predict25Names):
             for name in names
             if (theirs := table.theirs(name)) is not None
         }
+
+    def in_diffusers(self, sizes: Transfer25Config) -> InDiffusers:  # type: ignore[override]
+        """The base and the branch."""
+        if sizes.branches > 1:
+            raise ValueError(f"diffusers knows networks with one control, and this one has {sizes.branches}")
+        shown = sizes.latent_channels + 2  # the latent, the mask of given frames and that of padding
+        controlnet = {
+            "n_controlnet_blocks": len(range(0, sizes.blocks, sizes.control_every)),
+            "in_channels": sizes.hint_channels + 2,
+            "latent_channels": shown,
+            "model_channels": sizes.width,
+            **common_configuration(sizes),
+        }
+        transformer = transformer_configuration(sizes) | {"controlnet_block_every_n": sizes.control_every}
+        networks = {
+            "transformer": ("CosmosTransformer3DModel", transformer),
+            "controlnet": ("CosmosControlNetModel", controlnet),
+        }
+        return InDiffusers("Cosmos2_5_TransferPipeline", networks)
 
     def files(self, folder: Path, control: str | None) -> tuple[Path, ...] | None:
         """Of a pipeline folder of diffusers, the two networks."""
