@@ -202,6 +202,29 @@ CD_INLINE BitsOf<V> pairs_bf16(V first, V second) {
     return rounded_bf16(first) >> 16 | (rounded_bf16(second) & 0xFFFF0000u);
 }
 
+// a * b + c where the product is exact, so that it is the same with one rounding as with two.
+template <class V>
+CD_INLINE V multiply_add(V a, V b, V c) {
+#if defined(__FMA__)
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        const __m512 sum = _mm512_fmadd_ps(a, b, c);
+        return at<V>(&sum);
+    }
+#endif
+    if constexpr (sizeof(V) == 32) {
+        const __m256 sum = _mm256_fmadd_ps(a, b, c);
+        return at<V>(&sum);
+    }
+#elif defined(__aarch64__)
+    if constexpr (sizeof(V) == 16) {
+        const float32x4_t sum = vfmaq_f32(at<float32x4_t>(&c), at<float32x4_t>(&a), at<float32x4_t>(&b));
+        return at<V>(&sum);
+    }
+#endif
+    return a * b + c;
+}
+
 template <bool Streamed, class V, class T>
 CD_INLINE void put(V value, T* to) {
 #if defined(__SSE2__)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from cosmos_distill import controls
 from cosmos_distill.controls import DRAWS, edge, vis
 from cosmos_distill.controls.vis import VIS, Bilateral, Gaussian, VisSettings
+from cosmos_distill.ops.registry import BackendFallback
 
 H, W = 48, 66
 
@@ -132,6 +135,16 @@ def test_a_blur_means_the_same_at_every_resolution(settings, monkeypatch):
     changed = np.sqrt(((whole - reduced) ** 2).mean())
     assert changed > 5
     assert np.sqrt(((whole - part) ** 2).mean()) < 0.35 * changed
+
+
+@pytest.mark.compiled
+def test_without_a_compiled_module_opencv_blurs(small, monkeypatch):
+    settings = VisSettings(1, (Bilateral(30, 150, 100, 2),), 1)
+    ours = vis.blur(frame()[None], settings)
+    monkeypatch.setitem(sys.modules, "cosmos_distill.ops.compiled", None)
+    with pytest.warns(BackendFallback, match="vis is blurred by OpenCV"):
+        theirs = vis.blur(frame()[None], settings)
+    assert np.abs(ours.astype(int) - theirs).max() <= 2
 
 
 def test_larger_frames_keep_the_published_lengths(small):

@@ -25,6 +25,7 @@ from cosmos_distill.run.manifest import (
     checksum,
     configuration,
     plain,
+    results,
     sha256,
 )  # fmt: skip
 from cosmos_distill.run.progress import Log
@@ -203,6 +204,17 @@ def test_what_earlier_releases_finished_is_used(made_by: str, tmp_path: Path) ->
     assert found.mismatch(asked) == f"code version: made by {made_by}, and 0.3.0 computes other results"
     path.write_text(path.read_text().replace('"steps": 4', '"steps": 5'))
     assert Manifest.read(tmp_path) is None, "their checksums count"
+
+
+def test_only_runs_with_another_blur_than_before_are_done_anew() -> None:
+    edge, film = (
+        recipe(),
+        dataclasses.replace(recipe(), control="vis", data=Data(source="film", vis_thumbnail=5.0)),
+    )
+    assert results(edge) == results(film) == RESULTS
+    blurred = dataclasses.replace(recipe(), control="vis")
+    before, now = manifest(version="0.2.0"), manifest(version="0.2.0", results=results(blurred))
+    assert before.mismatch(now) == "code version: made by 0.2.0, and 0.2.0 computes other results"
 
 
 @pytest.mark.parametrize("version", ["0.10.0", "1.0", "0.2.0.1", "words", ""])

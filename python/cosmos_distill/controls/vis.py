@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,10 +12,16 @@ from torch.nn import functional as F
 from cosmos_distill.config import Strength
 from cosmos_distill.controls import Computed, Control, Settings, Uniform, check_frames, integer
 from cosmos_distill.data.opencv import opencv
+from cosmos_distill.ops.bilateral import bilateral
+from cosmos_distill.ops.registry import BackendFallback
 
 
 class Bilateral(NamedTuple):
-    """OpenCV's bilateral filter of 8-bit colours, ``passes`` times."""
+    """The bilateral filter of 8-bit colours as OpenCV has it, ``passes`` times.
+
+    It is computed by a kernel of our own, which is several times faster; where nothing was compiled, by
+    OpenCV, to within a grey level at values between two.
+    """
 
     diameter: int
     sigma_color: float
@@ -22,10 +29,16 @@ class Bilateral(NamedTuple):
     passes: int = 1
 
     def __call__(self, frame: np.ndarray, scale: float) -> np.ndarray:
+        diameter, sigma_space = max(1, round(self.diameter * scale)), self.sigma_space * scale
         for _ in range(self.passes):
-            frame = opencv().bilateralFilter(
-                frame, max(1, round(self.diameter * scale)), self.sigma_color, self.sigma_space * scale
-            )
+            try:
+                picture = torch.from_numpy(frame)
+                frame = bilateral(picture, max(1, diameter // 2), self.sigma_color, sigma_space).numpy()
+            except ImportError as error:
+                warnings.warn(
+                    f"vis is blurred by OpenCV, more slowly: {error}", BackendFallback, stacklevel=2
+                )
+                frame = opencv().bilateralFilter(frame, diameter, self.sigma_color, sigma_space)
         return frame
 
 

@@ -34,13 +34,13 @@ from cosmos_distill.run.checks import check, depends_on, needs_teacher, teacher_
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
     MANIFEST,
-    RESULTS,
     Manifest,
     Output,
     Pairs,
     Student,
     configuration,
     plain,
+    results,
     sha256_of_listing,
     sources_sha256,
 )
@@ -298,7 +298,7 @@ def _wanted(
         inputs=found,
         seed=recipe.seed,
         version=cosmos_distill.__version__,
-        results=RESULTS,
+        results=results(recipe),
         sources=sources_sha256(),
     )
     return manifest, record
