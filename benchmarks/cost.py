@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.options import new_file
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.launch.updates import GPUS, Gpu, Update, update
 
@@ -140,7 +141,7 @@ def main() -> None:
     """Print the tables; write what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--gpu", choices=GPUS, default="h100")
-    parser.add_argument("--json", type=Path, help="file for the ratios")
+    parser.add_argument("--json", type=new_file, help="file for the ratios")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     asked = parser.parse_args()
     text, shares = tables(GPUS[asked.gpu])

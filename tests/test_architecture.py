@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
     "arrays": {"files", "members"},
-    "controls": {"config", "data.errors", "data.opencv"},
+    "controls": {"config", "data.errors", "data.opencv", "ops.bilateral", "ops.registry"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
         "ops",
@@ -64,6 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "storage",
     },
     "train": {
+        "arguments",
         "ranges",
         "methods",
         "models",
@@ -90,6 +91,7 @@ ARROWS: dict[str, set[str]] = {
         "train.guard",
     },
     "errors": set(),
+    "arguments": {"errors", "ranges"},
     "adapters": {"config", "diffusion", "models.common.given"},
     "integrations": {"adapters", "config", "families", "models.common.given", "ops", "parallel.agreement"},
     "launch": {
@@ -105,7 +107,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "train.plan",
     },
-    "run": EVERYTHING_BELOW | {"eval", "launch"},
+    "run": EVERYTHING_BELOW | {"adapters", "eval", "launch"},
     "sampling": EVERYTHING_BELOW | {"launch", "run"},
 }
 # Of third-party packages, the heavy ones belong to one part each; megatron is the contract's. An owner is a

@@ -141,6 +141,13 @@ def test_impossible_sizes_are_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_generates_nothing_is_not_offered() -> None:
+    with pytest.raises(ValueError, match="is not a preset: choose one of") as refused:
+        families.preset("foo")
+    assert "transfer1-7b" in str(refused.value) and "mini-cv4x4x4" not in str(refused.value)
+    assert families.preset("mini-cv4x4x4"), "though it is one"
+
+
 def test_help_names_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse([TRANSFER1, "--help"])

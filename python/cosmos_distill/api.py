@@ -14,6 +14,7 @@ makes the same calls with the same arguments, and ``parallel`` says what they sh
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,16 +27,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cosmos_distill import methods
+from cosmos_distill import arguments, methods
 from cosmos_distill.adapters import Adapter
 from cosmos_distill.config import (
     EDM,
+    BatchSize,
+    Evaluations,
     FewStep,
     Guidance,
     MethodConfig,
     Parallel,
-    Precision,
-    Setting,
+    Seed,
+    Start,
     Trainer,
     TrigFlow,
 )
@@ -43,12 +46,11 @@ from cosmos_distill.data import given
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.diffusion import EULER_RF, RES_2AB, Schedule, build_schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
-from cosmos_distill.methods.denoiser import dtype_of
 from cosmos_distill.parallel import data as data_parallel
 from cosmos_distill.parallel import fsdp, groups
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.parallel.parts import Parallelised
-from cosmos_distill.run import claim
+from cosmos_distill.run import claim, fitting
 from cosmos_distill.sampling import samplers
 from cosmos_distill.train.guard import StopFlag
 from cosmos_distill.train.loop import FitResult, fit
@@ -57,8 +59,15 @@ from cosmos_distill.train.state import random_state, set_random_state
 __all__ = ["Distilled", "distill", "fit", "pairs", "sample"]
 
 _OFF = Guidance(0.0, "added")
+_NETWORK = "give a network behind an adapter (cosmos_distill.Adapter), or one of this package"
+_METHOD = "give DMD2(...), KD(...), Denoising(...) or your own"
+_DATA = "give a sequence of samples, something that iterates over them, or an object with batch(first, count)"
 _TEACHERS = {EDM: RES_2AB, TrigFlow: EULER_RF}
 """Samplers of many steps, by the coordinate that a network was trained in."""
+
+
+class OlderStudent(UserWarning):
+    """A run's student was opened that is older than the run: training went on, and has not ended."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,16 @@ class Distilled:
     """How the run went; None where it was opened again."""
 
     @classmethod
+    @arguments.checked(student=_NETWORK)
     def open(cls, folder: str | Path, student: nn.Module) -> Distilled:
         """The result of an earlier :func:`distill` into ``folder``, in a network like the one given there.
+
+        Warns with :class:`OlderStudent` where training has gone on since, to more steps, and was interrupted.
 
         Raises:
             Refusal: the folder holds no finished run, or its weights are not those of such a network.
         """
+        arguments.folder(folder)
         folder = Path(folder)
         record, weights = claim.record(folder), folder / "student.safetensors"
         if record is None or not weights.is_file():
@@ -95,9 +108,12 @@ class Distilled:
         except (TypeError, ValueError, AttributeError) as error:
             raise Refusal(f"{folder / claim.RECORD} is damaged, or of another version ({error})") from error
         _load(student, weights)
+        if said := claim.behind(folder, weights):
+            warnings.warn(said, OlderStudent, stacklevel=2)
         return cls(student.eval(), folder, levels, sampler, None)
 
     @classmethod
+    @arguments.checked()
     def exported(cls, file: str | Path) -> Distilled:
         """A student that the export stage of a recipe wrote, on the accelerator if there is one.
 
@@ -114,6 +130,7 @@ class Distilled:
         return cls(network, file.parent, said.schedule, sampler, None)
 
 
+@arguments.checked(student=_NETWORK, teacher=f"{_NETWORK}, or None", method=_METHOD, data=_DATA)
 def distill(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -124,7 +141,7 @@ def distill(
     trainer: Trainer | None = None,
     schedule: EDM | TrigFlow | None = None,
     parallel: Parallel | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     watch: Callable[[int], None] | None = None,
 ) -> Distilled:
     """Train ``student``, in place, by ``method``; called again with the same arguments, go on from the newest
@@ -164,21 +181,20 @@ def distill(
         NonFiniteError: losses are not finite; see :func:`cosmos_distill.fit`.
         ResumeError: ``folder`` holds checkpoints of other numbers, all of them named.
     """
-    if not isinstance(method, MethodConfig):
-        raise Refusal(f"method: {method!r} is none: give DMD2(...), KD(...), Denoising(...) or your own")
+    arguments.folder(folder)
     folder, trainer = Path(folder), trainer or Trainer(max_steps=1000, global_batch=8)
-    schedule = schedule or _schedule_of(student, teacher)
+    schedule = schedule or fitting.schedule_of(student, teacher)
     if schedule is None:
         raise Refusal(
             "schedule: say which noise coordinate the networks were trained in, EDM() or TrigFlow()"
         )
-    trainer = replace(trainer, precision=_precision(student))
-    source = given.source_of(data, seed)
-    _require_roles(student, teacher)
-    with groups.borrowed(parallel) as layout, ExitStack() as stack:
-        _require_layout(layout, trainer, student, teacher)
+    trainer = replace(trainer, precision=fitting.precision_of(student))
+    source = fitting.source_of(data, seed)
+    fitting.require_roles(student, teacher)
+    with fitting.laid_out(parallel) as layout, ExitStack() as stack:
+        fitting.require_layout(layout, trainer, student, teacher)
         first = source.batch(0, 1)
-        _require_fit(method, student, schedule, trainer, first)
+        fitting.require_fit(method, student, schedule, trainer, first)
         before = random_state()
         stack.callback(set_random_state, before)
         if groups.world_group().size() > 1:
@@ -202,6 +218,10 @@ def distill(
     return Distilled(student.eval(), folder, levels, sampler, training)
 
 
+@arguments.checked(
+    student=f"give what distill() returned, or {_NETWORK.removeprefix('give ')}",
+    sampler="give FewStep(n), or a number of steps of the teacher's sampler",
+)
 @torch.no_grad()
 def sample(
     student: Distilled | nn.Module,
@@ -212,8 +232,8 @@ def sample(
     schedule: EDM | TrigFlow | None = None,
     guidance: Guidance = _OFF,
     given_frames: int = 0,
-    seed: int = 0,
-    first: int = 0,
+    seed: Seed = 0,
+    first: Start = 0,
     batch: int | None = None,
 ) -> Tensor:
     """Draw clips: latents, fp32 [B, C, T, H, W], on the student's device.
@@ -253,10 +273,14 @@ def sample(
     if sampler is None:
         raise Refusal("sampler: FewStep(n) samples a student, a number of steps a teacher")
     tensors = dict(conditioning)
-    count = _require_together(tensors)
+    count = fitting.require_together(tensors)
     if "latents" not in tensors:
         if shape is None or given_frames:
             raise Refusal("shape: give (C, T, H, W) of a latent, or latents, whose first frames can be given")
+        if not all(isinstance(n, int) and n > 0 for n in shape):
+            raise Refusal(
+                f"shape: {list(shape)} are no sizes: give (C, T, H, W) of a latent, integers above 0"
+            )
         tensors["latents"] = torch.zeros(count, *shape)
     size = list(tensors["latents"].shape[1:])
     if len(size) != 4 or (shape is not None and list(shape) != size):
@@ -296,16 +320,17 @@ def sample(
     return torch.cat(drawn)
 
 
+@arguments.checked(teacher=_NETWORK, data=_DATA)
 def pairs(
     teacher: nn.Module,
     data: given.Source | Sequence[given.Sample] | Iterable[given.Sample],
-    count: int,
+    count: Start,
     *,
-    steps: int = 35,
+    steps: Evaluations = 35,
     guidance: Guidance = _OFF,
     schedule: EDM | TrigFlow | None = None,
-    seed: int = 0,
-    batch: int = 8,
+    seed: Seed = 0,
+    batch: BatchSize = 8,
 ) -> list[given.Sample]:
     """What ``KD`` learns from: ``count`` clips of the teacher's many-step sampler, each with the noise that
     it began with, for the conditioning of ``data``, whose latents give the size.
@@ -323,7 +348,7 @@ def pairs(
     Returns:
         Samples for :func:`distill`.
     """
-    source, found = given.source_of(data, seed), schedule or getattr(teacher, "schedule", None)
+    source, found = fitting.source_of(data, seed), schedule or getattr(teacher, "schedule", None)
     if found is None:
         raise Refusal("schedule: say which noise coordinate the teacher was trained in, EDM() or TrigFlow()")
     levels, device = build_schedule(found), next(teacher.parameters()).device
@@ -335,76 +360,6 @@ def pairs(
         tensors = replace(some, latents=x0, noise=noise).to("cpu").tensors()
         made += [{name: value[i] for name, value in tensors.items()} for i in range(len(some))]
     return made
-
-
-def _require_roles(student: nn.Module, teacher: nn.Module | None) -> None:
-    if teacher is None:
-        return
-    own = {id(p) for p in student.parameters()}
-    if any(id(p) in own for p in teacher.parameters()):
-        raise Refusal("student and teacher share weights: give the student a copy, copy.deepcopy(teacher)")
-
-
-def _schedule_of(student: nn.Module, teacher: nn.Module | None) -> EDM | TrigFlow | None:
-    """That of the student's adapter, if it has one. Raises Refusal where the teacher's is another."""
-    own, other = (getattr(network, "schedule", None) for network in (student, teacher))
-    if None not in (own, other) and own != other:
-        raise Refusal(
-            f"the student's adapter says {own}, the teacher's {other}: both have to be of one schedule"
-        )
-    return own
-
-
-def _require_layout(
-    layout: Parallel, trainer: Trainer, student: nn.Module, teacher: nn.Module | None
-) -> None:
-    foreign = [n for n in (student, teacher) if n is not None and not isinstance(n, Parallelised)]
-    if layout.model > 1 and foreign:
-        raise Refusal(
-            f"parallel: {type(foreign[0]).__name__} can be shared by data only: leave tensor, context and "
-            "pipeline at 1"
-        )
-    each = groups.data_size() * trainer.micro_batch
-    if trainer.global_batch % each:
-        raise Refusal(
-            f"trainer.global_batch {trainer.global_batch} is not a multiple of {each}, {groups.data_size()} "
-            f"ranks with micro-batches of {trainer.micro_batch}"
-        )
-
-
-def _require_fit(
-    method: MethodConfig, student: nn.Module, schedule: EDM | TrigFlow, trainer: Trainer, first: Batch
-) -> None:
-    """Refuse a method whose numbers do not suit network and data."""
-    network: Any = student
-    if not hasattr(network, "feature"):
-        raise Refusal(
-            f"{type(network).__name__} is no network that can be trained: put it behind an adapter, a "
-            "subclass of cosmos_distill.Adapter"
-        )
-    shares = getattr(method, "condition_frames", ())
-    if isinstance(network, Adapter) and network.given_frames is None and any(shares[1:]):
-        raise Refusal("condition_frames: this network cannot be given frames: set it to (1.0,)")
-    _, *grid, width = network.feature(first.latents)
-    setting = Setting(
-        schedule=schedule,
-        blocks=network.config.blocks,
-        width=width,
-        grid=(grid[0], grid[1], grid[2]),
-        max_steps=trainer.max_steps,
-        pairs=first.noise is not None,
-    )
-    for field, problem in method.misfits(setting):
-        raise Refusal(f"{type(method).__name__}({field}): {problem}")
-
-
-def _precision(student: nn.Module) -> Precision:
-    dtype = dtype_of(student)
-    if dtype in (torch.float32, torch.float64):
-        return "fp32"
-    if dtype == torch.bfloat16:
-        return "bf16"
-    raise Refusal(f"the student's weights are {dtype}, and nothing trains in that: take bf16 or fp32")
 
 
 def _networks(student: nn.Module, teacher: nn.Module | None, trainer: Trainer) -> Callable[[str], nn.Module]:
@@ -460,18 +415,6 @@ def _load(network: nn.Module, file: Path) -> None:
         held, span = fsdp.local(value)
         whole = tensors[name].reshape(-1)
         held.view(-1).copy_(whole[span.first : span.first + held.numel()])
-
-
-def _require_together(tensors: Mapping[str, Any]) -> int:
-    """How many samples these tensors are of. Raises Refusal unless all have as many, and text is there."""
-    text = tensors.get("text")
-    if not isinstance(text, Tensor) or text.ndim != 3 or not len(text):
-        raise Refusal("conditioning: text, [B, L, D], is what every network is told")
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor) or not value.ndim or len(value) != len(text):
-            found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise Refusal(f"conditioning: {name} is {found}: give a tensor with {len(text)} samples first")
-    return len(text)
 
 
 def _part(batch: Batch, part: slice) -> Batch:

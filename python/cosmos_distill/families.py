@@ -192,6 +192,11 @@ def presets() -> dict[str, NetworkConfig]:
     return {name: sizes for one in _known().values() for name, sizes in one.presets.items()}
 
 
+def generators() -> dict[str, NetworkConfig]:
+    """The presets of networks that generate clips, which a schedule tells of noise: not of tokenizers."""
+    return {name: sizes for name, sizes in presets().items() if sizes.family.schedule is not None}
+
+
 def preset(name: str) -> NetworkConfig:
     """The sizes of that name.
 
@@ -200,7 +205,7 @@ def preset(name: str) -> NetworkConfig:
     """
     known = presets()
     if name not in known:
-        raise ValueError(f"{name!r} is not a preset: choose one of {', '.join(known)}")
+        raise ValueError(f"{name!r} is not a preset: choose one of {', '.join(generators())}")
     return known[name]
 
 

@@ -65,6 +65,15 @@ def mistaken(path: Path) -> str | None:
     return None
 
 
+def absent(path: Path) -> str | None:
+    """Why there is nothing at ``path``, in words; None where there is something."""
+    if path.exists():
+        return None
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere"
+    return f"{path} is missing"
+
+
 def encodable(path: Path) -> bool:
     """Whether the name of ``path`` is UTF-8; archives of other systems leave names in other encodings."""
     return str(path).isascii() or not any("\ud800" <= char <= "\udfff" for char in str(path))

@@ -182,7 +182,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         return number and (isinstance(value, int) or math.isfinite(value))
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def expected(hint: Any) -> str:

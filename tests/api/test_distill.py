@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from cosmos_distill import (
     pairs,
     sample,
 )
+from cosmos_distill.api import OlderStudent
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.models.common.given import clean_frames
 from cosmos_distill.train.fingerprint import ResumeError
@@ -163,6 +165,41 @@ def test_opened_again_it_samples_the_same(tmp_path: Path) -> None:
         Distilled.open(tmp_path, adapter())
 
 
+def test_a_student_that_training_has_left_behind_is_said(tmp_path: Path) -> None:
+    """A longer run into the same folder that was interrupted leaves the student of the one before."""
+
+    class Interrupting(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal interrupted
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted = False  # a second signal would end it at once
+            return super().__getitem__(index)
+
+    interrupted, longer = False, replace(TRAINER, max_steps=9, save_every=5)
+    data = Interrupting(samples())
+    distill(adapter(1), adapter(0), PLAIN, data, tmp_path, trainer=TRAINER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Distilled.open(tmp_path, adapter())
+
+    def stop(step: int) -> None:
+        nonlocal interrupted
+        interrupted = step == 6
+
+    with pytest.raises(Interrupted):
+        trainer = replace(longer, sample_every=1)
+        distill(adapter(1), adapter(0), PLAIN, data, tmp_path, trainer=trainer, watch=stop)
+    with pytest.warns(
+        OlderStudent, match=r"after 4 steps, and training has gone on to step [67] since: make"
+    ):
+        Distilled.open(tmp_path, adapter())
+    distill(adapter(1), adapter(0), PLAIN, data, tmp_path, trainer=longer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Distilled.open(tmp_path, adapter())
+
+
 def test_what_a_recipe_exports_is_sampled_from_python(tmp_path: Path) -> None:
     from cosmos_distill.config import Data
     from cosmos_distill.run.manifest import plain
@@ -263,7 +300,7 @@ def test_pairs_and_kd(tmp_path: Path) -> None:
     losses = [line["loss/kd"] for line in read(tmp_path / "log.jsonl")]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert result.sampler == FewStep(1)
-    with pytest.raises(Refusal, match="learns from pairs"):
+    with pytest.raises(Refusal, match=r"learns from pairs: give what cosmos_distill\.pairs\(teacher"):
         distill(adapter(1), None, method, samples(), tmp_path / "none", trainer=TRAINER)
 
 
@@ -352,8 +389,8 @@ def test_a_tensor_of_another_name_reaches_the_network(tmp_path: Path) -> None:
         ([], DataError, "no sample"),
         (iter([]), DataError, "no sample"),
         ((s for s in samples(6)), DataError, "ended after 6 samples and cannot begin again"),
-        (3, TypeError, "data is a int"),
-        (samples()[0], TypeError, "data is a dict"),
+        (3, Refusal, "data: give a sequence of samples"),
+        (samples()[0], Refusal, "data is a dict"),
         ([torch.zeros(2)], DataError, r"data\[0\] is a Tensor"),
         ([{"latents": torch.zeros(SHAPE)}], DataError, r"data\[0\] has no tensor 'text' \[L, D\]"),
         (
@@ -427,10 +464,10 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_parallel_of_a_foreign_network_is_by_data_only() -> None:
-    from cosmos_distill.api import _require_layout
+    from cosmos_distill.run.fitting import require_layout
 
     with pytest.raises(Refusal, match="shared by data only"):
-        _require_layout(Parallel(tensor=2), TRAINER, adapter(), None)
+        require_layout(Parallel(tensor=2), TRAINER, adapter(), None)
 
 
 def test_a_network_of_the_package_needs_no_adapter(tmp_path: Path) -> None:

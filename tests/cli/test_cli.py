@@ -83,6 +83,19 @@ def test_scale_chooses_the_numbers_and_options_override_them() -> None:
     assert (found.recipe.control, found.recipe.seed) == ("vis", 4)
 
 
+@pytest.mark.parametrize("word", ["None", "none", "NULL"])
+def test_none_may_be_written_in_small_letters(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(RECIPE.parent / "predict25_dmd2_4step.py")
+    assert cli.parse([recipe, "--control", word]).recipe.control is None
+    assert cli.parse([recipe, "--control", "edge"]).recipe.control == "edge"
+    with pytest.raises(SystemExit):
+        cli.parse([recipe, "--control", "nothing"])
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "'nothing' is none of depth, edge, " in shown and " or None" in shown
+    # A name is taken as it is written.
+    assert cli.parse([recipe, "--out", word]).out.name in (word, "mini")
+
+
 def test_trainer_is_an_alias_for_every_training_stage_and_the_named_stage_wins() -> None:
     assert trainers("--trainer.max-steps", "5") == {"kd": 5, "dmd2": 5}
     assert trainers("--trainer.max-steps=5") == {"kd": 5, "dmd2": 5}

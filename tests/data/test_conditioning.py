@@ -133,6 +133,11 @@ def test_mistakes_are_named(batch):
         Conditioning(text=batch.conditioning.text).unconditional("kept")
     with pytest.raises(ValueError, match="extra: fps"):
         Conditioning(text=batch.conditioning.text, extra={"fps": torch.ones(4)})
+    camera = torch.ones(4, 2)
+    Conditioning(text=batch.conditioning.text, extra={"negative_camera": camera, "camera": camera})
+    for name in ("camera", "hint"):
+        with pytest.raises(ValueError, match=f"negative_{name} replaces '{name}', which is not there"):
+            Conditioning(text=batch.conditioning.text, extra={f"negative_{name}": camera})
 
 
 def test_a_network_that_does_not_read_a_tensor_says_so(batch):

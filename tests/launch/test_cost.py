@@ -141,6 +141,16 @@ def test_more_steps_cost_more_and_a_faster_gpu_less():
     assert averaged.optimizer_bytes - plain.optimizer_bytes == 12 * parameters / 8
 
 
+@pytest.mark.parametrize("place", ["missing/ratios.json", "", "file/ratios.json"])
+def test_where_the_ratios_go_is_looked_at_before_the_work(place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pages, "tables", lambda gpu: pytest.fail("the work was begun"))
+    monkeypatch.setattr("sys.argv", ["cost", "--json", str(tmp_path / place)])
+    with pytest.raises(SystemExit) as ended:
+        pages.main()
+    assert ended.value.code == 2 and "--json" in capsys.readouterr().err
+
+
 def test_the_page_shows_what_is_counted():
     """Of one of its models: all would take a while."""
     gpu, name = GPUS["h100"], "transfer1-7b"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pickle
 import warnings
@@ -253,6 +255,70 @@ def test_eight_bits_without_a_scale_are_taken_as_they_stand_and_a_scale_must_fit
     save_file(eight | lacking, tmp_path / "lacking.safetensors")
     with pytest.raises(ValueError, match="has 8 bits and no scale, and others have one"):
         weights.load(tmp_path / "lacking.safetensors")
+
+
+def test_a_marker_of_scales_goes_with_scales(official, wanted, tmp_path):
+    """ComfyUI's: alone it says nothing of wide weights, and of 8-bit ones that their scales are lost."""
+    marker = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    save_file(official[1] | marker, tmp_path / "wide.safetensors")
+    found, carried = weights.load(tmp_path / "wide.safetensors")
+    same(found, wanted)
+    assert not carried
+    name = next(n for n, v in official[1].items() if n.endswith(".weight") and v.ndim == 2)
+    eight = {name: official[1][name].to(torch.float8_e4m3fn)}
+    save_file(official[1] | eight | marker, tmp_path / "lost.safetensors")
+    with pytest.raises(ValueError, match=r"its 8-bit weights are scaled \(scaled_fp8\), and holds no scale"):
+        weights.load(tmp_path / "lost.safetensors")
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_missing_part_is_named_with_who_names_it(dangling, official, tmp_path):
+    """A shard of an index, a piece of a distributed checkpoint, a file of a hub whose blob is gone."""
+    names = sorted(official[1])
+    parts = {"a.safetensors": names[:9], "b.safetensors": names[9:20], "c.safetensors": names[20:]}
+    for file, own in parts.items():
+        save_file({name: official[1][name].contiguous() for name in own}, tmp_path / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights.load(tmp_path)[0]
+    write_pieces(tmp_path / "pieces", {(0, 0): torch.zeros(4, 6)})
+    piece = next((tmp_path / "pieces").glob("*.distcp"))
+    for file in (tmp_path / "b.safetensors", piece):
+        file.unlink()
+        if dangling:
+            file.symlink_to("../blobs/0123")
+    gone = r" is a link that leads nowhere" if dangling else " is missing"
+    told = rf"b\.safetensors{gone}, which model\.safetensors\.index\.json names: download it, too"
+    with pytest.raises(FileNotFoundError, match=told):
+        weights.check(official[0], tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"\.distcp{gone}, which \.metadata names: copy"):
+        distcp.read(tmp_path / "pieces")
+    alone = tmp_path / "alone.safetensors"
+    alone.symlink_to("../blobs/4567")
+    with pytest.raises(FileNotFoundError, match=r"a link that leads nowhere: download the"):
+        weights.check(official[0], alone)
+
+
+def test_of_presets_of_one_width_the_one_with_its_heads_and_family_is_named(
+    monkeypatch, make_network, tmp_path
+):
+    smoke = families.preset("transfer1-smoke")
+    heads = {"heads": smoke.heads // 2, "head_dim": smoke.head_dim * 2}
+    known = {"other-heads": dataclasses.replace(smoke, **heads), "transfer1-smoke": smoke}
+    known["other-family"] = transfer25 = dataclasses.replace(
+        families.preset("transfer2.5-2b"),
+        **{name: getattr(smoke, name) for name in ("width", "blocks", "heads", "head_dim", "text_dim")},
+    )
+    monkeypatch.setattr(weights, "presets", lambda: known)
+    monkeypatch.setattr(weights, "preset", known.__getitem__)
+    for name, sizes in (
+        ("transfer1-smoke", smoke),
+        ("other-heads", known["other-heads"]),
+        ("other-family", transfer25),
+    ):
+        weights.save(models.build(sizes), tmp_path / f"{name}.safetensors")
+        with pytest.raises(ValueError, match=rf": that is --network {name}\.$"):
+            weights.check(make_network(), tmp_path / f"{name}.safetensors")
 
 
 def test_weights_of_other_sizes_say_whose_they_are(make_network, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -230,3 +232,63 @@ def test_fp8_is_named_with_what_to_do():
         ValueError, match=r"x must be fp64, fp32, bf16 or fp16, not torch.float8_e5m2: convert"
     ):
         ops.adaln_modulate(x, m, m)
+
+
+def stepped(**numbers: Any) -> None:
+    ops.adamw_ema([], [], [], [], [], ops.AdamWStep(**{"step": 1, "lr": 1e-3, "ema_rate": 0.1} | numbers))
+
+
+def formed(**fields: Any) -> Any:
+    return ops.vsd_loss(*[LATENT] * 3, form=ops.VSDForm(**fields))
+
+
+NUMBERS: list[Any] = ["a", None, math.inf, -math.inf, math.nan, True, [1.0], 1j, torch.ones(2)]
+FLAGS: list[Any] = ["yes", None, 1, 0.0, [], torch.tensor(True)]
+WORDS: list[Any] = ["other", "", None, 3, ["mean"]]
+KINDS: dict[str, list[Any]] = {
+    "float": NUMBERS,
+    "int": [*NUMBERS, 0, 1.5],
+    "float | None": [bad for bad in NUMBERS if bad is not None],
+    "bool": FLAGS,
+    "tuple[float, float]": ["ab", 0.9, (0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", 0.9), (0.9, math.nan), None],
+    "SumOverShards | None": ["a", 3, LATENT],
+    "AdamWStep": [None, 1, {"step": 1}],
+    "VSDForm": [None, "dmd2"],
+    "Preconditioned | None": ["a", (LATENT, z(2), z(2))],
+    "Angles | None": [5, "thw"],
+}
+"""Values that no argument of a type takes, by how it is annotated; a literal takes :data:`WORDS` of none."""
+CALLED: dict[str, Callable[..., Any]] = {"AdamWStep": stepped, "VSDForm": formed, "adamw_ema": ops.adamw_ema}
+SEVERAL = {
+    "adamw_ema": {key: [] for key in ("params", "grads", "exp_avgs", "exp_avg_sqs", "emas")}
+    | {"step": ops.AdamWStep(1, 1e-3, 0.1)},
+    "vsd_direction": {**dict.fromkeys(("x0_student", "x0_teacher", "x0_fake"), LATENT)},
+    "combine_guidance": {"cond": LATENT, "uncond": LATENT, "scale": 2.0},
+    "AdamWStep": {},
+    "VSDForm": {},
+}
+OF_TENSORS = ("Tensor", "Sequence[Tensor]")
+
+
+def settings() -> Iterator[Any]:
+    """Every argument of every operator that is no tensor, with every value of another kind."""
+    for name in ops.__all__:
+        operator = getattr(ops, name)
+        for argument, parameter in inspect.signature(operator).parameters.items():
+            kind = str(parameter.annotation)
+            if argument == "backend" or any(t in kind for t in OF_TENSORS) or name == "Preconditioned":
+                continue
+            literal = "Literal" in kind or kind == "CriticWeighting"
+            for bad in WORDS if literal else KINDS[kind]:
+                yield pytest.param(name, argument, bad, id=f"{name} {argument}={bad!r:.20}")
+
+
+@pytest.mark.parametrize(("name", "argument", "bad"), settings())
+def test_a_setting_of_another_kind_is_named(name: str, argument: str, bad: Any):
+    good = SEVERAL[name] if name in SEVERAL else GOOD[name][1]
+    operator = CALLED.get(name) or getattr(ops, name)
+    operator(**good)
+    if argument == "angles":
+        good = {key: value for key, value in good.items() if key not in ("cos", "sin")}
+    with pytest.raises(ValueError, match=rf"\b{argument}\b.* must be "):
+        operator(**good | {argument: bad})

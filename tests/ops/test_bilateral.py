@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cosmos_distill.ops import compiled
 from cosmos_distill.ops.bilateral import bilateral
-from tests.ops.test_builds import BUILDS, runnable
+from tests.ops.builds import BUILDS, runnable
 
 cv2 = pytest.importorskip("cv2")
 pytestmark = pytest.mark.compiled

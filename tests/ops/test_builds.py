@@ -12,23 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_distill import _C, ops
+from cosmos_distill import ops
 from cosmos_distill.ops import compiled
+from tests.ops.builds import BUILDS, runnable
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 pytestmark = pytest.mark.compiled
 
-# By torch's names of instruction sets, the narrowest first; of one set, the build that is taken comes last.
-BUILDS = {"DEFAULT": ["_C"], "AVX2": ["_C_avx2"], "AVX512": ["_C_avx512"]}
-if _C.has_avx512_bf16():
-    BUILDS["AVX512"].append("_C_avx512_bf16")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def runnable() -> list[str]:
-    here = torch.backends.cpu.get_cpu_capability()
-    known = list(BUILDS)
-    return known[: known.index(here) + 1] if here in known else known[:1]
 
 
 @pytest.fixture(params=[name for capability in runnable() for name in BUILDS[capability]])

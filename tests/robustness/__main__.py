@@ -13,13 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.options import new_file
+
 
 def main() -> int:
     """Prints a table; the status is 1 if a run differed or an input was taken wrongly."""
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=0, help="SIGKILLs, shared evenly by the recipes")
     parser.add_argument("--recipe", choices=("transfer1", "predict25"), help="this one alone")
-    parser.add_argument("--record", type=Path, help="JSON file to write, or to go on with")
+    parser.add_argument("--record", type=new_file, help="JSON file to write, or to go on with")
     parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one if left out")
     parser.add_argument(
         "--tables", action="store_true", help="put the records' tables into docs/robustness.md"

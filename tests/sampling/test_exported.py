@@ -152,6 +152,29 @@ def test_a_tokenizer_of_the_package_need_not_be_named(
     assert "give its folder with --tokenizer" in said_of(capsys)
 
 
+def test_one_clip_may_be_a_file_and_several_are_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = student(tmp_path, description(HAAR))
+
+    def drawn(out: str, *more: str) -> int:
+        return cli.main(["sample", str(path), "--out", str(tmp_path / out), "--condition-frames", "0", *more])
+
+    assert drawn("new/x.mp4", "--clips", "1") == 0
+    assert (tmp_path / "new" / "x.mp4").is_file() and os.listdir(tmp_path / "new") == ["x.mp4"]
+    assert "1 clip, x.mp4, in" in capsys.readouterr().out
+    assert drawn("new/x.mp4", "--clips", "1") == cli.REFUSED
+    assert "holds x.mp4 already" in said_of(capsys)
+    assert drawn("y.mp4", "--clips", "2") == cli.REFUSED
+    assert "y.mp4 names one video for 2 clips: name a folder, or add --clips 1" in said_of(capsys)
+    assert drawn("y.PNG", "--clips", "1") == cli.REFUSED
+    assert "names a .png file, and clips are written as .mp4" in said_of(capsys)
+    assert not any((tmp_path / name).exists() for name in ("y.mp4", "y.PNG"))
+    (tmp_path / "z.mp4").mkdir()
+    assert drawn("z.mp4", "--clips", "1") == 0
+    assert {"clip-000.mp4", "grid.png"} == set(os.listdir(tmp_path / "z.mp4"))
+
+
 def test_no_path_of_a_student_is_kept(tmp_path: Path) -> None:
     secret = {"root": "/secret", "tokenizer_path": "/secret", "negative_prompt": "/secret/negative.npz"}
     exported = read(student(tmp_path, description(data=secret)))

@@ -18,7 +18,7 @@ from cosmos_distill.arrays import pickles, rebuild, torch_files
 from cosmos_distill.arrays.lazy import Lazy
 from cosmos_distill.arrays.pickles import Call, Name
 from cosmos_distill.arrays.places import DISTRIBUTED
-from cosmos_distill.files import inside, regular
+from cosmos_distill.files import absent, inside, regular
 
 _HOME = "torch.distributed.checkpoint"
 _NAMES = {
@@ -140,6 +140,8 @@ def _pieces(
         if where.get("transform_descriptors"):
             raise ValueError("its pieces are transformed (compressed), which is not read here")
         if name not in sizes:
+            if reason := absent(folder / name):
+                raise FileNotFoundError(f"{reason}, which {DISTRIBUTED} names: copy or download it, too")
             sizes[name] = regular(folder / name)
         if (
             type(begin) is not int

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cosmos_distill.files import encodable, inside, mistaken, read_json, regular
+from cosmos_distill.files import absent, encodable, inside, mistaken, read_json, regular
 
 State = dict[str, torch.Tensor]
 METADATA = "cosmos_distill"
@@ -128,14 +128,10 @@ def shards(folder: Path) -> list[Path]:
             f"{indices[0]} points outside its folder, or at no .safetensors file: {str(outside[0])[:200]!r}"
         )
     found = [folder / name for name in sorted(set(named.values()))]
-    if lost := [path for path in found if not path.is_file()]:
-        raise FileNotFoundError(f"{_absent(lost[0])}, which {indices[0].name} names: download it, too")
+    if lost := [reason for path in found if (reason := absent(path))]:
+        more = f" ({len(lost)} of {len(found)} are lost)" if len(lost) > 1 else ""
+        raise FileNotFoundError(f"{lost[0]}, which {indices[0].name} names{more}: download it, too")
     return found
-
-
-def _absent(path: Path) -> str:
-    """What is wrong where a file should be: a hub's cache has links to what is still to come."""
-    return f"{path} is a link that leads nowhere" if path.is_symlink() else f"{path} is missing"
 
 
 @contextmanager

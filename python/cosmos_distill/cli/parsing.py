@@ -9,7 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
@@ -138,7 +149,8 @@ def split_options(cls: type[Options], args: Sequence[str], prog: str) -> tuple[O
 
 
 def _registry() -> ConstructorRegistry:
-    """How option values are read where tyro's own way is not enough: a path is not empty."""
+    """How option values are read where tyro's own way is not enough: a path is not empty, and beside some
+    words None may be written in small letters."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     found = ConstructorRegistry()
@@ -160,7 +172,36 @@ def _registry() -> ConstructorRegistry:
             str_from_instance=lambda value: [str(value)],
         )
 
+    @found.primitive_rule
+    def word_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str | None] | None:
+        words = _words_beside_none(info.type)
+        if not words:
+            return None
+
+        def read(text: list[str]) -> str | None:
+            if text[0] not in words and text[0].lower() not in ("none", "null"):
+                raise ValueError(f"{text[0]!r} is none of {', '.join(words)} or None")
+            return text[0] if text[0] in words else None
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{None,{','.join(words)}}}",
+            instance_from_str=read,
+            is_instance=lambda value: value is None or value in words,
+            str_from_instance=lambda value: [str(value)],
+        )
+
     return found
+
+
+def _words_beside_none(hint: Any) -> tuple[str, ...]:
+    """Those of ``Literal[...] | None``; nothing for any other type."""
+    parts = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else set()
+    if len(parts) != 2 or NoneType not in parts:
+        return ()
+    (other,) = parts - {NoneType}
+    words = get_args(other) if get_origin(other) is Literal else ()
+    return words if all(isinstance(word, str) for word in words) else ()
 
 
 def _refuse_empty(args: Sequence[str]) -> None:

@@ -45,6 +45,8 @@ class Setting:
     max_steps: int
     pairs: bool
     """The training data are a teacher's clips with their noise."""
+    recipe: bool = True
+    """The stage is of a recipe; False: :func:`cosmos_distill.distill` was called."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Conditioning:
 
     Raises:
         ValueError: frames are given without their number, or the other way round, or ``extra`` holds a tensor
-            under the name of a field.
+            under the name of a field, or a negative of what is not there.
     """
 
     text: Tensor
@@ -59,6 +59,10 @@ class Conditioning:
             raise ValueError("given frames need both the clean latent and the number of frames")
         if taken := self.extra.keys() & {f.name for f in fields(self)}:
             raise ValueError(f"extra: {', '.join(sorted(taken))} are fields of their own")
+        for name in self.extra:
+            stands_for = name.removeprefix(NEGATIVE)
+            if stands_for != name and stands_for not in self.tensors():
+                raise ValueError(f"{name} replaces {stands_for!r}, which is not there: give both or neither")
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Conditioning:

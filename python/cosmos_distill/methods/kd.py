@@ -33,6 +33,8 @@ class KD(MethodConfig):
         """It regresses stored clips."""
         if not setting.pairs:
             text = "name the stage that generates them in pairs_from, or give a folder with noise/"
+            if not setting.recipe:
+                text = "give what cosmos_distill.pairs(teacher, ...) returns, or samples with their noise"
             yield "", f"KD learns from pairs: {text}"
 
     def build(self, networks: Networks, schedule: Schedule, *, seed: int = 0) -> KDMethod:
@@ -54,7 +56,7 @@ class KDMethod(Method):
             ValueError: the batch has no stored noise.
         """
         if batch.noise is None:
-            raise ValueError("KD needs pairs: name the stage that generates them in Train.pairs_from")
+            raise ValueError("KD learns from pairs, and this batch has no noise: each needs its own")
         conditioning = draw_given_frames(batch, noise, self.config.condition_frames)
         x_g = self.sample("student", batch.noise, conditioning)
         loss = 0.5 * (x_g - batch.latents).square().flatten(1).mean(1)

@@ -6,7 +6,9 @@ what is wrong is explained at leisure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 """What operators are computed in, or from."""
+_NUMBERS = (Real, torch.SymFloat, torch.SymInt)
+"""With those of a tracer, which may be numbers to come."""
 
 
 def floating(name: str, x: Tensor) -> None:
@@ -60,14 +64,44 @@ def typed(name: str, x: Tensor, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must be a tensor of {dtype}, not of {x.dtype}")
 
 
-def not_negative(name: str, value: float) -> None:
-    """A number that is added under a root.
+def number(name: str, value: float, least: float | None = None) -> None:
+    """A finite real number, no less than ``least``.
 
     Raises:
-        ValueError: it is below 0, or no number; the message names the argument.
+        ValueError: it is something else; the message names the argument.
     """
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0, not {value}")
+    kind = type(value)
+    if not (kind is float or kind is int or (isinstance(value, _NUMBERS) and kind is not bool)):
+        raise ValueError(f"{name} must be a number, not {_shown(value)}")
+    if least is not None and not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, not {value}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, not {value}")
+
+
+def flag(name: str, value: bool) -> None:
+    """True or False: what is merely true, ``"no"`` for one, may mean the other.
+
+    Raises:
+        ValueError: it is something else; the message names the argument.
+    """
+    if value is not True and value is not False:
+        raise ValueError(f"{name} must be True or False, not {_shown(value)}")
+
+
+def choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """One of these words.
+
+    Raises:
+        ValueError: it is something else; the message names the argument.
+    """
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices[:-1]))
+        raise ValueError(f"{name} must be {listed} or {choices[-1]!r}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:100]
 
 
 def _wanted(x: Any) -> str:

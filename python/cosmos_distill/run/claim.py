@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from cosmos_distill import __version__
+from cosmos_distill.arrays.named import metadata
 from cosmos_distill.config import EDM, MethodConfig, TrigFlow
 from cosmos_distill.diffusion import build_schedule
 from cosmos_distill.errors import Refusal
@@ -18,6 +19,7 @@ from cosmos_distill.files import read_json
 from cosmos_distill.parallel import fsdp
 from cosmos_distill.run.lock import locked
 from cosmos_distill.storage import DiskError, disk_errors, publish_json
+from cosmos_distill.train.checkpoint.store import CHECKPOINT
 
 RECORD = "distill.json"
 _DIGEST = 64
@@ -65,6 +67,19 @@ def record(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict) or not {"schedule", "sampler", "student", "teacher"} <= found.keys():
         raise Refusal(f"{folder / RECORD} is none of distill(): choose another folder")
     return found
+
+
+def behind(folder: Path, weights: Path) -> str:
+    """In words, that training went on after the student ``weights`` was written; empty where it did not."""
+    step = metadata(weights).get("step")
+    steps = (CHECKPOINT.fullmatch(path.name) for path in (folder / "checkpoints").glob("step_*"))
+    newest = max((int(found[1]) for found in steps if found), default=0)
+    if not isinstance(step, int) or newest <= step:
+        return ""
+    return (
+        f"{weights} is the student after {step} steps, and training has gone on to step {newest} since: make "
+        "the same call of distill() again to have the newest"
+    )
 
 
 def claim(stack: ExitStack, folder: Path, own: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class SampleOptions(Checked):
     """
 
     out: Path = Path("samples")
-    """Folder for clip-000.mp4, ... and grid.png."""
+    """Folder for clip-000.mp4, ... and grid.png; of a single clip (--clips 1), an .mp4 file as well."""
     clips: Annotated[int, Range(1, 10**5)] = 8
     """How many; with one control of your own they differ in noise."""
     batch: Annotated[int, Range(1, 2**12)] = 8

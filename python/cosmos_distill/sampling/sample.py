@@ -28,15 +28,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = "grid.png"
+_FILES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg", ".webp"}
+"""Suffixes by which ``--out`` names a file."""
 
 
 def draw(student: Path, options: SampleOptions) -> list[Path]:
-    """Write the clips as mp4 and a few of them as one PNG; returns the video files.
+    """Write the clips as mp4 and a few of them as one PNG, or one clip as the file that ``out`` names.
+
+    Returns:
+        The video files.
 
     Raises:
         Refusal: the file is no export, or what is asked for does not fit it.
     """
-    _refuse_earlier(options)
+    options, names = _place(options)
+    _refuse_earlier(options, names)
     exported = read(student)
     batch_size = min(options.batch, options.clips)
     if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
@@ -79,11 +85,13 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
                     pictures["control"] = control[:GRID_CLIPS]
             assert batch.conditioning.fps is not None
             for clip, fps in zip(videos, batch.conditioning.fps.tolist(), strict=True):
-                path = options.out / _name(len(written))
+                path = options.out / names[len(written)]
                 with disk_errors(path):
                     written.append(write_mp4(clip, path, fps))
-        picture = grid(pictures, options.out / GRID)
-    print(f"{len(written)} clips and {picture.name} in {options.out}")
+        if GRID in names:
+            grid(pictures, options.out / GRID)
+    also = f" and {GRID}" if GRID in names else f", {written[0].name},"
+    print(f"{len(written)} {'clip' if len(written) == 1 else 'clips'}{also} in {options.out}")
     return written
 
 
@@ -106,11 +114,29 @@ def _disk(options: SampleOptions, written: list[Path]) -> Iterator[None]:
         ) from error
 
 
-def _name(index: int) -> str:
-    return f"clip-{index:03d}.mp4"
+def _place(options: SampleOptions) -> tuple[SampleOptions, list[str]]:
+    """The options with a folder, and the names of the files to write in it: where ``out`` names a video, of a
+    single clip, that one.
+
+    Raises:
+        Refusal: it names a file of another kind, or a single one for several clips.
+    """
+    name, suffix = options.out.name, options.out.suffix.lower()
+    if suffix not in _FILES or options.out.is_dir():
+        return options, [f"clip-{i:03d}.mp4" for i in range(options.clips)] + [GRID]
+    if suffix != ".mp4":
+        raise Refusal(
+            f"--out {options.out} names a {suffix} file, and clips are written as .mp4: name a folder or, "
+            "with --clips 1, an .mp4 file"
+        )
+    if options.clips > 1:
+        raise Refusal(
+            f"--out {options.out} names one video for {options.clips} clips: name a folder, or add --clips 1"
+        )
+    return dataclasses.replace(options, out=options.out.parent), [name]
 
 
-def _refuse_earlier(options: SampleOptions) -> None:
+def _refuse_earlier(options: SampleOptions, names: list[str]) -> None:
     """Nobody's clips are replaced unasked.
 
     Raises:
@@ -118,7 +144,6 @@ def _refuse_earlier(options: SampleOptions) -> None:
     """
     if reason := blocked(options.out):
         raise Refusal(f"--out {options.out} {reason}: choose another folder with --out.")
-    names = [_name(i) for i in range(options.clips)] + [GRID]
     there = [name for name in names if os.path.lexists(options.out / name)]
     if folders := [name for name in there if (options.out / name).is_dir()]:
         raise Refusal(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cosmos_distill.config import Trainer
+from cosmos_distill.arguments import checked
+from cosmos_distill.config import Seed, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel import groups
@@ -24,6 +25,7 @@ from cosmos_distill.train.log import RunLog, Silence
 from cosmos_distill.train.state import TrainState, random_state, set_random_state
 
 
+@runtime_checkable
 class Samples(Protocol):
     """What the loop asks of a data source: samples ``first .. first+count-1`` of an endless seeded stream."""
 
@@ -52,13 +54,14 @@ class FitResult:
     """The last logged means, by key such as ``loss/kd``."""
 
 
+@checked(method="must be what cosmos_distill.methods.build returns", source="must have batch(first, count)")
 def fit(
     method: Method,
     source: Samples,
     trainer: Trainer,
     folder: Path,
     *,
-    seed: int,
+    seed: Seed,
     sampler_grid: Callable[[int], None] | None = None,
     stop: StopFlag | None = None,
 ) -> FitResult:
@@ -88,6 +91,7 @@ def fit(
         Where the student is and how the run went.
 
     Raises:
+        Refusal: an argument is of another type, or out of range.
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
         NonFiniteError: ``max_nonfinite`` steps of a role in a row were not finite, or all of the student's;
             earlier checkpoints are untouched.

@@ -13,7 +13,7 @@ from cosmos_distill.arrays import distcp, named, rebuild, torch_files
 from cosmos_distill.arrays.lazy import Lazy, Value, made
 from cosmos_distill.arrays.named import State
 from cosmos_distill.arrays.places import DISTRIBUTED, weights_in
-from cosmos_distill.files import mistaken, regular
+from cosmos_distill.files import absent, mistaken, regular
 from cosmos_distill.models.common import forms
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.storage import replacing
@@ -57,6 +57,8 @@ def _read(path: Path, verify: bool) -> Mapping[str, Value]:
     try:
         regular(path)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise FileNotFoundError(f"no weights: {absent(path)}: download the file again") from None
         raise FileNotFoundError(
             f"no weights at {path}: give a .safetensors or .pt file, or a folder"
         ) from None

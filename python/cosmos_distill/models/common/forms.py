@@ -19,6 +19,8 @@ _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
 NETWORK, AVERAGE = "net.", "net_ema."
 _SCALES = (".weight_scale", ".scale_weight")
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+_MARKER = "scaled_fp8"
+"""An empty tensor that ComfyUI puts beside scaled weights, of the type that they are in."""
 _OF_ACTIVATIONS = (".input_scale", ".scale_input")
 
 
@@ -77,11 +79,17 @@ def _scaled(tensors: dict[str, Value], path: Path) -> dict[str, Value]:
         if name.endswith(ending) and name[: -len(ending)] + ".weight" in tensors
     }
     if not scales:
-        return tensors
+        eight = {name for name, value in tensors.items() if value.dtype in _EIGHT_BITS}
+        if _MARKER in tensors and eight - {_MARKER}:
+            raise ValueError(
+                f"{path} says that its 8-bit weights are scaled ({_MARKER}), and holds no scale: the file is "
+                "not whole: download it again"
+            )
+        return {name: value for name, value in tensors.items() if name != _MARKER}
     dropped = set(scales.values())
     found: dict[str, Value] = {}
     for name, value in tensors.items():
-        if name in dropped or name.endswith(_OF_ACTIVATIONS) or name == "scaled_fp8":
+        if name in dropped or name.endswith(_OF_ACTIVATIONS) or name == _MARKER:
             continue
         if name in scales:
             scale = tensors[scales[name]]

@@ -7,6 +7,7 @@ read, so a load needs the network and one tensor, not the network twice.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cosmos_distill.arrays.lazy import Value, made
-from cosmos_distill.families import Family, Translation, families, presets
+from cosmos_distill.families import Family, Translation, families, preset, presets
 from cosmos_distill.models.common import lora
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.common.files import State, values, write_safetensors
@@ -24,6 +25,8 @@ from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import parts_of
 
 Values = dict[str, Value]
+_STEERING = re.compile(r"(control\.(?:branches\.\d+\.)?blocks\.\d+)\.")
+"""A name in a block of a control branch, or of one of several."""
 Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 """One file or folder, or several: base and control in either order, and low-rank adapters to merge
 (:mod:`cosmos_distill.models.common.lora`)."""
@@ -161,25 +164,42 @@ def _refuse_others(network: nn.Module, state: Values, source: Source) -> None:
 
 def _fitting(state: Values) -> str:
     """What the network of ``state`` is, and which presets have its sizes."""
-    patch, blocks = state.get("base.patch_embed.proj.weight"), _blocks(state, "base.")
+    patch, blocks = state.get("base.patch_embed.proj.weight"), _blocks(state)
     if patch is None or not blocks:
         return "Use the preset (scale) these weights were made for, or weights of this one"
-    width, steering = patch.shape[0], _blocks(state, "control.")
+    width, steering = patch.shape[0], len({m[1] for m in map(_STEERING.match, state) if m})
     said = f"The file has {blocks} blocks of width {width}" + f" and {steering} of control" * bool(steering)
     sizes = [
         name
         for name, config in presets().items()
         if isinstance(config, DiTConfig) and (config.width, config.blocks) == (width, blocks)
         and (config.leading_blocks > 0 or config.controls > 0) == bool(steering)
-        and config.learnable_positions == any(name.startswith("base.positions.") for name in state)
     ]  # fmt: skip
+    sizes = _closest(sizes, state)
     if not sizes:
         return f"{said}, as no preset has: say so with --network.width, --network.blocks and the like"
     return f"{said}: that is {' or '.join(f'--network {name}' for name in sizes)}"
 
 
-def _blocks(state: Values, branch: str) -> int:
-    found = {name.split(".")[2] for name in state if name.startswith(f"{branch}blocks.")}
+def _closest(names: list[str], state: Values) -> list[str]:
+    """Of these presets those whose networks differ in the fewest tensors, by name and shape: networks of one
+    width have heads of several sizes, and belong to several families."""
+    if len(names) < 2 or groups.layout().model > 1:  # of a share of the network, shapes say less
+        return names
+    have = {name: tuple(value.shape) for name, value in state.items()}
+    differ = {}
+    for name in names:
+        config = preset(name)
+        with torch.device("meta"):
+            network = config.family.network(config, torch.float32)
+        wanted = {key: tuple(value.shape) for key, value in network.named_parameters()}
+        differ[name] = len(wanted.items() ^ have.items())
+    least = min(differ.values())
+    return [name for name in names if differ[name] == least]
+
+
+def _blocks(state: Values) -> int:
+    found = {name.split(".")[2] for name in state if name.startswith("base.blocks.")}
     return len(found)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, not_negative
+from ..checks import beside, floating, like, number
 from . import fused, reference
 
 __all__ = ["adaln_modulate", "gated_residual_adaln"]
@@ -90,7 +90,7 @@ def adaln_modulate(
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     _check_tokens(x)
-    not_negative("eps", eps)
+    number("eps", eps, 0)
     count, (shift, scale) = _groups(x, shift=shift, scale=scale)
     if count != x.dim() - 2 or count > 2:
         result = adaln_modulate(_by_group(x, count), _in_a_row(shift), _in_a_row(scale), eps, backend=backend)
@@ -135,7 +135,7 @@ def gated_residual_adaln(
     """
     _check_tokens(x)
     like("y", y, x.shape, "x", x)
-    not_negative("eps", eps)
+    number("eps", eps, 0)
     count, (gate, shift, scale) = _groups(x, gate=gate, shift=shift, scale=scale)
     if count != x.dim() - 2 or count > 2:
         x_new, h = gated_residual_adaln(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, not_negative, typed
+from ..checks import beside, floating, like, number, typed
 from . import fused, reference
 
 __all__ = ["AdamWStep", "adamw_ema"]
@@ -62,9 +62,7 @@ def adamw_ema(
             eps negative; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    if step.step < 1:
-        raise ValueError(f"step must be counted from 1, not {step.step}")
-    not_negative("eps", step.eps)
+    _check_numbers(step)
     for i, param in enumerate(params):
         floating(f"params[{i}]", param)
         beside(f"params[{i}]", param, "params[0]", params[0])
@@ -87,6 +85,24 @@ def adamw_ema(
             reference.adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, step, copies)
         else:
             fused.adamw_ema(params, grads, exp_avgs, exp_avg_sqs, emas, step, copies, chosen)
+
+
+def _check_numbers(step: AdamWStep) -> None:
+    if not isinstance(step, AdamWStep):
+        raise ValueError(f"step must be an AdamWStep, not {type(step).__name__}")
+    number("step", step.step)
+    if step.step < 1 or int(step.step) != step.step:
+        raise ValueError(f"step must be counted from 1, not {step.step}")
+    number("lr", step.lr)
+    number("ema_rate", step.ema_rate)
+    number("eps", step.eps, least=0)
+    number("weight_decay", step.weight_decay)
+    if not isinstance(step.betas, Sequence) or len(step.betas) != 2:
+        raise ValueError(f"betas must be two numbers, not {step.betas!r}")
+    for i, beta in enumerate(step.betas):
+        number(f"betas[{i}]", beta, least=0)
+        if beta >= 1:
+            raise ValueError(f"betas[{i}] must be below 1, not {beta}")
 
 
 def _check(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], dtype: torch.dtype) -> None:

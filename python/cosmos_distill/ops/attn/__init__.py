@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, typed
+from ..checks import beside, flag, floating, like, number, typed
 from . import fused, reference, sdpa
 from .merge import merge_attention
 
@@ -117,13 +117,20 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"v must have k's shape {list(k.shape)}, not {list(v.shape)}")
 
 
+def _scale(scale: float | None, q: Tensor) -> float:
+    if scale is None:
+        return 1 / math.sqrt(q.shape[-1])
+    number("scale", scale)
+    return scale
+
+
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, backend: str | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     typed("k", k, q.dtype)
     typed("v", v, q.dtype)
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
+    flag("return_lse", return_lse)
+    scale = _scale(scale, q)
     operator = "attention_lse" if return_lse else "attention"
     chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1])
     if chosen == "sdpa" and not return_lse:
@@ -177,8 +184,7 @@ def attention_backward(
     for name, x in (("k", k), ("v", v), ("grad", grad), ("out", out)):
         typed(name, x, q.dtype)
     typed("lse", lse, torch.promote_types(q.dtype, torch.float32))
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
+    scale = _scale(scale, q)
     chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1])
     if _autocasts(q.device.type):
         with torch.autocast(q.device.type, enabled=False):

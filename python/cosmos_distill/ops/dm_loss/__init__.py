@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import typed
+from ..checks import choice, number, typed
 from . import fused, reference
 from .forms import DMD2, FASTGEN, PREDICT25, RCM, TRANSFER1, VSDForm
 from .inputs import (
@@ -26,6 +26,7 @@ from .inputs import (
     check_mask,
     check_per_sample,
     check_preconditioned,
+    check_sum,
     x_t_and_coefficients,
 )
 from .vsd import vsd_direction, vsd_loss
@@ -101,8 +102,8 @@ def combine_guidance(
     """
     check("cond", cond, uncond=uncond)
     typed("uncond", uncond, cond.dtype)
-    if convention not in ("added", "standard"):
-        raise ValueError(f"convention must be 'added' or 'standard', not {convention!r}")
+    number("scale", scale)
+    choice("convention", convention, ("added", "standard"))
     return torch.lerp(uncond, cond, 1 + scale if convention == "added" else scale)
 
 
@@ -143,8 +144,8 @@ def fake_score_loss(
     check_per_sample(x0_fake, sigma=sigma)
     check_preconditioned("x0_fake", x0_fake, preconditioned)
     check_mask(x0_fake, frame_mask)
-    if weighting not in ("eps", "x0", "trigflow"):
-        raise ValueError(f"weighting must be 'eps', 'x0' or 'trigflow', not {weighting!r}")
+    choice("weighting", weighting, ("eps", "x0", "trigflow"))
+    check_sum(sum_over_shards)
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_fake, x0_student, x_t)
     chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))

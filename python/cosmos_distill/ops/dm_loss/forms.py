@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import choice, flag, number
+
 
 @dataclass(frozen=True)
 class VSDForm:
@@ -30,6 +32,14 @@ class VSDForm:
     normaliser is NaN that is the same; where only x0_fake has a NaN it goes on learning from the rest of the
     sample, and it turns an infinity into the largest number there is. Here the whole sample is left out:
     a prediction with an element that is no number vouches for none of its others."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the field."""
+        for name in ("floor", "offset"):
+            number(name, getattr(self, name), least=0)
+        number("factor", self.factor)
+        choice("reduction", self.reduction, ("mean", "sum"))
+        flag("zero_nonfinite", self.zero_nonfinite)
 
     def weigh(self, sums: Tensor) -> Weighed:
         """What whole samples come to.

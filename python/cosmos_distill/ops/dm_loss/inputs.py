@@ -61,6 +61,14 @@ def check_preconditioned(first: str, x0: Tensor, preconditioned: Preconditioned 
         check_per_sample(x0, c_skip=preconditioned.c_skip, c_out=preconditioned.c_out)
 
 
+def check_sum(sum_over_shards: SumOverShards | None) -> None:
+    """Something to call, or nothing."""
+    if sum_over_shards is not None and not callable(sum_over_shards):
+        raise ValueError(
+            f"sum_over_shards must be a function of a tensor, not {type(sum_over_shards).__name__}"
+        )
+
+
 def check_mask(x0: Tensor, frame_mask: Tensor | None) -> None:
     """[B, T] for latents [B, C, T, H, W]."""
     if frame_mask is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..checks import flag, number
 from . import fused, reference
 from .forms import TRANSFER1, VSDForm, Weighed
 from .inputs import (
@@ -17,6 +18,7 @@ from .inputs import (
     check,
     check_mask,
     check_preconditioned,
+    check_sum,
     x_t_and_coefficients,
 )
 
@@ -145,6 +147,7 @@ def vsd_loss(
             is of another type; the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
+    flag("return_zeroed", return_zeroed)
     direction, weighed, chosen = _weighed(
         x0_student,
         x0_teacher,
@@ -181,11 +184,13 @@ def _weighed(
     """The direction, what its samples come to, and the backend that was picked."""
     if not isinstance(form, VSDForm):
         raise ValueError(f"form must be a VSDForm, not {type(form).__name__}")
+    number("guidance", guidance)
     if uncond is None and guidance != 0:
         raise ValueError(f"guidance is {guidance} but uncond is missing: give both or neither")
     check("x0_student", x0_student, x0_teacher=x0_teacher, x0_fake=x0_fake, uncond=uncond)
     check_preconditioned("x0_student", x0_student, preconditioned)
     check_mask(x0_student, frame_mask)
+    check_sum(sum_over_shards)
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_student, x0_teacher, x0_fake, uncond, x_t)
     chosen = registry.pick("vsd_loss", backend, *(t for t in latents if t is not None))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, not_negative
+from ..checks import beside, flag, floating, like, number
 from . import fused, reference
 from .pairs import check_pairs
 
@@ -130,7 +130,8 @@ def qk_norm_rope(
             the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
-    not_negative("eps", eps)
+    number("eps", eps, 0)
+    flag("interleaved", interleaved)
     for name, x, weight in (("q", q, q_weight), ("k", k, k_weight)):
         floating(name, x)
         if x.dim() != 4:

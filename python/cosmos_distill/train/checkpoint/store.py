@@ -34,7 +34,7 @@ from cosmos_distill.train.checkpoint.pieces import Piece
 from cosmos_distill.train.checkpoint.shards import Shards
 from cosmos_distill.train.checkpoint.staging import Staging
 
-_NAME = re.compile(r"step_(\d{9,})")
+CHECKPOINT = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 _PATIENCE = 20.0
 """Seconds that a rank which fails waits for a checkpoint under way: the launch is to end within a minute."""
@@ -258,7 +258,7 @@ class Store:
         shutil.rmtree(doomed)
 
     def _folders(self) -> list[tuple[int, Path]]:
-        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        matches = ((CHECKPOINT.fullmatch(path.name), path) for path in self.folder.iterdir())
         return [(int(match[1]), path) for match, path in matches if match]
 
 
