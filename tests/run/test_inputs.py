@@ -437,3 +437,64 @@ def test_a_changed_hash_in_a_record_is_damage_and_no_other_clip(
         go(recipe, out)
     record.write_text(json.dumps({key: value for key, value in whole.items() if key != "checksum"}))
     assert states(recipe, out) == ALL_COMPLETE  # of an earlier version, which wrote none
+
+
+# -- several sources
+
+
+def mixed(recipe: Recipe, *sources: str) -> Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=None, sources=sources))
+
+
+def test_sources_count_by_content_and_weight(made: Made, recipe: Recipe, clips: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(clips, other)
+    write_clip(other / "videos" / "c00.mp4", 5, level=99)
+    go(mixed(recipe, f"{clips}=0.75", f"{other}=0.25"), out)
+    record = json.loads((out / "dmd2" / RECORD).read_text())
+    assert len(record["clips"]) == 14 and list(record["skipped"]) == ["1:c02", "2:c02"]
+    moved = tmp_path / "moved"
+    shutil.move(other, moved)
+    assert states(mixed(recipe, f"{clips}=3", str(moved)), out) == ALL_COMPLETE
+    for different in (mixed(recipe, str(clips), str(moved)), mixed(recipe, f"{moved}=1", f"{clips}=3")):
+        assert states(different, out)["generate"] == "mismatch"
+    assert (
+        "mixture: made with '0.75 0.25', now asked for '0.5 0.5'"
+        in (status(mixed(recipe, str(clips), str(moved)), out)["dmd2"][1])
+    )
+    write_clip(moved / "videos" / "c01.mp4", 5, level=98)
+    assert "2:c01 (video)" in status(mixed(recipe, f"{clips}=3", str(moved)), out)["dmd2"][1]
+
+
+@pytest.mark.parametrize("lacking", ["folder", "depth", "noise"])
+def test_a_source_that_lacks_something_is_refused(
+    made: Made, recipe: Recipe, clips: Path, tmp_path: Path, lacking: str
+) -> None:
+    other = tmp_path / "other"
+    if lacking != "folder":
+        shutil.copytree(clips, other)
+    if lacking == "noise":
+        (other / "noise").mkdir()
+    if lacking == "depth":
+        recipe = dataclasses.replace(recipe, control="depth")
+        (clips / "depth").mkdir()
+    with pytest.raises(Refusal, match=f"{'noise' if lacking == 'noise' else other}"):
+        go(mixed(recipe, str(clips), str(other)), tmp_path / "run")
+    assert not made.ran
+
+
+def test_the_report_says_what_was_seen(recipe: Recipe, clips: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(clips, other)
+    trainer = Trainer(max_steps=3, global_batch=4, precision="fp32", save_every=0, sample_every=0)
+    adam = Optim(lr=1e-3)
+    recipe = mixed(recipe, f"{clips}=3", str(other))
+    recipe = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, tokenizer_path=None),
+        stages={"dmd2": Train(method=DMD2(gan_weight=0, student=adam, fake_score=adam), trainer=trainer)},
+    )
+    go(recipe, out)
+    seen = Manifest.read(out / "dmd2").details["seen"]
+    assert sum(found["samples"] for found in seen.values()) == 12 and set(seen) == {"clips", "other"}
+    assert seen["clips"]["share"] == seen["clips"]["samples"] / 12

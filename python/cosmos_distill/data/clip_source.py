@@ -39,6 +39,8 @@ class Decoded:
     passed_over: tuple[tuple[str, int, str], ...] = ()
     """Windows that could not be decoded on the way to it, as far as they are news of the process that decoded
     it: clip, first frame, reason."""
+    source: int = 0
+    """Which source of a mixture it is from."""
 
 
 class ClipSource(ABC):

@@ -102,8 +102,17 @@ def open_source(
             sigma_data=sigma_data,
         )
     from cosmos_distill.data.folder import FolderSource
+    from cosmos_distill.data.mixture import MixtureSource, seed_of
 
-    return FolderSource(
-        data, control, seed, split=split, tokenizer=tokenizer, text_tokens=text_tokens,
-        text_channels=text_channels, sigma_data=sigma_data,
-    )  # fmt: skip
+    parts = data.parts()
+    opened = [
+        FolderSource(
+            part.data, control, seed_of(seed, number) if part.name else seed, split=split,
+            tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels, sigma_data=sigma_data,
+        )
+        for number, part in enumerate(parts)
+    ]  # fmt: skip
+    if not data.sources:
+        return opened[0]
+    names, weights = [part.name for part in parts], [part.weight for part in parts]
+    return MixtureSource(names, weights, opened, seed)

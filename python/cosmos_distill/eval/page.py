@@ -76,6 +76,7 @@ def html(
         units="shots" if "about" in report else "clips",
         latency=_latency(report["latency"]),
         step=_step(report["step"]),
+        seen=_seen(report),
         stages=[
             Row(name, (Cell(pages.seconds(stage["seconds"])), Cell(str(stage["attempts"]))))
             for name, stage in report["stages"].items()
@@ -234,6 +235,15 @@ def _step(step: Mapping[str, Any] | None) -> dict[str, Any] | None:
         for who, taken in step["seconds"].items()
     ]
     return {"rows": rows, "micro_batch": step["micro_batch"]}
+
+
+def _seen(report: Mapping[str, Any]) -> list[Row]:
+    """What training saw of each source of a mixture."""
+    return [
+        Row(f"{stage}: {source}", (Cell(f"{found['samples']:,}"), Cell(f"{found['share']:.1%}")))
+        for stage, details in report.get("details", {}).items()
+        for source, found in details.get("seen", {}).items()
+    ]
 
 
 def _picture(caption: str, path: Path) -> dict[str, str]:

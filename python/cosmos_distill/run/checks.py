@@ -268,20 +268,32 @@ def _data(recipe: Recipe) -> Iterator[str]:
             f"the {own.title} tokenizer is not part of this package: give {own.folder} with "
             "--data.tokenizer-path."
         )
-    if data.source == "folder" and data.root is None:
+    if data.source == "folder" and data.root is None and not data.sources:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
-    if data.root is not None and not data.root.is_dir():
-        yield f"--data.root {data.root}: no such folder."
-    if recipe.control is not None and not controls.is_computed(recipe.control):
-        if data.source != "folder":
-            yield (
-                f"--control {recipe.control} is read from files, and these clips come without them: give a "
-                f"folder with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
-                f"or choose --control {' or '.join(controls.computed())}."
-            )
-        elif data.root is not None and data.root.is_dir() and not (data.root / recipe.control).is_dir():
-            folder = data.root / recipe.control
-            yield f"--control {recipe.control} needs the folder {folder}, which does not exist."
+    for part in data.parts():
+        yield from _folder(part.data.root, recipe, "--data.sources" if part.name else "--data.root")
+    noisy = [part.name for part in data.parts() if part.data.saved_noise]
+    if noisy and not data.saved_noise:
+        yield (
+            f"--data.sources: {', '.join(noisy)} has saved noise, and others have none: clips of a teacher "
+            "are mixed with their like only."
+        )
+
+
+def _folder(root: Path | None, recipe: Recipe, named: str) -> Iterator[str]:
+    """Whether a place of clips is there, with the control."""
+    if root is not None and not root.is_dir():
+        yield f"{named} {root}: no such folder."
+    if recipe.control is None or controls.is_computed(recipe.control):
+        return
+    if recipe.data.source != "folder":
+        yield (
+            f"--control {recipe.control} is read from files, and these clips come without them: give a "
+            f"folder with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
+            f"or choose --control {' or '.join(controls.computed())}."
+        )
+    elif root is not None and root.is_dir() and not (root / recipe.control).is_dir():
+        yield (f"--control {recipe.control} needs the folder {root / recipe.control}, which does not exist.")
 
 
 def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:

@@ -53,8 +53,8 @@ _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 
 
-def look(recipe: Recipe) -> Survey | None:
-    """The folder of clips as it is now; None where clips come from elsewhere.
+def look(recipe: Recipe) -> dict[str, Survey]:
+    """The folders of clips as they are now, by the names of sources; none where clips come from elsewhere.
 
     Raises:
         Refusal: files beside the clips are wrong, or a stage would find no clip that can be used.
@@ -62,27 +62,29 @@ def look(recipe: Recipe) -> Survey | None:
     from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
 
     data, network = recipe.data, denoiser(recipe)
-    if data.source != "folder" or data.root is None:
-        return None
+    if data.source != "folder" or (data.root is None and not data.sources):
+        return {}
     latents = None
     if network is not None:
         space = tokenizer(data).space
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
-    try:
-        found = survey(
-            data,
-            recipe.control,
-            text_channels=None if network is None else network.text_channels,
-            latent_shape=latents,
-        )
-        for stage in recipe.stages.values():
-            if (split := reads(stage)) is not None:
-                found.usable(split)
-        return found
-    except DataError as error:
-        raise Refusal(str(error)) from error
-    except OSError as error:
-        raise Refusal(f"{data.root} cannot be read ({error})") from error
+    looked: dict[str, Survey] = {}
+    for part in data.parts():
+        try:
+            looked[part.name] = survey(
+                part.data,
+                recipe.control,
+                text_channels=None if network is None else network.text_channels,
+                latent_shape=latents,
+            )
+            for stage in recipe.stages.values():
+                if (split := reads(stage)) is not None:
+                    looked[part.name].usable(split)
+        except DataError as error:
+            raise Refusal(str(error)) from error
+        except OSError as error:
+            raise Refusal(f"{part.data.root} cannot be read ({error})") from error
+    return looked
 
 
 def reads(stage: Stage) -> Literal["train", "eval"] | None:
@@ -102,18 +104,28 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     found = {}
     if data.tokenizer_path is not None:
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
-    folder = look(recipe)
-    if folder is None:
+    folders = look(recipe)
+    if not folders:
         return found | {"clips": data.source}, {}
+    if data.sources:
+        weights = [part.weight for part in data.parts()]
+        found["mixture"] = " ".join(f"{weight / sum(weights):.6g}" for weight in weights)
     if data.negative_prompt:
         found["negative_prompt"] = of_files([Path(data.negative_prompt)])
-    names = folder.split(split)
-    try:
-        hashes = folder.hashes([name for name in names if name in folder.samples])
-    except OSError as error:
-        raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
+    names: list[str] = []
+    hashes: dict[str, dict[str, str]] = {}
+    skipped: dict[str, str] = {}
+    for number, folder in enumerate(folders.values(), start=1):
+        before = f"{number}:" if data.sources else ""  # by its place in the list, which moving leaves
+        own = folder.split(split)
+        try:
+            hashed = folder.hashes([name for name in own if name in folder.samples])
+        except OSError as error:
+            raise Refusal(f"a clip cannot be read ({error}): mend it, or take it away") from error
+        names += [before + name for name in own]
+        hashes |= {before + name: files for name, files in hashed.items()}
+        skipped |= {before + name: folder.skipped[name] for name in own if name in folder.skipped}
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
-    skipped = {name: folder.skipped[name] for name in names if name in folder.skipped}
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
 
 
@@ -240,7 +252,8 @@ def _some(names: list[str]) -> str:
 def _names_and_sizes(recipe: Recipe) -> str:
     """What versions before contents counted wrote for the clips."""
     data = recipe.data
-    assert data.root is not None
+    if data.root is None:
+        return ""
     names = [name for name in ("videos", data.text_folder or "t5_xxl", recipe.control) if name]
     wanted = [d for d in (data.root / n for n in names) if d.is_dir()]
     files = sorted(p for d in wanted for p in d.iterdir() if p.is_file())

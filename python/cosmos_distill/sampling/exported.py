@@ -33,7 +33,7 @@ FORMAT = 1
 DESCRIPTION = "cosmos_distill.json"
 """In a pipeline folder."""
 TORCH = (".pt", ".pth")
-_PATHS = ("root", "tokenizer_path")
+_PATHS = ("root", "sources", "tokenizer_path")
 
 
 @dataclass(frozen=True)

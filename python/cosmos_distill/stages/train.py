@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.clip_source import ClipSource
+from cosmos_distill.data.mixture import MixtureSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
@@ -61,10 +62,22 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stop=run.stop,
         )
     run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met
+    if seen := ranks.on_main(lambda: _seen(source, stage, result.step)):
+        run.details["seen"] = seen
     run.details["skipped_steps"] = result.skipped
     run.details["skipped_steps_by_role"] = result.skipped_by_role
     run.details["left_out_samples_by_role"] = result.left_out
     return on_rank_zero(lambda: Student(weights=File.of(result.student, run.out), steps=result.step))
+
+
+def _seen(source: Source | None, stage: Train, steps: int) -> dict[str, Any]:
+    """Of a mixture, how many samples of each source were trained on, and its share of all."""
+    if not isinstance(source, MixtureSource):
+        return {}
+    samples = steps * stage.trainer.global_batch
+    return {
+        name: {"samples": count, "share": count / samples} for name, count in source.seen(samples).items()
+    }
 
 
 def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
