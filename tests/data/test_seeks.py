@@ -20,7 +20,7 @@ from cosmos_distill.data.index import Index
 from cosmos_distill.data.seeks import Seeks, find_seeks, seeks_of
 from cosmos_distill.data.video import Window, at_times, probe, window
 from tests.data.folders import open_, write_clip, write_text
-from tests.data.video_files import edit, encode, trim
+from tests.data.video_files import edit, encode, moving, trim
 
 COUNT, GROUP = 72, 24
 B = {"g": str(GROUP), "preset": "fast", "crf": "24"}
@@ -44,18 +44,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "every.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
 }  # fmt: skip
 WINDOWS = [range(start, start + 6) for start in (0, 23, 24, 25, 47, 50, COUNT - 6)]
-
-
-def moving(count: int = COUNT, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Texture that moves and a square that goes its own way, so that every frame is made from others."""
-    random = np.random.default_rng(0)
-    ground = random.integers(0, 128, (height, 2 * width, 3), dtype=np.uint8)
-    frames = []
-    for i in range(count):
-        image = np.roll(ground, -i, 1)[:, :width].copy()
-        image[5:20, 3 * i % (width - 8) :][:, :8] = (250, 5 * i % 255, 30)
-        frames.append(image)
-    return frames
 
 
 def make(folder: Path, kind: str) -> Path:

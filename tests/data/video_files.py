@@ -31,6 +31,18 @@ def numbered(count: int, height: int = 16, width: int = 32) -> list[np.ndarray]:
     return [np.full((height, width, 3), 8 * i, np.uint8) for i in range(count)]
 
 
+def moving(count: int = 72, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Texture that moves and a square that goes its own way, so that every frame is made from others."""
+    random = np.random.default_rng(0)
+    ground = random.integers(0, 128, (height, 2 * width, 3), dtype=np.uint8)
+    frames = []
+    for i in range(count):
+        image = np.roll(ground, -i, 1)[:, :width].copy()
+        image[5:20, 3 * i % (width - 8) :][:, :8] = (250, 5 * i % 255, 30)
+        frames.append(image)
+    return frames
+
+
 def encode(
     path: Path,
     frames: Sequence[np.ndarray],

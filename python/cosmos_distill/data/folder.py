@@ -38,7 +38,7 @@ from cosmos_distill.data.clips import Split
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
-from cosmos_distill.data.survey import Sample, reasons, survey, window_span
+from cosmos_distill.data.survey import Sample, reasons, survey, window_span, windows_of
 from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
 from cosmos_distill.files import printable
 from cosmos_distill.members import File, Stamp, stamp
@@ -136,7 +136,7 @@ class FolderSource(ClipSource):
         return chain(drawn, ((sample, 0) for sample in usable), rest), u[1:]
 
     def _windows(self, sample: Sample) -> int:
-        return sample.info.frames - self._span + 1
+        return windows_of(sample.info, self.data)
 
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more."""
@@ -144,9 +144,8 @@ class FolderSource(ClipSource):
         for sample, start in candidates:
             if (sample.name, start) in self._unreadable:
                 continue
-            wanted = range(start, start + self._span, self.data.stride)
             try:
-                video, control, mask, fps = self._window(sample, wanted)
+                video, control, mask, fps = self._window(sample, start)
             except DataError as error:
                 self._pass_over(sample, start, error)
                 continue
@@ -154,7 +153,7 @@ class FolderSource(ClipSource):
                 settings = controls.draw(self.control, u) if self.split == "train" else None
                 control = controls.compute(self.control, video, settings)
             return Decoded(
-                name=f"{sample.name}[{start}:{start + self._span}]",
+                name=f"{sample.name}[{self._place(sample, start)}]",
                 video=video,
                 control=control,
                 text=load_embedding(sample.text, *self.text_shape),
@@ -209,13 +208,24 @@ class FolderSource(ClipSource):
         except OSError:
             return False
 
-    def _window(
-        self, sample: Sample, wanted: range
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
+    def _place(self, sample: Sample, start: int) -> str:
+        """Where a window lies: its frames, or its seconds where it is resampled."""
+        if self.data.fps is None:
+            return f"{start}:{start + self._span}"
+        begin = start / sample.info.rate
+        return f"{begin:.3f}s:{begin + (self.data.frames - 1) / self.data.fps:.3f}s"
+
+    def _window(self, sample: Sample, start: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
         """Video, control from its file, padding mask and fps. DataError when they cannot be decoded."""
         size = sample.info.height, sample.info.width, self.data.height, self.data.width
         fit = Fit(*size)
-        frames, rate, times = clips.window(sample.video, wanted, fit, self._seeks.get(sample.video))
+        seeks, fps = self._seeks.get(sample.video), self.data.fps
+        if fps is None:
+            wanted = range(start, start + self._span, self.data.stride)
+            frames, rate, times = clips.window(sample.video, wanted, fit, seeks)
+        else:
+            begin, count = start / sample.info.rate, self.data.frames
+            frames, rate, times = clips.resampled(sample.video, begin, count, fps, fit, seeks)
         control = None
         if sample.control is not None:
             # Labels and joints have no meaningful average: their colours are kept as they are.

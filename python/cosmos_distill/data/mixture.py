@@ -8,6 +8,7 @@ before its source says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -129,12 +130,17 @@ class MixtureSource(ClipSource):
 
     def description(self) -> dict[str, Any]:
         """That of every source, and its weight."""
-        parts = zip(self._names, self._weights, self._parts, strict=True)
+        sources = {
+            name: {"weight": weight, **part.description()}
+            for name, weight, part in zip(self._names, self._weights, self._parts, strict=True)
+        }
+        left_out = sum((Counter(one["left_out"]) for one in sources.values()), Counter[str]())
         return {
             "source": "mixture",
             "split": self.split,
             "seed": self.seed,
             "control": self.control,
-            "sources": {name: {"weight": weight, **part.description()} for name, weight, part in parts},
+            "sources": sources,
+            "left_out": dict(left_out),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

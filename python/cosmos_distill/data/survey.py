@@ -17,6 +17,7 @@ away shifts those that come after it; a name that comes last shifts none, and an
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import unicodedata
@@ -41,6 +42,8 @@ Split = Literal["train", "eval"]
 HELD_OUT_EVERY = 5
 ARRAYS = (".safetensors", ".npz")
 """Suffixes of companions that are arrays; the first is taken where both are there."""
+_ROUNDED = 1e-6
+"""Frames by which a product of rates may be less than it is."""
 SHOWN = 10
 """Files that one message names."""
 
@@ -120,6 +123,15 @@ def window_span(data: Data) -> int:
     return (data.frames - 1) * data.stride + 1
 
 
+def windows_of(info: ClipInfo, data: Data) -> int:
+    """Windows that a clip has: one beginning at each of its frames, in the mean, from which on it is long
+    enough. 0: it is too short."""
+    if data.fps is None:
+        return max(0, info.frames - window_span(data) + 1)
+    later = (data.frames - 1) * info.rate / data.fps  # than the first frame is the last, in the clip's frames
+    return max(0, math.floor(info.frames - later + _ROUNDED))
+
+
 def survey(
     data: Data,
     control: str | None,
@@ -144,6 +156,8 @@ def survey(
             f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
             "saved noise"
         )
+    if paired and data.fps is not None:
+        raise DataError(f"{root} has saved noise, which only matches every frame: leave data.fps out")
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = videos_in(root / "videos")
@@ -151,7 +165,7 @@ def survey(
     index = index_of(root)
     found = index.each(
         videos.items(),
-        lambda item: _probe(item[0], item[1], folders, window_span(data), index),
+        lambda item: _probe(item[0], item[1], folders, data, index),
         f"{root}: looking at clips",
     )
     samples, errors = {}, []
@@ -308,7 +322,7 @@ class _Folders:
         raise _Unusable(name, f"has no {folder}/{name}{suffixes[0]}")
 
 
-def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -> Sample | Exception:
+def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) -> Sample | Exception:
     """The clip, or why it is none; a returned exception is one clip's, and does not hide those of others."""
     try:
         if (kind := kind_of(video)) is not None:
@@ -322,7 +336,11 @@ def _probe(name: str, video: Path, folders: _Folders, span: int, index: Index) -
                 clips.check_control(info, _info(name, control, index), folders.control)
             except DataError as error:
                 raise _Unusable(name, str(error)) from error
-        if info.frames < span:
+        span = window_span(data)
+        if not windows_of(info, data) and data.fps is not None:
+            long = f"{info.duration:.2f} s, shorter than {data.frames} frames at {data.fps:g} a second"
+            raise _Unusable(name, long)
+        if not windows_of(info, data):
             raise _Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
         if noise is not None and info.frames != span:
             raise _Unusable(

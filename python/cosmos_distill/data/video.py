@@ -43,6 +43,8 @@ _BY_DECODING = ("mpeg", "mpegts")
 """Streams that a parser cuts into packets, which now and then are fields or hold no frame to show."""
 _ASPECT = 0.02
 """Share by which aspect ratios may differ: 1920 x 1080 and 480 x 272 are the same picture."""
+_TIE = Fraction(1, 10**6)
+"""Seconds by which a time may be nearer to the later of two frames and yet between them: it was rounded."""
 _SURPLUS = 2
 """Frames, of the slower of the two, by which a control may be longer than its clip."""
 
@@ -196,10 +198,42 @@ def at_times(
 
     Raises DataError, naming the file, when it cannot be read or ends before the last of these times.
     """
+    return _by_time(path, times, transform, seeks, lambda begin, end: end - ROUNDING)[0]
 
-    def read(file: Opened, place: Place | None) -> list[Any]:
+
+def resampled(
+    path: File,
+    begin: float,
+    count: int,
+    rate: float,
+    transform: Transform | None = None,
+    seeks: Seeks | None = None,
+) -> Window:
+    """``count`` frames at ``rate`` frames per second from ``begin`` on, in seconds after the first frame.
+
+    Each is the frame whose own time is nearest, the earlier of two; how long frames are shown may vary, and
+    one may come twice. The window's times are those of the frames that were taken. ``seeks`` as for
+    :func:`window`. Raises DataError, naming the file, when it cannot be read or is too short.
+    """
+    times = [begin + number / rate for number in range(count)]
+    found, taken = _by_time(path, times, transform, seeks, lambda begin, end: (begin + end) / 2 + _TIE)
+    return Window(found, rate, tuple(taken))
+
+
+def _by_time(
+    path: File,
+    times: Sequence[float],
+    transform: Transform | None,
+    seeks: Seeks | None,
+    until: Callable[[Fraction, Fraction], Fraction],
+) -> tuple[list[Any], list[float]]:
+    """Frames for rising times, and when they begin. One serves the times before ``until`` of its beginning
+    and its end."""
+
+    def read(file: Opened, place: Place | None) -> tuple[list[Any], list[float]]:
         display, clock = file.display, file.clock
         frames: list[Any] = []
+        taken: list[float] = []
         current: Any = None
         image: Any = None
         start = begin = end = length = Fraction(0)
@@ -216,12 +250,14 @@ def at_times(
                 end = now - start
             else:
                 end = begin + length
-            while current is not None and len(frames) < len(times) and times[len(frames)] < end - ROUNDING:
+            last = end - ROUNDING if frame is None else until(begin, end)
+            while current is not None and len(frames) < len(times) and times[len(frames)] < last:
                 if image is None:
                     image = display.rgb(current) if transform is None else transform(display.rgb(current))
                 frames.append(image)
+                taken.append(float(begin))
             if len(frames) == len(times):
-                return frames
+                return frames, taken
             current, image, begin = frame, None, end
         raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
 

@@ -66,8 +66,9 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
     refuse_other_teacher(recipe, recipe.stages.values())
-    found = inputs.look(recipe)
-    if found is not None and (said := keeping.said(keeping.counted(f.word for f in found.left_out.values()))):
+    found = inputs.look(recipe).values()
+    words = [fault.word for folder in found for fault in folder.left_out.values()]
+    if said := keeping.said(keeping.counted(words)):
         console.print(f"left out: {said}", soft_wrap=True)
 
 

@@ -266,6 +266,9 @@ class Conditions:
             if beginning is not None and beginning.rate is not None:
                 times = [i / beginning.rate for i in range(count)]
                 return Pictures(video.at_times(path, times, transform), size, beginning.rate)
+            if self._data.fps is not None:
+                frames, rate, _ = video.resampled(path, 0.0, count, self._data.fps, transform)
+                return Pictures(frames, size, rate)
             stride = self._data.stride
             needed = (count - 1) * stride + 1
             if info.frames < needed:

@@ -62,7 +62,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
             stop=run.stop,
         )
     run.details["data"] = Shared(source).description()  # at the end, when every damaged clip has been met
-    if seen := ranks.on_main(lambda: _seen(source, stage, result.step)):
+    if seen := on_rank_zero(lambda: _seen(source, stage, result.step)):
         run.details["seen"] = seen
     run.details["skipped_steps"] = result.skipped
     run.details["skipped_steps_by_role"] = result.skipped_by_role
