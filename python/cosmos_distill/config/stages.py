@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, TrigFlow
+from cosmos_distill.config.keep import Keep
 from cosmos_distill.config.numbers import BatchSize, Evaluations, GivenFrames, Stored
 from cosmos_distill.config.training import Trainer
 from cosmos_distill.ranges import Checked, Problem, Range
@@ -85,14 +86,23 @@ class Train(Stage):
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
     pairs_from: str | None = None
     """Generate stage whose pairs are the training data; None trains on the clips of ``Recipe.data``."""
+    keep_pairs: Keep = field(default_factory=Keep)
+    """Which of these pairs are trained on, by the numbers of ``cosmos-distill inspect``."""
 
     def rules(self) -> Iterator[Problem]:
-        """The method is one that can be built."""
+        """The method is one that can be built, and pairs are judged where there are some."""
         if not hasattr(self.method, "build"):
             yield (
                 "method",
                 f"is a {type(self.method).__name__}, which describes no method",
             )
+        if self.pairs_from is None:
+            for name, value in vars(self.keep_pairs).items():
+                if value is not None:
+                    yield (
+                        f"keep_pairs.{name}",
+                        "judges pairs, of which there are none: clips have data.keep",
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

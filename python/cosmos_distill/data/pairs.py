@@ -9,6 +9,7 @@ refuses other settings.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from safetensors.torch import load, save
 from cosmos_distill import tokenizers
 from cosmos_distill.arrays.named import digest
 from cosmos_distill.config import EDM, Data, TrigFlow
+from cosmos_distill.data import keeping
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.conditioning import NEGATIVE
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.keeping import Fault
 from cosmos_distill.data.pair_files import shards
 from cosmos_distill.files import regular, to_json
 from cosmos_distill.randomness import generator
@@ -43,6 +46,11 @@ def _scan(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
             break
         found.append((path, header))
     return found
+
+
+def pair_name(pair: int) -> str:
+    """What messages call the pair of that number."""
+    return f"pair {pair}"
 
 
 def _stored(value: torch.Tensor) -> torch.Tensor:
@@ -158,6 +166,8 @@ class PairSource:
         self.latent_shape = (shape[0], shape[1], shape[2], shape[3])
         self.text_shape = (sample["text"].shape[1], sample["text"].shape[2])
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self._kept = np.arange(self.pairs)
+        self._left_out: dict[int, Fault] = {}
 
     def _shard(self, index: int) -> dict[str, torch.Tensor]:
         if index in self._cache:
@@ -180,10 +190,29 @@ class PairSource:
 
     def pair(self, index: int) -> int:
         """Which pair on disk sample ``index`` of the stream is."""
-        epoch, position = divmod(index, self.pairs)
+        epoch, position = divmod(index, len(self._kept))
         if self._order[0] != epoch:
-            self._order = epoch, generator(self.seed, "pairs", epoch).permutation(self.pairs)
+            order = generator(self.seed, "pairs", epoch).permutation(len(self._kept))
+            self._order = epoch, self._kept[order]
         return int(self._order[1][position])
+
+    def shards(self) -> list[tuple[str, int]]:
+        """Checksum and number of pairs of every shard, in order."""
+        return [(header["sha256"], header["count"]) for _, header in self._shards]
+
+    def latents(self, shard: int) -> torch.Tensor:
+        """Clips of all pairs of one shard, at sigma_data scale, [B, C, T, h, w]."""
+        return self._shard(shard)["latents"]
+
+    def leave_out(self, faults: Mapping[int, Fault]) -> None:
+        """Go without these pairs, by number; called before any is read, with at least one that is left."""
+        self._left_out = dict(faults)
+        self._kept = np.array([pair for pair in range(self.pairs) if pair not in faults])
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why pairs are left out, by name."""
+        return {pair_name(pair): fault.reason for pair, fault in self._left_out.items()}
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, as they were written."""
@@ -201,7 +230,7 @@ class PairSource:
             for name, value in tensors.items():
                 rows.setdefault(name, []).append(value[row if len(value) > 1 else 0])
             shard_names = self._shards[shard][1]["names"]
-            names.append(f"pair {pair}" + (f": {shard_names[row]}" if shard_names else ""))
+            names.append(pair_name(pair) + (f": {shard_names[row]}" if shard_names else ""))
         return Batch.of(first, {name: torch.stack(x) for name, x in rows.items()}, tuple(names))
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -222,5 +251,6 @@ class PairSource:
             "control": self.control,
             "pairs": self.pairs,
             "shards": {path.name: header["sha256"] for path, header in self._shards},
-            "skipped": [],
+            "left_out": keeping.counted(fault.word for fault in self._left_out.values()),
+            "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

@@ -11,6 +11,7 @@ from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.clip_source import ClipSource
 from cosmos_distill.data.mixture import MixtureSource
+from cosmos_distill.data.pairs import PairSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
@@ -23,7 +24,7 @@ from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import trains_tokenizer
 from cosmos_distill.sampling.candidates import steps_text
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
-from cosmos_distill.stages import autoencoders, held_out
+from cosmos_distill.stages import autoencoders, held_out, keep_pairs
 from cosmos_distill.train.loop import Samples, fit
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
@@ -38,6 +39,8 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     """Train to the stage's last step, or go on from its newest checkpoint."""
     recipe = run.recipe
     source = _source(stage, run) if Shared.reads() else None
+    if stage.keep_pairs.asks:
+        keep_pairs.leave_out(name, stage, run, folder, source if isinstance(source, PairSource) else None)
     teacher = None if stage.teacher_from is None else (run.student(stage.teacher_from),)
     if stage.start_from is not None:
         student: tuple[Path, ...] | None = (run.student(stage.start_from),)
@@ -91,8 +94,6 @@ def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
 def _source(stage: Train, run: Run) -> Source:
     if stage.pairs_from is None:
         return open_clips(run.recipe, "train")
-    from cosmos_distill.data.pairs import PairSource
-
     recipe, output = run.recipe, run.outputs[stage.pairs_from]
     assert isinstance(output, Pairs)
     return PairSource(
