@@ -24,7 +24,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # A method builds its discriminator itself (models.common.heads), and is handed every other network.
 EVERYTHING_BELOW = {
     "arrays", "config", "controls", "data", "diffusion", "errors", "families", "files", "methods", "models",
-    "members", "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train",
+    "members", "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train", "vision",
 }  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
@@ -38,7 +38,16 @@ ARROWS: dict[str, set[str]] = {
     "diffusion": {"ops", "config"},
     "parallel": {"ops", "config"},
     "arrays": {"files", "members"},
-    "controls": {"config", "data.errors", "data.opencv", "ops.bilateral", "ops.registry"},
+    "controls": {
+        "config",
+        "data.errors",
+        "data.opencv",
+        "ops.bilateral",
+        "ops.registry",
+        "randomness",
+        "vision",
+    },
+    "vision": {"data.errors"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
         "ops",
@@ -120,7 +129,7 @@ OWNERS = {
     "triton": {"ops"},
     "diffusers": {"models", "tokenizers", "ops.integrations", "integrations"},
     "torchmetrics": {"eval.features"},
-    "transformers": {"eval.features", "text"},
+    "transformers": {"eval.features", "text", "vision"},
 }
 # Modules that must not import torch, nor any module that does, when they are imported: `--help` is instant.
 LIGHT = [
@@ -145,6 +154,7 @@ LIGHT = [
     "parallel/runs",
     "models/__init__",
     "text/__init__",
+    "vision/__init__",
     "errors",
     "launch/__init__",
     "run/__init__",

@@ -70,4 +70,4 @@ def test_what_is_no_control_and_what_is_not_computed_is_said() -> None:
         controls.find("depht")
     with pytest.raises(DataError, match=r"cannot be computed .* or choose --control edge or upscale or vis"):
         controls.compute("depth", np.zeros((1, 2, 2, 3), np.uint8))
-    assert controls.draw("depth", [0.0] * 9) is None and controls.preset(None) is None
+    assert controls.draw("lidar", [0.0] * 9) is None and controls.preset(None) is None

@@ -144,7 +144,7 @@ IMPOSSIBLE = {
     ),
     "frames": (("--data.frames", "6"), "nearest are 5 and 7"),
     "size": (("--data.width", "36"), "not a multiple of 8"),
-    "depth": (("--control", "depth"), "depth is read from files"),
+    "depth": (("--control", "depth"), "--control depth: these clips come without videos"),
     "preset": (("--network", "transfer2"), "transfer1-mini"),
     "stage": (("--stages.dmd2.start-from", "dk"), "no Train stage of that name comes before"),
     "only": (("--only", "dk"), "the stages are generate, kd, dmd2, evaluate, export"),

@@ -41,7 +41,7 @@ class CameraSource(ClipSource):
         return Decoded(
             name=f"clip {index}",
             video=random.integers(0, 256, self._size, np.uint8),
-            control=None,
+            controls=(),
             text=random.standard_normal(self.text_shape, np.float32),
             fps=24.0,
             extra={

@@ -53,7 +53,7 @@ class Numbered(ClipSource):
         if index == 666:
             os.kill(os.getpid(), signal.SIGKILL)
         video = np.full((2, 2, 2, 3), index % 256, np.uint8)
-        return Decoded(f"{index} {os.getpid()}", video, None, np.zeros((1, 1), np.float32), 24.0)
+        return Decoded(f"{index} {os.getpid()}", video, (), np.zeros((1, 1), np.float32), 24.0)
 
     def description(self):
         return {}

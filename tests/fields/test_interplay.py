@@ -91,7 +91,10 @@ def test_what_does_not_go_together_is_refused_by_name(
 def test_a_control_says_itself_that_it_comes_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosmos_distill.controls.edge.CONTROL", Control())
     said = refusal(TRANSFER1)
-    assert "--control edge is read from files" in said and "or choose --control upscale or vis." in said
+    assert (
+        "--control edge: these clips come without videos" in said
+        and "or choose --control upscale or vis." in said
+    )
 
 
 def test_a_thumbnail_is_of_the_film() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -49,6 +49,9 @@ class Data(Checked):
     """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
+    control_models: Mapping[str, Path] | None = field(default=None, metadata=effect("place"))
+    """Control -> folder of a model of transformers that computes it where clips have no videos of it: depth
+    (a model for depth estimation), seg (segmentation) and keypoint (poses)."""
     vis_thumbnail: Annotated[float, Range(1, 64)] | None = None
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""

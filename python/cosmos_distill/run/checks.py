@@ -17,6 +17,8 @@ from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
 from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train, TrigFlow
 from cosmos_distill.data import packages
+from cosmos_distill.data.control_mix import ControlMix
+from cosmos_distill.data.errors import DataError
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
@@ -272,6 +274,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
     for part in data.parts():
         yield from _folder(part.data.root, recipe, "--data.sources" if part.name else "--data.root")
+    yield from _control_models(recipe)
     noisy = [part.name for part in data.parts() if part.data.saved_noise]
     if noisy and not data.saved_noise:
         yield (
@@ -281,19 +284,27 @@ def _data(recipe: Recipe) -> Iterator[str]:
 
 
 def _folder(root: Path | None, recipe: Recipe, named: str) -> Iterator[str]:
-    """Whether a place of clips is there, with the control."""
+    """Whether a place of clips is there, with the controls."""
     if root is not None and not root.is_dir():
         yield f"{named} {root}: no such folder."
-    if recipe.control is None or controls.is_computed(recipe.control):
-        return
-    if recipe.data.source != "folder":
-        yield (
-            f"--control {recipe.control} is read from files, and these clips come without them: give a "
-            f"folder with videos/ and {recipe.control}/ with --data.source folder --data.root DIR, "
-            f"or choose --control {' or '.join(controls.computed())}."
-        )
-    elif root is not None and root.is_dir() and not (root / recipe.control).is_dir():
-        yield (f"--control {recipe.control} needs the folder {root / recipe.control}, which does not exist.")
+    data = dataclasses.replace(recipe.data, root=root, sources=())
+    for name in ControlMix.read(recipe.control).from_files(data):
+        if data.source != "folder":
+            yield f"--control {recipe.control}: these clips come without videos. {controls.missing(name)}."
+        elif root is not None and root.is_dir() and not (root / name).is_dir():
+            yield (
+                f"--control {recipe.control} needs the folder {root / name}, which does not exist. "
+                f"{controls.missing(name)}."
+            )
+
+
+def _control_models(recipe: Recipe) -> Iterator[str]:
+    """Whether the networks that compute controls are there."""
+    for name, place in (recipe.data.control_models or {}).items():
+        try:
+            controls.check_model(name, place)
+        except DataError as error:
+            yield f"--data.control-models {name}: {error}."
 
 
 def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:

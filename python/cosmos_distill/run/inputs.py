@@ -104,6 +104,8 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     found = {}
     if data.tokenizer_path is not None:
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
+    for name, place in (data.control_models or {}).items():
+        found[f"control model {name}"] = of_files([place], _WEIGHTS)
     folders = look(recipe)
     if not folders:
         return found | {"clips": data.source}, {}
@@ -167,6 +169,11 @@ def change(
     about what does not."""
     if reads(stage) is None:
         return None, ""
+    for key in sorted(
+        k for k in found.inputs.keys() | wanted.inputs.keys() if k.startswith("control model ")
+    ):
+        if found.inputs.get(key) != wanted.inputs.get(key):
+            return f"{key}: made with another than is given now", ""
     for key, place in (("tokenizer", "tokenizer_path"), ("negative_prompt", "negative_prompt")):
         if (reason := _other_file(key, place, found, wanted, recipe)) is not None:
             return reason, ""

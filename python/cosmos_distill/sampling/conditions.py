@@ -74,11 +74,18 @@ class Conditions:
         schedule: Schedule,
     ) -> None:
         self._options, self._network, self._control_name = options, network, control
-        self._data = dataclasses.replace(data, root=options.data_root)
+        self._data = dataclasses.replace(data, root=options.data_root, control_models=options.control_models)
         self._sigma_data = schedule.config.sigma_data
         own = options.control_video or options.video
         if options.control_video and options.video:
             raise Refusal("--control-video and --video exclude each other: give one")
+        by_pixels = control is None or controls.is_computed(control)
+        if options.video and not by_pixels and control not in (options.control_models or {}):
+            assert control is not None
+            raise Refusal(
+                f"{control} cannot be computed from a video alone: give it with --control-video"
+                + ", or the network that computes it with --control-models" * controls.takes_model(control)
+            )
         if own and control is None:
             option = "--control-video" if options.control_video else "--video"
             raise Refusal(f"{option}: this student takes no control; --start gives its clips a beginning")
@@ -90,6 +97,11 @@ class Conditions:
             raise Refusal(
                 "--data-root: this student's clips come with a package, and no folder: leave it out"
             )
+        for name, folder in (options.control_models or {}).items():
+            try:
+                controls.check_model(name, folder)
+            except DataError as error:
+                raise Refusal(f"--control-models {name}: {error}") from error
         for option, path in (("--control-video", options.control_video), ("--video", options.video)):
             if path is not None:
                 _check(option, path)
@@ -204,14 +216,10 @@ class Conditions:
             frames = np.repeat(frames, data.frames, axis=0)
         if self._options.video:
             assert self._control_name is not None
-            if not controls.is_computed(self._control_name):
-                raise Refusal(
-                    f"{self._control_name} cannot be computed from a video: give it with --control-video"
-                )
             settings = controls.preset(
                 self._control_name, self._options.control_strength, self._data.vis_thumbnail
             )
-            frames = controls.compute(self._control_name, frames, settings)
+            frames = controls.compute(self._control_name, frames, settings, self._data.control_models)
         self._control = to_video(frames[None])
         hint = self._encode(self._control)
         return hint, padding_mask(place(read.size).padding, *hint.shape[-2:]), read.rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,7 +44,10 @@ class SampleOptions(Checked):
     control_video: Path | None = None
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
-    """Ordinary video or still image, whose control is computed first (edge, vis and upscale)."""
+    """Ordinary video or still image, whose control is computed first (edge, vis and upscale; others by a
+    network of yours)."""
+    control_models: Mapping[str, Path] | None = None
+    """Control -> folder of a model of transformers that computes it (depth, seg)."""
     control_strength: Strength = "medium"
     """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None

@@ -71,7 +71,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         # Nobody opens a path that a file names: checksums say what these led to.
         # Which clips were left out of training is no matter of sampling.
         "data": {name: value for name, value in plain(recipe.data).items() if name != "keep"}
-        | {"root": None, "tokenizer_path": None, **_given_frames(source)}
+        | {"root": None, "tokenizer_path": None, "control_models": None, **_given_frames(source)}
         | ({} if negative is None else {"negative_prompt": ""}),
         "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},
         "negative_prompt_sha256": None if negative is None else sha256(negative),

@@ -1,0 +1,201 @@
+"""Segments of a clip by a model of transformers: one mask per segment that goes through all of its frames.
+
+Models that know classes (Mask2Former, Segformer and others) give a segment for every class that they find.
+Models that know none (SAM, SAM 2) find everything in each frame by points on a grid, as published (Kirillov
+et al. 2023, arXiv 2304.02643, appendix D), and a segment is followed from a frame to the next by the overlap
+of its masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos_distill import vision
+from cosmos_distill.data.errors import DataError
+
+WHAT = "a model for segmentation (SAM, Mask2Former, Segformer)"
+ARCHITECTURES = (
+    "ForUniversalSegmentation", "ForSemanticSegmentation", "ForInstanceSegmentation", "ForSegmentation",
+    "SamModel", "SamHQModel", "Sam2Model", "Sam2VideoModel",
+)  # fmt: skip
+Masks = np.ndarray
+"""bool [segments, F, H, W]"""
+POINTS = 32
+"""Of the grid along each side of a frame."""
+QUALITY, STABILITY = 0.88, 0.95
+"""Least overlap with the truth that the network expects of a mask, and least overlap of the mask with itself
+at two thresholds, :data:`_OFFSET` above and below its own."""
+OVERLAP = 0.7
+"""Of two masks of a frame that overlap more, the worse goes."""
+FOLLOWED = 0.5
+"""Least overlap of a segment's masks in two frames after each other."""
+_OFFSET = 1.0
+_PROMPTS = 64
+"""Points at once."""
+
+
+def check(folder: Path) -> None:
+    """Raises DataError unless the folder holds such a model, or it needs a library that is not there."""
+    vision.check(folder, WHAT, ARCHITECTURES)
+    kind = str(vision.configuration(folder).get("model_type"))
+    if kind.startswith("sam2") and find_spec("torchvision") is None:
+        raise DataError(
+            f"{folder}: SAM 2 needs torchvision, which is not installed: pip install torchvision (of the "
+            "release that goes with this torch), or give SAM, Mask2Former or Segformer instead"
+        )
+
+
+def load(folder: Path) -> Callable[[np.ndarray], Masks]:
+    """A function from frames, RGB uint8 [F, H, W, 3], to the masks of their segments.
+
+    Raises:
+        DataError: the folder holds no such model.
+    """
+    check(folder)
+    kind = str(vision.configuration(folder).get("model_type"))
+    if kind.startswith("sam"):
+        each = _by_pipeline(folder) if kind.startswith("sam2") else _by_grid(folder)
+        return lambda frames: followed([each(picture) for picture in vision.pictures(frames)])
+    return _by_class(folder)
+
+
+def _by_class(folder: Path) -> Callable[[np.ndarray], Masks]:
+    with vision.loading(folder, WHAT) as transformers:
+        said = vision.configuration(folder)
+        universal = any("Semantic" not in str(name) for name in said["architectures"])
+        kind = "AutoModelForUniversalSegmentation" if universal else "AutoModelForSemanticSegmentation"
+        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **vision.SAFE)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **vision.SAFE)
+        run = transformers.pipeline(
+            "image-segmentation", model=model, image_processor=processor, device=vision.device()
+        )
+
+    def masks(frames: np.ndarray) -> Masks:
+        found: dict[str, np.ndarray] = {}
+        for index, segments in enumerate(run(vision.pictures(frames), subtask="semantic")):
+            for one in segments:
+                whole = found.setdefault(one["label"], np.zeros(frames.shape[:3], bool))
+                whole[index] |= np.asarray(one["mask"]) > 0
+        return np.stack([found[label] for label in sorted(found)]) if found else none(frames.shape[:3])
+
+    return masks
+
+
+def none(shape: tuple[int, ...]) -> Masks:
+    """No segment of frames of ``shape`` (F, H, W)."""
+    return np.zeros((0, *shape), bool)
+
+
+def _by_pipeline(folder: Path) -> Callable[[Any], np.ndarray]:
+    """transformers' own search for masks, which needs torchvision."""
+    with vision.loading(folder, WHAT) as transformers:
+        run = transformers.pipeline("mask-generation", model=str(folder), device=vision.device())
+
+    def masks(picture: Any) -> np.ndarray:
+        found = run(picture, points_per_batch=_PROMPTS)["masks"]
+        return (
+            np.stack([np.asarray(mask, bool) for mask in found]) if len(found) else none(picture.size[::-1])
+        )
+
+    return masks
+
+
+def _by_grid(folder: Path) -> Callable[[Any], np.ndarray]:
+    import torch
+
+    with vision.loading(folder, WHAT) as transformers:
+        where = vision.device()
+        model = transformers.AutoModelForMaskGeneration.from_pretrained(
+            folder, use_safetensors=True, **vision.SAFE
+        )
+        model = model.eval().to(where)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **vision.SAFE)
+
+    @torch.no_grad()
+    def masks(picture: Any) -> np.ndarray:
+        prepared = processor(picture, return_tensors="pt")
+        height, width = (int(side) for side in prepared["reshaped_input_sizes"][0])
+        embedded = model.get_image_embeddings(prepared["pixel_values"].to(where))
+        sides = (torch.arange(POINTS) + 0.5) / POINTS
+        grid = torch.cartesian_prod(sides * width, sides * height)
+        found, scores = [], []
+        for points in grid.split(_PROMPTS):
+            said = model(
+                image_embeddings=embedded,
+                input_points=points[None, :, None].to(where),
+                input_labels=torch.ones(1, len(points), 1, dtype=torch.int, device=where),
+            )
+            logits = processor.post_process_masks(
+                said.pred_masks.cpu(),
+                prepared["original_sizes"],
+                prepared["reshaped_input_sizes"],
+                binarize=False,
+            )[0].flatten(0, 1)
+            quality = said.iou_scores.cpu()[0].flatten()
+            good = (quality > QUALITY) & (stability(logits) > STABILITY)
+            found.append((logits[good] > 0).numpy())
+            scores.append(quality[good].numpy())
+        return distinct(np.concatenate(found), np.concatenate(scores))
+
+    return masks
+
+
+def stability(logits: Any) -> Any:
+    """Overlap of each mask of ``logits`` [N, H, W] at two thresholds, [N]."""
+    inner, outer = ((logits > offset).flatten(1).sum(1) for offset in (_OFFSET, -_OFFSET))
+    return inner / outer.clamp_min(1)
+
+
+def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Intersection over union of each mask of ``one``, bool [N, H, W], with each of ``other`` [M, H, W]:
+    [N, M]."""
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (one, other))
+    both = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1)[None] - both
+    found: np.ndarray = both / np.maximum(union, 1)
+    return found
+
+
+def distinct(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The best of masks of one frame, bool [N, H, W], that say the same; empty ones go."""
+    order = [i for i in np.argsort(-scores, kind="stable") if masks[i].any()]
+    kept: list[int] = []
+    for i in order:
+        if not kept or overlaps(masks[i][None], masks[kept]).max() <= OVERLAP:
+            kept.append(i)
+    return masks[kept]
+
+
+def followed(frames: list[np.ndarray]) -> Masks:
+    """Segments through a clip of the masks of each of its frames, bool [N, H, W] with another N in each.
+
+    Pairs of a segment and a mask of the next frame are joined in the order of their overlap, as long as that
+    is :data:`FOLLOWED` at least; a mask that is left begins a segment, and a segment that is lost ends.
+    """
+    segments: list[dict[int, np.ndarray]] = []
+    for index, masks in enumerate(frames):
+        alive = [s for s in segments if index - 1 in s]
+        free = set(range(len(masks)))
+        if alive and len(masks):
+            same = overlaps(np.stack([s[index - 1] for s in alive]), masks)
+            for flat in np.argsort(-same, axis=None, kind="stable"):
+                segment, mask = divmod(int(flat), len(masks))
+                if same[segment, mask] < FOLLOWED:
+                    break
+                if mask in free and index not in alive[segment]:
+                    alive[segment][index] = masks[mask]
+                    free.remove(mask)
+        segments += [{index: masks[i]} for i in sorted(free)]
+    shape = frames[0].shape[1:]
+    found = none((len(frames), *shape))
+    if segments:
+        found = np.zeros((len(segments), len(frames), *shape), bool)
+        for number, one in enumerate(segments):
+            for frame, seen in one.items():
+                found[number, frame] = seen
+    return found
