@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cosmos_distill import ops
 from cosmos_distill.ops.registry import BackendUnavailable
 from tests.ops.attending import AXES, assert_nothing_is_attended_to
-from tests.ops.tolerance import assert_as_good_as_torch
+from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 
 def qkv(queries: int = 5, keys: int = 7, dtype: torch.dtype = torch.float64):
@@ -105,9 +105,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(5, 7, 8), (130, 67, 64), (1, 300, 33)]
 
 
-def draw(queries: int, keys: int, dim: int) -> tuple[list[Tensor], list[Tensor]]:
+def draw(queries: int, keys: int, dim: int, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
     """q, k, v, and gradients of the output and of the log-sum-exp."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(2, n, 3, dim, generator=generator) for n in (queries, keys, keys))
     grads = [torch.randn(q.shape, generator=generator), torch.randn(2, 3, queries, generator=generator)]
     return [q, k, v], grads
@@ -124,10 +124,13 @@ def test_sdpa_with_log_sum_exp(unused: int | None, sizes: tuple[int, int, int], 
         both = out, lse.to(q.dtype)
         return both if unused is None else both[1 - unused]
 
-    tensors, grads = draw(*sizes)
-    if unused is not None:
-        del grads[unused]
-    assert_as_good_as_torch([(operator, tensors, grads)], "sdpa", dtype)
+    def case(seed: int) -> Case:
+        tensors, grads = draw(*sizes, seed)
+        if unused is not None:
+            del grads[unused]
+        return operator, tensors, grads
+
+    assert_as_good_as_torch(draws(case), "sdpa", dtype)
 
 
 @pytest.mark.parametrize("sizes", [(5, 17, 8), *SIZES[1:]])  # keys enough for a vector
@@ -242,12 +245,11 @@ def test_tiled(at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     """Of heads larger than any kernel takes, in pieces of one query, of some, and of all."""
     tiled = importlib.import_module("cosmos_distill.ops.attn.tiled")
     monkeypatch.setattr(tiled, "BYTES", at_once)
-    tensors, grads = draw(9, 7, 136)
 
     def operator(q: Tensor, k: Tensor, v: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return ops.attention(q, k, v, return_lse=True, backend=backend)
 
-    assert_as_good_as_torch([(operator, tensors, grads)], "tiled", dtype)
+    assert_as_good_as_torch(draws(lambda seed: (operator, *draw(9, 7, 136, seed))), "tiled", dtype)
 
 
 def test_tiled_holds_the_scores_of_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -77,6 +78,10 @@ OURS = {"adaln_modulate", "qk_norm_rope", "gated_residual_adaln"}
 
 
 @pytest.mark.compiled
+@pytest.mark.skipif(
+    os.environ.get("ATEN_CPU_CAPABILITY") == "default",
+    reason="inductor writes code for vectors that torch then has none of: it compiles nothing of anybody's",
+)
 def test_a_block_compiles_whole_with_inductor():
     block, given = make_block(), inputs()
     got = learn(torch.compile(block, fullgraph=True, dynamic=False), *given)
