@@ -49,7 +49,7 @@ TOGETHER = {
     ),
     "KD without pairs": (TRANSFER1, ("stages.kd.pairs_from", None), "--stages.kd.method"),
     "given frames of pairs": (
-        TRANSFER1, ("stages.generate.condition_frames", 3), "--stages.generate.condition-frames 3"
+        TRANSFER1, ("stages.generate.condition_frames", (0, 3)), "--stages.generate.condition-frames 0 3"
     ),
     "given frames scored": (
         TRANSFER1, ("stages.evaluate.condition_frames", (0, 2)), "--stages.evaluate.condition-frames 0 2"

@@ -87,6 +87,19 @@ def test_a_preset_that_an_earlier_version_named_is_its_sizes() -> None:
     assert "transfer9-mini" in (gone.mismatch(manifest()) or "")
 
 
+def test_pairs_of_an_earlier_version_were_given_as_many_frames_each() -> None:
+    r = recipe()
+    generate = r.stages["generate"]
+    assert isinstance(generate, Generate)
+    now = configuration(r, generate)
+    assert now["stage"]["condition_frames"] == [0]
+    earlier = manifest(configuration=now | {"stage": now["stage"] | {"condition_frames": 0}})
+    made = manifest(configuration=now)
+    assert earlier.mismatch(made) is None and made.mismatch(earlier) is None
+    other = manifest(configuration=configuration(r, dataclasses.replace(generate, condition_frames=(0, 1))))
+    assert earlier.mismatch(other) == "stage.condition_frames: made with [0], now asked for [0, 1]"
+
+
 def test_bookkeeping_and_sources_make_no_difference() -> None:
     r = recipe()
     kd = r.stages["kd"]

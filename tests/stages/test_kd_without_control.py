@@ -9,6 +9,7 @@ from cosmos_distill.config import Data, Generate, Guidance, Optim, Recipe, Train
 from cosmos_distill.data.pairs import PairSource
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.run.manifest import Manifest, Student
+from cosmos_distill.run.networks import open_clips
 from cosmos_distill.run.runner import run_recipe
 from tests.run.commands import losses
 
@@ -25,7 +26,9 @@ def test_predict25_is_regressed_from_pairs(tmp_path: Path) -> None:
         schedule=TrigFlow(),
         data=data,
         stages={
-            "generate": Generate(pairs=8, guidance=Guidance(1.0), steps=2, batch=4),
+            "generate": Generate(
+                pairs=8, guidance=Guidance(1.0), steps=2, batch=4, condition_frames=(0, 1, 2)
+            ),
             "kd": Train(method=KD(student=Optim(lr=1e-3)), trainer=TRAINER, pairs_from="generate"),
         },
     )
@@ -34,6 +37,10 @@ def test_predict25_is_regressed_from_pairs(tmp_path: Path) -> None:
     batch = pairs.batch(0, 8)
     assert batch.conditioning.hint is None and pairs.pixels(0, 2)[1] is None
     assert pairs.description()["control"] is None
+    clips = open_clips(recipe, "train").batch(0, 8)
+    for number, given in enumerate([0, 1, 2, 0, 1, 2, 0, 1]):  # of clip 0, 1, 2, ..., whatever the batch
+        off = (batch.latents[number] - clips.latents[number]).abs().amax(dim=(0, 2, 3))
+        assert (off[:given] == 0).all() and (off[given:] > 0).all()
     lines = losses(tmp_path / "kd" / "log.jsonl")
     assert len(lines) == 6 and lines[-1]["loss/kd"] < lines[0]["loss/kd"]
     output = Manifest.read(tmp_path / "kd").outputs  # type: ignore[union-attr]

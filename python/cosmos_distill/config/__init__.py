@@ -12,6 +12,7 @@ from cosmos_distill.config.diffusion import EDM, GUIDANCE, ONE_STEP, FewStep, Gu
 from cosmos_distill.config.keep import Keep, KeepClips
 from cosmos_distill.config.numbers import (
     BatchSize,
+    ClipFrames,
     Control,
     Decay,
     Evaluations,
@@ -41,6 +42,7 @@ from cosmos_distill.config.stages import (
     Evaluate,
     Export,
     Generate,
+    GivesFrames,
     MethodConfig,
     Setting,
     Stage,
@@ -54,6 +56,7 @@ __all__ = [
     "KINDS",
     "ONE_STEP",
     "BatchSize",
+    "ClipFrames",
     "Control",
     "Data",
     "Decay",
@@ -64,6 +67,7 @@ __all__ = [
     "FewStep",
     "Generate",
     "GivenFrames",
+    "GivesFrames",
     "Guidance",
     "Interval",
     "Keep",

@@ -37,6 +37,8 @@ Evaluations = Annotated[int, Range(1, 1000)]
 BatchSize = Annotated[int, Range(1, 2**20)]
 GivenFrames = Annotated[int, Range(0, 2**16)]
 """Leading latent frames that a network is shown."""
+ClipFrames = tuple[GivenFrames, ...]
+"""Those of clip 0, 1, 2, ..., again from the first number after the last."""
 PixelSize = Annotated[int, Range(1, 2**16)]
 Ranks = Annotated[int, Range(1, 2**16)]
 SigmaData = Annotated[float, Range(1e-3, 1e3)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, TrigFlow
 from cosmos_distill.config.keep import Keep
-from cosmos_distill.config.numbers import BatchSize, Evaluations, GivenFrames, Stored
+from cosmos_distill.config.numbers import BatchSize, ClipFrames, Evaluations, Share, Stored
 from cosmos_distill.config.training import Trainer
 from cosmos_distill.ranges import Checked, Problem, Range
 
@@ -28,8 +28,12 @@ class Generate(Stage):
     steps: Evaluations = 35
     """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
     batch: BatchSize = 32
-    condition_frames: GivenFrames = 0
-    """Leading latent frames given of every clip."""
+    condition_frames: ClipFrames = (0,)
+    """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Every clip has a number of given frames."""
+        return _some_frames(self.condition_frames)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,19 @@ class MethodConfig(Checked):
     def sampler(self) -> FewStep:
         """How the student that it trains is sampled."""
         return ONE_STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesFrames(MethodConfig):
+    """Base of the methods that train a network to go on from given frames."""
+
+    condition_frames: tuple[Share, ...] = (1 / 3, 1 / 3, 1 / 3)
+    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Probabilities add up to one."""
+        if abs(sum(self.condition_frames) - 1) > 1e-9:
+            yield "condition_frames", f"must add up to 1, not {self.condition_frames}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +135,7 @@ class Evaluate(Stage):
     batch: BatchSize = 32
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
-    condition_frames: tuple[GivenFrames, ...] = (0,)
+    condition_frames: ClipFrames = (0,)
     """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
@@ -136,8 +153,7 @@ class Evaluate(Stage):
 
     def rules(self) -> Iterator[Problem]:
         """Every clip has a number of given frames."""
-        if not self.condition_frames:
-            yield "condition_frames", "must name at least one number: (0,) gives none of any clip"
+        return _some_frames(self.condition_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,11 @@ class Export(Stage):
     """``official`` writes student.pt, from which the official inference takes a distilled network (of a
     teacher, the published layout), with the tensors that the teacher's file carries besides; ``diffusers`` a
     pipeline folder. ``cosmos-distill sample`` and ``--teacher`` read all three."""
+
+
+def _some_frames(frames: ClipFrames) -> Iterator[Problem]:
+    if not frames:
+        yield "condition_frames", "must name at least one number: (0,) gives none of any clip"
 
 
 KINDS = (Generate, Train, Evaluate, Export)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from cosmos_distill import diffusion
 from cosmos_distill.config import MethodConfig, Optim
 from cosmos_distill.methods.denoiser import Denoiser
 from cosmos_distill.randomness import Noise
-from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -100,12 +99,6 @@ def draw_given_frames(batch: Batch, noise: Noise, probabilities: Sequence[float]
     bounds = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
     drawn = noise.uniform("condition_frames").double()
     return batch.given(torch.searchsorted(bounds, drawn, right=True))
-
-
-def probabilities(name: str, values: Sequence[float]) -> Iterator[Problem]:
-    """What is wrong with ``values`` as the probabilities of 0, 1, 2, ..."""
-    if abs(sum(values) - 1) > 1e-9:
-        yield name, f"must add up to 1, not {tuple(values)}"
 
 
 class Buildable(Protocol):

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from cosmos_distill import ops
-from cosmos_distill.config import MethodConfig, Optim, Setting, Share
+from cosmos_distill.config import GivesFrames, Optim, Setting, Share
 from cosmos_distill.methods.base import (
     Method,
     Networks,
     Noise,
     draw_given_frames,
-    probabilities,
     unit_noise,
 )
 from cosmos_distill.methods.levels import LogNormal, ShiftedTime
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising(MethodConfig):
+class Denoising(GivesFrames):
     """Pre-train a denoiser on clips."""
 
     levels: LogNormal | ShiftedTime = field(default_factory=LogNormal)
@@ -44,13 +43,8 @@ class Denoising(MethodConfig):
     """Go on from the teacher's weights, those shipped or ``--teacher``, instead of fresh ones: what a run
     whose checkpoints are gone goes on from."""
     condition_frames: tuple[Share, ...] = (1.0,)
-    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=2e-3, betas=(0.9, 0.99)))
     """The network being trained."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Probabilities are some."""
-        return probabilities("condition_frames", self.condition_frames)
 
     def misfits(self, setting: Setting) -> Iterator[Problem]:
         """Levels are those of a schedule."""

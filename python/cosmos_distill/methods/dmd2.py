@@ -17,11 +17,10 @@ from cosmos_distill.config import (
     ONE_STEP,
     FewStep,
     GivenFrames,
+    GivesFrames,
     Guidance,
-    MethodConfig,
     Optim,
     Setting,
-    Share,
     Start,
     Steps,
     Weight,
@@ -31,7 +30,6 @@ from cosmos_distill.methods.base import (
     Networks,
     Noise,
     draw_given_frames,
-    probabilities,
     unit_noise,
 )
 from cosmos_distill.methods.levels import Grid, ShiftedTime
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2(MethodConfig):
+class DMD2(GivesFrames):
     """Match the distribution of the student's samples to the teacher's."""
 
     sampler: FewStep = ONE_STEP
@@ -89,15 +87,13 @@ class DMD2(MethodConfig):
     """Of mean (x_g - real latent)^2 in the student's loss."""
     recon_loss_only: bool = False
     """Reconstruction as the only loss and every step the student's: an alternative warm-up."""
-    condition_frames: tuple[Share, ...] = (1 / 3, 1 / 3, 1 / 3)
-    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=5e-7, clip_norm=10.0))
     fake_score: Optim = field(default_factory=lambda: Optim(lr=5e-7))
     discriminator: Optim = field(default_factory=lambda: Optim(lr=5e-7))
 
     def rules(self) -> Iterator[Problem]:
         """Switches that exclude each other."""
-        yield from probabilities("condition_frames", self.condition_frames)
+        yield from super().rules()
         if self.student_warmup_steps and self.critic_warmup_steps:
             yield "student_warmup_steps", "and critic_warmup_steps exclude each other: set one to 0"
         if self.ladd and self.recon_loss_only:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cosmos_distill.config import MethodConfig, Optim, Setting, Share
-from cosmos_distill.methods.base import Method, Networks, Noise, draw_given_frames, probabilities
+from cosmos_distill.config import GivesFrames, Optim, Setting
+from cosmos_distill.methods.base import Method, Networks, Noise, draw_given_frames
 from cosmos_distill.ranges import Problem
 
 if TYPE_CHECKING:
@@ -18,16 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KD(MethodConfig):
+class KD(GivesFrames):
     """Regress the teacher's clip from the noise it started from. Needs a stage's ``pairs_from``."""
 
-    condition_frames: tuple[Share, ...] = (1 / 3, 1 / 3, 1 / 3)
-    """Probabilities that a sample's first 0, 1, 2, ... latent frames are given clean."""
     student: Optim = field(default_factory=lambda: Optim(lr=1e-5, clip_norm=10.0))
-
-    def rules(self) -> Iterator[Problem]:
-        """Probabilities are some."""
-        return probabilities("condition_frames", self.condition_frames)
 
     def misfits(self, setting: Setting) -> Iterator[Problem]:
         """It regresses stored clips."""

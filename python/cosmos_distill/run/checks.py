@@ -15,7 +15,18 @@ from typing import Any
 import cosmos_distill
 from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
-from cosmos_distill.config import Data, Evaluate, Export, Generate, Recipe, Setting, Stage, Train, TrigFlow
+from cosmos_distill.config import (
+    Data,
+    Evaluate,
+    Export,
+    Generate,
+    GivesFrames,
+    Recipe,
+    Setting,
+    Stage,
+    Train,
+    TrigFlow,
+)
 from cosmos_distill.data import packages
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
@@ -243,17 +254,15 @@ def _data(recipe: Recipe) -> Iterator[str]:
             f"{latents} latent frames that {data.frames} frames give: choose at most {latents - 1}."
         )
     for name, stage in recipe.stages.items():
-        if isinstance(stage, Generate) and stage.condition_frames >= latents:
+        if isinstance(stage, Generate) and max(stage.condition_frames) >= latents:
             yield (
-                f"--stages.{name}.condition-frames {stage.condition_frames} leaves nothing to generate of "
-                f"{latents} latent frames: choose at most {latents - 1}."
+                f"--stages.{name}.condition-frames {' '.join(map(str, stage.condition_frames))} leaves "
+                f"nothing to generate of {latents} latent frames: choose at most {latents - 1}."
             )
         if isinstance(stage, Evaluate):
             yield from _scores(name, stage, data)
-        given: tuple[float, ...] = (
-            getattr(stage.method, "condition_frames", ()) if isinstance(stage, Train) else ()
-        )
-        if len(given) > latents:
+        method = stage.method if isinstance(stage, Train) else None
+        if isinstance(method, GivesFrames) and len(given := method.condition_frames) > latents:
             yield (
                 f"--stages.{name}.method.condition-frames {' '.join(map(str, given))} gives up to "
                 f"{len(given) - 1} of {latents} latent frames: leave at least one to generate."

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_distill.adapters import Adapter
-from cosmos_distill.config import EDM, MethodConfig, Parallel, Precision, Setting, Trainer, TrigFlow
+from cosmos_distill.config import (
+    EDM,
+    GivesFrames,
+    MethodConfig,
+    Parallel,
+    Precision,
+    Setting,
+    Trainer,
+    TrigFlow,
+)
 from cosmos_distill.data import given
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.errors import Refusal
@@ -82,8 +91,8 @@ def require_fit(
             f"{type(network).__name__} is no network that can be trained: put it behind an adapter, a "
             "subclass of cosmos_distill.Adapter"
         )
-    shares = getattr(method, "condition_frames", ())
-    if isinstance(network, Adapter) and network.given_frames is None and any(shares[1:]):
+    gives = isinstance(method, GivesFrames) and any(method.condition_frames[1:])
+    if isinstance(network, Adapter) and network.given_frames is None and gives:
         raise Refusal("condition_frames: this network cannot be given frames: set it to (1.0,)")
     _, *grid, width = network.feature(first.latents)
     setting = Setting(

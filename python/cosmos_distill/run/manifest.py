@@ -151,7 +151,11 @@ class Manifest:
 
     def _compared(self) -> dict[str, Any]:
         inputs = {f"input {k}": v for k, v in self.inputs.items() if k not in FILES}
-        return dict(_flatten(_with_sizes(_without_places(self.configuration)))) | inputs | {"seed": self.seed}
+        said = dict(_flatten(_with_sizes(_without_places(self.configuration))))
+        frames = said.get("stage.condition_frames")
+        if isinstance(frames, int):  # of pairs of earlier versions, which were given as many each
+            said["stage.condition_frames"] = [frames]
+        return said | inputs | {"seed": self.seed}
 
     def write(self, folder: Path) -> None:
         """Publish in ``folder``; an existing manifest is replaced in one step."""

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from cosmos_distill.config import ONE_STEP, Evaluate, FewStep, Guidance, Train
 from cosmos_distill.run.checks import teacher_files
 from cosmos_distill.run.networks import schedule
 from cosmos_distill.run.runner import Run
-from cosmos_distill.sampling.samplers import few_steps, many_steps
+from cosmos_distill.sampling.samplers import few_steps, frames_of, many_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,10 +85,8 @@ def candidates(stage: Evaluate, run: Run) -> dict[str, Candidate]:
 
 def given_frames(stage: Evaluate, batch: Batch) -> Tensor | None:
     """How many leading latent frames each clip of the batch is given, integers [B]; None: none at all."""
-    if not any(stage.condition_frames):
-        return None
-    cycle = stage.condition_frames
-    return torch.tensor([cycle[clip_of(stage, batch.first + i) % len(cycle)] for i in range(len(batch))])
+    clips = [clip_of(stage, batch.first + i) for i in range(len(batch))]
+    return frames_of(stage.condition_frames, clips)
 
 
 def clip_of(stage: Evaluate, sample: int) -> int:

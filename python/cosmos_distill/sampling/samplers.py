@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill.config import FewStep, Guidance
+from cosmos_distill.config import ClipFrames, FewStep, Guidance
 from cosmos_distill.diffusion import Schedule, TeacherSampler, few_step
 from cosmos_distill.methods.denoiser import Denoiser, guided
 from cosmos_distill.randomness import Noise
@@ -27,6 +27,13 @@ def noise_of(seed: int, name: str, batch: Batch) -> Tensor:
     """Unit Gaussian noise [B, C, T, H, W]; that of a sample depends on seed, name and its index only."""
     draw = Noise(seed, 0, batch.first, len(batch))
     return draw.normal(name, tuple(batch.latents.shape[1:]), batch.latents.device)
+
+
+def frames_of(condition_frames: ClipFrames, clips: Sequence[int]) -> Tensor | None:
+    """How many leading latent frames each of these clips is given, integers [B]; None: none at all."""
+    if not any(condition_frames):
+        return None
+    return torch.tensor([condition_frames[clip % len(condition_frames)] for clip in clips])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_distill import __version__
-from cosmos_distill.config import Export, Recipe, Train
+from cosmos_distill.config import Export, GivesFrames, Recipe, Train
 from cosmos_distill.files import sha256
 from cosmos_distill.models.common import weights
 from cosmos_distill.parallel.agreement import on_rank_zero
@@ -92,10 +92,10 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
 
 def _given_frames(source: Train) -> dict[str, int]:
     """The most leading latent frames with which the student was trained: ``sample`` gives it no more."""
-    probabilities = getattr(source.method, "condition_frames", None)
-    if probabilities is None:
+    if not isinstance(source.method, GivesFrames):
         return {}
-    return {"max_condition_frames": max(n for n, share in enumerate(probabilities) if share)}
+    shares = source.method.condition_frames
+    return {"max_condition_frames": max(n for n, share in enumerate(shares) if share)}
 
 
 def _negative_prompt(recipe: Recipe) -> Path | None:

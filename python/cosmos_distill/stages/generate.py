@@ -6,8 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
-
 from cosmos_distill.config import Generate
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.pairs import PairWriter
@@ -21,7 +19,7 @@ from cosmos_distill.run.manifest import Pairs, sha256_of_listing
 from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
 from cosmos_distill.run.progress import Log, work
 from cosmos_distill.run.runner import Run
-from cosmos_distill.sampling.samplers import evaluations, many_steps, noise_of
+from cosmos_distill.sampling.samplers import evaluations, frames_of, many_steps, noise_of
 
 
 def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
@@ -46,7 +44,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
             def draw(first: int, count: int) -> Batch:
                 batch = source.batch(first, count).to(device())
                 noise = noise_of(recipe.seed, name, batch)
-                frames = torch.full((count,), stage.condition_frames) if stage.condition_frames else None
+                frames = frames_of(stage.condition_frames, range(first, first + count))
                 latents = many_steps(
                     teacher, levels, batch, noise, stage.guidance, many_step, stage.steps, frames, bar.advance
                 )
