@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "python" / "cosmos_distill"
@@ -11,6 +12,7 @@ KERNELS = ("cpu", "cuda", "triton", "aot", "launch", "partials")
 """Beginnings of names of modules in ops/ that hold one backend's kernels: nobody calls them."""
 
 
+@cache
 def parts() -> dict[str, list[str]]:
     """Part -> its public modules as dotted names, the part itself first."""
     found: dict[str, list[str]] = {}
@@ -25,6 +27,18 @@ def parts() -> dict[str, list[str]]:
             continue
         found.setdefault(names[0], []).append(".".join(["cosmos_distill", *names]))
     return {part: sorted(modules, key=lambda m: (m.count("."), m)) for part, modules in found.items()}
+
+
+def place(path: Path) -> str | None:
+    """Where the reference has a file of the package, as a page with an anchor; None: nowhere."""
+    if not path.is_relative_to(PACKAGE) or path.suffix not in (".py", ".pyi"):
+        return None
+    names = path.relative_to(PACKAGE).with_suffix("").parts
+    names = names[:-1] if names[-1] == "__init__" else names
+    if not names:
+        return f"{FOLDER}/library.md"
+    module = ".".join(["cosmos_distill", *names])
+    return f"{FOLDER}/{names[0]}.md#{module}" if module in parts().get(names[0], ()) else None
 
 
 def _says_something(path: Path) -> bool:

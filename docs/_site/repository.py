@@ -1,7 +1,8 @@
 """Pages of the site that are files of the repository outside of docs/, and links between them.
 
 A page is written so that its links work where it lies, on a code host as in an editor. For the site each link
-is resolved in the repository and written anew: to a page, to a picture, or to a copy of the file.
+is resolved in the repository and written anew: to a page, to a picture, to what the reference says of a
+module of the package, or to a copy of the file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+from docs._site import api
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "source"
@@ -43,7 +46,7 @@ def target(path: str) -> str | None:
         return PAGES[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return f"{SOURCE}/{path}" if (ROOT / path).is_file() else None
+    return api.place(ROOT / path) or (f"{SOURCE}/{path}" if (ROOT / path).is_file() else None)
 
 
 def _each_link(page: str, text: str, change: Callable[[str, str], str | None]) -> str:
