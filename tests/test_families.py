@@ -78,6 +78,10 @@ class Foreign(NetworkConfig):
     width: int = 3
 
 
+class Other(Foreign):
+    family_name: ClassVar[str] = "other"
+
+
 @pytest.fixture
 def known() -> Iterator[None]:
     yield
@@ -86,9 +90,7 @@ def known() -> Iterator[None]:
 
 def test_a_family_from_outside_is_registered(known: None) -> None:
     presets = {"foreign-a": Foreign()}
-    mine = Family(
-        name="foreign", title="Mine", config=Foreign, presets=presets, network=lambda *_: nn.Module()
-    )
+    mine = Family(title="Mine", config=Foreign, presets=presets, network=lambda *_: nn.Module())
     with pytest.raises(ValueError, match="no family of networks"):
         _ = Foreign().family
     assert families.register(mine) is mine
@@ -96,7 +98,7 @@ def test_a_family_from_outside_is_registered(known: None) -> None:
     with pytest.raises(ValueError, match="a family 'foreign' already"):
         families.register(dataclasses.replace(mine, title="Another"))
     with pytest.raises(ValueError, match="a preset 'transfer1-7b' already"):
-        families.register(dataclasses.replace(mine, name="other", presets={"transfer1-7b": Foreign()}))
+        families.register(dataclasses.replace(mine, config=Other, presets={"transfer1-7b": Other()}))
 
 
 def network(*args: str) -> NetworkConfig:

@@ -107,11 +107,10 @@ class TextEncoder(NamedTuple):
 class Family:
     """One declared object says what a family is; see the fields."""
 
-    name: str
-    """As in recipes and exports."""
     title: str
     """As its makers write it."""
     config: type[NetworkConfig]
+    """What its sizes are; it has the name of the family."""
     presets: Mapping[str, NetworkConfig]
     """Sizes by name. The weights that come with the package are named after them."""
     network: Callable[[Any, torch.dtype], nn.Module]
@@ -135,6 +134,11 @@ class Family:
     """What ``--teacher`` takes."""
     wall_seconds: Mapping[str, float] = field(default_factory=dict)
     """Preset -> seconds in which its recipe is promised to end on two cores."""
+
+    @property
+    def name(self) -> str:
+        """As in recipes and exports."""
+        return self.config.family_name
 
 
 _registered: dict[str, Family] = {}

@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.parallel.layouts import CASES, LAYOUTS, TOLERANCE
+from tests.parallel.layouts import CASES, EVERY_CASE, FAMILY_LAYOUTS, LAYOUTS, TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "layout_equality.md"
 ONE = "1 rank, fp64"
 """The row that says what fp32 itself costs."""
+NOT_RUN = "-"
+"""Cell of a case that is not run under a layout."""
 
 Report = Mapping[str, Any]
 """Of one layout: see ``layout_worker.Server.answer``."""
@@ -82,13 +84,20 @@ def differences(report: Report, case: str, phase: str, kinds: Sequence[str]) -> 
 def columns() -> list[tuple[str, str, str]]:
     """(heading, case, phase)"""
     found = []
-    for case, of in CASES.items():
+    for case, of in EVERY_CASE.items():
         phases = ("student", "critics") if hasattr(of.method, "critics") else ("student",)
         found += [(f"{case} {phase}", case, phase) for phase in phases]
-    return found + [(f"{case} weights", case, "end") for case in CASES]
+    return found + [(f"{case} weights", case, "end") for case in EVERY_CASE]
+
+
+def cases(row: str) -> tuple[str, ...]:
+    """Those of a row of the table."""
+    return tuple(EVERY_CASE if row == ONE or row in FAMILY_LAYOUTS else CASES)
 
 
 def cell(report: Report, case: str, phase: str) -> str:
+    if case not in report:
+        return NOT_RUN
     if phase == "end":
         return f"{differences(report, case, phase, ['weight']):.0e}"
     scalars, gradients = (differences(report, case, phase, k) for k in (["loss", "norm"], ["gradient"]))
@@ -115,6 +124,7 @@ def read(path: Path) -> dict[str, dict[str, list[float]]]:
         row[0]: {
             heading: [float(number) for number in value.split(" / ")]
             for heading, value in zip(headings[1:], row[1:], strict=True)
+            if value != NOT_RUN
         }
         for row in rows
     }
@@ -133,8 +143,9 @@ what rounding to fp32 amounts to. Tests hold every layout to {TOLERANCE:.0e}, an
 several ranks to the last bit.
 
 TP, SP, PP, CP, DP: tensor, sequence, pipeline, context and data parallelism, with the number of ranks.
-Neither the 3 frames nor, in DMD2 and Predict2.5, the 3 x 5 and 3 x 3 tokens of a frame can be divided by the
-2 or 4 ranks that share them; in KD a frame has 4 x 4.
+Neither the 3 frames nor, in DMD2, Predict2.5 and Transfer2.5, the 3 x 5 and 3 x 3 tokens of a frame can be
+divided by the 2 or 4 ranks that share them; in KD a frame has 4 x 4. Transfer2.5, whose network is that of
+Predict2.5 with control blocks, is run under layouts of one kind of parallelism each.
 
 Written by `python -m tests.parallel.layout_table docs/layout_equality.md`; every whole run of the tests
 writes its own to `build/layout_equality.md`.
@@ -144,9 +155,9 @@ writes its own to `build/layout_equality.md`.
 
 def main(path: Path) -> None:
     with Worker() as worker:
-        reports = {ONE: worker.ask(None, double=True)}
+        reports = {ONE: worker.ask(None, cases(ONE), double=True)}
         for name in LAYOUTS:
-            reports[name] = worker.ask(name)
+            reports[name] = worker.ask(name, cases(name))
             print(f"{name}: {sum(case['seconds'] for case in reports[name].values()):.1f} s", flush=True)
     write(reports, path)
 

@@ -49,7 +49,6 @@ PRESETS = {
     "mini-cv4x4x4": AutoencoderConfig(encoder_width=64, decoder_width=96, decoder_blocks=3),
 }
 FAMILY = Family(
-    name=AutoencoderConfig.family_name,
     title="tokenizer of the small scales",
     config=AutoencoderConfig,
     presets=PRESETS,

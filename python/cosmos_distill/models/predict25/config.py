@@ -71,7 +71,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 FAMILY = Family(
-    name=Predict25Config.family_name,
     title="Cosmos-Predict2.5",
     config=Predict25Config,
     presets=PRESETS,

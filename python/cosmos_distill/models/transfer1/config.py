@@ -90,7 +90,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 FAMILY = Family(
-    name=Transfer1Config.family_name,
     title="Cosmos-Transfer1",
     config=Transfer1Config,
     presets=PRESETS,

@@ -4,13 +4,10 @@ Torch-free."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cosmos_distill.config import TrigFlow
-from cosmos_distill.diffusion.teacher import EULER_RF
-from cosmos_distill.families import Family, TextEncoder
-from cosmos_distill.models.common.given import clean_frames
+from cosmos_distill.models.predict25 import config as predict25
 from cosmos_distill.models.predict25.config import Predict25Config
 from cosmos_distill.models.transfer25.names import Transfer25Names
 from cosmos_distill.ranges import Problem, Range
@@ -74,18 +71,13 @@ PRESETS = {
         hint_channels=16, clean_condition_times=True,
     ),
 }  # fmt: skip
-FAMILY = Family(
-    name=Transfer25Config.family_name,
+FAMILY = replace(
+    predict25.FAMILY,
     title="Cosmos-Transfer2.5",
     config=Transfer25Config,
     presets=PRESETS,
     network=_network,
     names=Transfer25Names(),
-    give_frames=clean_frames,
-    schedule=TrigFlow,
-    teacher=EULER_RF,
-    tokenizers=("wan2.1",),
-    text=TextEncoder("Cosmos-Reason1.1-7B", "reason1"),
     weights_help=(
         "base and control blocks in one .safetensors or .pt file, or a pipeline folder of diffusers with "
         "transformer and controlnet"

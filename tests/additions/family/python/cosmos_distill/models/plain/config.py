@@ -29,7 +29,6 @@ def _network(config: PlainConfig, dtype: torch.dtype) -> nn.Module:
 
 
 FAMILY = Family(
-    name="plain",
     title="plain",
     config=PlainConfig,
     presets={
