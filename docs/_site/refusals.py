@@ -15,11 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_distill.cli.ending import _REFUSALS
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python" / "cosmos_distill"
-KINDS = {*_REFUSALS, "DiskError", "ValueError"}
+
+
+def _mended_by_the_user() -> set[str]:
+    """Names of the classes based on :class:`cosmos_distill.errors.UserError`, which end with status 2."""
+    return {
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        if "UserError" in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "UserError" for base in node.bases)
+    }
+
+
+KINDS = {*_mended_by_the_user(), "DiskError", "ValueError"}
 """Exceptions whose text says what to do. A full disk has status 1: nothing has to change but the disk."""
 CHECKS = ("Iterator[Problem]", "Iterator[str]")
 """What a generator of problems is declared to return."""

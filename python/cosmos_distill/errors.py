@@ -3,5 +3,9 @@
 from __future__ import annotations
 
 
-class Refusal(Exception):
-    """The run asked for cannot be started; the message says what to do about it. Exit status 2."""
+class UserError(Exception):
+    """Base of what the user can mend; the message says how. Exit status 2."""
+
+
+class Refusal(UserError):
+    """The run asked for cannot be started; the message says what to do about it."""

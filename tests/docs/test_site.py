@@ -67,6 +67,11 @@ def words() -> list[str]:
 """
 
 
+def test_refusals_are_what_the_user_can_mend() -> None:
+    others = {"DiskError", "ValueError"}
+    assert refusals.KINDS - others == {"CheckpointError", "DataError", "Refusal", "ResumeError"}
+
+
 def test_refusals_are_read_off_the_sources(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a.py").write_text(SOURCE)

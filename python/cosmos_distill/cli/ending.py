@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cosmos_distill.errors import UserError
 from cosmos_distill.files import printable
 from cosmos_distill.launch import ranks
 from cosmos_distill.parallel.agreement import is_shared
@@ -19,17 +20,12 @@ _NARROWEST = 30
 _COLOURS = {FAILED: "red", REFUSED: "red", INTERRUPTED: "yellow"}
 
 
-_REFUSALS = {"Refusal", "DataError", "CheckpointError", "ResumeError"}
-"""Exceptions, by name, that say what the user has to change: they may come from another rank, or from modules
-that import torch."""
-
-
 def status_of(error: BaseException) -> int:
     """The exit status that an exception stands for."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"Interrupted", "KeyboardInterrupt"}:
         return INTERRUPTED
-    return REFUSED if names & _REFUSALS else FAILED
+    return REFUSED if isinstance(error, UserError) else FAILED
 
 
 def end(error: BaseException, *, traceback: bool, running: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cosmos_distill.errors import UserError
 
-class DataError(RuntimeError):
+
+class DataError(UserError, RuntimeError):
     """Clips, controls, text or pairs cannot be used; the message says what to do next."""

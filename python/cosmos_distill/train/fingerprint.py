@@ -9,13 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 from cosmos_distill.config import MethodConfig, Optim, Trainer
+from cosmos_distill.errors import UserError
 from cosmos_distill.files import to_json
 from cosmos_distill.ranges import effects
 
 _log = logging.getLogger(__name__)
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError, ValueError):
     """The checkpoint on disk comes from a run with other hyper-parameters."""
 
 
