@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import CosmosTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -58,7 +59,7 @@ class DiffusersAdapter(Adapter):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that ``from_pretrained`` of the network's class reads. All ranks call this; rank 0
-        writes, and where it cannot, all raise its error.
+        writes. Of a sharded network all ranks raise its error where it cannot.
         """
         network: Any = self.network
         tensors: Any = None
@@ -73,7 +74,10 @@ class DiffusersAdapter(Adapter):
                 whole.load_state_dict(tensors, assign=True)
             whole.save_pretrained(str(folder))
 
-        on_rank_zero(write)
+        if tensors is not None:
+            on_rank_zero(write)
+        elif not dist.is_initialized() or dist.get_rank() == 0:
+            write()
 
 
 class CosmosAdapter(DiffusersAdapter):

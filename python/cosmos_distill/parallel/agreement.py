@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -29,25 +29,33 @@ class RankError(Exception):
 
 @dataclass(frozen=True)
 class _Outcome(Generic[T]):
+    """What work came to on a rank, as it can be sent to others."""
+
     result: T | None = None
-    error: Exception | None = None
+    failed: bool = False
+    text: str = ""
+    pickled: bytes = b""
+    """The exception; empty for one that cannot be."""
 
-    def sent(self) -> _Outcome[T]:
-        """This outcome as it can be sent to other ranks."""
-        if self.error is None:
-            return self
+    def error(self) -> Exception:
+        """A copy of the exception, or RuntimeError in the place of one whose class is not known here."""
         try:
-            pickle.loads(pickle.dumps(self.error))
-        except Exception:  # of an exception that others define, and whose arguments are not its attributes
-            return _Outcome(error=RuntimeError(f"{type(self.error).__name__}: {self.error}"))
-        return self
+            found = pickle.loads(self.pickled)
+        except Exception:  # of a recipe's file, or with arguments that are not its constructor's
+            found = None
+        return found if isinstance(found, Exception) else RuntimeError(self.text)
 
 
-def _try(work: Callable[[], T]) -> _Outcome[T]:
+def _try(work: Callable[[], T]) -> tuple[_Outcome[T], Exception | None]:
+    """The outcome, and the exception itself."""
     try:
-        return _Outcome(result=work())
+        return _Outcome(work()), None
     except Exception as error:
-        return _Outcome(error=error)
+        try:
+            pickled = pickle.dumps(error)
+        except Exception:
+            pickled = b""
+        return _Outcome(failed=True, text=f"{type(error).__name__}: {error}", pickled=pickled), error
 
 
 def _ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
@@ -74,10 +82,10 @@ def on_rank_zero(work: Callable[[], T], group: dist.ProcessGroup | None = None) 
         return work()
     import torch.distributed as dist
 
-    mine = _try(work) if ranks.rank() == 0 else None
-    box = [None if mine is None else mine.sent()]
+    mine, error = _try(work) if ranks.rank() == 0 else (None, None)
+    box = [mine]
     dist.broadcast_object_list(box, src=dist.get_global_rank(ranks, 0), group=ranks)
-    return _agreed([mine or box[0]], ranks.rank())[0]
+    return _agreed(box, {ranks.rank(): error})[0]
 
 
 def all_gather(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
@@ -94,22 +102,21 @@ def all_gather(work: Callable[[], T], group: dist.ProcessGroup | None = None) ->
         return [work()]
     import torch.distributed as dist
 
-    mine = _try(work)
+    mine, error = _try(work)
     found: list[_Outcome[T] | None] = [None] * ranks.size()
-    dist.all_gather_object(found, mine.sent(), group=ranks)
-    found[ranks.rank()] = mine
-    return _agreed(found, ranks.rank())
+    dist.all_gather_object(found, mine, group=ranks)
+    return _agreed(found, {ranks.rank(): error})
 
 
-def _agreed(outcomes: Sequence[_Outcome[T] | None], rank: int) -> list[T]:
-    """The results, if no rank failed; ``rank`` is this one's."""
+def _agreed(outcomes: Sequence[_Outcome[T] | None], mine: Mapping[int, Exception | None]) -> list[T]:
+    """The results, if no rank failed; ``mine`` is what this one raised."""
     results = []
-    for other, outcome in enumerate(outcomes):
+    for rank, outcome in enumerate(outcomes):
         assert outcome is not None
-        if outcome.error is not None and other == rank:
-            raise outcome.error
-        if outcome.error is not None:
-            raise outcome.error from RankError(other)
+        if outcome.failed and (error := mine.get(rank)) is not None:
+            raise error
+        if outcome.failed:
+            raise outcome.error() from RankError(rank)
         results.append(cast(T, outcome.result))
     return results
 
