@@ -122,6 +122,27 @@ def test_of_a_long_clip_a_few_places_are_looked_at(tmp_path: Path) -> None:
     assert stats[0].brightness == pytest.approx(stats[1].brightness, abs=0.005)
 
 
+@pytest.mark.parametrize("container", ["matroska", "avi", "mpegts", "nut", "no seek"])
+def test_a_long_clip_is_sought_in_whatever_it_lies_in(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a few frames: what packets a transport stream is cut into says nothing of them."""
+    count = clip_stats.WHOLE + 60
+    frames = [np.full((32, 64, 3), i * 240 // count, np.uint8) for i in range(count)]
+    options = {"g": "25", "crf": "1", "preset": "ultrafast", "sc_threshold": "0", "bf": "0"}
+    kind = "mp4" if container == "no seek" else container
+    path = encode(tmp_path / "clip.bin", frames, container=kind, pix_fmt="yuv420p", options=options)
+    info = probe(path)
+    if container == "no seek":
+        error = DataError(f"{path} cannot be decoded (Operation not permitted)")
+        monkeypatch.setattr(clip_stats, "_frames_from", lambda *args: (_ for _ in ()).throw(error))
+    read = look(path, info)
+    assert len(read.samples) == clip_stats.SAMPLES and not read.damage
+    for start, stretch in zip(read.starts, read.stretches, strict=True):
+        wanted = np.arange(start, start + len(stretch)) * 240 // count
+        assert len(stretch) > 20 and np.abs(stretch.mean(axis=(1, 2, 3)) - wanted).max() < 20
+
+
 def test_damage_is_said_and_what_is_left_is_measured(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", list(looks.moving(1, 40)), mux={"movflags": "faststart"})
     info, content = probe(path), bytearray(path.read_bytes())

@@ -28,23 +28,19 @@ def groups(hashes: Sequence[Sequence[str]]) -> list[list[int]]:
     packed = np.array([list(bytes.fromhex("".join(hashes[number]))) for number in usable], np.uint8)
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # [clips, bits]
     bits = signs.shape[1]
-    parent = list(range(len(usable)))
-
-    def root(one: int) -> int:
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
-
+    label = np.arange(len(usable))
     # Bits that differ are what a product of signs lacks: a matrix product compares all with all.
     for begin in range(0, len(usable), _BLOCK):
         block = signs[begin : begin + _BLOCK]
         differing = (bits - block @ signs[: begin + len(block)].T) / 2
-        for i, j in np.argwhere(differing <= ALIKE * bits):
-            if j < begin + i:
-                first, second = sorted((root(begin + int(i)), root(int(j))))
-                parent[second] = first
+        close = differing <= ALIKE * bits
+        for i in np.flatnonzero(close.sum(1) > 1):  # alike to more than itself
+            before = close[i, : begin + i]
+            if before.any():
+                found = np.unique(label[: begin + i][before])
+                label[np.isin(label, found)] = found[0]
+                label[begin + i] = found[0]
     together: dict[int, list[int]] = {}
-    for number in range(len(usable)):
-        together.setdefault(root(number), []).append(usable[number])
+    for number, group in enumerate(label):
+        together.setdefault(int(group), []).append(usable[number])
     return [group for group in together.values() if len(group) > 1]

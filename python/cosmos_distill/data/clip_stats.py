@@ -10,7 +10,7 @@ costs as much as ten seconds. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -29,7 +29,8 @@ SMALL, LARGE = 128, 720
 SAMPLES = 5
 WHOLE = 240
 """Frames that are decoded of any clip, apart from those between a key frame and the place that is wanted."""
-HASH_BITS = 64
+_LENGTH = WHOLE // SAMPLES
+"""Frames of a stretch of a longer one."""
 _BLACK, _ENDS = 20, (1, 254)
 """Grey level up to which a bar is black; values from which on, down and up, a channel is at its end."""
 _REPEATED = 0.02
@@ -142,17 +143,25 @@ def look(path: File, info: ClipInfo) -> Frames:
     """
     reader = _Reader(path, info)
     try:
-        with opened(path) as file:
-            file.stream.codec_context.thread_count = 1
-            reader.read(file)
+        _decode(path, reader.read)
     except DataError as error:
-        if not reader.stretches or not reader.samples:
+        if not reader.samples and info.frames > WHOLE:  # a file that cannot be sought in
+            reader = _Reader(path, info)
+            _decode(path, reader.read_on)
+        elif not reader.samples:
             raise
-        said = str(error).removeprefix(f"{path} ")
-        reader.damage = reader.damage or f"{said} after {reader.read_frames} of {info.frames} frames"
+        else:
+            said = str(error).removeprefix(f"{path} ")
+            reader.damage = reader.damage or f"{said} after {reader.read_frames} of {info.frames} frames"
     if not reader.samples:
         raise DataError(f"{path}: no frame of it can be decoded")
     return reader.frames()
+
+
+def _decode(path: File, read: Callable[[Opened], None]) -> None:
+    with opened(path) as file:
+        file.stream.codec_context.thread_count = 1
+        read(file)
 
 
 class _Reader:
@@ -168,6 +177,7 @@ class _Reader:
         self._damaged = 0
 
     def read(self, file: Opened) -> None:
+        """All of a short clip; of a long one, from a few places on."""
         wanted = sample_numbers(self._info.frames)
         if self._info.frames <= WHOLE:
             self._stretch(file, shown_frames(file.container, file.stream), 0, set(wanted))
@@ -175,10 +185,23 @@ class _Reader:
                 self.damage = f"ends after {self.read_frames} of {self._info.frames} frames"
         else:
             for number in wanted:
-                frames = islice(_frames_from(file, number, self._info.rate), WHOLE // SAMPLES)
+                frames = islice(_frames_from(file, number, self._info.rate), _LENGTH)
                 self._stretch(file, frames, number, {number})
-            if len(self.starts) < SAMPLES:
-                self.damage = f"nothing to decode at {SAMPLES - len(self.starts)} of {SAMPLES} places"
+        self._say_damage()
+
+    def read_on(self, file: Opened) -> None:
+        """The same frames of a long clip that cannot be sought in: all between them are decoded."""
+        frames, at = shown_frames(file.container, file.stream), 0
+        for number in sample_numbers(self._info.frames):
+            for _ in islice(frames, number - at):
+                pass
+            self._stretch(file, islice(frames, _LENGTH), number, {number})
+            at = number + _LENGTH
+        self._say_damage()
+
+    def _say_damage(self) -> None:
+        if self._info.frames > WHOLE and len(self.starts) < SAMPLES:
+            self.damage = f"nothing to decode at {SAMPLES - len(self.starts)} of {SAMPLES} places"
         if self._damaged:
             self.damage = f"{self._damaged} of {self.read_frames} frames looked at are damaged"
 
