@@ -17,6 +17,7 @@ from cosmos_distill import cli
 from cosmos_distill.config import Train
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
+from cosmos_distill.launch.shared import Shared
 from cosmos_distill.run import networks
 from cosmos_distill.sampling.candidates import Candidate
 from cosmos_distill.stages import evaluate, train
@@ -85,8 +86,8 @@ def test_clips_that_are_not_finite_have_no_scores_and_a_reason(control: str | No
     clips: Any = SimpleNamespace(decode=Haar().decode, pixels=lambda first, count: (clip, None))
     run: Any = SimpleNamespace(recipe=SimpleNamespace(control=control))
     stage: Any = SimpleNamespace(condition_frames=(0,), metrics=None)
-    results = evaluate.Results({}, {}, {})
-    evaluate._score(results, "student", None, [(0, 2), (2, 2)], clips, stage, run, tmp_path)
+    results = evaluate._HeldOut(clips, Shared(clips), tmp_path)
+    evaluate._score(results, "student", None, [(0, 2), (2, 2)], stage, run)
     found = results.measured["student"]
     for numbers in (found.features, *found.values.values()):
         assert isinstance(numbers, NoScore) and "clips 2 to 3" in str(numbers)

@@ -26,6 +26,12 @@ class Data(Checked):
     sources: tuple[str, ...] = field(default=(), metadata=effect("place"))
     """Several places of clips instead of ``root``, each PLACE=WEIGHT, or PLACE for a weight of 1: a sample is
     of one as often as its weight is of all. Each has prompts, controls and frame rates of its own."""
+    held_out: Path | None = field(default=None, metadata=effect("place"))
+    """A folder of clips for evaluation alone; those under ``root`` or ``sources`` are then all for training.
+    None: every fifth clip of each folder is held out."""
+    out_of_domain: Path | None = field(default=None, metadata=effect("place"))
+    """A folder of clips of another kind than those trained on, which evaluation scores as well, and reports
+    by themselves."""
     tokenizer: TokenizerName = "cosmos-cv8x8x8"
     """``mini-cv4x4x4`` is the film's, learned and shipped; ``pixels`` leaves the clips as they are, for
     training a tokenizer."""
@@ -62,6 +68,12 @@ class Data(Checked):
             yield "fps", f"is for folders of clips: with --data.source {self.source} leave it out"
         elif self.fps is not None and self.stride != 1:
             yield "fps", f"and stride {self.stride} both choose frames: leave --data.stride at 1"
+        for name in ("held_out", "out_of_domain"):
+            if getattr(self, name) is not None and self.source != "folder":
+                yield (
+                    name,
+                    f"is for folders of clips: with --data.source {self.source} leave it out",
+                )
         if self.sources and (self.source != "folder" or self.root is not None):
             text = "are folders of clips in the place of root: leave " + (
                 "--data.root out" if self.source == "folder" else f"them out with --data.source {self.source}"
@@ -95,12 +107,26 @@ class Data(Checked):
             for name, (place, weight) in zip(names, places, strict=True)
         )
 
+    def places(self, split: str) -> tuple[tuple[Part, ...], Held]:
+        """Folders in which the clips of a split lie, ``train``, ``eval`` or ``out_of_domain``, and which of
+        their clips are held out. None where it has no folder."""
+        extra = {"eval": self.held_out, "out_of_domain": self.out_of_domain}.get(split)
+        if extra is not None:
+            return (Part("", 1.0, replace(self, sources=(), root=extra)),), "all"
+        if split == "out_of_domain":
+            return (), "all"
+        return self.parts(), "none" if self.held_out is not None else "some"
+
     @property
     def saved_noise(self) -> bool:
         """Whether the clips of a folder are a teacher's, with the noise that each was drawn from: pairs."""
         if self.sources:
             return all(part.data.saved_noise for part in self.parts())
         return self.source == "folder" and self.root is not None and (self.root / "noise").is_dir()
+
+
+Held = Literal["some", "all", "none"]
+"""Which clips of a folder are held out: some of them by a rule, or whatever there is, or nothing."""
 
 
 class Part(NamedTuple):

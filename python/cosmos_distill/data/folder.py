@@ -31,6 +31,7 @@ import numpy as np
 
 from cosmos_distill import controls
 from cosmos_distill.config import Data
+from cosmos_distill.config.data import Held
 from cosmos_distill.controls import DRAWS
 from cosmos_distill.data import clips, keeping
 from cosmos_distill.data.clip_source import ClipSource, Decoded
@@ -70,6 +71,7 @@ class FolderSource(ClipSource):
         text_tokens: int | None = None,
         sigma_data: float = 0.5,
         branches: int = 1,
+        held: Held = "some",
     ) -> None:
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
@@ -77,7 +79,9 @@ class FolderSource(ClipSource):
         self._tokenizer, self._sigma_data = tokenizer, sigma_data
         self._mix = ControlMix.read(control, branches)
         self._span = window_span(data)
-        self._survey = survey(data, control, text_channels=text_channels, latent_shape=self.latent_shape)
+        self._survey = survey(
+            data, control, text_channels=text_channels, latent_shape=self.latent_shape, held=held
+        )
         self._paired = self._survey.paired
         left_out = self._survey.left_out
         broken = {name: why for name, why in self._survey.skipped.items() if name not in left_out}

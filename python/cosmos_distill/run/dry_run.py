@@ -66,8 +66,9 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
     refuse_other_teacher(recipe, recipe.stages.values())
-    found = inputs.look(recipe).values()
-    words = [fault.word for folder in found for fault in folder.left_out.values()]
+    # One folder may hold clips of several splits.
+    found = {id(folder): folder for split in inputs.look(recipe).values() for folder in split.values()}
+    words = [fault.word for folder in found.values() for fault in folder.left_out.values()]
     if said := keeping.said(keeping.counted(words)):
         console.print(f"left out: {said}", soft_wrap=True)
 

@@ -49,12 +49,15 @@ _SHOWN = 10
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
+OUT_OF_DOMAIN = "out_of_domain"
+"""The input that is Data.out_of_domain, and the split of its clips."""
 _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 
 
-def look(recipe: Recipe) -> dict[str, Survey]:
-    """The folders of clips as they are now, by the names of sources; none where clips come from elsewhere.
+def look(recipe: Recipe) -> dict[str, dict[str, Survey]]:
+    """The folders of clips as they are now, by split and by the names of sources; none where clips come from
+    elsewhere.
 
     Raises:
         Refusal: files beside the clips are wrong, or a stage would find no clip that can be used.
@@ -68,23 +71,36 @@ def look(recipe: Recipe) -> dict[str, Survey]:
     if network is not None:
         space = tokenizer(data).space
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
-    looked: dict[str, Survey] = {}
-    for part in data.parts():
-        try:
-            looked[part.name] = survey(
-                part.data,
-                recipe.control,
-                text_channels=None if network is None else network.text_channels,
-                latent_shape=latents,
-            )
-            for stage in recipe.stages.values():
-                if (split := reads(stage)) is not None:
-                    looked[part.name].usable(split)
-        except DataError as error:
-            raise Refusal(str(error)) from error
-        except OSError as error:
-            raise Refusal(f"{part.data.root} cannot be read ({error})") from error
+    known: dict[tuple[Path | None, str], Survey] = {}
+    looked: dict[str, dict[str, Survey]] = {}
+    splits = [split for stage in recipe.stages.values() for split in _splits(stage)]
+    for split in dict.fromkeys(["train", *splits]):
+        parts, held = data.places(split)
+        for part in parts:
+            try:
+                place = part.data.root, held
+                if place not in known:
+                    known[place] = survey(
+                        part.data,
+                        recipe.control,
+                        text_channels=None if network is None else network.text_channels,
+                        latent_shape=latents,
+                        held=held,
+                    )
+                looked.setdefault(split, {})[part.name] = known[place]
+                if split in splits:
+                    known[place].usable("train" if split == "train" else "eval")
+            except DataError as error:
+                raise Refusal(str(error)) from error
+            except OSError as error:
+                raise Refusal(f"{part.data.root} cannot be read ({error})") from error
     return looked
+
+
+def _splits(stage: Stage) -> list[str]:
+    """All of the clips that a stage reads."""
+    split = reads(stage)
+    return [] if split is None else [split, *([OUT_OF_DOMAIN] if isinstance(stage, Evaluate) else [])]
 
 
 def reads(stage: Stage) -> Literal["train", "eval"] | None:
@@ -106,10 +122,11 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
     for name, place in (data.control_models or {}).items():
         found[f"control model {name}"] = of_files([place], _WEIGHTS)
-    folders = look(recipe)
-    if not folders:
+    looked = look(recipe)
+    if not looked:
         return found | {"clips": data.source}, {}
-    if data.sources:
+    folders = looked[split]
+    if len(folders) > 1:
         weights = [part.weight for part in data.parts()]
         found["mixture"] = " ".join(f"{weight / sum(weights):.6g}" for weight in weights)
     if data.negative_prompt:
@@ -118,7 +135,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     hashes: dict[str, dict[str, str]] = {}
     skipped: dict[str, str] = {}
     for number, folder in enumerate(folders.values(), start=1):
-        before = f"{number}:" if data.sources else ""  # by its place in the list, which moving leaves
+        before = f"{number}:" if "" not in folders else ""  # by its place in the list, which moving leaves
         own = folder.split(split)
         try:
             hashed = folder.hashes([name for name in own if name in folder.samples])
@@ -128,6 +145,10 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
         hashes |= {before + name: files for name, files in hashed.items()}
         skipped |= {before + name: folder.skipped[name] for name in own if name in folder.skipped}
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
+    if isinstance(stage, Evaluate) and OUT_OF_DOMAIN in looked:
+        (other,) = looked[OUT_OF_DOMAIN].values()
+        of_it = other.hashes([name for name in other.names if name in other.samples])
+        found[OUT_OF_DOMAIN] = _CONTENT + sha256_of_listing([json.dumps(files) for files in of_it.values()])
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
 
 
@@ -177,6 +198,8 @@ def change(
     for key, place in (("tokenizer", "tokenizer_path"), ("negative_prompt", "negative_prompt")):
         if (reason := _other_file(key, place, found, wanted, recipe)) is not None:
             return reason, ""
+    if found.inputs.get(OUT_OF_DOMAIN) != wanted.inputs.get(OUT_OF_DOMAIN):
+        return "--data.out-of-domain: made with other clips than are given now", ""
     made_from, now = found.inputs.get("clips"), wanted.inputs.get("clips")
     if made_from == now:
         return None, ""

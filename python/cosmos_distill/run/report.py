@@ -57,6 +57,9 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
 
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Train)]
     pictures = [("Conditions of held-out clips, same noise for all", out / outputs.grid.path)]
+    beyond = (out / outputs.grid.path).parent / "out_of_domain" / "grid.png"
+    if "out_of_domain" in report and beyond.is_file():
+        pictures.append(("Clips of another domain", beyond))
     for name in trained:
         if grids := sorted((out / name / "grids").glob("*.png")):
             pictures.append((f"{name}: {grids[-1].stem.replace('_', ' ')}", grids[-1]))
@@ -84,12 +87,18 @@ def _left_out(report: dict[str, Any]) -> list[str]:
 
 def _summary(report: dict[str, Any], console: Console) -> None:
     names = metrics_of(report)
-    table = Table("", *names.values(), title="held-out clips", title_justify="left")
-    for who, values in report["metrics"].items():
-        table.add_row(who, *(shown(values[m], ".3f") for m in names))
-    floor = report["floor"]
-    table.add_row("floor (real against real)", *(shown(floor[m], ".3f") if m in floor else "" for m in names))
-    console.print(table)
+    sets = {"held-out clips": report, "clips of another domain": report.get("out_of_domain")}
+    for title_of, found in sets.items():
+        if found is None:
+            continue
+        table = Table("", *names.values(), title=title_of, title_justify="left")
+        for who, values in found["metrics"].items():
+            table.add_row(who, *(shown(values[m], ".3f") for m in names))
+        floor = found["floor"]
+        table.add_row(
+            "floor (real against real)", *(shown(floor[m], ".3f") if m in floor else "" for m in names)
+        )
+        console.print(table)
     for who, values in {**report["metrics"], "floor": report["floor"]}.items():
         for metric, why in values.get("reasons", {}).items():
             console.print(f"no {metric} of {who}: {why}", markup=False, highlight=False)

@@ -33,7 +33,7 @@ FORMAT = 1
 DESCRIPTION = "cosmos_distill.json"
 """In a pipeline folder."""
 TORCH = (".pt", ".pth")
-_PATHS = ("root", "sources", "tokenizer_path", "control_models")
+_PATHS = ("root", "sources", "held_out", "out_of_domain", "tokenizer_path", "control_models")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -42,47 +42,53 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cosmos_distill.data.batch import Batch
+    from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
 
 REFERENCE_CLIPS = (256, 1024)
 """Fewest and most real held-out clips, other than those whose conditions are used, that every set is compared
 with; in between four times the clips scored, so that the reference's own error hardly counts."""
 LATENCY_ROUNDS = 3
+OUT_OF_DOMAIN: Final = "out_of_domain"
+"""Split, folder and name in scores.json of Data.out_of_domain."""
 
 
 def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
     """Draw, score and time; drawn batches are kept, so that an interrupted evaluation goes on.
 
+    Clips of another domain, where there are some, are scored alike, by themselves.
+
     Data-parallel ranks draw a batch each; rank 0 decodes and scores them. All ranks time, since a network
     may be spread over any of them, and rank 0's clock counts.
     """
     torch.manual_seed(run.recipe.seed)
-    clips = open_clips(run.recipe, stage.split or "eval") if Shared.reads() else None
-    source = Shared(clips)
     who = candidates(stage, run)
-    batches = measures.pieces(stage)
     log = Log(folder)
-    results = Results({}, {}, {})
-    pieces = -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
+    sets = {"": _HeldOut.open(run.recipe, stage.split or "eval", folder)}
+    if run.recipe.data.out_of_domain is not None:
+        sets[OUT_OF_DOMAIN] = _HeldOut.open(run.recipe, OUT_OF_DOMAIN, folder / OUT_OF_DOMAIN)
+    batches = measures.pieces(stage)
+    pieces = len(sets) * -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
-        for key, candidate in who.items():
-            missing = on_rank_zero(partial(_missing, folder, key, batches))
-            for first, latents in _draw(candidate, missing, source, stage, run.recipe, bar):
-                latents = latents.contiguous()
-                said = {"who": key, "sha256": _digest(latents)}
-                publish_tensors({"latents": latents}, _kept(folder, key, first), said)
-            if ranks.is_main():
-                assert clips is not None
-                # Drawn as the teacher's one step.
-                hidden = key == "untrained_student" and "teacher_1step" in who
-                _score(results, key, None if hidden else candidate.label, batches, clips, stage, run, folder)
-                log.line(scored=key)
-    run.details["data"] = source.description()
-    latencies = _latencies(stage, run, who, source)
+        for title, held in sets.items():
+            for key, candidate in who.items():
+                missing = on_rank_zero(partial(_missing, held.folder, key, batches))
+                for first, latents in _draw(candidate, missing, held.shared, stage, run.recipe, bar):
+                    latents = latents.contiguous()
+                    said = {"who": key, "sha256": _digest(latents)}
+                    publish_tensors({"latents": latents}, _kept(held.folder, key, first), said)
+                if ranks.is_main():
+                    # Drawn as the teacher's one step.
+                    hidden = key == "untrained_student" and "teacher_1step" in who
+                    _score(held, key, None if hidden else candidate.label, batches, stage, run)
+                    log.line(scored=key, **({"of": title} if title else {}))
+    for title, held in sets.items():
+        run.details[title or "data"] = held.shared.description()
+    latencies = _latencies(stage, run, who, sets[""].shared)
 
     def finish() -> Scores:
-        assert clips is not None
-        return _write(results, latencies, who, batches, clips, stage, run, folder)
+        scored = {title: _scores(held, who, batches, stage, run) for title, held in reversed(sets.items())}
+        return _write(sets, scored, latencies, who, stage, run, folder)
 
     return on_rank_zero(finish)
 
@@ -111,14 +117,32 @@ def _draw(
 
 
 @dataclass(frozen=True)
-class Results:
-    """What rank 0 has found out, by candidate."""
+class _HeldOut:
+    """One set of held-out clips, and what rank 0 has found out about them."""
 
-    measured: dict[str, Clips]
-    kept: dict[str, dict[str, Any]]
-    """How exactly given frames come back."""
-    pictures: dict[str, Tensor]
+    clips: Source | None
+    """None on ranks that read no clips."""
+    shared: Shared
+    folder: Path
+    """Of what is kept of them."""
+    measured: dict[str, Clips] = field(default_factory=dict)
+    """By candidate."""
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How exactly given frames come back, by candidate."""
+    pictures: dict[str, Tensor] = field(default_factory=dict)
     """By label."""
+
+    @classmethod
+    def open(cls, recipe: Recipe, split: FilmSplit, folder: Path) -> _HeldOut:
+        """The clips of a split."""
+        clips = open_clips(recipe, split) if Shared.reads() else None
+        return cls(clips, Shared(clips), folder)
+
+    @property
+    def own(self) -> Source:
+        """The clips, on a rank that reads them."""
+        assert self.clips is not None
+        return self.clips
 
 
 def _kept(folder: Path, key: str, first: int) -> Path:
@@ -129,7 +153,7 @@ def _kept(folder: Path, key: str, first: int) -> Path:
 def _missing(folder: Path, key: str, batches: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Batches to draw: those without a file, or with one that is damaged."""
     with disk_errors(folder / "samples"):
-        (folder / "samples").mkdir(exist_ok=True)
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
     return [piece for piece in batches if not _whole(_kept(folder, key, piece[0]), piece[1])]
 
 
@@ -148,19 +172,13 @@ def _digest(latents: Tensor) -> str:
 
 
 def _score(
-    results: Results,
-    key: str,
-    label: str | None,
-    batches: list[tuple[int, int]],
-    clips: Source,
-    stage: Evaluate,
-    run: Run,
-    folder: Path,
+    held: _HeldOut, key: str, label: str | None, batches: list[tuple[int, int]], stage: Evaluate, run: Run
 ) -> None:
     """Measure the drawn clips of one candidate; without a label it has no picture."""
+    clips = held.own
     parts, errors = [], []
     for first, count in batches:
-        latents = load_file(_kept(folder, key, first))["latents"]
+        latents = load_file(_kept(held.folder, key, first))["latents"]
         videos = clips.decode(latents)
         clip = drawn_by.clip_of(stage, first)
         if stage.metrics is None:
@@ -173,12 +191,12 @@ def _score(
             given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
             errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
         if first < GRID_CLIPS and label is not None:
-            shown = [results.pictures[label]] if first else []
-            results.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
+            shown = [held.pictures[label]] if first else []
+            held.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
     if parts:
-        results.measured[key] = Clips.cat(parts)
+        held.measured[key] = Clips.cat(parts)
     if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
-        results.kept[key] = kept
+        held.kept[key] = kept
 
 
 def _without(part: Clips, first: int, count: int) -> Clips:
@@ -187,47 +205,54 @@ def _without(part: Clips, first: int, count: int) -> Clips:
     return Clips(reason, dict.fromkeys(part.values, reason))
 
 
+def _scores(
+    held: _HeldOut, who: dict[str, Candidate], batches: list[tuple[int, int]], stage: Evaluate, run: Run
+) -> dict[str, Any]:
+    """What scores.json has of metrics, of one set of clips."""
+
+    def drawn(key: str, first: int) -> Tensor:
+        return load_file(_kept(held.folder, key, first))["latents"]
+
+    if stage.metrics is None:
+        found = _scored(held.measured, batches, held.own, stage, run)
+    else:
+        wanted = _reference(run, stage.clips)
+        replicas: dict[str, np.ndarray] = {}
+        found = measures.measured(stage, run.recipe, list(who), drawn, held.own, wanted, replicas)
+        measures.keep_replicas(held.folder, replicas)
+    return {**found, "given_frames": held.kept}
+
+
 def _write(
-    results: Results,
+    sets: dict[str, _HeldOut],
+    scored: dict[str, dict[str, Any]],
     latencies: dict[str, dict[str, Any]],
     who: dict[str, Candidate],
-    batches: list[tuple[int, int]],
-    clips: Source,
     stage: Evaluate,
     run: Run,
     folder: Path,
 ) -> Scores:
-    """scores.json and the grid."""
-
-    def drawn(key: str, first: int) -> Tensor:
-        return load_file(_kept(folder, key, first))["latents"]
-
-    if stage.metrics is None:
-        scored = _scored(results.measured, batches, clips, stage, run)
-    else:
-        wanted = _reference(run, stage.clips)
-        replicas: dict[str, np.ndarray] = {}
-        scored = measures.measured(stage, run.recipe, list(who), drawn, clips, wanted, replicas)
-        measures.keep_replicas(folder, replicas)
+    """scores.json and the grids."""
     document = {
+        **scored.pop(""),
         **scored,
         "nfe": {
             "teacher": evaluations(run.recipe.network.family.teacher.calls(stage.steps), stage.guidance),
             "student": student_sampler(stage, run).steps,
         },
-        "given_frames": results.kept,
         "latency": latencies,
-        "step": plain(measure_step(run, who[_final(stage)].weights, clips)),
+        "step": plain(measure_step(run, who[_final(stage)].weights, sets[""].own)),
         "labels": {key: candidate.label for key, candidate in who.items()},
         "settings": plain(stage),
     }
     publish_json(folder / "scores.json", document, indent=2)
-    pictures = dict(results.pictures)
-    video, control = clips.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
-    if control is not None:
-        pictures["control"] = control
-    picture = grid(pictures | {"ground truth": video}, folder / "grid.png")
-    return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(picture, run.out))
+    for held in sets.values():
+        pictures = dict(held.pictures)
+        video, control = held.own.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
+        if control is not None:
+            pictures["control"] = control
+        grid(pictures | {"ground truth": video}, held.folder / "grid.png")
+    return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(folder / "grid.png", run.out))
 
 
 def _scored(
