@@ -87,7 +87,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "storage",
     },
-    "eval": {"controls", "data.errors", "data.opencv", "data.packages", "pages"},
+    "eval": {"config", "controls", "data.errors", "data.opencv", "data.packages", "pages"},
     "pages": set(),
     "inspection": {
         "config",

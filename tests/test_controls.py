@@ -66,7 +66,7 @@ def test_a_new_file_is_a_new_choice(tmp_path: Path) -> None:
 
 
 def test_what_is_no_control_and_what_is_not_computed_is_said() -> None:
-    with pytest.raises(DataError, match="no control is called 'depht': there are depth, edge, hdmap"):
+    with pytest.raises(DataError, match=r"'depht': did you mean depth\? there are depth, edge, hdmap"):
         controls.find("depht")
     with pytest.raises(DataError, match=r"cannot be computed .* or choose --control edge or upscale or vis"):
         controls.compute("depth", np.zeros((1, 2, 2, 3), np.uint8))

@@ -111,5 +111,5 @@ def test_build_names_the_choices():
 
     assert isinstance(build(Choice()), haar.Haar)
     Choice.tokenizer = "wan"
-    with pytest.raises(ValueError, match="choose cosmos-cv8x8x8, haar, mini-cv4x4x4"):
+    with pytest.raises(ValueError, match="there are cosmos-cv8x8x8, haar, mini-cv4x4x4"):
         build(Choice())

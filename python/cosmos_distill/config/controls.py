@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cosmos_distill.config.folders import modules
+from cosmos_distill.config.folders import modules, unknown
 
 CONTROLS = modules("controls")
 """Names of all controls: one file each, see :mod:`cosmos_distill.controls`."""
@@ -23,7 +23,7 @@ def weights_of(control: str | None) -> dict[str, float]:
     for part in [] if control is None else control.split(","):
         name, colon, number = (piece.strip() for piece in part.partition(":"))
         if name not in CONTROLS:
-            raise ValueError(f"no control is called {name!r}: there are {', '.join(CONTROLS)}")
+            raise ValueError(unknown("control", name, CONTROLS))
         if name in found:
             raise ValueError(f"names {name} twice")
         try:

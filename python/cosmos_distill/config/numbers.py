@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cosmos_distill.config.controls import CONTROLS
-from cosmos_distill.config.folders import modules
+from cosmos_distill.config.folders import options
 from cosmos_distill.ranges import Range
 
 Scale = Literal["smoke", "mini", "7b"]
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     TokenizerName = str
 else:  # one file each: see cosmos_distill.controls and cosmos_distill.tokenizers
     Control = Literal[CONTROLS]
-    _dotted = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name in modules("tokenizers")]
-    TokenizerName = Literal[tuple(sorted(name.replace("_", "-") for name in _dotted))]
+    TokenizerName = Literal[options("tokenizers")]
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]

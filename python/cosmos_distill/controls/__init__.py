@@ -8,7 +8,6 @@ settings of each clip anew; sampling and evaluation use a preset. Torch-free unt
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args
 
 from cosmos_distill import config
-from cosmos_distill.config import Strength
+from cosmos_distill.config import Strength, folders
 from cosmos_distill.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,9 +87,10 @@ def find(name: str) -> Control:
     Raises:
         DataError: there is none.
     """
-    if name not in names():
-        raise DataError(f"no control is called {name!r}: there are {', '.join(names())}")
-    control: Control = importlib.import_module(f"{__name__}.{name}").CONTROL
+    try:
+        control: Control = folders.find("control", name, names(), __name__).CONTROL
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return control
 
 

@@ -13,15 +13,13 @@ Torch-free, as the files of the package are: what is known of a tokenizer is kno
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, get_args
 
-from cosmos_distill.config import TokenizerName
+from cosmos_distill.config import TokenizerName, folders
 from cosmos_distill.files import sha256
 
 if TYPE_CHECKING:
@@ -133,9 +131,7 @@ def find(name: str) -> TokenizerKind:
     Raises:
         ValueError: there is none.
     """
-    if name not in names():
-        raise ValueError(f"unknown tokenizer {name!r}: choose {', '.join(names())}")
-    kind: TokenizerKind = importlib.import_module(f"{__name__}.{re.sub('[-.]', '_', name)}").TOKENIZER
+    kind: TokenizerKind = folders.find("tokenizer", name, names(), __name__).TOKENIZER
     return kind
 
 

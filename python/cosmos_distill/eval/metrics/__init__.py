@@ -5,10 +5,9 @@ To add one, add a file: nothing else lists them. Torch-free until one is found.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
+
+from cosmos_distill.config import folders
 
 if TYPE_CHECKING:
     from cosmos_distill.eval.metric import Metric
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 def names() -> tuple[str, ...]:
     """Of all metrics, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return folders.modules(*__path__)
 
 
 def find(name: str) -> Metric:
@@ -25,9 +24,5 @@ def find(name: str) -> Metric:
     Raises:
         ValueError: there is none.
     """
-    if name not in names():
-        near = get_close_matches(name, names(), n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"no metric is called {name!r}: {meant}there are {', '.join(names())}")
-    metric: Metric = importlib.import_module(f"{__name__}.{name}").METRIC
+    metric: Metric = folders.find("metric", name, names(), __name__).METRIC
     return metric
