@@ -226,6 +226,44 @@ def test_names_that_differ_in_suffix_only_are_two_clips(tmp_path: Path) -> None:
     assert set(looking.files_of(tmp_path)[0]) == {"a.mp4", "a.mov", "b"}
 
 
+def test_links_are_followed_once_and_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "clips", tmp_path / "elsewhere"
+    for folder in (root / "a", elsewhere):
+        folder.mkdir(parents=True)
+    (elsewhere / "x.mp4").touch()
+    (root / "a" / "round").symlink_to(root)
+    (root / "b").symlink_to(elsewhere)
+    (root / "c").symlink_to(elsewhere)
+    assert list(looking.files_of(root)[0]) == ["b/x"]
+    error = PermissionError(13, "Permission denied", str(root / "a"))
+    with pytest.MonkeyPatch.context() as patch:
+        scan = os.scandir
+
+        def refuse(path: str) -> object:
+            if str(path) == str(root / "a"):
+                raise error
+            return scan(path)
+
+        patch.setattr(os, "scandir", refuse)
+        assert looking.files_of(root)[1] == {"a": "cannot be read (Permission denied)"}
+
+
+def test_a_clip_that_goes_meanwhile_is_shown_without_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "clips" / "a.mp4", list(looks.moving(1, 6)))
+    size = looking._size
+
+    def gone(file: Path) -> int:
+        path.unlink()
+        return size(file)
+
+    monkeypatch.setattr(looking, "_size", gone)
+    out = tmp_path / "page.html"
+    assert cli.main(["inspect", str(tmp_path / "clips"), "--out", str(out)]) == 0
+    assert "0 B" in Tags(out.read_text()).text
+
+
 def test_only_clips_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"x")

@@ -16,6 +16,7 @@ from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Known
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.pictures import Pictures
+from cosmos_distill.members import stamp
 
 SHOWN = 5
 """Faults of captions that a page names."""
@@ -54,14 +55,15 @@ def files_of(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
     try:
         if (root / "videos").is_dir():
             return survey.videos_in(root / "videos")
-        found = _named(root, sorted(_videos_below(root)))
+        broken: dict[str, str] = {}
+        found = _named(root, sorted(_videos_below(root, broken)))
     except DataError as error:
         raise Refusal(str(error)) from error
     if not found:
         raise Refusal(
             f"{root} holds no video: name a folder with videos in it ({' '.join(sorted(VIDEO_SUFFIXES))})"
         )
-    return found, {}
+    return found, broken
 
 
 def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -74,9 +76,20 @@ def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
     }
 
 
-def _videos_below(root: Path) -> Iterator[Path]:
-    for folder, inner, names in os.walk(root):
+def _videos_below(root: Path, broken: dict[str, str]) -> Iterator[Path]:
+    """Videos in a folder and those in it, each folder once, however often links lead there. Folders that
+    cannot be read are named in ``broken``."""
+
+    def unreadable(error: OSError) -> None:
+        broken[os.path.relpath(error.filename, root)] = f"cannot be read ({error.strerror})"
+
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, onerror=unreadable, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
                 yield Path(folder, name)
@@ -105,9 +118,16 @@ def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable
     results = dict(zip(files, found, strict=True))
     known = {name: result for name, result in results.items() if isinstance(result, Known)}
     broken = {name: str(result) for name, result in results.items() if not isinstance(result, Known)} | broken
-    sizes = {name: path.stat().st_size for name, path in files.items() if name in known}
+    sizes = {name: _size(files[name]) for name in known}
     known, remarks = _captioned(root, known)
     return Looked(root, files, known, sizes, broken, remarks)
+
+
+def _size(path: Path) -> int:
+    try:
+        return stamp(path)[0]
+    except OSError:  # it went while others were looked at
+        return 0
 
 
 def _captioned(root: Path, known: Mapping[str, Known]) -> tuple[dict[str, Known], list[str]]:
