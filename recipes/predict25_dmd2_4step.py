@@ -99,7 +99,8 @@ def recipe(
     teacher: Path | None = None,
     data: Path | None = None,
     tokenizer: Path | None = None,
-    negative_prompt: Path | None = None,
+    text_encoder: Path | None = None,
+    negative_prompt: str | None = "",
     seed: int = 0,
 ) -> Recipe:
     """Distil Cosmos-Predict2.5 to four steps: DMD2 with backward simulation, evaluation, export.
@@ -108,9 +109,12 @@ def recipe(
         scale: 2b and 14b are the published recipes; mini runs on real clips on a CPU; smoke only shows that
             it runs.
         teacher: Pre-trained weights, .safetensors or .pt; left out, those of the package.
-        data: Folder with videos/ and reason1/, the prompts' embeddings.
+        data: Folder with videos/ and reason1/, the prompts' embeddings, or captions.
         tokenizer: Wan 2.1's VAE, its folder in diffusers' format or Wan2.1_VAE.pth (2b, 14b).
-        negative_prompt: Embedding of the negative prompt, .safetensors or .npz; left out, zeros.
+        text_encoder: Folder of Cosmos-Reason1, for captions of clips without embedding: captions/, metas/,
+            captions.json, .jsonl or .csv.
+        negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
+            zeros, as published; None, that of the pipeline.
         seed: Of noise, order of the clips and initial weights.
     """
     n = NUMBERS[scale]
@@ -136,7 +140,8 @@ def recipe(
             frames=93 if full else 5, height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(CONDITION_FRAMES) - 1,
-            negative_prompt=str(negative_prompt or ""),
+            text_encoder=text_encoder,
+            negative_prompt=None if negative_prompt is None else str(negative_prompt),
         ),
         stages={
             "dmd2": Train(

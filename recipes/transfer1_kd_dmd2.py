@@ -104,7 +104,8 @@ def recipe(
     teacher: Path | None = None,
     data: Path | None = None,
     tokenizer: Path | None = None,
-    negative_prompt: Path | None = None,
+    text_encoder: Path | None = None,
+    negative_prompt: str | None = None,
     seed: int = 0,
 ) -> Recipe:
     """Distil Cosmos-Transfer1 to one step: teacher pairs, KD on them, DMD2, evaluation, export.
@@ -113,9 +114,13 @@ def recipe(
         scale: 7b is the published recipe; mini runs on real clips on a CPU; smoke only shows that it runs.
         control: What the clips are generated from.
         teacher: Merged base and control weights, .safetensors or .pt; left out, those of the package.
-        data: Folder with videos/, t5_xxl/ and, for depth, seg and keypoint, a folder of that name.
+        data: Folder with videos/, t5_xxl/, the prompts' embeddings, or captions, and for depth, seg and
+            keypoint a folder of that name.
         tokenizer: Folder with the Cosmos tokenizer's encoder.jit, decoder.jit and mean_std.pt (7b).
-        negative_prompt: Embedding of the negative prompt, .safetensors or .npz; left out, zeros.
+        text_encoder: Folder of T5-11B's encoder, for captions of clips without embedding: captions/, metas/,
+            captions.json, .jsonl or .csv.
+        negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
+            that of the published pipeline where there is a text encoder, else zeros.
         seed: Of noise, order of the clips and initial weights.
     """
     n = NUMBERS[scale]
@@ -143,7 +148,8 @@ def recipe(
             frames=121 if full else 5, height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(condition_frames) - 1,
-            negative_prompt=str(negative_prompt or ""),
+            text_encoder=text_encoder,
+            negative_prompt=None if negative_prompt is None else str(negative_prompt),
         ),
         stages={
             "generate": Generate(

@@ -88,7 +88,8 @@ def recipe(
     teacher: Path | None = None,
     data: Path | None = None,
     tokenizer: Path | None = None,
-    negative_prompt: Path | None = None,
+    text_encoder: Path | None = None,
+    negative_prompt: str | None = "",
     seed: int = 0,
 ) -> Recipe:
     """Distil Cosmos-Transfer2.5 to four steps: DMD2 with backward simulation, evaluation, export.
@@ -97,9 +98,14 @@ def recipe(
         scale: 2b is the published recipe; smoke only shows that it runs, with a teacher of its own.
         control: What clips are generated from beside text and given frames.
         teacher: Base and control blocks of the control, .safetensors or .pt, or a pipeline folder of
-        diffusers. data: Folder with videos/, reason1/, the prompts' embeddings, and for depth and seg a
-        folder of that name. tokenizer: Folder of the Wan 2.1 VAE in diffusers' format (2b).
-        negative_prompt: Embedding of the negative prompt, .safetensors or .npz; left out, zeros.
+            diffusers.
+        data: Folder with videos/, reason1/, the prompts' embeddings, or captions, and for depth and seg a
+            folder of that name.
+        tokenizer: Folder of the Wan 2.1 VAE in diffusers' format (2b).
+        text_encoder: Folder of Cosmos-Reason1, for captions of clips without embedding: captions/, metas/,
+            captions.json, .jsonl or .csv.
+        negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
+            zeros, as published; None, that of the pipeline.
         seed: Of noise, order of the clips and initial weights.
     """
     n = NUMBERS[scale]
@@ -161,7 +167,8 @@ def recipe(
             frames=93 if full else 5, height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(CONDITION_FRAMES) - 1,
-            negative_prompt=str(negative_prompt or ""),
+            text_encoder=text_encoder,
+            negative_prompt=None if negative_prompt is None else str(negative_prompt),
         ),
         stages={
             **({"pretrain": pretrain} if pretrains else {}),

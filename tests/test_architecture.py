@@ -24,7 +24,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # A method builds its discriminator itself (models.common.heads), and is handed every other network.
 EVERYTHING_BELOW = {
     "arrays", "config", "controls", "data", "diffusion", "errors", "families", "files", "methods", "models",
-    "members", "ops", "parallel", "randomness", "ranges", "storage", "tokenizers", "train", "vision",
+    "members", "ops", "parallel", "randomness", "ranges", "storage", "text", "tokenizers", "train",
+    "vision",
 }  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
@@ -67,6 +68,7 @@ ARROWS: dict[str, set[str]] = {
         "diffusion",
         "errors",
         "tokenizers",
+        "text",
         "files",
         "members",
         "arrays",

@@ -101,6 +101,10 @@ class TextEncoder(NamedTuple):
     name: str
     folder: str
     """In a folder of clips, what holds the embeddings."""
+    kind: str | None = None
+    """Of :mod:`cosmos_distill.text`, the one that the published weights were trained with; None: any."""
+    negative_prompt: str = ""
+    """The text that its makers' pipeline guides away from where the user names none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -257,7 +257,7 @@ def test_the_negative_prompt_is_looked_at_like_any_other(data, tmp_path):
             look(named)
     negative.unlink()
     os.mkfifo(negative)
-    with pytest.raises(DataError, match="is no file"):
+    with pytest.raises(DataError, match="is a named pipe, not a file"):
         look(named)
 
 

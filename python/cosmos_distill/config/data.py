@@ -51,13 +51,18 @@ class Data(Checked):
     max_condition_frames: GivenFrames = 2
     """Most leading latent frames that are given to the network clean. How often it is given how many, a
     method says; an export says how many its student was trained with."""
-    negative_prompt: str = field(default="", metadata=effect("place", where=("source", "folder")))
-    """Prompt of the unconditional branch. Empty means zeros in place of the embedding."""
+    negative_prompt: str | None = field(default="", metadata=effect("place", where=("source", "folder")))
+    """Prompt of the unconditional branch: a text, which ``text_encoder`` encodes, or a file of it (.txt) or
+    of its embedding (.safetensors, .npz). Empty: zeros in place of the embedding. None: the family's own
+    where there is a text encoder, else empty; in a :class:`Recipe` it stands there resolved."""
     text_folder: str | None = None
     """Folder under ``root`` with the prompts' embeddings; None: t5_xxl."""
     control_models: Mapping[str, Path] | None = field(default=None, metadata=effect("place"))
     """Control -> folder of a model of transformers that computes it where clips have no videos of it: depth
     (a model for depth estimation), seg (segmentation) and keypoint (poses)."""
+    text_encoder: Path | None = field(default=None, metadata=effect("place"))
+    """Folder of the text encoder that makes the embeddings of captions, for clips that have none
+    (:mod:`cosmos_distill.data.captions` says where captions are found), with its tokenizer."""
     vis_thumbnail: Annotated[float, Range(1, 64)] | None = None
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cosmos_distill.config.data import Data
@@ -41,7 +41,15 @@ class Recipe(Checked):
                 object.__setattr__(self, "network", preset(self.network))
             except ValueError as error:
                 raise ValueError(f"network {error}") from None
+        if isinstance(self.data, Data) and self.data.negative_prompt is None:
+            object.__setattr__(self, "data", replace(self.data, negative_prompt=self._published_negative()))
         super().__post_init__()
+
+    def _published_negative(self) -> str:
+        """The text that the family's own pipeline guides away from, where there is what encodes it."""
+        text = self.network.family.text if isinstance(self.network, NetworkConfig) else None
+        encodes = self.data.source == "folder" and self.data.text_encoder is not None
+        return text.negative_prompt if text is not None and encodes else ""
 
     def rules(self) -> Iterator[Problem]:
         """A run does something, and its stages' folders neither leave the run folder nor meet in it."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ LONGEST = 20_000
 _TABLES = ("captions", "metadata")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 _SHOWN = 3
+_ARRAYS = (".safetensors", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+"""Of a file that is, or might be, an embedding: none is opened here."""
 
 
 class Caption(NamedTuple):
@@ -147,11 +149,42 @@ class Captions:
         return f" (captions/{name}.txt, metas/{name}.txt, or a line of captions.csv)"
 
 
+def there(root: Path) -> bool:
+    """Whether a folder of clips seems to have captions, without reading any."""
+    return any((root / folder).is_dir() for folder in ("captions", "metas")) or bool(tables(root))
+
+
+def holds(path: Path, names: Container[str]) -> bool:
+    """Whether a file beside the clips is a place of captions: of one of these ``names``, or a table."""
+    suffix = path.suffix.lower()
+    return (suffix in SUFFIXES and path.stem in names) or (path.stem in _TABLES and suffix in TABLE_SUFFIXES)
+
+
 def tables(root: Path) -> list[Path]:
     """Tables of captions in a folder of clips, those that are there."""
     folders = root, root / "videos"
     there = [f / f"{table}{suffix}" for table in _TABLES for f in folders for suffix in TABLE_SUFFIXES]
     return [path for path in there if os.path.lexists(path)]
+
+
+def negative_prompt(given: str | None) -> Path | str | None:
+    """What a negative prompt is: an embedding's file, a text, or nothing.
+
+    Args:
+        given: As the user writes it: a text, or the path of a .txt file or of an embedding.
+
+    Raises:
+        DataError: it is a file of text that cannot be read, or is empty.
+    """
+    given = given or ""
+    path = Path(given)
+    if path.suffix.lower() in _ARRAYS:
+        return path
+    if path.suffix.lower() == ".txt":
+        if not (found := of_file(path)):
+            raise DataError(f"the negative prompt {given} is empty: write a prompt into it, or leave it out")
+        return found
+    return given.strip() or None
 
 
 def _files(folder: Path) -> dict[str, Path]:

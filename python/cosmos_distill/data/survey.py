@@ -16,6 +16,7 @@ away shifts those that come after it; a name that comes last shifts none, and an
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -28,7 +29,8 @@ from typing import Any, Literal
 
 from cosmos_distill.config import Data
 from cosmos_distill.config.data import Held
-from cosmos_distill.data import clips, companion_checks, measuring
+from cosmos_distill.data import captions, clips, companion_checks, measuring
+from cosmos_distill.data.captions import Caption, Captions, negative_prompt
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
@@ -56,9 +58,11 @@ class Sample:
     name: str
     video: File
     info: ClipInfo
-    text: File
+    text: File | None
+    """Its embedding; None: there is a caption."""
     noise: File | None
     control: File | None
+    caption: Caption | None = None
 
     def files(self) -> dict[str, File | None]:
         """All of them, by what they are."""
@@ -110,7 +114,10 @@ class Survey:
         return dict(zip(names, found, strict=True))
 
     def _hash(self, sample: Sample) -> dict[str, str]:
-        return {what: self.index.sha256(path) for what, path in sample.files().items() if path is not None}
+        found = {what: self.index.sha256(path) for what, path in sample.files().items() if path is not None}
+        if sample.caption is not None:
+            found["caption"] = hashlib.sha256(sample.caption.text.encode()).hexdigest()
+        return found
 
 
 def reasons(skipped: Mapping[str, str]) -> str:
@@ -165,7 +172,7 @@ def survey(
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = videos_in(root / "videos")
-    folders = _Folders(root, data, control, paired)
+    folders = _Folders(root, data, control, paired, list(videos))
     index = index_of(root)
     found = index.each(
         videos.items(),
@@ -181,9 +188,9 @@ def survey(
         else:
             errors.append(str(result))
     if not errors:
-        texts = [sample.text for sample in samples.values()]
-        if data.negative_prompt:
-            texts.append(_negative(data.negative_prompt))
+        texts = [sample.text for sample in samples.values() if sample.text is not None]
+        if (negative := _negative(data)) is not None:
+            texts.append(negative)
         noises = [sample.noise for sample in samples.values() if sample.noise is not None]
         errors += companion_checks.faults(texts, noises, index, data, text_channels, latent_shape)
     if errors:
@@ -246,7 +253,8 @@ def videos_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             "folder"
         )
     used = set(files)
-    skipped |= {path.name: "is no video" for path in there if path not in used}
+    others = [path for path in there if path not in used and not captions.holds(path, videos)]
+    skipped |= {path.name: "is no video" for path in others}
     return videos, skipped
 
 
@@ -260,13 +268,22 @@ def _listed(folder: Path) -> list[Path]:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from error
 
 
-def _negative(given: str) -> Path:
-    if kind_of(Path(given)) is None:
-        return Path(given)
-    raise DataError(
-        f"data.negative_prompt {given!r} is no file: T5 does not run here, so give the path of its embedding "
-        "(.safetensors or .npz), or leave it empty for zeros"
-    )
+def _negative(data: Data) -> Path | None:
+    """The embedding that is given for the unconditional branch; None: nothing or a text is."""
+    given = negative_prompt(data.negative_prompt)
+    if isinstance(given, Path):
+        if (kind := kind_of(given)) is not None:
+            raise DataError(
+                f"data.negative_prompt {given} {kind}: give the path of an embedding (.safetensors or .npz), "
+                "a text, or nothing for zeros"
+            )
+        return given
+    if given is not None and data.text_encoder is None:
+        raise DataError(
+            f"data.negative_prompt {given[:60]!r} is a text, which nothing here encodes: give the folder of "
+            "the text encoder (data.text_encoder), or the path of its embedding (.safetensors or .npz)"
+        )
+    return None
 
 
 class _Unusable(Exception):
@@ -280,7 +297,9 @@ class _Unusable(Exception):
 class _Folders:
     """The companions of clips: every folder is listed once."""
 
-    def __init__(self, root: Path, data: Data, control: str | None, paired: bool) -> None:
+    def __init__(
+        self, root: Path, data: Data, control: str | None, paired: bool, names: Sequence[str]
+    ) -> None:
         self.control = next(iter(ControlMix.read(control).from_files(data, paired)), None)
         self.paired = paired
         self._text = data.text_folder or "t5_xxl"
@@ -289,6 +308,12 @@ class _Folders:
             for folder in (self._text, "noise" if paired else None, self.control)
             if folder is not None
         }
+        self._captions: Captions | None = None
+        self._advice = ""
+        if data.text_encoder is None and captions.there(root):
+            self._advice = "; its caption needs a text encoder: give its folder (data.text_encoder)"
+        if data.text_encoder is not None and not all(map(self._has_text, names)):
+            self._captions = Captions(root, names)
 
     @staticmethod
     def _by_name(folder: Path) -> dict[str, dict[str, Path]]:
@@ -300,8 +325,18 @@ class _Folders:
             found.setdefault(unicodedata.normalize("NFC", name), paths)
         return found
 
-    def text(self, name: str) -> Path:
-        return self._companion(name, self._text, ARRAYS)
+    def _has_text(self, name: str) -> bool:
+        there = self._listed(name, self._text)
+        return any(suffix in there for suffix in (*ARRAYS, *PICKLES))
+
+    def text(self, name: str) -> tuple[Path | None, Caption | None]:
+        """The embedding, or else the caption."""
+        if self._captions is None or self._has_text(name):
+            return self._companion(name, self._text, ARRAYS), None
+        try:
+            return None, self._captions.of(name)
+        except captions.Unusable as error:
+            raise _Unusable(name, f"has no {self._text}/{name}.safetensors, and {error}") from error
 
     def noise(self, name: str) -> Path | None:
         return self._companion(name, "noise", ARRAYS) if self.paired else None
@@ -312,9 +347,12 @@ class _Folders:
         suffixes = (".mp4", *sorted(clips.VIDEO_SUFFIXES - {".mp4"}))
         return self._companion(name, self.control, suffixes)
 
-    def _companion(self, name: str, folder: str, suffixes: Sequence[str]) -> Path:
+    def _listed(self, name: str, folder: str) -> Mapping[str, Path]:
         listed = self._there[folder]
-        there = listed.get(name) or listed.get(unicodedata.normalize("NFC", name), {})
+        return listed.get(name) or listed.get(unicodedata.normalize("NFC", name), {})
+
+    def _companion(self, name: str, folder: str, suffixes: Sequence[str]) -> Path:
+        there = self._listed(name, folder)
         for suffix in suffixes:
             if (path := there.get(suffix)) is not None:
                 if (kind := kind_of(path)) is not None:
@@ -323,7 +361,8 @@ class _Folders:
         for suffix in PICKLES:
             if (path := there.get(suffix)) is not None:
                 refuse_pickle(path)
-        raise _Unusable(name, f"has no {folder}/{name}{suffixes[0]}")
+        advice = self._advice if folder == self._text else ""
+        raise _Unusable(name, f"has no {folder}/{name}{suffixes[0]}{advice}")
 
 
 def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) -> Sample | Exception:
@@ -333,7 +372,8 @@ def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) 
             raise _Unusable(name, kind)
         if not encodable(Path(name)):
             raise _Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
-        text, noise, control = folders.text(name), folders.noise(name), folders.control_video(name)
+        text, caption = folders.text(name)
+        noise, control = folders.noise(name), folders.control_video(name)
         info = _info(name, video, index)
         if control is not None and folders.control is not None:
             try:
@@ -350,7 +390,7 @@ def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) 
             raise _Unusable(
                 name, f"{info.frames} frames, but its saved noise matches a clip of exactly {span}"
             )
-        return Sample(name, video, info, text, noise, control)
+        return Sample(name, video, info, text, noise, control, caption)
     except (_Unusable, DataError) as error:
         return error
 

@@ -36,7 +36,7 @@ from cosmos_distill.launch.layout import problems
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.run import folder
+from cosmos_distill.run import folder, text_checks
 from cosmos_distill.run.sizes import (
     batch_bytes,
     batch_of,
@@ -279,6 +279,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
             f"the {own.title} tokenizer is not part of this package: give {own.folder} with "
             "--data.tokenizer-path."
         )
+    yield from text_checks.problems(recipe)
     if data.source == "folder" and data.root is None and not data.sources:
         yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
     for part in data.parts():
@@ -376,7 +377,7 @@ def _film(recipe: Recipe) -> Iterator[str]:
 
 def _prompts(recipe: Recipe, words: int) -> Iterator[str]:
     """Whether the network takes prompts of ``words`` words, and the negative one."""
-    network, negative = denoiser(recipe), len(recipe.data.negative_prompt.split())
+    network, negative = denoiser(recipe), len((recipe.data.negative_prompt or "").split())
     longest = max(words, negative)
     if network is not None and longest > network.text_tokens:
         field = "--network" if longest == words else "--data.negative-prompt"

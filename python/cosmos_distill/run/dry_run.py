@@ -68,6 +68,10 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     refuse_other_teacher(recipe, recipe.stages.values())
     # One folder may hold clips of several splits.
     found = {id(folder): folder for split in inputs.look(recipe).values() for folder in split.values()}
+    told = [sample.caption is not None for folder in found.values() for sample in folder.samples.values()]
+    if any(told):
+        others = f"; {told.count(False):,} have embeddings" if not all(told) else ""
+        console.print(f"captions of {told.count(True):,} clips are encoded first, once{others}")
     words = [fault.word for folder in found.values() for fault in folder.left_out.values()]
     if said := keeping.said(keeping.counted(words)):
         console.print(f"left out: {said}", soft_wrap=True)

@@ -3,7 +3,8 @@
 Which stage is made from which files:
 
 ===============  =======================================================================================
-Generate         clips for training with text, control and noise; negative prompt; tokenizer; teacher
+Generate         clips for training with text, control and noise; negative prompt; tokenizer; text
+                 encoder, where captions are read; teacher
 Train on clips   the same
 Train on pairs   the pairs, in which all of that is contained; teacher
 Evaluate         the same of the clips held out; negative prompt; tokenizer; teacher; students
@@ -27,12 +28,15 @@ complete stage so, it has it go by contents like any other. Torch-free.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cosmos_distill import text
 from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
 from cosmos_distill.errors import Refusal
@@ -129,8 +133,9 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     if len(folders) > 1:
         weights = [part.weight for part in data.parts()]
         found["mixture"] = " ".join(f"{weight / sum(weights):.6g}" for weight in weights)
-    if data.negative_prompt:
-        found["negative_prompt"] = of_files([Path(data.negative_prompt)])
+    told = negative_prompt(data.negative_prompt)
+    if told is not None:
+        found["negative_prompt"] = of_files([told]) if isinstance(told, Path) else _text(told)
     names: list[str] = []
     hashes: dict[str, dict[str, str]] = {}
     skipped: dict[str, str] = {}
@@ -144,12 +149,19 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
         names += [before + name for name in own]
         hashes |= {before + name: files for name, files in hashed.items()}
         skipped |= {before + name: folder.skipped[name] for name in own if name in folder.skipped}
+    captioned = any("caption" in files for files in hashes.values())
+    if data.text_encoder is not None and (captioned or isinstance(told, str)):
+        found["text_encoder"] = of_files(text.files(data.text_encoder))
     digest = _CONTENT + sha256_of_listing([json.dumps(hashes.get(name, _ABSENT)) for name in names])
     if isinstance(stage, Evaluate) and OUT_OF_DOMAIN in looked:
         (other,) = looked[OUT_OF_DOMAIN].values()
         of_it = other.hashes([name for name in other.names if name in other.samples])
         found[OUT_OF_DOMAIN] = _CONTENT + sha256_of_listing([json.dumps(files) for files in of_it.values()])
     return found | {"clips": digest}, {"clips": hashes, "skipped": skipped, "sha256": digest}
+
+
+def _text(prompt: str) -> str:
+    return f"text {hashlib.sha256(prompt.encode()).hexdigest()}"
 
 
 def of_files(paths: Iterable[Path], suffixes: tuple[str, ...] = ()) -> str:
@@ -200,6 +212,9 @@ def change(
             return reason, ""
     if found.inputs.get(OUT_OF_DOMAIN) != wanted.inputs.get(OUT_OF_DOMAIN):
         return "--data.out-of-domain: made with other clips than are given now", ""
+    encoders = {m.inputs["text_encoder"] for m in (found, wanted) if "text_encoder" in m.inputs}
+    if len(encoders) > 1:
+        return "text encoder: made with another than is given now", ""
     made_from, now = found.inputs.get("clips"), wanted.inputs.get("clips")
     if made_from == now:
         return None, ""

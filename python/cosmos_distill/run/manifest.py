@@ -41,7 +41,7 @@ and goes on with the runs of the one before. Manifests of 0.1.0 do not have it a
 CHECKSUM = "checksum"
 """Key of a file of ours under which :func:`checksum` of everything else in it stands."""
 
-FILES = ("clips", "tokenizer", "negative_prompt", "out_of_domain")
+FILES = ("clips", "tokenizer", "negative_prompt", "text_encoder", "out_of_domain")
 """Inputs that are files of the user's; :mod:`cosmos_distill.run.inputs` compares them."""
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
     from cosmos_distill.models.common.network import ControlledDiT
+    from cosmos_distill.models.common.projection import TextProjection
 
 DTYPES: dict[Stored, torch.dtype] = {
     "fp32": torch.float32,
@@ -63,7 +64,21 @@ def open_clips(recipe: Recipe, split: FilmSplit) -> Source:
         text_tokens=config.text_tokens if config else None,
         schedule=recipe.schedule,
         device=device(),
+        projection=text_projection(recipe),
     )
+
+
+def text_projection(recipe: Recipe) -> TextProjection | None:
+    """The teacher's frozen text projection, behind which embeddings of captions are stored; None where there
+    is none, or the teacher is yet to be trained."""
+    config, data = denoiser(recipe), recipe.data
+    if config is None or data.source != "folder" or data.text_encoder is None:
+        return None
+    if config.text_channels == config.text_dim or not any(map(needs_teacher, recipe.stages.values())):
+        return None
+    from cosmos_distill.models.common.projection import TextProjection
+
+    return TextProjection(teacher_files(recipe))
 
 
 def load(config: DiTConfig, files: tuple[Path, ...], dtype: torch.dtype = torch.float32) -> ControlledDiT:

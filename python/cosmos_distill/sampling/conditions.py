@@ -21,7 +21,6 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.data.images import is_image, read_image
 from cosmos_distill.data.sources import open_source
-from cosmos_distill.data.text import HashTextEncoder, load_embedding
 from cosmos_distill.errors import Refusal
 from cosmos_distill.run.networks import device
 from cosmos_distill.run.sizes import tokenizer
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from cosmos_distill.diffusion import Schedule
     from cosmos_distill.models.common.config import DiTConfig
+    from cosmos_distill.models.common.projection import TextProjection
     from cosmos_distill.sampling.options import SampleOptions
 
 FPS = 24.0
@@ -72,7 +72,12 @@ class Conditions:
         control: Control | None,
         data: Data,
         schedule: Schedule,
+        texts: Tensor | None = None,
+        projection: TextProjection | None = None,
     ) -> None:
+        """See the class. ``texts`` are embeddings of the user's prompts, [P, tokens, channels]; captions of a
+        folder become what is behind the ``projection``."""
+        self._texts, self._projection = texts, projection
         self._options, self._network, self._control_name = options, network, control
         self._data = dataclasses.replace(data, root=options.data_root, control_models=options.control_models)
         self._sigma_data = schedule.config.sigma_data
@@ -125,7 +130,9 @@ class Conditions:
         if own is not None:
             hint, padding, own_fps = self._encode_control(own, beginning)
             fps = fps or own_fps
-        text = torch.from_numpy(self._text())[None]
+        if texts is None:
+            texts = torch.zeros(1, network.text_tokens, network.text_channels)
+        self._texts, text = texts, texts[:1]
         conditioning = Conditioning(
             text=text,
             negative_text=torch.zeros_like(text),
@@ -140,6 +147,11 @@ class Conditions:
         if hasattr(self, "_source"):
             return self._source.batch(first, count), self._source.pixels(first, count)[1]
         repeated = self._one.map(lambda value: value.expand(count, *value.shape[1:]))
+        if self._texts is not None and len(self._texts) > 1:
+            text = self._texts[torch.arange(first, first + count) % len(self._texts)]
+            repeated = dataclasses.replace(
+                repeated, conditioning=dataclasses.replace(repeated.conditioning, text=text)
+            )
         control = None if self._control is None else self._control.expand(count, -1, -1, -1, -1)
         return dataclasses.replace(repeated, first=first), control
 
@@ -152,7 +164,11 @@ class Conditions:
     def _text_alone(self) -> bool:
         """Whether clips are drawn for a prompt of the user's and nothing else."""
         options = self._options
-        given = {"--prompt": options.prompt, "--prompt-embedding": options.prompt_embedding}
+        given = {
+            "--prompt": options.prompt,
+            "--prompts": options.prompts,
+            "--prompt-embedding": options.prompt_embedding,
+        }
         option = next((name for name, value in given.items() if value is not None), None)
         if option is None:
             return False
@@ -195,6 +211,7 @@ class Conditions:
         return open_source(
             self._data, self._control_name, 0, split="eval", text_channels=self._network.text_channels,
             text_tokens=self._network.text_tokens, schedule=schedule.config, device=device(),
+            projection=self._projection,
         )  # fmt: skip
 
     def _encode(self, video: Tensor) -> Tensor:
@@ -289,16 +306,6 @@ class Conditions:
             return Pictures(frames, size, rate / stride)
         except DataError as error:
             raise Refusal(f"{option}: {error}") from error
-
-    def _text(self) -> np.ndarray:
-        tokens, channels = self._network.text_tokens, self._network.text_channels
-        if self._options.prompt_embedding is not None:
-            return load_embedding(self._options.prompt_embedding, tokens, channels)
-        if self._data.source == "folder" and self._options.prompt:
-            raise Refusal(
-                "the text encoder does not run here: give the prompt's embedding with --prompt-embedding"
-            )
-        return HashTextEncoder(tokens, channels)(self._options.prompt or "")
 
 
 def _check(option: str, path: Path) -> None:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 from cosmos_distill.arrays.named import metadata
 from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance, Precision
-from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.text import load_embedding
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import read as read_network
@@ -23,8 +21,6 @@ from cosmos_distill.ranges import Checked
 from cosmos_distill.tokenizers import find, fingerprint
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cosmos_distill.sampling.options import SampleOptions
 
 T = TypeVar("T")
@@ -33,7 +29,11 @@ FORMAT = 1
 DESCRIPTION = "cosmos_distill.json"
 """In a pipeline folder."""
 TORCH = (".pt", ".pth")
-_PATHS = ("root", "sources", "held_out", "out_of_domain", "tokenizer_path", "control_models")
+_LEFT_OUT = (
+    "root", "sources", "held_out", "out_of_domain", "tokenizer_path", "text_encoder", "control_models",
+    "keep",
+)  # fmt: skip
+"""Paths, of which none is opened, and which clips were kept for training, which is no matter of sampling."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Exported:
     """Of each file of its tokenizer; empty where that has none, or where an earlier version wrote this."""
     negative_prompt_sha256: str | None
     """Of the embedding of its negative prompt; empty where it had one whose checksum is not known."""
+    negative_prompt: str | None = None
+    """Its text, where it was one that a text encoder encoded."""
+    text_encoder_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each file of its text encoder; empty where it was not known."""
     files_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of the files of its weights, where they are in the formats of others; ours have it inside."""
 
@@ -151,6 +155,8 @@ def read(path: Path) -> Exported:
             precision=_fitting(said["precision"], Precision, "precision"),
             tokenizer_sha256=_checksums(_mapping(said.get("tokenizer", {})).get("sha256", {})),
             negative_prompt_sha256=negative,
+            negative_prompt=_fitting(said.get("negative_prompt"), str | None, "negative_prompt"),
+            text_encoder_sha256=_checksums(_mapping(said.get("text_encoder") or {}).get("sha256", {})),
             files_sha256=_checksums(said.get("files", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -198,39 +204,8 @@ def with_files(exported: Exported, options: SampleOptions, student: Path) -> Dat
     return data
 
 
-def negative_text(exported: Exported, options: SampleOptions, student: Path) -> np.ndarray | None:
-    """The negative prompt's embedding that the user names, fp32 [tokens, channels]; None: the data's own.
-
-    Raises:
-        Refusal: it is needed and not given, cannot be used, or is another one than the file's.
-    """
-    given, wanted = options.negative_prompt_embedding, exported.negative_prompt_sha256
-    if given is None:
-        sampler = exported.sampler
-        if wanted is not None and isinstance(sampler, ManySteps) and sampler.guidance.as_added().scale:
-            raise Refusal(
-                f"{student} is guided away from a negative prompt: give its embedding with "
-                "--negative-prompt-embedding"
-            )
-        return None
-    if not isinstance(exported.sampler, ManySteps):
-        raise Refusal(
-            f"--negative-prompt-embedding {given}: {student} is sampled without guidance, which alone "
-            "reads one: leave it out"
-        )
-    try:
-        if wanted and (found := sha256(given)) != wanted:
-            raise Refusal(
-                f"--negative-prompt-embedding {given} is another one ({found[:12]}...) than {student} was "
-                f"made with ({wanted[:12]}...)"
-            )
-        return load_embedding(given, exported.network.text_tokens, exported.network.text_channels)
-    except (OSError, ValueError, DataError) as error:
-        raise Refusal(f"--negative-prompt-embedding: {error}") from error
-
-
 def _data(said: Mapping[str, Any]) -> Data:
-    known = {key: value for key, value in said.items() if key not in _PATHS}
+    known = {key: value for key, value in said.items() if key not in _LEFT_OUT}
     data = _build(Data, known)
     if data.text_folder is not None and not inside(data.text_folder):
         raise ValueError(f"text_folder {data.text_folder!r} leaves the folder of the clips")

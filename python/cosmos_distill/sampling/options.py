@@ -56,9 +56,17 @@ class SampleOptions(Checked):
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""
     prompt: str | None = None
-    """Prompt of a student of the mini scale, whose text encoder needs no weights."""
+    """What the clips show; --text-encoder encodes it, which a student of the mini scale does without."""
+    prompts: Path | None = None
+    """Text file with a prompt in each line: clip n shows line n, again from the first after the last."""
+    text_encoder: Path | None = None
+    """Folder of the text encoder that the student was made with, for prompts, and for captions of
+    --data-root; its checksums are compared with those that the student's file keeps."""
     prompt_embedding: Path | None = None
     """Embedding of the prompt by the model's text encoder, .safetensors or .npz."""
+    negative_prompt: str | None = None
+    """Text, or file of it (.txt) or of its embedding, for a teacher's file; left out, the one that it was
+    made with."""
     negative_prompt_embedding: Path | None = None
     """Embedding of the negative prompt, for a teacher's file whose guidance had one."""
     data_root: Path | None = None

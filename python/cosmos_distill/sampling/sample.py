@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cosmos_distill.config import FewStep
+from cosmos_distill.config import Data, FewStep
 from cosmos_distill.data.write_video import write_mp4
 from cosmos_distill.errors import Refusal
+from cosmos_distill.models.common.projection import TextProjection
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.run.networks import DTYPES, device, load
 from cosmos_distill.run.sizes import clip_bytes, too_large
 from cosmos_distill.sampling.conditions import Conditions
-from cosmos_distill.sampling.exported import files, negative_text, read, with_files
+from cosmos_distill.sampling.exported import Exported, files, read, with_files
 from cosmos_distill.sampling.options import SampleOptions
+from cosmos_distill.sampling.prompts import told
 from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
 from cosmos_distill.storage import DiskError, disk_errors
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
@@ -48,9 +50,13 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
         raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
-    negative = negative_text(exported, options, student)
-    network = load(exported.network, files(student, exported), DTYPES[exported.precision])
-    clips = Conditions(options, exported.network, exported.control, data, exported.schedule)
+    own = files(student, exported)
+    spoken = told(exported, options, student, own)
+    data, projection = _captioned(exported, data, options, own)
+    network = load(exported.network, own, DTYPES[exported.precision])
+    clips = Conditions(
+        options, exported.network, exported.control, data, exported.schedule, spoken.texts, projection
+    )
     with disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -58,10 +64,12 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     with _disk(options, written):
         for first in range(0, options.clips, options.batch):
             batch, control = clips.batch(first, min(options.batch, options.clips - first))
-            if negative is not None:
-                told, one = batch.conditioning, torch.from_numpy(negative)
-                told = dataclasses.replace(told, negative_text=one.expand_as(told.text))
-                batch = dataclasses.replace(batch, conditioning=told)
+            if spoken.negative is not None:
+                said, one = batch.conditioning, spoken.negative
+                if projection is not None and one.shape[-1] != said.text.shape[-1]:
+                    one = projection(one)
+                said = dataclasses.replace(said, negative_text=one.expand_as(said.text))
+                batch = dataclasses.replace(batch, conditioning=said)
             batch = batch.to(device())
             noise = noise_of(options.seed, "sample", batch)
             frames = torch.full((len(batch),), clips.frames)
@@ -93,6 +101,20 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     also = f" and {GRID}" if GRID in names else f", {written[0].name},"
     print(f"{len(written)} {'clip' if len(written) == 1 else 'clips'}{also} in {options.out}")
     return written
+
+
+def _captioned(
+    exported: Exported, data: Data, options: SampleOptions, own: tuple[Path, ...]
+) -> tuple[Data, TextProjection | None]:
+    """The data of a folder whose captions are encoded, and what of the student they are stored behind."""
+    if options.text_encoder is None or options.data_root is None:
+        return data, None
+    sizes = exported.network
+    wide = sizes.text_channels != sizes.text_dim
+    return (
+        dataclasses.replace(data, text_encoder=options.text_encoder),
+        TextProjection(own) if wide else None,
+    )
 
 
 @contextmanager

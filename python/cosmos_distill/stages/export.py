@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cosmos_distill import __version__
+from cosmos_distill import __version__, text
 from cosmos_distill.config import Export, GivesFrames, Recipe, Train
+from cosmos_distill.data import embeddings
+from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.files import sha256
 from cosmos_distill.models.common import weights
 from cosmos_distill.parallel.agreement import on_rank_zero
@@ -57,6 +59,7 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
     (``teacher``) with its settings for a network that was trained to denoise.
     """
     recipe, negative = run.recipe, _negative_prompt(run.recipe)
+    encoder = run.recipe.data.text_encoder
     few = source.method.sampler
     guidance, steps = many_step_settings(recipe)
     if source.method.pretrains:
@@ -71,10 +74,16 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         # Nobody opens a path that a file names: checksums say what these led to.
         # Which clips were left out of training is no matter of sampling.
         "data": {name: value for name, value in plain(recipe.data).items() if name != "keep"}
-        | {"root": None, "tokenizer_path": None, "control_models": None, **_given_frames(source)}
+        | {"root": None, "sources": [], "held_out": None, "out_of_domain": None, "tokenizer_path": None}
+        | {"text_encoder": None, "control_models": None}
+        | _given_frames(source)
         | ({} if negative is None else {"negative_prompt": ""}),
         "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},
-        "negative_prompt_sha256": None if negative is None else sha256(negative),
+        "negative_prompt_sha256": sha256(negative) if isinstance(negative, Path) else None,
+        "negative_prompt": negative if isinstance(negative, str) else None,
+        "text_encoder": None
+        if encoder is None
+        else {"kind": text.kind_of(encoder), "sha256": embeddings.fingerprint(encoder)},
         "schedule": schedule(recipe).to_dict(),
         "sampler": sampler,
         "nfe": nfe,
@@ -98,10 +107,9 @@ def _given_frames(source: Train) -> dict[str, int]:
     return {"max_condition_frames": max(n for n, share in enumerate(shares) if share)}
 
 
-def _negative_prompt(recipe: Recipe) -> Path | None:
-    """The embedding of a folder's negative prompt; the other source has the prompt itself."""
-    data = recipe.data
-    return Path(data.negative_prompt) if data.source == "folder" and data.negative_prompt else None
+def _negative_prompt(recipe: Recipe) -> Path | str | None:
+    """The embedding of a folder's negative prompt, or its text; other sources have theirs in ``data``."""
+    return negative_prompt(recipe.data.negative_prompt) if recipe.data.source == "folder" else None
 
 
 def recipe_sha256(recipe: Recipe) -> str:

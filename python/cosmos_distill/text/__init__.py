@@ -9,6 +9,7 @@ import.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -61,6 +62,24 @@ def kind_of(folder: Path) -> Kind:
         known = ", ".join(f"{kind} (model_type {name})" for name, kind in _MODEL_TYPES.items())
         raise ValueError(f"{path}: model_type {found!r} is no text encoder that is known here: {known}")
     return _MODEL_TYPES[found]
+
+
+def channels(folder: Path) -> int:
+    """Channels of the encoder's embeddings, by its config.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it says none.
+    """
+    kind, said = kind_of(folder), read_json(folder / "config.json")
+    if kind == "reason1":  # earlier versions of transformers have the sizes outside of text_config
+        said = said.get("text_config") or said
+    names = ("num_hidden_layers", "hidden_size") if kind == "reason1" else ("d_model",)
+    sizes = [said.get(name) for name in names] if isinstance(said, dict) else []
+    found = [size for size in sizes if isinstance(size, int) and size > 0]
+    if len(found) != len(names):
+        raise ValueError(f"{folder}/config.json does not say how wide it is ({', '.join(names)})")
+    return prod(found)
 
 
 def files(folder: Path) -> list[Path]:

@@ -263,6 +263,8 @@ class VideoDiT(Trunk):
 
         Args:
             x: latent with masks, [B, C+2, T, H, W]; later runs need its shape only.
+            text: prompt embedding, [B, L, text_channels], or what the text projection makes of it, [B, L,
+                text_dim], where that is of another width.
             steering: what the control branch does after each block.
             features: blocks whose output is wanted, taken before they are steered.
             features_only: stop after the last of them; the tokens are then returned as they are.
@@ -275,8 +277,8 @@ class VideoDiT(Trunk):
         run = range(self.config.blocks) if run is None else run
         activated, shared = self.times(c_noise, x)
         places = self.places(x, fps)
-        if self.text_projection is not None:
-            text = self.text_projection(text)
+        if self.text_projection is not None and text.shape[-1] == self.config.text_channels:
+            text = self.text_projection(text)  # else it was, before it was stored
         context = Context(text, activated, shared, places)
         if h is None:
             assert self.patch_embed is not None

@@ -159,7 +159,7 @@ class ControlledDiT(nn.Module):
         Args:
             x: latent, [B, C, T, H, W].
             c_noise: noise level as the schedule encodes it, [B], or [B, T] per latent frame.
-            text: prompt embedding, [B, L, text_channels].
+            text: prompt embedding, [B, L, text_channels], or what is behind the text projection.
             hint: control latent, [B, C', T, H, W] with C' <= hint_channels; None runs the base alone.
             condition_mask: 1 on clean leading frames, [B, 1, T, H, W]; default zeros.
             padding_mask: 1 on padding, [B, 1, H, W]; default zeros.

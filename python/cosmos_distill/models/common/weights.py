@@ -91,6 +91,19 @@ def _load(source: Source, *, verify: bool = True, average: bool = True) -> tuple
     return state, carried
 
 
+def some(source: Source, names: Iterable[str]) -> list[torch.Tensor]:
+    """The tensors of these names, as :func:`load` gives them; of a large network nothing else is made.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, or one without them.
+    """
+    state, wanted = _load(source, verify=False)[0], list(names)
+    if missing := [name for name in wanted if name not in state]:
+        raise ValueError(f"{_said(source)} has no {_listed(set(missing))}")
+    return [made(state[name]) for name in wanted]
+
+
 def load_into(network: nn.Module, source: Source) -> State:
     """Fill ``network`` from ``source``, cast to its dtype. Returns ``carried``.
 

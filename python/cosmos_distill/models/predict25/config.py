@@ -11,6 +11,7 @@ from cosmos_distill.diffusion.teacher import EULER_RF
 from cosmos_distill.families import Family, TextEncoder
 from cosmos_distill.models.common.config import DiTConfig, Ratio
 from cosmos_distill.models.common.given import clean_frames
+from cosmos_distill.models.common.prompts import POOR_QUALITY
 from cosmos_distill.models.predict25.names import Predict25Names
 
 if TYPE_CHECKING:
@@ -80,6 +81,6 @@ FAMILY = Family(
     schedule=TrigFlow,
     teacher=EULER_RF,
     tokenizers=("wan2.1",),
-    text=TextEncoder("Cosmos-Reason1.1-7B", "reason1"),
+    text=TextEncoder("Cosmos-Reason1.1-7B", "reason1", "reason1", POOR_QUALITY),
     wall_seconds={"predict2.5-smoke": 90.0, "predict2.5-mini": 720.0},
 )

@@ -11,6 +11,7 @@ from cosmos_distill.diffusion.teacher import RES_2AB
 from cosmos_distill.families import Family, TextEncoder
 from cosmos_distill.models.common.config import DiTConfig, Ratio, Width
 from cosmos_distill.models.common.given import augmented_frames
+from cosmos_distill.models.common.prompts import CRUDE_GAME
 from cosmos_distill.models.transfer1.names import Transfer1Names
 from cosmos_distill.ranges import Problem, Range
 
@@ -99,7 +100,7 @@ FAMILY = Family(
     schedule=EDM,
     teacher=RES_2AB,
     tokenizers=("cosmos-cv8x8x8",),
-    text=TextEncoder("T5-XXL", "t5_xxl"),
+    text=TextEncoder("T5-XXL", "t5_xxl", "t5", CRUDE_GAME),
     weights_help=(
         "the merged base and control file, .safetensors or .pt, or a folder with base_model and "
         "<control>_control"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from cosmos_distill.families import TextEncoder
+from cosmos_distill.models.common.prompts import CRUDE_GAME
 from cosmos_distill.models.predict25 import config as predict25
 from cosmos_distill.models.predict25.config import Predict25Config
 from cosmos_distill.models.transfer25.names import Transfer25Names
@@ -78,6 +80,7 @@ FAMILY = replace(
     presets=PRESETS,
     network=_network,
     names=Transfer25Names(),
+    text=TextEncoder("Cosmos-Reason1.1-7B", "reason1", "reason1", CRUDE_GAME),
     weights_help=(
         "base and control blocks in one .safetensors or .pt file, or a pipeline folder of diffusers with "
         "transformer and controlnet"
