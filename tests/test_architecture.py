@@ -105,7 +105,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "errors": set(),
     "arguments": {"errors", "ranges"},
-    "adapters": {"config", "diffusion", "models.common.given"},
+    "adapters": {"arguments", "config", "diffusion", "models.common.given", "ranges"},
     "integrations": {"adapters", "config", "families", "models.common.given", "ops", "parallel.agreement"},
     "launch": {
         "config",

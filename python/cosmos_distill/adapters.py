@@ -15,14 +15,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from cosmos_distill.arguments import checked
 from cosmos_distill.config import EDM, TrigFlow
 from cosmos_distill.diffusion import Given, Schedule
+from cosmos_distill.ranges import Range
 
+Channels = Annotated[int, Range(0, 2**20)]
+Side = Annotated[int, Range(1, 2**16)]
 Recompute = Literal["none", "full", "selective"]
 
 
@@ -68,17 +72,23 @@ class Adapter(nn.Module, ABC):
         frozen: dotted names of modules in ``network`` that no role trains.
 
     Raises:
-        ValueError: ``blocks`` or ``frozen`` name a module that is not there, or blocks have no width.
+        ValueError: an argument is of another type, ``blocks`` or ``frozen`` name a module that is not there,
+            or blocks have no width.
     """
 
+    @checked(
+        network="give the module itself",
+        blocks="give a tuple of names of the network's modules",
+        frozen="give a tuple of names of the network's modules",
+    )
     def __init__(
         self,
         network: nn.Module,
         schedule: EDM | TrigFlow,
         *,
         blocks: Sequence[str] = (),
-        width: int = 0,
-        patch: tuple[int, int, int] = (1, 2, 2),
+        width: Channels = 0,
+        patch: tuple[Side, Side, Side] = (1, 2, 2),
         given_frames: GiveFrames | None = None,
         clean_condition_times: bool = False,
         frozen: Sequence[str] = (),

@@ -25,11 +25,13 @@ def checked(**advice: str) -> Callable[[Callable[Given, Result]], Callable[Given
         advice: what to give instead, by argument, where the type does not say it.
 
     Returns:
-        A decorator. What it returns raises Refusal before the function is called.
+        A decorator. What it returns raises Refusal before the function is called; ValueError where it is a
+        class's ``__init__``, as configurations do.
     """
 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
         signature = inspect.signature(function)
+        wrong: type[Exception] = ValueError if function.__name__ == "__init__" else Refusal
         if unknown := advice.keys() - signature.parameters.keys():
             raise TypeError(f"{function.__qualname__} has no argument {min(unknown)!r}")
 
@@ -47,7 +49,7 @@ def checked(**advice: str) -> Callable[[Callable[Given, Result]], Callable[Given
                 if not fits(value, hint):
                     wanted = advice.get(name) or f"must be {expected(hint)}"
                     said = shown(value) if isinstance(value, _SMALL) else f"a {type(value).__name__}"
-                    raise Refusal(f"{name}: {wanted}, not {said}")
+                    raise wrong(f"{name}: {wanted}, not {said}")
             return function(*bound.args, **bound.kwargs)
 
         return call

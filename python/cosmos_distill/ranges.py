@@ -12,7 +12,7 @@ import math
 import re
 import types
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -182,6 +182,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         return number and (isinstance(value, int) or math.isfinite(value))
+    if origin is Sequence and isinstance(value, str):
+        return False
     return isinstance(value, origin or hint)
 
 

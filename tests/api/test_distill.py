@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import signal
@@ -289,6 +290,33 @@ def test_an_adapter_changes_nothing_in_its_network() -> None:
         Foreign(network, EDM(), blocks=("layers.0",))
 
 
+WRONG: dict[str, list[Any]] = {
+    "network": ["x", None, Network],
+    "schedule": ["edm", EDM, None, {}],
+    "blocks": ["layers.0", 3, None],
+    "width": ["16", None, 1.5, -1, True],
+    "patch": [2, (1, 2), (1, 0, 2), ("a", 1, 1), None],
+    "given_frames": ["clean", 1],
+    "clean_condition_times": ["yes", None, 1],
+    "frozen": ["unread", 3, None],
+}
+
+
+def test_an_adapters_argument_of_another_type_is_named() -> None:
+    assert WRONG.keys() == inspect.signature(Foreign).parameters.keys()
+    for name, values in WRONG.items():
+        for bad in values:
+            arguments = {"network": Network(), "schedule": EDM()} | {name: bad}
+            with pytest.raises(ValueError, match=rf"^{name}: "):
+                Foreign(**arguments)
+
+
+def test_networks_without_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="teacher: its weights are on the meta device"):
+        distill(adapter(1), adapter(0).to("meta"), PLAIN, samples(), tmp_path / "run", trainer=TRAINER)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pairs_and_kd(tmp_path: Path) -> None:
     teacher = adapter()
     drawn = pairs(teacher, samples(), 6, steps=4, batch=4)
@@ -383,6 +411,10 @@ def test_a_tensor_of_another_name_reaches_the_network(tmp_path: Path) -> None:
     assert "negative_text" not in told[0]
 
 
+def told(**more: Any) -> list[dict[str, Any]]:
+    return [sample | more for sample in samples(2)]
+
+
 @pytest.mark.parametrize(
     "data, error, text",
     [
@@ -401,6 +433,14 @@ def test_a_tensor_of_another_name_reaches_the_network(tmp_path: Path) -> None:
         ([{"latents": torch.zeros(SHAPE).numpy(), "text": torch.zeros(1, TEXT)}], DataError, "is a ndarray"),
         ([{"latents": torch.zeros(SHAPE, dtype=int), "text": torch.zeros(1, TEXT)}], DataError, "floating"),
         ([*samples(2), samples()[0] | {"fps": torch.tensor(8.0)}], DataError, "differ in fps"),
+        (told(text=torch.ones(3, TEXT, dtype=int)), DataError, "text is torch.int64 and should be floating"),
+        (told(latents=torch.ones(SHAPE, device="meta")), DataError, "latents is on the meta device"),
+        (told(fps=24.0), DataError, r"fps is a float: give a tensor \[\]"),
+        (told(fps=torch.ones(2)), DataError, r"fps is \[2\] and should be \[\]"),
+        (told(hint=torch.ones(3, 4, 4)), DataError, r"hint is \[3, 4, 4\] and should be \[C, T, H, W\]"),
+        (told(noise=torch.ones(2, 3, 4, 5)), DataError, r"noise is .* and the latents are .*: both have one"),
+        (told(negative_camera=torch.ones(2)), DataError, "negative_camera replaces 'camera', which is not"),
+        ([{3: torch.ones(2)} | s for s in samples(2)], DataError, "a key that is no name but a int"),
     ],
 )
 def test_data_that_cannot_be_used_are_named(

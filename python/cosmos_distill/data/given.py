@@ -22,6 +22,19 @@ from cosmos_distill.randomness import generator
 
 _AGAIN = "give what can be iterated more than once, such as a list or a DataLoader, instead of an iterator"
 
+_SHAPES = {
+    "latents": "[C, T, H, W]",
+    "text": "[L, D]",
+    "negative_text": "[L, D]",
+    "hint": "[C, T, H, W]",
+    "fps": "[]",
+    "padding_mask": "[1, H, W]",
+    "noise": "[C, T, H, W]",
+}
+"""Of one sample's tensors that have a meaning of their own."""
+_NEEDED = ("latents", "text")
+_ANY_NUMBERS = ("fps", "padding_mask")
+
 Sample = Mapping[str, Tensor]
 
 
@@ -142,23 +155,33 @@ def checked(sample: Any, name: str) -> Sample:
     """``sample`` with its tensors alone, if it is one.
 
     Raises:
-        DataError: it is no mapping, latents or text are missing or have another number of dimensions, or
-            latents are no floating-point numbers.
+        DataError: it is no mapping with names, latents or text are missing, what is known has another number
+            of dimensions or is no floating-point number, or a tensor has no values.
     """
     if not isinstance(sample, Mapping):
         raise DataError(f"{name} is a {type(sample).__name__}: give a mapping of tensors by name")
+    if odd := [key for key in sample if not isinstance(key, str)]:
+        raise DataError(f"{name} has a key that is no name but a {type(odd[0]).__name__}")
     tensors = {key: value for key, value in sample.items() if isinstance(value, Tensor)}
-    for key, shape in (("latents", "[C, T, H, W]"), ("text", "[L, D]")):
-        if key in sample and key not in tensors:
+    for key, shape in _SHAPES.items():
+        if key in sample and sample[key] is not None and key not in tensors:
             raise DataError(f"{name}: {key} is a {type(sample[key]).__name__}: give a tensor {shape}")
         if key not in tensors:
-            raise DataError(
-                f"{name} has no tensor {key!r} {shape}: it holds {', '.join(map(str, sample)) or 'nothing'}"
-            )
-        if tensors[key].ndim != shape.count(",") + 1:
+            if key in _NEEDED:
+                raise DataError(
+                    f"{name} has no tensor {key!r} {shape}: it holds {', '.join(sample) or 'nothing'}"
+                )
+            continue
+        if tensors[key].ndim != len(shape.strip("[]").split()):
             raise DataError(f"{name}: {key} is {list(tensors[key].shape)} and should be {shape}")
-    if not tensors["latents"].is_floating_point():
-        raise DataError(f"{name}: latents are {tensors['latents'].dtype} and should be floating point")
+        if key not in _ANY_NUMBERS and not tensors[key].is_floating_point():
+            raise DataError(f"{name}: {key} is {tensors[key].dtype} and should be floating point")
+    for key, value in tensors.items():
+        if value.is_meta:
+            raise DataError(f"{name}: {key} is on the meta device, where tensors have no values")
+    if "noise" in tensors and tensors["noise"].shape != tensors["latents"].shape:
+        shapes = (list(tensors[key].shape) for key in ("noise", "latents"))
+        raise DataError("{}: noise is {} and the latents are {}: both have one shape".format(name, *shapes))
     return tensors
 
 
@@ -182,6 +205,13 @@ def together(first: int, samples: Sequence[Sample]) -> Batch:
 
 def complete(first: int, tensors: Mapping[str, Tensor]) -> Batch:
     """The batch of ``tensors``, each with B samples first: in fp32, but for integers, and with zeros for a
-    negative text that is not there."""
+    negative text that is not there.
+
+    Raises:
+        DataError: they do not go together, as a negative of what is not there.
+    """
     there = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    return Batch.of(first, {"negative_text": torch.zeros_like(there["text"]), **there})
+    try:
+        return Batch.of(first, {"negative_text": torch.zeros_like(there["text"]), **there})
+    except ValueError as error:
+        raise DataError(f"samples from {first} on: {error}") from error

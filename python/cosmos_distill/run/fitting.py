@@ -49,6 +49,10 @@ def source_of(data: Any, seed: int) -> given.Source:
 
 
 def require_roles(student: nn.Module, teacher: nn.Module | None) -> None:
+    """Refuse networks without values, and two that are one."""
+    for name, network in (("student", student), ("teacher", teacher)):
+        if network is not None and any(p.is_meta for p in network.parameters()):
+            raise Refusal(f"{name}: its weights are on the meta device, where they have no values: load them")
     if teacher is None:
         return
     own = {id(p) for p in student.parameters()}
