@@ -95,7 +95,7 @@ class Distilled:
         Raises:
             Refusal: the folder holds no finished run, or its weights are not those of such a network.
         """
-        arguments.folder(folder)
+        arguments.path("folder", folder)
         folder = Path(folder)
         record, weights = claim.record(folder), folder / "student.safetensors"
         if record is None or not weights.is_file():
@@ -123,6 +123,7 @@ class Distilled:
         from cosmos_distill.run.networks import DTYPES, load
         from cosmos_distill.sampling.exported import read
 
+        arguments.path("file", file)
         file = Path(file)
         said = read(file)
         sampler = said.sampler if isinstance(said.sampler, FewStep) else None
@@ -181,7 +182,7 @@ def distill(
         NonFiniteError: losses are not finite; see :func:`cosmos_distill.fit`.
         ResumeError: ``folder`` holds checkpoints of other numbers, all of them named.
     """
-    arguments.folder(folder)
+    arguments.path("folder", folder)
     folder, trainer = Path(folder), trainer or Trainer(max_steps=1000, global_batch=8)
     schedule = schedule or fitting.schedule_of(student, teacher)
     if schedule is None:

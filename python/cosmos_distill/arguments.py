@@ -63,7 +63,7 @@ def _outside(hint: Any) -> Any:
     return origin if isinstance(origin, type) and issubclass(origin, Mapping) else hint
 
 
-def folder(text: Any) -> None:
+def path(name: str, text: Any) -> None:
     """Raises Refusal for an empty path, which would be the folder that the program was started in."""
     if not str(text).strip():
-        raise Refusal("folder: an empty path: name one, or '.' for the one that the program runs in")
+        raise Refusal(f"{name}: an empty path: name a folder or file, or '.' for where the program runs")

@@ -14,7 +14,7 @@ from torch import nn
 
 import cosmos_distill
 from cosmos_distill import DMD2, EDM, Distilled, FewStep, Parallel, Refusal, Trainer
-from tests.api.foreign import SHAPE, TEXT, adapter, samples
+from tests.api.foreign import SHAPE, TEXT, Foreign, Network, adapter, samples
 
 PLAIN = DMD2(gan_weight=0.0, condition_frames=(1.0,))
 NO_NETWORK: list[Any] = [None, "student", 3, {}, [], torch.zeros(2), nn.Linear]
@@ -142,3 +142,37 @@ def test_right_arguments_are_taken(name: str, tmp_path: Path) -> None:
 
     arguments = good(name, tmp_path / "run") | {"seed": np.int64(3)}
     assert getattr(cosmos_distill, name)(**arguments) is not None
+
+
+OF_ADAPTERS: dict[str, list[Any]] = {
+    "network": ["x", None, Network],
+    "schedule": ["edm", EDM, None, {}],
+    "blocks": ["layers.0", 3, None],
+    "width": ["16", None, 1.5, -1, True],
+    "patch": [2, (1, 2), (1, 0, 2), ("a", 1, 1), None],
+    "given_frames": ["clean", 1],
+    "clean_condition_times": ["yes", None, 1],
+    "frozen": ["unread", 3, None],
+}
+
+
+def test_an_adapters_argument_of_another_type_is_named() -> None:
+    assert OF_ADAPTERS.keys() == inspect.signature(Foreign).parameters.keys()
+    for name, values in OF_ADAPTERS.items():
+        for bad in values:
+            arguments = {"network": Network(), "schedule": EDM()} | {name: bad}
+            with pytest.raises(ValueError, match=rf"^{name}: "):
+                Foreign(**arguments)
+
+
+def test_networks_without_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="teacher: its weights are on the meta device"):
+        cosmos_distill.distill(
+            adapter(1),
+            adapter(0).to("meta"),
+            PLAIN,
+            samples(),
+            tmp_path / "run",
+            trainer=Trainer(max_steps=1),
+        )
+    assert not (tmp_path / "run").exists()

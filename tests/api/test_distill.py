@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 import signal
@@ -288,33 +287,6 @@ def test_an_adapter_changes_nothing_in_its_network() -> None:
         Foreign(network, EDM(), blocks=("layer.0",), width=16)
     with pytest.raises(ValueError, match="need a width"):
         Foreign(network, EDM(), blocks=("layers.0",))
-
-
-WRONG: dict[str, list[Any]] = {
-    "network": ["x", None, Network],
-    "schedule": ["edm", EDM, None, {}],
-    "blocks": ["layers.0", 3, None],
-    "width": ["16", None, 1.5, -1, True],
-    "patch": [2, (1, 2), (1, 0, 2), ("a", 1, 1), None],
-    "given_frames": ["clean", 1],
-    "clean_condition_times": ["yes", None, 1],
-    "frozen": ["unread", 3, None],
-}
-
-
-def test_an_adapters_argument_of_another_type_is_named() -> None:
-    assert WRONG.keys() == inspect.signature(Foreign).parameters.keys()
-    for name, values in WRONG.items():
-        for bad in values:
-            arguments = {"network": Network(), "schedule": EDM()} | {name: bad}
-            with pytest.raises(ValueError, match=rf"^{name}: "):
-                Foreign(**arguments)
-
-
-def test_networks_without_values_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="teacher: its weights are on the meta device"):
-        distill(adapter(1), adapter(0).to("meta"), PLAIN, samples(), tmp_path / "run", trainer=TRAINER)
-    assert not (tmp_path / "run").exists()
 
 
 def test_pairs_and_kd(tmp_path: Path) -> None:

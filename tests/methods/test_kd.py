@@ -73,5 +73,5 @@ def test_micro_batches_add_up_in_the_gradient(networks, schedule):
 
 def test_clips_without_noise_are_refused(networks, schedule, batch):
     method = build(KD(), networks, schedule)
-    with pytest.raises(ValueError, match="pairs_from"):
+    with pytest.raises(ValueError, match="KD learns from pairs, and this batch has no noise"):
         method.losses(replace(batch, noise=None), 0, Noise(0, 0, 0, 2))
