@@ -265,7 +265,14 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     hints = get_type_hints(cls)
     if unknown := values.keys() - hints.keys():
         raise ValueError(f"unknown: {', '.join(sorted(unknown))[:100]!r}")
-    return cls(**{name: _fitting(value, hints[name], name) for name, value in values.items()})
+    return cls(**{name: _part(value, hints[name], name) for name, value in values.items()})
+
+
+def _part(value: Any, hint: Any, name: str) -> Any:
+    """A field's value, or the configuration that it holds."""
+    if isinstance(hint, type) and issubclass(hint, Checked):
+        return _build(hint, _mapping(value))
+    return _fitting(value, hint, name)
 
 
 def _fitting(value: Any, hint: Any, name: str) -> Any:
