@@ -250,6 +250,13 @@ def read_bytes(file: File, most: int) -> bytes:
     return bytes(found)
 
 
+def size_of(file: File) -> int:
+    """Bytes of a file. Raises like :func:`open_bytes`."""
+    if isinstance(file, Member):
+        return file.size
+    return int(file.info()["size"]) if isinstance(file, Url) else regular(file)
+
+
 def stamp(file: File) -> Stamp:
     """What changes when the file does, as far as its place knows: of a member, the stamp of its archive; of
     an object of a store, its size and a number made of what the store says. OSError where nothing is."""

@@ -84,8 +84,9 @@ class Checked:
 _unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
-def effect(kind: Effect, where: tuple[str, str] | None = None) -> dict[str, Any]:
-    """Metadata of a field that says what it changes; with ``where``, only if that field has that value."""
+def effect(kind: Effect, where: tuple[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
+    """Metadata of a field that says what it changes; with ``where``, only if that field has one of these
+    values."""
     return {"effect": kind, "where": where}
 
 
@@ -99,7 +100,7 @@ def effects(config: type, values: Mapping[str, Any]) -> dict[str, Effect]:
     found: dict[str, Effect] = {}
     for item in fields(config):
         where = item.metadata.get("where")
-        holds = where is None or values.get(where[0]) == where[1]
+        holds = where is None or values.get(where[0]) in where[1]
         found[item.name] = item.metadata.get("effect", "result") if holds else "result"
     return found
 

@@ -274,3 +274,31 @@ def test_a_second_opening_reads_nothing_but_what_has_changed(data, tmp_path, mon
     write_text(tmp_path, "c03", tokens=9)
     with pytest.raises(pytest.fail.Exception, match=r"c03\.safetensors was read"):
         look(data)
+
+
+def test_folders_in_folders_and_links(data, tmp_path):
+    """A clip is called by its way from videos/, what belongs to it lies likewise, and links are followed."""
+    write_folder(tmp_path, 6, frames=9, control="depth")
+    flat = look(data, "depth")
+    before = flat.hashes(flat.names)
+    elsewhere = tmp_path / "elsewhere"
+    for kind, suffix in (("videos", ".mp4"), ("depth", ".mp4"), ("t5_xxl", ".safetensors")):
+        (tmp_path / kind / "a" / "b").mkdir(parents=True)
+        (elsewhere / kind).mkdir(parents=True)
+        for name, after in (("c00", "a/c00"), ("c01", "a/c01"), ("c02", "a/b/c02")):
+            (tmp_path / kind / f"{name}{suffix}").rename(tmp_path / kind / f"{after}{suffix}")
+        (tmp_path / kind / f"c03{suffix}").rename(elsewhere / kind / f"c03{suffix}")
+        (tmp_path / kind / "b").symlink_to(elsewhere / kind)
+    videos = tmp_path / "videos"
+    (videos / "c05.mp4").rename(videos / "c05.WebM")
+    (videos / "a" / "round").symlink_to(videos)
+    (videos / "a" / ".hidden.mp4").touch()
+    (videos / "a" / "notes.txt").touch()
+    (videos / "none").mkdir()
+    found = look(data, "depth")
+    assert found.names == ("a/b/c02", "a/c00", "a/c01", "b/c03", "c04", "c05") == tuple(found.samples)
+    assert found.held_out == {"c04"}
+    assert found.skipped == dict.fromkeys(("a/notes.txt", "a/round", "none"), "is no video")
+    hashes = found.hashes(found.names)
+    assert {name.rpartition("/")[2]: files for name, files in hashes.items()} == before
+    assert set(open_(data, "depth").description()["clips"]) == {*found.names} - {"c04"}

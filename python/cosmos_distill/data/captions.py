@@ -157,7 +157,9 @@ def there(root: Path) -> bool:
 def holds(path: Path, names: Container[str]) -> bool:
     """Whether a file beside the clips is a place of captions: of one of these ``names``, or a table."""
     suffix = path.suffix.lower()
-    return (suffix in SUFFIXES and path.stem in names) or (path.stem in _TABLES and suffix in TABLE_SUFFIXES)
+    return (suffix in SUFFIXES and path.with_suffix("").as_posix() in names) or (
+        path.stem in _TABLES and suffix in TABLE_SUFFIXES
+    )
 
 
 def tables(root: Path) -> list[Path]:

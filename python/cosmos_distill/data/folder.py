@@ -45,7 +45,7 @@ from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span, windows_of
 from cosmos_distill.data.text import T5_TOKENS, load_array
 from cosmos_distill.files import printable
-from cosmos_distill.members import File, Stamp, stamp
+from cosmos_distill.members import File, Member, Stamp, stamp
 from cosmos_distill.randomness import generator
 from cosmos_distill.tokenizers import Tokenizer
 
@@ -176,7 +176,7 @@ class FolderSource(ClipSource):
                 passed_over=self._take_news(),
             )
         raise DataError(
-            f"no window that can be decoded is left for {self.split} in {self._survey.root}/videos."
+            f"no window that can be decoded is left for {self.split} in {self._survey.place}."
             f"{reasons(self.skipped)}"
         )
 
@@ -189,16 +189,19 @@ class FolderSource(ClipSource):
 
         Raises DataError where it is none: the file is another than at opening, or the system failed.
         """
-        for path in (sample.video, sample.control):
-            if path is not None and not self._as_opened(path):
-                raise DataError(
-                    f"{path} was changed or removed while it was being read: the same command goes on with "
-                    "the file as it is then"
-                ) from error
+        self._refuse_changed(sample, error)
         if getattr(error.__cause__, "errno", None) in _OF_THE_MACHINE:
             raise error
         self._note(sample.name, start, str(error))
         self._news.append((sample.name, start, str(error)))
+
+    def _refuse_changed(self, sample: Sample, error: DataError | None = None) -> None:
+        for file in (sample.video, sample.control):
+            if file is not None and not self._as_opened(file):
+                raise DataError(
+                    f"{file} was changed or removed while it was being read: the same command goes on with "
+                    "the file as it is then"
+                ) from error
 
     def _note(self, name: str, start: int, reason: str) -> None:
         self._unreadable[name, start] = reason
@@ -232,6 +235,8 @@ class FolderSource(ClipSource):
         self, sample: Sample, start: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, float]:
         """Video, controls from files by name, padding mask and fps. DataError when they cannot be decoded."""
+        if isinstance(sample.video, Member):  # at its place in another archive could lie anything
+            self._refuse_changed(sample)
         size = sample.info.height, sample.info.width, self.data.height, self.data.width
         fit = Fit(*size)
         seeks, fps = self._seeks.get(sample.video), self.data.fps
@@ -254,7 +259,7 @@ class FolderSource(ClipSource):
         """Clips of this split by hash, and what :attr:`skipped` says."""
         hashes = self._survey.hashes([sample.name for sample in self._chosen])
         return {
-            "source": "folder",
+            "source": self.data.source,
             "split": self.split,
             "seed": self.seed,
             "control": self.control,

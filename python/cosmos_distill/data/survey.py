@@ -1,4 +1,4 @@
-"""What a folder of clips holds: which clips can be used, which are held out, and which file is wrong.
+"""What a folder of clips, or shards, hold: which clips can be used, which are held out, which file is wrong.
 
 Everything is found out at opening, from headers and from the arrays beside the clips, and depends on the
 files alone; :mod:`~cosmos_distill.data.index` remembers it. Torch-free: a run looks before any work.
@@ -8,6 +8,9 @@ without a companion, with another number of frames than its control; and one tha
 leave out (:class:`cosmos_distill.config.KeepClips`). **An error**, which names every such
 file, is what cannot be meant: a pickle, an array of the wrong shape or type, one that cannot be read or
 holds NaN.
+
+A folder's videos may lie in folders of their own, and links are followed; the clip ``videos/a/b.mp4`` is
+called ``a/b``, and what belongs to it lies likewise. Shards are :mod:`~cosmos_distill.data.shards`.
 
 Held out for evaluation is every fifth clip in the order of file names. Clips that cannot be used count for
 that as well: when one is damaged or mended, the others stay where they are. A clip that is added or taken
@@ -24,8 +27,8 @@ import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple, Protocol
 
 from cosmos_distill.config import Data
 from cosmos_distill.config.data import Held
@@ -74,6 +77,7 @@ class Survey:
     """A folder as it was found.
 
     Attributes:
+        place: where the videos lie, for messages.
         names: of all clips, those that cannot be used included, in the order of file names.
         samples: the ones that can be used, by name.
         skipped: why, for everything in ``videos/`` that is not used.
@@ -83,6 +87,7 @@ class Survey:
     """
 
     root: Path
+    place: str
     names: tuple[str, ...]
     samples: Mapping[str, Sample]
     skipped: Mapping[str, str]
@@ -100,7 +105,7 @@ class Survey:
         found = [self.samples[name] for name in self.split(split) if name in self.samples]
         if not found:
             raise DataError(
-                f"no usable clip for {split} in {self.root}/videos ({len(self.samples)} usable of "
+                f"no usable clip for {split} in {self.place} ({len(self.samples)} usable of "
                 f"{len(self.names)}; evaluation keeps every {HELD_OUT_EVERY}th and needs at least 2, or a "
                 "folder of its own)."
                 f"{reasons(self.skipped)}"
@@ -161,19 +166,15 @@ def survey(
     """
     if data.root is None:
         raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
-    root, noise, paired = data.root, data.root / "noise", data.saved_noise
-    if not paired and os.path.lexists(noise):
-        raise DataError(
-            f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
-            "saved noise"
-        )
-    if paired and data.fps is not None:
-        raise DataError(f"{root} has saved noise, which only matches every frame: leave data.fps out")
-    if paired and data.stride != 1:
-        raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
-    videos, skipped = videos_in(root / "videos")
-    folders = _Folders(root, data, control, paired, list(videos))
+    root, paired = data.root, data.saved_noise
     index = index_of(root)
+    if data.source == "shards":
+        from cosmos_distill.data import shards
+
+        found_there = shards.found(data, control, index)
+    else:
+        found_there = _in_folder(data, control)
+    place, videos, skipped, folders, marked = found_there
     found = index.each(
         videos.items(),
         lambda item: _probe(item[0], item[1], folders, data, index),
@@ -183,7 +184,7 @@ def survey(
     for result in found:
         if isinstance(result, Sample):
             samples[result.name] = result
-        elif isinstance(result, _Unusable):
+        elif isinstance(result, Unusable):
             skipped[result.name] = str(result)
         else:
             errors.append(str(result))
@@ -200,8 +201,60 @@ def survey(
     left_out = measuring.left_out(data.keep, clips_of, root, index)
     samples = {name: sample for name, sample in samples.items() if name not in left_out}
     skipped |= {name: fault.reason for name, fault in left_out.items()}
-    held_out = {"some": _held_out(list(videos), samples), "all": frozenset(videos), "none": frozenset[str]()}
-    return Survey(root, tuple(videos), samples, skipped, held_out[held], paired, index, left_out)
+    some = _held_out(list(videos), samples) if marked is None else marked
+    held_out = {"some": some, "all": frozenset(videos), "none": frozenset[str]()}[held]
+    return Survey(root, place, tuple(videos), samples, skipped, held_out, paired, index, left_out)
+
+
+class Companions(Protocol):
+    """What belongs to clips."""
+
+    control: str | None
+    """The control whose videos are read; None: none is."""
+
+    def text(self, name: str) -> tuple[File | None, Caption | None]:
+        """The embedding of the prompt of the clip ``name``, or else its caption."""
+
+    def noise(self, name: str) -> File | None:
+        """The noise that it was drawn from."""
+
+    def control_video(self, name: str) -> File | None:
+        """Its control."""
+
+
+class Found(NamedTuple):
+    """What there is before any of it was looked at.
+
+    Attributes:
+        place: where the videos lie.
+        videos: by the names of their clips, in order.
+        skipped: why, by the name of what is left over.
+        companions: what belongs to them; each raises :class:`Unusable` where something is missing.
+        held_out: names of the clips that somebody has held out for evaluation; None: nobody.
+    """
+
+    place: str
+    videos: Mapping[str, File]
+    skipped: dict[str, str]
+    companions: Companions
+    held_out: frozenset[str] | None
+
+
+def _in_folder(data: Data, control: str | None) -> Found:
+    assert data.root is not None
+    root, noise, paired = data.root, data.root / "noise", data.saved_noise
+    if not paired and os.path.lexists(noise):
+        raise DataError(
+            f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
+            "saved noise"
+        )
+    if paired and data.fps is not None:
+        raise DataError(f"{root} has saved noise, which only matches every frame: leave data.fps out")
+    if paired and data.stride != 1:
+        raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
+    videos, skipped = videos_in(root / "videos")
+    companions = _Folders(root, data, control, paired, list(videos))
+    return Found(f"{root}/videos", videos, skipped, companions, None)
 
 
 def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]:
@@ -237,25 +290,47 @@ def videos_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Clips by name, in the order of file names, and why what is left over is not used."""
     videos: dict[str, Path] = {}
     skipped: dict[str, str] = {}
-    there = _listed(folder)
-    files = [path for path in there if path.suffix.lower() in clips.VIDEO_SUFFIXES]
+    there = _below(folder)
+    files = [name for name, path in there.items() if path.suffix.lower() in clips.VIDEO_SUFFIXES]
     # Of two files of one name the published suffix goes first.
-    first: dict[str, Path] = {}
-    for path in sorted(files, key=lambda path: (path.suffix != ".mp4", path.name)):
-        if (other := first.setdefault(path.stem, path)) is not path:
-            skipped[path.name] = f"has the name of {other.name}, which is taken: give it another"
-    for path in files:
-        if first[path.stem] is path:
-            videos[path.stem] = path
+    first: dict[str, str] = {}
+    for name in sorted(files, key=lambda name: (there[name].suffix != ".mp4", name)):
+        if (other := first.setdefault(_stem(name), name)) is not name:
+            skipped[name] = f"has the name of {other}, which is taken: give it another"
+    for name in files:
+        if first[_stem(name)] is name:
+            videos[_stem(name)] = there[name]
     if not videos:
         raise DataError(
             f"{folder} holds no .mp4 file: put clips there (or other videos), or set data.root to another "
             "folder"
         )
     used = set(files)
-    others = [path for path in there if path not in used and not captions.holds(path, videos)]
-    skipped |= {path.name: "is no video" for path in others}
+    others = [name for name in there if name not in used and not captions.holds(Path(name), videos)]
+    skipped |= dict.fromkeys(others, "is no video")
     return videos, skipped
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def _below(folder: Path, above: tuple[str, ...] = ()) -> dict[str, Path]:
+    """What lies in a folder and in those below it, links followed, in the order of their names relative to
+    it. Of a folder only that it is one where it is called like a video, or is empty, or is one of those
+    ``above`` it."""
+    here = os.path.realpath(folder)
+    found: dict[str, Path] = {}
+    for path in _listed(folder):
+        inner: dict[str, Path] = {}
+        if (
+            path.suffix.lower() not in clips.VIDEO_SUFFIXES
+            and path.is_dir()
+            and os.path.realpath(path) not in (*above, here)
+        ):
+            inner = _below(path, (*above, here))
+        found |= {f"{path.name}/{name}": one for name, one in inner.items()} or {path.name: path}
+    return dict(sorted(found.items()))
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -286,7 +361,7 @@ def _negative(data: Data) -> Path | None:
     return None
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why one clip is skipped."""
 
     def __init__(self, name: str, reason: str) -> None:
@@ -318,8 +393,8 @@ class _Folders:
     @staticmethod
     def _by_name(folder: Path) -> dict[str, dict[str, Path]]:
         found: dict[str, dict[str, Path]] = {}
-        for path in _listed(folder):
-            found.setdefault(path.stem, {}).setdefault(path.suffix.lower(), path)
+        for name, path in _below(folder).items():
+            found.setdefault(_stem(name), {}).setdefault(path.suffix.lower(), path)
         # What a Mac wrote spells an accent apart from its letter, and looks the same.
         for name, paths in list(found.items()):
             found.setdefault(unicodedata.normalize("NFC", name), paths)
@@ -329,14 +404,14 @@ class _Folders:
         there = self._listed(name, self._text)
         return any(suffix in there for suffix in (*ARRAYS, *PICKLES))
 
-    def text(self, name: str) -> tuple[Path | None, Caption | None]:
+    def text(self, name: str) -> tuple[File | None, Caption | None]:
         """The embedding, or else the caption."""
         if self._captions is None or self._has_text(name):
             return self._companion(name, self._text, ARRAYS), None
         try:
             return None, self._captions.of(name)
         except captions.Unusable as error:
-            raise _Unusable(name, f"has no {self._text}/{name}.safetensors, and {error}") from error
+            raise Unusable(name, f"has no {self._text}/{name}.safetensors, and {error}") from error
 
     def noise(self, name: str) -> Path | None:
         return self._companion(name, "noise", ARRAYS) if self.paired else None
@@ -356,22 +431,22 @@ class _Folders:
         for suffix in suffixes:
             if (path := there.get(suffix)) is not None:
                 if (kind := kind_of(path)) is not None:
-                    raise _Unusable(name, f"its {folder}/{path.name} {kind}")
+                    raise Unusable(name, f"its {folder}/{path.name} {kind}")
                 return path
         for suffix in PICKLES:
             if (path := there.get(suffix)) is not None:
                 refuse_pickle(path)
         advice = self._advice if folder == self._text else ""
-        raise _Unusable(name, f"has no {folder}/{name}{suffixes[0]}{advice}")
+        raise Unusable(name, f"has no {folder}/{name}{suffixes[0]}{advice}")
 
 
-def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) -> Sample | Exception:
+def _probe(name: str, video: File, folders: Companions, data: Data, index: Index) -> Sample | Exception:
     """The clip, or why it is none; a returned exception is one clip's, and does not hide those of others."""
     try:
-        if (kind := kind_of(video)) is not None:
-            raise _Unusable(name, kind)
+        if isinstance(video, Path) and (kind := kind_of(video)) is not None:
+            raise Unusable(name, kind)
         if not encodable(Path(name)):
-            raise _Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
+            raise Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
         text, caption = folders.text(name)
         noise, control = folders.noise(name), folders.control_video(name)
         info = _info(name, video, index)
@@ -379,19 +454,19 @@ def _probe(name: str, video: Path, folders: _Folders, data: Data, index: Index) 
             try:
                 clips.check_control(info, _info(name, control, index), folders.control)
             except DataError as error:
-                raise _Unusable(name, str(error)) from error
+                raise Unusable(name, str(error)) from error
         span = window_span(data)
         if not windows_of(info, data) and data.fps is not None:
             long = f"{info.duration:.2f} s, shorter than {data.frames} frames at {data.fps:g} a second"
-            raise _Unusable(name, long)
+            raise Unusable(name, long)
         if not windows_of(info, data):
-            raise _Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
+            raise Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
         if noise is not None and info.frames != span:
-            raise _Unusable(
+            raise Unusable(
                 name, f"{info.frames} frames, but its saved noise matches a clip of exactly {span}"
             )
         return Sample(name, video, info, text, noise, control, caption)
-    except (_Unusable, DataError) as error:
+    except (Unusable, DataError) as error:
         return error
 
 
@@ -399,4 +474,4 @@ def _info(name: str, path: File, index: Index) -> ClipInfo:
     try:
         return measuring.info(path, index)
     except (DataError, OSError) as error:
-        raise _Unusable(name, str(error)) from error
+        raise Unusable(name, str(error)) from error

@@ -30,9 +30,11 @@ from cosmos_distill.config import (
 from cosmos_distill.data import packages
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.shard_lists import is_pattern, names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
+from cosmos_distill.members import address
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
@@ -280,10 +282,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
             "--data.tokenizer-path."
         )
     yield from text_checks.problems(recipe)
-    if data.source == "folder" and data.root is None and not data.sources:
-        yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
     for part in data.parts():
-        yield from _folder(part.data.root, recipe, "--data.sources" if part.name else "--data.root")
+        yield from _folder(part.data, recipe, "--data.sources" if part.name else "--data.root")
     yield from _control_models(recipe)
     for place in ("held_out", "out_of_domain"):
         if (extra := getattr(data, place)) is not None:
@@ -296,15 +296,26 @@ def _data(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _folder(root: Path | None, recipe: Recipe, named: str) -> Iterator[str]:
-    """Whether a place of clips is there, with the controls."""
-    if root is not None and not root.is_dir():
-        yield f"{named} {root}: no such folder."
-    data = dataclasses.replace(recipe.data, root=root, sources=())
+def _folder(data: Data, recipe: Recipe, named: str) -> Iterator[str]:
+    """Whether a place of clips is there, with the controls; of shards in a store that comes later."""
+    root = data.root
+    if root is None:
+        if data.source == "folder":
+            yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
+        elif data.source == "shards":
+            yield "there are no clips to train on: give the folder of the shards with --data.root."
+    elif data.source == "shards":
+        if address(root) is None and not root.exists() and not is_pattern(root):
+            yield f"{named} {root}: no such folder, shard or pattern."
+    elif not root.is_dir():
+        shards = " Shards are read with --data.source shards." if names_shards(root) else ""
+        yield f"{named} {root}: no such folder.{shards}"
+    elif data.source == "folder" and not (root / "videos").exists() and next(root.glob("**/*.tar"), None):
+        yield f"{named} {root} holds no videos/, but shards: read them with --data.source shards."
     for name in ControlMix.read(recipe.control).from_files(data):
-        if data.source != "folder":
+        if not data.own:
             yield f"--control {recipe.control}: these clips come without videos. {controls.missing(name)}."
-        elif root is not None and root.is_dir() and not (root / name).is_dir():
+        elif data.source == "folder" and root is not None and root.is_dir() and not (root / name).is_dir():
             yield (
                 f"--control {recipe.control} needs the folder {root / name}, which does not exist. "
                 f"{controls.missing(name)}."

@@ -51,7 +51,7 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
         if network.control is not None:
             said += f" + {_count(sum(p.numel() for p in network.control.parameters()))} in the control branch"
         console.print(said)
-        if recipe.data.source == "folder" and (text := config.family.text) is not None:
+        if recipe.data.own and (text := config.family.text) is not None:
             console.print(
                 f"prompts: {config.text_tokens} x {config.text_channels:,} numbers of {text.name}, published "
                 f"in {text.folder}/; published weights take latents of {', '.join(config.family.tokenizers)}"

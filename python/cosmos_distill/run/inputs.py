@@ -69,7 +69,7 @@ def look(recipe: Recipe) -> dict[str, dict[str, Survey]]:
     from cosmos_distill.data.survey import survey  # reads files with libraries that --help need not wait for
 
     data, network = recipe.data, denoiser(recipe)
-    if data.source != "folder" or (data.root is None and not data.sources):
+    if not data.own or (data.root is None and not data.sources):
         return {}
     latents = None
     if network is not None:

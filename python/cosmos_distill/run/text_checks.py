@@ -17,7 +17,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     """Why captions cannot become what the network reads, each with what to do about it."""
     data, network, folder = recipe.data, denoiser(recipe), recipe.data.text_encoder
     known = None if network is None else network.family.text
-    if data.source != "folder":
+    if not data.own:
         if folder is not None:
             yield (
                 f"--data.text-encoder {folder}: the clips of --data.source {data.source} have prompts "
@@ -26,7 +26,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
         return
     if folder is None:
         own = data.text_folder or "t5_xxl"
-        roots = [part.data.root for part in data.parts() if part.data.root is not None]
+        roots = [part.data.root for part in data.parts() if part.data.source == "folder" and part.data.root]
         for root in (root for root in roots if captions.there(root) and not (root / own).is_dir()):
             yield (
                 f"--data.root {root} has captions and no embeddings ({own}/): give the folder of "

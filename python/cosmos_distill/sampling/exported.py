@@ -209,7 +209,8 @@ def _data(said: Mapping[str, Any]) -> Data:
     data = _build(Data, known)
     if data.text_folder is not None and not inside(data.text_folder):
         raise ValueError(f"text_folder {data.text_folder!r} leaves the folder of the clips")
-    return data if data.source != "folder" else dataclasses.replace(data, negative_prompt="")
+    # Whatever its clips lay in, those of a sample are a folder's.
+    return dataclasses.replace(data, source="folder", negative_prompt="") if data.own else data
 
 
 def _check_size(data: Data, network: DiTConfig) -> None:
@@ -233,7 +234,7 @@ def _network(said: Any) -> DiTConfig:
 
 def _negative(said: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Checksum of the embedding; earlier versions stored its path, which is not opened."""
-    if data.get("source", "folder") == "folder" and data.get("negative_prompt"):
+    if data.get("source", "folder") in ("folder", "shards") and data.get("negative_prompt"):
         return ""
     found = said.get("negative_prompt_sha256")
     return None if found is None else _fitting(found, str, "negative_prompt_sha256")

@@ -109,7 +109,7 @@ def _given_frames(source: Train) -> dict[str, int]:
 
 def _negative_prompt(recipe: Recipe) -> Path | str | None:
     """The embedding of a folder's negative prompt, or its text; other sources have theirs in ``data``."""
-    return negative_prompt(recipe.data.negative_prompt) if recipe.data.source == "folder" else None
+    return negative_prompt(recipe.data.negative_prompt) if recipe.data.own else None
 
 
 def recipe_sha256(recipe: Recipe) -> str:

@@ -110,7 +110,7 @@ def _source(stage: Train, run: Run) -> Source:
 @contextmanager
 def _read_ahead(source: Source | None, recipe: Recipe, stage: Train) -> Iterator[Samples]:
     """Decode the next batches while the network computes, where a batch means decoding video files."""
-    if source is None or recipe.data.source != "folder" or not isinstance(source, ClipSource):
+    if source is None or not recipe.data.own or not isinstance(source, ClipSource):
         yield Shared(source)
         return
     size = groups.data_size()
