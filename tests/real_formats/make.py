@@ -5,7 +5,7 @@ python -m tests.real_formats.make FOLDER
     transfer1/   base_model.pt and edge_control.pt, edge_control_distilled.pt, tokenizer/ (CV8x8x8), t5/
     predict25/   <uuid>_ema_bf16.pt, <uuid>.pt, Wan2.1_VAE.pth, vae/ (the same of diffusers), reason1/
     clips/       videos/*.mp4 and captions/*.txt
-    layouts/     the same clips with their captions elsewhere
+    layouts/     the same clips with their captions elsewhere, or with embeddings
     forms/       every other form of a network that is read (tests/real_formats/forms.py)
     refused/     what is refused by name
 
@@ -19,6 +19,9 @@ import json
 import os
 import sys
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from tests.data.folders import write_clip
 from tests.real_formats import networks, text_encoders, tokenizers
@@ -102,7 +105,27 @@ def _csv(folder: Path) -> None:
         writer.writerows([("id", "caption"), *CAPTIONS.items()])
 
 
-LAYOUTS = {"metas": _metas, "json": _json, "jsonl": _jsonl, "csv": _csv}
+def _embeddings(folder: Path, width: int = WIDTH) -> None:
+    for place in ("t5_xxl", "reason1"):
+        (folder / place).mkdir(exist_ok=True)
+        for number, name in enumerate(CAPTIONS):
+            array = np.random.default_rng(number).standard_normal((6, width), np.float32)
+            save_file({"t5_text_embeddings": array}, folder / place / f"{name}.safetensors")
+
+
+def _narrow(folder: Path) -> None:
+    _embeddings(folder, 32)
+
+
+LAYOUTS = {
+    "nothing": lambda folder: None,
+    "embeddings": _embeddings,
+    "narrow": _narrow,
+    "metas": _metas,
+    "json": _json,
+    "jsonl": _jsonl,
+    "csv": _csv,
+}
 
 
 def make(folder: Path) -> Path:

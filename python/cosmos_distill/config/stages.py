@@ -11,7 +11,7 @@ from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, Tr
 from cosmos_distill.config.keep import Keep
 from cosmos_distill.config.numbers import BatchSize, ClipFrames, Evaluations, Share, Stored
 from cosmos_distill.config.training import Trainer
-from cosmos_distill.ranges import Checked, Problem, Range
+from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,9 @@ class Train(Stage):
     trainer: Trainer
     start_from: str | None = None
     """Stage whose student this one starts from; None: the teacher, or fresh weights where there is none."""
+    student: Path | None = field(default=None, metadata=effect("place"))
+    """Weights that the student starts from, such as a student that was released, in any form that a teacher
+    may have; None: those of ``start_from``."""
     teacher_from: str | None = None
     """Train stage whose result is the teacher here; None takes ``Recipe.teacher``."""
     pairs_from: str | None = None
@@ -107,7 +110,10 @@ class Train(Stage):
     """Which of these pairs are trained on, by the numbers of ``cosmos-distill inspect``."""
 
     def rules(self) -> Iterator[Problem]:
-        """The method is one that can be built, and pairs are judged where there are some."""
+        """The method is one that can be built, its student starts from one place, and pairs are judged where
+        there are some."""
+        if self.student is not None and self.start_from is not None:
+            yield "student", f"and start_from {self.start_from} are two starts: set start_from to None"
         if not hasattr(self.method, "build"):
             yield (
                 "method",

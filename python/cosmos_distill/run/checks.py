@@ -72,20 +72,29 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
     teacher of the recipe's control. An adapter comes last.
     """
     adapter = () if recipe.teacher_lora is None else (_place("--teacher-lora", recipe.teacher_lora),)
-    path, names = recipe.teacher, recipe.network.family.names
-    if path is None:
+    if recipe.teacher is None:
         shipped = f"{preset_of(recipe.network)}.safetensors"  # none of sizes of one's own
         return (Path(cosmos_distill.__file__).parent / "weights" / shipped, *adapter)
+    return (*_network_files("--teacher", recipe.teacher, recipe), *adapter)
+
+
+def student_files(recipe: Recipe, name: str, path: Path) -> tuple[Path, ...]:
+    """Weights of the student that a stage starts from, likewise."""
+    return _network_files(option(f"stages.{name}.student"), path, recipe)
+
+
+def _network_files(given: str, path: Path, recipe: Recipe) -> tuple[Path, ...]:
+    names = recipe.network.family.names
     if path.is_dir() and names is not None and (found := names.files(path, recipe.control)):
-        return (*found, *adapter)
-    return (_place("--teacher", path), *adapter)
+        return found
+    return (_place(given, path),)
 
 
-def _place(option: str, path: Path) -> Path:
+def _place(given: str, path: Path) -> Path:
     try:
         return weights_in(path)
     except ValueError as error:
-        raise Refusal(f"{option}: {error}") from error
+        raise Refusal(f"{given}: {error}") from error
 
 
 def holds_weights(path: Path) -> bool:
@@ -130,6 +139,7 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
         *_stages(recipe),
         *problems(recipe, ranks, args),
         *_teacher(recipe),
+        *_students(recipe),
         *_data(recipe),
         *_network(recipe),
         *folder.problems(out, tuple(recipe.stages)),
@@ -237,6 +247,18 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
     elif missing:
         named = ", ".join(missing)
         yield f"--teacher {recipe.teacher}: {named} does not exist, or is no file or folder of .safetensors."
+
+
+def _students(recipe: Recipe) -> Iterator[str]:
+    for name, stage in recipe.stages.items():
+        if not isinstance(stage, Train) or stage.student is None:
+            continue
+        found = student_files(recipe, name, stage.student)
+        if missing := [str(path) for path in found if not holds_weights(path)]:
+            yield (
+                f"{option(f'stages.{name}.student')} {stage.student}: {', '.join(missing)} does not exist, "
+                "or is no file or folder of .safetensors."
+            )
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
@@ -432,6 +454,13 @@ def _network(recipe: Recipe) -> Iterator[str]:
         yield (
             f"--network {named} takes latents of {config.latent_channels} channels: the "
             f"{data.tokenizer} tokenizer gives {kind.channels}."
+        )
+    published = config.family.tokenizers
+    if not kind.local and published and data.tokenizer not in published:
+        yield (
+            f"--data.tokenizer {data.tokenizer}: {config.family.title} takes latents of "
+            f"{' or '.join(published)}: choose --data.tokenizer {published[0]}, and give "
+            f"{find(published[0]).folder} with --data.tokenizer-path."
         )
     if recipe.control is not None and not config.controls:
         yield f"--control {recipe.control}: {named} has no control branch. Choose --control None."

@@ -21,8 +21,9 @@ from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.parts import Parallelised
 from cosmos_distill.run import inputs
 from cosmos_distill.run.checks import check, holds_weights, misfits, needs_teacher, teacher_files
+from cosmos_distill.run.headers import refuse_misfits
 from cosmos_distill.run.manifest import plain
-from cosmos_distill.run.networks import refuse_other_teacher, sizes
+from cosmos_distill.run.networks import sizes
 from cosmos_distill.run.runner import status
 from cosmos_distill.run.sizes import denoiser
 from cosmos_distill.run.text import yaml
@@ -65,7 +66,6 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
                     _memory(recipe, stage, console)
     console.print(f"\n{launch(recipe.parallel, args)}", soft_wrap=True)
     check(recipe, out, ranks=_ranks(recipe))
-    refuse_other_teacher(recipe, recipe.stages.values())
     # One folder may hold clips of several splits.
     found = {id(folder): folder for split in inputs.look(recipe).values() for folder in split.values()}
     told = [sample.caption is not None for folder in found.values() for sample in folder.samples.values()]
@@ -75,6 +75,7 @@ def show(recipe: Recipe, out: Path, args: Sequence[str]) -> None:
     words = [fault.word for folder in found.values() for fault in folder.left_out.values()]
     if said := keeping.said(keeping.counted(words)):
         console.print(f"left out: {said}", soft_wrap=True)
+    refuse_misfits(recipe, recipe.stages)
 
 
 def _ranks(recipe: Recipe) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from cosmos_distill import models, ops
-from cosmos_distill.config import Recipe, Stage, Stored, Trainer
+from cosmos_distill.config import Recipe, Stored, Trainer
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models.common.config import DiTConfig
@@ -112,12 +112,6 @@ def refuse_others(config: DiTConfig, files: tuple[Path, ...]) -> None:
         weights.check(models.build(config, device="meta", seed=None), files)
     except (ValueError, OSError) as error:
         raise Refusal(str(error)) from error
-
-
-def refuse_other_teacher(recipe: Recipe, stages: Iterable[Stage]) -> None:
-    """The same of the teacher, if one of ``stages`` reads it."""
-    if (config := denoiser(recipe)) is not None and any(map(needs_teacher, stages)):
-        refuse_others(config, teacher_files(recipe))
 
 
 def refuse_missing_backends(example: Tensor) -> None:

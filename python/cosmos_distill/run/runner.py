@@ -30,7 +30,7 @@ from cosmos_distill.files import sha256, to_json
 from cosmos_distill.launch import ranks
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run import folder, inputs
-from cosmos_distill.run.checks import check, depends_on, needs_teacher, teacher_files
+from cosmos_distill.run.checks import check, depends_on, needs_teacher, student_files, teacher_files
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
     MANIFEST,
@@ -143,7 +143,7 @@ def run_recipe(
                 outputs[name] = done
                 continue
             if not checked:
-                _refuse_other_teacher(recipe, only)
+                _refuse_misfits(recipe, only)
                 checked = True
             outputs[name] = _run_stage(Run(recipe, out, dict(outputs), stop, console, {}), name, stage)
         from cosmos_distill.run import report
@@ -223,13 +223,13 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     return output
 
 
-def _refuse_other_teacher(recipe: Recipe, only: Sequence[str]) -> None:
-    """Look at the teacher's file before the first stage that has work to do, whichever it is: a later one may
-    be the first to read it."""
+def _refuse_misfits(recipe: Recipe, only: Sequence[str]) -> None:
+    """Look at the files of networks and tokenizer before the first stage that has work to do, whichever it
+    is: a later one may be the first to read them."""
     ranks.lay_out(recipe.parallel)
-    from cosmos_distill.run.networks import refuse_other_teacher
+    from cosmos_distill.run.headers import refuse_misfits
 
-    refuse_other_teacher(recipe, (s for name, s in recipe.stages.items() if not only or name in only))
+    refuse_misfits(recipe, {name: s for name, s in recipe.stages.items() if not only or name in only})
 
 
 def _load(stage: Stage, parallel: Parallel) -> Callable[[str, Stage, Run, Path], Output]:
@@ -289,6 +289,8 @@ def _wanted(
     found, record = inputs.fingerprints(recipe, stage)
     if needs_teacher(stage):
         found["teacher"] = inputs.of_files(teacher_files(recipe))
+    if isinstance(stage, Train) and stage.student is not None:
+        found["student"] = inputs.of_files(student_files(recipe, name, stage.student))
     for source in depends_on(stage):
         if source in outputs:
             found[source] = _fingerprint(outputs[source])

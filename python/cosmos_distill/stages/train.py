@@ -17,7 +17,7 @@ from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
-from cosmos_distill.run.checks import needs_teacher, teacher_files
+from cosmos_distill.run.checks import needs_teacher, student_files, teacher_files
 from cosmos_distill.run.manifest import File, Pairs, Student
 from cosmos_distill.run.networks import by_role, device, open_clips, schedule
 from cosmos_distill.run.runner import Run
@@ -42,8 +42,10 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
     if stage.keep_pairs.asks:
         keep_pairs.leave_out(name, stage, run, folder, source if isinstance(source, PairSource) else None)
     teacher = None if stage.teacher_from is None else (run.student(stage.teacher_from),)
-    if stage.start_from is not None:
-        student: tuple[Path, ...] | None = (run.student(stage.start_from),)
+    if stage.student is not None:
+        student: tuple[Path, ...] | None = student_files(recipe, name, stage.student)
+    elif stage.start_from is not None:
+        student = (run.student(stage.start_from),)
     else:
         student = teacher or (teacher_files(recipe) if needs_teacher(stage) else None)
     networks: Networks = (
