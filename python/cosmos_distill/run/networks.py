@@ -34,8 +34,11 @@ DTYPES: dict[Stored, torch.dtype] = {
 
 
 def device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This rank's accelerator if there is one, by its index: a device without one means another in a thread,
+    whose current device is its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def sizes(recipe: Recipe) -> DiTConfig:

@@ -166,7 +166,7 @@ def check(data: TokenizerChoice) -> None:
 
 
 def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenizer:
-    """The tokenizer that ``data`` names, on ``device``.
+    """The tokenizer that ``data`` names, on ``device``; on an accelerator in a stream of its own.
 
     Raises:
         ValueError: an unknown name, a tokenizer with weights without their folder, or damaged weights.
@@ -177,7 +177,14 @@ def build(data: TokenizerChoice, device: torch.device | str = "cpu") -> Tokenize
         raise ValueError(
             f"the {kind.title} tokenizer needs its folder: set data.tokenizer_path to {kind.folder}"
         )
-    return kind.build(data.tokenizer_path or kind.shipped, device)
+    tokenizer = kind.build(data.tokenizer_path or kind.shipped, device)
+    if str(device).partition(":")[0] != "cuda":
+        return tokenizer
+    import torch
+
+    from cosmos_distill.tokenizers.common.lane import OnLane
+
+    return OnLane(tokenizer, torch.device(device))
 
 
 def no_grad(method: Callable[_P, _R]) -> Callable[_P, _R]:

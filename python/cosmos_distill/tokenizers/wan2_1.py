@@ -4,10 +4,16 @@ from the official file, ``Wan2.1_VAE.pth``.
 Latents are the mean of the encoder's distribution, normalised per channel: z = (mean - latents_mean) /
 latents_std, with the statistics in the folder's config.json or, for the official file, which has none, those
 published, which diffusers' class has for defaults.
+
+Frames that an accelerator has no memory for are worked on in tiles, with the same result but for the order in
+which sums are rounded (:mod:`~cosmos_distill.tokenizers.common.wan_tiles`).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +25,10 @@ if TYPE_CHECKING:
 
     from cosmos_distill.models.common import files as weights
 
+log = logging.getLogger(__name__)
 TIME, SPACE = 4, 8
+TILES = (512, 256, 128)
+"""Sides of tiles in pixels, each of which is tried where the one before does not fit in memory."""
 OFFICIAL = "Wan2.1_VAE.pth"
 
 
@@ -103,12 +112,17 @@ class Wan:
     """93 frames of 704x1280 become [16, 24, 88, 160].
 
     ``dtype`` is what encoder and decoder compute in (None: bf16 on CUDA, fp32 elsewhere); statistics and
-    results are fp32. Raises FileNotFoundError when the folder is no such model, ValueError when the file is
-    another's, ImportError without diffusers.
+    results are fp32. ``tile`` is the side in pixels of the tiles in which it works, a multiple of 8; None:
+    whole frames, until memory is short. Raises FileNotFoundError when the folder is no such model, ValueError
+    when the file is another's, ImportError without diffusers.
     """
 
     def __init__(
-        self, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        path: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        tile: int | None = None,
     ) -> None:
         import torch
         from diffusers import AutoencoderKLWan
@@ -121,6 +135,7 @@ class Wan:
             if len(found) == 1
             else vae.load(AutoencoderKLWan, path, self._dtype, self._device)
         )
+        self.tile = tile
         self.channels: int = self._vae.config.z_dim
         shape = (1, self.channels, 1, 1, 1)
         self._mean, self._std = (
@@ -146,10 +161,27 @@ class Wan:
         self.latent_shape(*video.shape[2:])
         latents = []
         for clip in video.split(1):  # one at a time: a clip at 720p already fills much of a GPU
-            pixels = clip.to(self._device, torch.float32) / 127.5 - 1.0
-            mean = self._vae.encode(pixels.to(self._dtype)).latent_dist.mode().float()
+            mean = self._within_memory(partial(self._means, clip)).float()
             latents.append((mean - self._mean) / self._std)
         return torch.cat(latents)
+
+    def _means(self, clip: torch.Tensor, tile: int | None) -> torch.Tensor:
+        """The encoder's means, [1, 16, T, h, w], of a clip in tiles, or whole."""
+
+        import torch
+
+        def frames(chosen: slice, window: tuple[slice, slice]) -> torch.Tensor:
+            part = clip[:, :, chosen, window[0], window[1]].to(self._device, torch.float32)
+            return (part / 127.5 - 1.0).to(self._dtype)
+
+        if tile is None:
+            whole = slice(None)
+            means: torch.Tensor = self._vae.encode(frames(whole, (whole, whole))).latent_dist.mode()
+            return means
+        from cosmos_distill.tokenizers.common import wan_tiles
+
+        count, height, width = clip.shape[2:]
+        return wan_tiles.encode(self._vae, frames, (count, height, width), tile)
 
     @no_grad
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -160,10 +192,39 @@ class Wan:
             raise ValueError(f"expected latents [B, {self.channels}, T, h, w], got {list(latents.shape)}")
         clips = []
         for clip in latents.split(1):
-            z = clip.to(self._device, torch.float32) * self._std + self._mean
-            pixels = self._vae.decode(z.to(self._dtype)).sample.float()
-            clips.append(((pixels + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8))
+            z = (clip.to(self._device, torch.float32) * self._std + self._mean).to(self._dtype)
+            clips.append(self._within_memory(partial(self._shown, z)))
         return torch.cat(clips)
+
+    def _shown(self, z: torch.Tensor, tile: int | None) -> torch.Tensor:
+        """uint8 frames of latents in the VAE's own scale, in tiles, or whole."""
+
+        import torch
+
+        def colours(x: torch.Tensor) -> torch.Tensor:
+            return ((x.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+        if tile is None:
+            return colours(self._vae.decode(z).sample)
+        from cosmos_distill.tokenizers.common import wan_tiles
+
+        return wan_tiles.decode(self._vae, z, tile, colours)
+
+    def _within_memory(self, work: Callable[[int | None], torch.Tensor]) -> torch.Tensor:
+        """What ``work`` makes with the largest tiles that fit in memory; later clips begin with them."""
+        import torch
+
+        while True:
+            try:
+                return work(self.tile)
+            except torch.OutOfMemoryError:
+                smaller = [side for side in TILES if self.tile is None or side < self.tile]
+                if not smaller:
+                    raise
+            # Behind the handler, whose error keeps alive what did not fit.
+            log.warning("memory is short: the Wan 2.1 tokenizer works in tiles of %d pixels", smaller[0])
+            self.tile = smaller[0]
+            torch.cuda.empty_cache()
 
 
 TOKENIZER = TokenizerKind(
