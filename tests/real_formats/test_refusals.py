@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from cosmos_distill import cli
 from cosmos_distill.run import runner
-from tests.real_formats import networks
+from cosmos_distill.run.manifest import Manifest
+from tests.real_formats import tokenizers
 from tests.run.commands import PREDICT25, RECIPE
 
 pytestmark = pytest.mark.needs("transformers", "diffusers")
@@ -126,4 +129,31 @@ def test_what_goes_together_is_not_refused(
     recipe: Path, zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command(zoo, recipe, tmp_path / "run", {}), "--dry-run"]) == 0, capsys.readouterr().err
-    assert networks.UUID  # names of the zoo's files are the published ones
+
+
+class Crooked(nn.Module):
+    """An encoder that gives another number of channels, which no header says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1, ::8, ::8, ::8].repeat(1, 8, 1, 1, 1)
+
+
+def test_a_stage_that_failed_before_it_made_anything_takes_corrected_options(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that has made something does not."""
+    bad, out = tokenizers.cosmos(tmp_path / "bad", Crooked()), tmp_path / "run"
+    short = ["--only", "generate", "--stages.generate.pairs", "2", "--stages.generate.steps"]
+
+    def run(tokenizer: str, steps: str) -> int:
+        return cli.main([*command(zoo, RECIPE, out, {"tokenizer": tokenizer}), *short, steps])
+
+    assert run(str(bad), "1") not in (0, cli.REFUSED)
+    manifest = Manifest.read(out / "generate")
+    assert manifest is not None and not manifest.complete and manifest.attempts == 1
+    assert "encoder.jit gave" in capsys.readouterr().err
+    assert run("@transfer1/tokenizer", "2") == 0, capsys.readouterr().err
+    manifest = Manifest.read(out / "generate")
+    assert manifest is not None and manifest.complete and manifest.attempts == 2
+    assert run("@transfer1/tokenizer", "1") == cli.REFUSED
+    assert "holds another 'generate'" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -129,7 +129,7 @@ class CosmosCV8x8x8:
 
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"expected uint8 video [B, 3, F, H, W], got {video.dtype} {list(video.shape)}")
-        shape = self.latent_shape(*video.shape[2:])
+        self.latent_shape(*video.shape[2:])
         parts = []
         # One clip and one chunk at a time: a 704x1280 chunk already fills much of a GPU.
         for clip in video.split(1):
@@ -138,15 +138,15 @@ class CosmosCV8x8x8:
                 pixels = chunk.to(self._device, torch.float32) / 127.5 - 1.0
                 out = self._encoder(pixels.to(self._dtype))
                 out = (out[0] if isinstance(out, tuple) else out).float()
-                time = out.shape[2]
+                shape = (1, *self.latent_shape(*chunk.shape[2:]))
+                if tuple(out.shape) != shape:
+                    raise ValueError(
+                        f"encoder.jit gave {list(out.shape)} where the CV8x8x8 tokenizer gives {list(shape)}"
+                    )
+                time = shape[2]
                 chunks.append((out - self._mean[:, :, :time]) / self._std[:, :, :time])
             parts.append(torch.cat(chunks, dim=2))
-        latents = torch.cat(parts)
-        if tuple(latents.shape[1:]) != shape:
-            raise ValueError(
-                f"encoder.jit gave {list(latents.shape[1:])} where the CV8x8x8 tokenizer gives {list(shape)}"
-            )
-        return latents
+        return torch.cat(parts)
 
     @no_grad
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
