@@ -21,6 +21,7 @@ from cosmos_distill import diffusion, methods, models
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Networks
 from cosmos_distill.parallel import data, groups, megatron  # noqa: F401  # once, for all that are forked
+from cosmos_distill.parallel.agreement import is_rank_zero
 from cosmos_distill.train import loop
 from cosmos_distill.train.checkpoint import Piece, whole
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
@@ -112,7 +113,7 @@ def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> R
     folder.mkdir(exist_ok=True)
     with watched(record), nullcontext() if case_name in PUBLISHED else unpublished():
         result = loop.fit(method, source, case.trainer(layout), folder, seed=seed)
-    if case_name in PUBLISHED and groups.is_main():
+    if case_name in PUBLISHED and is_rank_zero():
         published = {name: whole(value) for name, value in load_file(result.student).items()}
         record.add("end/weight/published", published)
     record.seconds = time.monotonic() - started

@@ -36,11 +36,3 @@ def weights_of(control: str | None) -> dict[str, float]:
     if found and not any(found.values()):
         raise ValueError("gives every control the weight 0: give one of them another")
     return found
-
-
-def spelled(weights: dict[str, float]) -> str:
-    """Controls with their weights as :func:`weights_of` reads them, each set of them in one way: one alone of
-    weight 1 is its name."""
-    if len(weights) == 1 and 1.0 in weights.values():
-        return next(iter(weights))
-    return ",".join(f"{name}:{weight:g}" for name, weight in weights.items())

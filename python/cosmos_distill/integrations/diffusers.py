@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from diffusers import CosmosTransformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -26,7 +25,7 @@ from cosmos_distill.config import EDM, TrigFlow
 from cosmos_distill.integrations.few_step import FewStepScheduler
 from cosmos_distill.models.common.given import augmented_frames, clean_frames
 from cosmos_distill.ops.integrations import diffusers as _operators
-from cosmos_distill.parallel.agreement import on_rank_zero
+from cosmos_distill.parallel.agreement import is_rank_zero, on_rank_zero
 
 __all__ = ["CosmosAdapter", "DiffusersAdapter", "FewStepScheduler", "WanAdapter", "adapt"]
 
@@ -76,7 +75,7 @@ class DiffusersAdapter(Adapter):
 
         if tensors is not None:
             on_rank_zero(write)
-        elif not dist.is_initialized() or dist.get_rank() == 0:
+        elif is_rank_zero():
             write()
 
 

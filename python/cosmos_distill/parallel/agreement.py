@@ -67,6 +67,12 @@ def _ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     return group if group is not None and group.size() > 1 else None
 
 
+def is_rank_zero() -> bool:
+    """Whether this rank writes what exists once, logs for instance: rank 0 of all there are, or one alone."""
+    ranks = _ranks(None)
+    return ranks is None or ranks.rank() == 0
+
+
 def on_rank_zero(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """What ``work`` returns on rank 0, on every rank; it runs there only. All ranks of the group call this.
 

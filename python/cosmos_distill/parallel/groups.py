@@ -118,12 +118,6 @@ def layout() -> Parallel:
     return initialize()
 
 
-def is_main() -> bool:
-    """Whether this rank writes what exists once: logs, pictures, manifests."""
-    layout()
-    return dist.get_rank() == 0
-
-
 def world_group() -> dist.ProcessGroup:
     """All ranks."""
     layout()

@@ -18,6 +18,7 @@ from cosmos_distill.config import Seed, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel import groups
+from cosmos_distill.parallel.agreement import is_rank_zero
 from cosmos_distill.randomness import Noise
 from cosmos_distill.train.checkpoint import Store, publish
 from cosmos_distill.train.guard import Interrupted, StopFlag
@@ -107,7 +108,7 @@ def fit(
         state.restore(checkpoint)
     resumed_from = saved = state.step
     title = type(method.config).__name__
-    log = RunLog(folder, state.step, trainer.max_steps, title) if groups.is_main() else Silence()
+    log = RunLog(folder, state.step, trainer.max_steps, title) if is_rank_zero() else Silence()
     losses: dict[str, float] = {}
 
     def save() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
-from cosmos_distill.parallel.groups import is_main
+from cosmos_distill.parallel.agreement import is_rank_zero
 from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError, Piece, whole
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
@@ -73,7 +73,7 @@ class TrainState:
     def groups(self) -> dict[str, dict[str, Piece]]:
         """What this rank holds of the checkpoint's tensors, by group. Frozen roles are not in it: they are
         inputs of the stage. The random state is rank 0's: it is the same on all."""
-        groups: dict[str, dict[str, Piece]] = {"random": _wholes(random_state()) if is_main() else {}}
+        groups: dict[str, dict[str, Piece]] = {"random": _wholes(random_state()) if is_rank_zero() else {}}
         for role, optimizer in self.optimizers.items():
             groups[f"network_{role}"] = network_pieces(self.method.roles[role])
             groups[f"optimizer_{role}"] = optimizer.pieces()
