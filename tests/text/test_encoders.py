@@ -99,18 +99,25 @@ def test_lengths_count_what_is_cut(t5, reason1):
         assert encoder(["rain at night " * 30]).shape[1] == TOKENS
 
 
-@pytest.mark.parametrize("layout", ["shards", "pickle", "old names", "diffusers"])
+@pytest.mark.parametrize("layout", ["shards", "pickle", "old names", "diffusers", "pipeline", "hub"])
 def test_every_layout_in_which_it_is_found_is_read_alike(layout, t5, reason1, tmp_path):
     folder, _ = reason1 if layout == "old names" else t5
     wanted = text.build(folder, tokens=TOKENS)(PROMPTS)
-    if layout == "diffusers":
+    if layout == "hub":
+        found = tmp_path / "models--google-t5--t5-11b"
+        (found / "refs").mkdir(parents=True)
+        (found / "refs" / "main").write_text("abc")
+        for name in ("abc", "older"):
+            (found / "snapshots" / name).mkdir(parents=True)
+        copied(folder, found / "snapshots" / "abc")
+    elif layout in ("diffusers", "pipeline"):
         (tmp_path / "text_encoder").mkdir()
         (tmp_path / "tokenizer").mkdir()
         for path in folder.iterdir():
             encoder = path.name in ("config.json", "model.safetensors")
             place = tmp_path / ("text_encoder" if encoder else "tokenizer") / path.name
             place.write_bytes(path.read_bytes())
-        found = tmp_path / "text_encoder"
+        found = tmp_path / "text_encoder" if layout == "diffusers" else tmp_path
     else:
         found = copied(folder, tmp_path)
     if layout == "shards":

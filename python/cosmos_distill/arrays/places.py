@@ -26,7 +26,7 @@ def weights_in(path: Path) -> Path:
     if not path.is_dir() or is_weights(path):
         return path
     if (path / "snapshots").is_dir():
-        return weights_in(_snapshot(path))
+        return weights_in(snapshot(path))
     if (path / "transformer").is_dir():
         return path / "transformer"
     if (path / "model" / DISTRIBUTED).is_file():
@@ -56,7 +56,12 @@ def is_weights(folder: Path) -> bool:
     )
 
 
-def _snapshot(path: Path) -> Path:
+def snapshot(path: Path) -> Path:
+    """The snapshot of a hub's cache that its main branch names, or the only one.
+
+    Raises:
+        ValueError: there are several, or none.
+    """
     found = sorted(p for p in (path / "snapshots").iterdir() if p.is_dir())
     main = path / "refs" / "main"
     if main.is_file():

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+from cosmos_distill.arrays import places
 from cosmos_distill.files import read_json, sha256
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ class TextEncoder(Protocol):
         """Tokens of each prompt before it is padded or cut, whatever the encoder adds to it included."""
 
 
+def place(folder: Path) -> Path:
+    """The encoder's own folder: of a hub's cache the one of its snapshot, of a diffusers pipeline its
+    ``text_encoder``; any other is what it is.
+
+    Raises:
+        ValueError: a hub's cache has several snapshots, and no main one.
+    """
+    if (folder / "snapshots").is_dir():
+        folder = places.snapshot(folder)
+    inner = folder / "text_encoder"
+    return inner if not (folder / "config.json").is_file() and (inner / "config.json").is_file() else folder
+
+
 def kind_of(folder: Path) -> Kind:
     """What the folder's config.json says it is.
 
@@ -50,6 +64,7 @@ def kind_of(folder: Path) -> Kind:
         FileNotFoundError: there is no config.json.
         ValueError: it is illegible, or of a model that no encoder here is made from.
     """
+    folder = place(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -71,6 +86,7 @@ def channels(folder: Path) -> int:
         FileNotFoundError: there is none.
         ValueError: it says none.
     """
+    folder = place(folder)
     kind, said = kind_of(folder), read_json(folder / "config.json")
     if kind == "reason1":  # earlier versions of transformers have the sizes outside of text_config
         said = said.get("text_config") or said
@@ -91,6 +107,7 @@ def files(folder: Path) -> list[Path]:
     """
     from cosmos_distill.text import folders
 
+    folder = place(folder)
     tokenizer = tokenizer_folder(folder)
     there = [tokenizer / name for name in _TOKENIZER_FILES if (tokenizer / name).is_file()]
     return [folder / "config.json", *folders.weights(folder), *there]
@@ -137,6 +154,7 @@ def build(
         raise ImportError("text encoders need transformers: pip install 'cosmos-distill[text]'") from error
     import torch
 
+    folder = place(folder)
     kind, where = kind_of(folder), torch.device(device)
     chosen = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     if kind == "reason1":
