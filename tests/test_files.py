@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from cosmos_distill.config import Data, Evaluate, Generate, Guidance, Recipe
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.errors import Refusal
 from cosmos_distill.files import inside, read_json, regular, sha256
+from cosmos_distill.members import not_here
 from cosmos_distill.storage import replacing
 
 
@@ -106,3 +109,39 @@ def test_names_that_meet_on_another_file_system_are_refused() -> None:
             recipe(one, other)
     for name in ("kd", "dmd2", "dmd2_long-run", "stage_2", "évaluer", "2nd"):
         assert name in recipe(name).stages
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://example.com/student.safetensors", "addresses are not followed"),
+        ("s3://bucket/clips", "addresses are not followed"),
+        ("hf:/owner/name", "addresses are not followed"),
+        ("nvidia/Cosmos-Transfer1-7B", "a model's name on a hub, download it"),
+        ("tests/nowhere.pt", ""),  # the folder is there
+        ("C:/clips", ""),
+        ("/mnt/clips/12:30", ""),
+        ("clips", ""),
+    ],
+)
+def test_an_address_and_a_name_on_a_hub_are_told_from_paths(name: str, said: str) -> None:
+    found = not_here(Path(name))
+    assert said in found and bool(said) == bool(found)
+
+
+def test_those_who_name_them_are_told(tmp_path: Path) -> None:
+    from cosmos_distill.data.opening import open_regular
+    from cosmos_distill.run.checks import check
+    from cosmos_distill.sampling.exported import read
+
+    for tried in (open_regular, read):
+        with pytest.raises((Refusal, DataError), match="addresses are not followed: download it"):
+            tried(Path("https://example.com/x.safetensors"))
+    stages = {"generate": Generate(pairs=2, guidance=Guidance(1.0))}
+    asked = Recipe(
+        network="transfer1-smoke", teacher=Path("nvidia/Cosmos-7B"), stages=stages,
+        data=Data(source="folder", root=Path("clips")),
+    )  # fmt: skip
+    with pytest.raises(Refusal) as refused:
+        check(asked, tmp_path / "run")
+    assert "is a model's name on a hub, download it" in str(refused.value)

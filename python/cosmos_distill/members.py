@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Stamp = tuple[int, int, int, int]
 """Size, times of the last change of content and of anything else, in ns, and the file's number."""
 _ADDRESS = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]+)(?P<chain>::[^/]*)?:/{1,3}(?P<rest>[^/].*)?")
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
 _CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum", "md5")
 """What stores call the hash, or the version, of an object's content."""
 _LARGEST_PART = 2**20
@@ -106,6 +107,20 @@ def address(root: Path | str) -> str | None:
     protocol = match["protocol"].lower() + (match["chain"] or "")
     rest = match["rest"] or ""
     return f"{protocol}:///{rest}" if protocol in ("file", "local") else f"{protocol}://{rest}"
+
+
+def not_here(path: object) -> str:
+    """What to do where nothing is at ``path`` since it was meant as an address, or as a model's name on a
+    hub: a clause that follows what is wrong. Empty where it looks like any other path."""
+    text = str(path)
+    if address(text) is not None:
+        return "; addresses are not followed: download it, and name the file or folder here"
+    if _ON_HUB.fullmatch(text) and not Path(text).parent.exists():
+        return (
+            "; if that is a model's name on a hub, download it (hf download NAME --local-dir FOLDER), and "
+            "name the folder"
+        )
+    return ""
 
 
 def store_of(url: str) -> tuple[Any, str]:

@@ -6,7 +6,7 @@ import io
 import os
 
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.members import File, open_bytes
+from cosmos_distill.members import File, not_here, open_bytes
 
 
 def open_regular(file: File) -> io.RawIOBase:
@@ -17,7 +17,7 @@ def open_regular(file: File) -> io.RawIOBase:
     try:
         stream = open_bytes(file)
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
+        raise DataError(f"{file}: no such file{not_here(file)}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be opened ({error.strerror or error})") from error
     except ValueError as error:  # a null byte in the name; or a pipe, a folder, a device

@@ -34,7 +34,7 @@ from cosmos_distill.data.shard_lists import is_pattern, names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
-from cosmos_distill.members import address
+from cosmos_distill.members import address, not_here
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
@@ -236,7 +236,10 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
         return
     adapter = recipe.teacher_lora
     if adapter is not None and not holds_weights(adapter):
-        yield f"--teacher-lora {adapter} does not exist, or is no file or folder of .safetensors."
+        yield (
+            f"--teacher-lora {adapter} does not exist, or is no file or folder of .safetensors"
+            f"{not_here(adapter)}."
+        )
     teacher = teacher_files(dataclasses.replace(recipe, teacher_lora=None))
     missing = [str(path) for path in teacher if not holds_weights(path)]
     if recipe.teacher is None and missing:
@@ -246,7 +249,10 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
         )
     elif missing:
         named = ", ".join(missing)
-        yield f"--teacher {recipe.teacher}: {named} does not exist, or is no file or folder of .safetensors."
+        yield (
+            f"--teacher {recipe.teacher}: {named} does not exist, or is no file or folder of .safetensors"
+            f"{not_here(recipe.teacher)}."
+        )
 
 
 def _students(recipe: Recipe) -> Iterator[str]:

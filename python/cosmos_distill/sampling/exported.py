@@ -16,6 +16,7 @@ from cosmos_distill.errors import Refusal
 from cosmos_distill.families import read as read_network
 from cosmos_distill.families import title
 from cosmos_distill.files import inside, read_json, regular, sha256
+from cosmos_distill.members import not_here
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ranges import Checked
 from cosmos_distill.tokenizers import find, fingerprint
@@ -124,9 +125,8 @@ def read(path: Path) -> Exported:
     try:
         said = _described(path)
     except FileNotFoundError as error:
-        raise Refusal(
-            f"{path}: no such file; `cosmos-distill RECIPE.py` writes one in its export stage"
-        ) from error
+        advice = not_here(path) or "; `cosmos-distill RECIPE.py` writes one in its export stage"
+        raise Refusal(f"{path}: no such file{advice}") from error
     except OSError as error:
         raise Refusal(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
