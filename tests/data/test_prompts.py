@@ -21,6 +21,7 @@ from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.storage import publish_tensors
 from tests.data.folders import write_clip
+from tests.data.shards import write_shard
 from tests.real_formats import text_encoders as tiny
 
 pytestmark = pytest.mark.needs("transformers")
@@ -355,3 +356,26 @@ def test_folders_of_a_mixture_are_told_alike(data, mini, tmp_path):
         assert batch.conditioning.text.shape == (8, TOKENS, width)
         assert batch.conditioning.negative_text.shape == (8, TOKENS, width)
         assert {name.partition("/")[0] for name in batch.names} == {"clips", "other"}
+
+
+def test_captions_in_shards_are_those_of_a_folder(data, tmp_path, encoder):
+    """A txt or json member, as well as a file; encoded clips need the encoder no more."""
+    samples = {
+        name: {"mp4": data.root / "videos" / f"{name}.mp4", "txt": caption.encode()}
+        for name, caption in CAPTIONS.items()
+    }
+    samples["c01"] = {"json": json.dumps({"caption": CAPTIONS["c01"], "fps": 24}).encode(), **samples["c01"]}
+    del samples["c01"]["txt"]
+    samples["c05"] |= {"txt": b"  \n"}
+    write_shard(tmp_path / "shards" / "0.tar", samples)
+    archived = replace(data, source="shards", root=tmp_path / "shards")
+    source, folder = open_(archived), open_(data)
+    assert source.skipped == {"0/c05": "its caption in c05.txt is empty"}
+    found, wanted = texts(source), texts(folder)
+    assert {name.removeprefix("0/") for name in found} == CAPTIONS.keys() - {"c05"}
+    assert all(torch.equal(found[name], wanted[name.removeprefix("0/")]) for name in found)
+    with pytest.raises(DataError, match="needs a text encoder"):
+        open_(replace(archived, text_encoder=None))
+    write_shard(tmp_path / "wrong" / "0.tar", {"c00": {**samples["c00"], "txt": b"\xff\xfe\xff"}})
+    with pytest.raises(DataError, match=r"0\.tar/c00\.txt"):
+        open_(replace(archived, root=tmp_path / "wrong"))

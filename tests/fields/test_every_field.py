@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 import cosmos_distill.cli  # noqa: F401  every configuration is known
-from cosmos_distill.config import Keep, MethodConfig, Recipe, Stage
+from cosmos_distill.config import Encode, GivesFrames, Keep, MethodConfig, Recipe, Stage
 from cosmos_distill.data import sources
 from cosmos_distill.errors import Refusal
 from cosmos_distill.eval import latency, scores
@@ -251,8 +251,10 @@ def test_no_configuration_is_forgotten() -> None:
     tried = set().union(*map(specimens.kinds, [*RECIPES.values(), *NETWORKS.values()])) | {
         type(o) for o in OPTIONS
     }
-    elsewhere = {ManySteps}  # read from a student's file: tests/sampling/test_exported.py
-    assert everything - tried == {Checked, Stage, MethodConfig, Levels, NetworkConfig, DiTConfig} | elsewhere
+    # Read from a student's file (tests/sampling/test_exported.py); of clips (tests/stages/test_encode.py).
+    elsewhere = {ManySteps, Encode}
+    bases = {Checked, Stage, MethodConfig, GivesFrames, Levels, NetworkConfig, DiTConfig}
+    assert everything - tried == bases | elsewhere
 
 
 @pytest.mark.parametrize("name", RECIPES)

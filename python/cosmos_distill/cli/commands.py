@@ -12,10 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 
 from cosmos_distill.cli.ending import FAILED, OK, REFUSED, end, open_streams, outlived
-from cosmos_distill.cli.parsing import Invocation, options_of, parse, split_options
+from cosmos_distill.cli.parsing import Change, Invocation, options_of, parse, split_options
+from cosmos_distill.config import Encode, Recipe
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.options import InspectOptions
 from cosmos_distill.launch import ranks
+from cosmos_distill.ranges import unchecked
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.sampling.options import ConsolidateOptions, SampleOptions
 from cosmos_distill.sweep.options import SweepOptions
@@ -27,6 +29,7 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
        cosmos-distill RECIPE.py --dry-run        resolved recipe, state, sizes, memory plan, launch line
        cosmos-distill generate|eval|export RECIPE.py [options]
                                                  only the stages of that kind
+       cosmos-distill encode RECIPE.py [options]  its clips as latents, once, in shards to train on
        cosmos-distill plan RECIPE.py [options]   the same as --dry-run
        cosmos-distill sweep RECIPE.py --vary OPTION=VALUE,VALUE [options]
                                                  many settings of a recipe, compared on held-out clips
@@ -44,7 +47,7 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 # Words before RECIPE.py -> the kind of stage they run.
 WORDS = ("-h", "--help", "--version", "completion", "consolidate", "inspect", "plan", "sample", "sweep")
 """First words of commands that run no recipe."""
-ONLY_KIND = {"generate": "Generate", "eval": "Evaluate", "export": "Export"}
+ONLY_KIND = {"encode": "Encode", "generate": "Generate", "eval": "Evaluate", "export": "Export"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +97,7 @@ def _command(argv: list[str]) -> int:
     if kind is not None or word == "plan":
         if not rest:
             raise Refusal(f"cosmos-distill {word} RECIPE.py: which recipe?")
-        invocation = _parse(rest)
+        invocation = _parse(rest, _encoding if kind == "Encode" else None)
         if kind is None:
             return _dry_run(invocation)
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
@@ -169,14 +172,22 @@ def _consolidate(args: list[str]) -> int:
     return OK
 
 
-def _parse(argv: Sequence[str]) -> Invocation:
+def _encoding(recipe: Recipe) -> tuple[Recipe, str]:
+    """A recipe's Encode stages alone, so that nothing is asked for that encoding needs not; or one such stage
+    where it has none, and how the name of its run ends."""
+    own = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, Encode)}
+    with unchecked():
+        return dataclasses.replace(recipe, stages=own or {"encode": Encode()}), "" if own else "encoded"
+
+
+def _parse(argv: Sequence[str], change: Change | None = None) -> Invocation:
     """:func:`parse`; of several ranks, which all find the same, rank 0 says what is wrong."""
     if ranks.is_main():
-        return parse(argv)
+        return parse(argv, change)
     said = io.StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(said):
-            return parse(argv)
+            return parse(argv, change)
     except (SystemExit, Refusal) as error:
         if not (isinstance(error, SystemExit) and not error.code):
             ranks.wait_for_main()

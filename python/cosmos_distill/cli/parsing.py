@@ -49,7 +49,12 @@ class Invocation:
     argv: tuple[str, ...] = field(default=())
 
 
-def parse(argv: Sequence[str]) -> Invocation:
+Change = Callable[[Recipe], tuple[Recipe, str]]
+"""Of the recipe that a function returns, before its numbers become options: another one, and how the name of
+its run ends."""
+
+
+def parse(argv: Sequence[str], change: Change | None = None) -> Invocation:
     """Understand ``RECIPE.py [options]``.
 
     The recipe function's own arguments are read first, because the numbers that the other options
@@ -75,6 +80,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     recipe = recipe_file.call(path, function, vars(chosen))
     if "network" not in own:
         recipe, args = _take_preset(recipe, args)
+    recipe, ending = (recipe, "") if change is None else change(recipe)
 
     fields = {name: (name, hint, getattr(chosen, name)) for name, (hint, _) in own.items()}
     for item in dataclasses.fields(RunOptions):
@@ -97,7 +103,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     if wrong := list(wrong_numbers(recipe)):
         raise Refusal("\n".join(wrong))
     options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
-    name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control) if v)
+    name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control, ending) if v)
     out = options.out or Path("runs") / path.stem / name
     return Invocation(recipe, options, out, path, tuple(argv))
 

@@ -39,6 +39,7 @@ from cosmos_distill.config.parallel import Parallel
 from cosmos_distill.config.recipe import Recipe
 from cosmos_distill.config.stages import (
     KINDS,
+    Encode,
     Evaluate,
     Export,
     Generate,
@@ -60,6 +61,7 @@ __all__ = [
     "Control",
     "Data",
     "Decay",
+    "Encode",
     "Evaluate",
     "Evaluations",
     "Export",

@@ -54,7 +54,7 @@ class Recipe(Checked):
     def rules(self) -> Iterator[Problem]:
         """A run does something, and its stages' folders neither leave the run folder nor meet in it."""
         if not self.stages:
-            yield "stages", "must hold at least one stage: Generate, Train, Evaluate or Export"
+            yield "stages", "must hold at least one stage: Encode, Generate, Train, Evaluate or Export"
         yield from file_names("stages", "stage", self.stages)
         for name, stage in self.stages.items():
             if type(stage) not in KINDS:

@@ -20,6 +20,30 @@ class Stage(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encode(Stage):
+    """Turn clips, their controls and prompts into latents and embeddings once, in shards that are read in
+    their place."""
+
+    variants: Annotated[int, Range(1, 10**4)] = 4
+    """Windows of each clip to train on, one in each of as many parts of it, with settings of its control of
+    their own. Fewer where a clip has no more windows, and nothing of its control is drawn."""
+    held_out_variants: Annotated[int, Range(1, 10**4)] = 1
+    """Likewise of each clip that is held out; controls have their presets."""
+    control: Literal["latents", "drawn"] = "latents"
+    """``latents``: a computed control is encoded with each window, with settings drawn for it. ``drawn``: the
+    pixels of the windows are kept instead, and the control is drawn anew whenever one is read, which takes
+    the tokenizer in training. A control from files is encoded in either case."""
+    pixels: Literal["held_out", "none"] = "held_out"
+    """Whether the pixels of held-out windows are kept, without loss: scores compare with them. ``none``:
+    with what the tokenizer makes of the latents."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the latents. What bf16 holds exactly takes no more than that in either case."""
+    clips_per_shard: Annotated[int, Range(1, 10**6)] = 64
+    batch: BatchSize = field(default=4, metadata=effect("none"))
+    """Windows that the tokenizer encodes at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
     """Draw (noise, teacher clip) pairs with the teacher's many-step sampler."""
 
@@ -30,6 +54,9 @@ class Generate(Stage):
     batch: BatchSize = 32
     condition_frames: ClipFrames = (0,)
     """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
+
+    clips_from: str | None = None
+    """Encode stage whose shards are read in place of the clips of ``Recipe.data``; None: the clips."""
 
     def rules(self) -> Iterator[Problem]:
         """Every clip has a number of given frames."""
@@ -109,11 +136,16 @@ class Train(Stage):
     keep_pairs: Keep = field(default_factory=Keep)
     """Which of these pairs are trained on, by the numbers of ``cosmos-distill inspect``."""
 
+    clips_from: str | None = None
+    """Encode stage whose shards are read in place of the clips of ``Recipe.data``; None: the clips."""
+
     def rules(self) -> Iterator[Problem]:
-        """The method is one that can be built, its student starts from one place, and pairs are judged where
-        there are some."""
+        """The method is one that can be built, its student starts from one place, there is one kind of
+        training data, and pairs are judged where there are some."""
         if self.student is not None and self.start_from is not None:
             yield "student", f"and start_from {self.start_from} are two starts: set start_from to None"
+        if self.clips_from is not None and self.pairs_from is not None:
+            yield "clips_from", "and pairs_from are two kinds of training data: choose one"
         if not hasattr(self.method, "build"):
             yield (
                 "method",
@@ -153,6 +185,8 @@ class Evaluate(Stage):
     split: Literal["hard", "validation", "out_of_domain"] | None = None
     """Which held-out clips, of data that have several kinds (the film); None: those of the headline. Settings
     are chosen on ``validation``."""
+    clips_from: str | None = None
+    """Encode stage whose shards are read in place of the clips of ``Recipe.data``; None: the clips."""
     networks: Mapping[str, Path] | None = None
     """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
     seg_miou."""
@@ -179,5 +213,5 @@ def _some_frames(frames: ClipFrames) -> Iterator[Problem]:
         yield "condition_frames", "must name at least one number: (0,) gives none of any clip"
 
 
-KINDS = (Generate, Train, Evaluate, Export)
+KINDS = (Encode, Generate, Train, Evaluate, Export)
 """The stages that there are."""

@@ -66,6 +66,11 @@ class ClipSource(ABC):
     _negative: np.ndarray
     """Prompt embedding of the unconditional branch, fp32 [tokens, channels]."""
 
+    @property
+    def negative(self) -> torch.Tensor:
+        """Prompt embedding of the unconditional branch, fp32 [tokens, channels]."""
+        return torch.from_numpy(self._negative)
+
     @abstractmethod
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more."""

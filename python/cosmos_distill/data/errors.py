@@ -7,3 +7,7 @@ from cosmos_distill.errors import UserError
 
 class DataError(UserError, RuntimeError):
     """Clips, controls, text or pairs cannot be used; the message says what to do next."""
+
+
+class NothingLeft(DataError):
+    """No window of a clip, or of any clip, can be decoded."""

@@ -38,8 +38,9 @@ from cosmos_distill.data import clips, keeping
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.control_mix import ControlMix
-from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.errors import DataError, NothingLeft
 from cosmos_distill.data.fit import Fit
+from cosmos_distill.data.order import order
 from cosmos_distill.data.prompts import Prompts
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
 from cosmos_distill.data.survey import Sample, reasons, survey, window_span, windows_of
@@ -139,14 +140,12 @@ class FolderSource(ClipSource):
         """Windows of sample ``index`` as (clip, first frame), the first that can be decoded being taken, and
         numbers in [0, 1) of which its control is drawn. After one of every clip come their beginnings, which
         are left of a file that is cut off, and then all that they have."""
-        random = generator(self.seed, self.split, index)
-        order = random.permutation(len(self._places))
-        if self.split == "eval" or self._paired:  # every clip once per epoch, then the next usable one
-            epoch, position = divmod(index, len(self._chosen))
-            mixed = generator(self.seed, "epoch", epoch).permutation(len(self._places))
-            order = np.roll([i for i in mixed if self._places[i] is not None], -position)
+        places, random = order(
+            self.seed, self.split, index, [place is not None for place in self._places],
+            epochs=self.split == "eval" or self._paired,
+        )  # fmt: skip
         u = random.random(1 + DRAWS)
-        usable = [sample for i in order if (sample := self._places[i]) is not None]
+        usable = [sample for i in places if (sample := self._places[i]) is not None]
         drawn = ((sample, int(u[0] * self._windows(sample))) for sample in usable)
         rest = ((sample, int(k)) for sample in usable for k in random.permutation(self._windows(sample)))
         return chain(drawn, ((sample, 0) for sample in usable), rest), u[1:]
@@ -156,7 +155,15 @@ class FolderSource(ClipSource):
 
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more."""
-        candidates, u = self._candidates(index)
+        if (found := self._first(*self._candidates(index), index)) is not None:
+            return found
+        raise NothingLeft(
+            f"no window that can be decoded is left for {self.split} in {self._survey.place}."
+            f"{reasons(self.skipped)}"
+        )
+
+    def _first(self, candidates: Iterator[tuple[Sample, int]], u: np.ndarray, index: int) -> Decoded | None:
+        """The first of these windows that can be decoded, as sample ``index``; None: none can."""
         for sample, start in candidates:
             if (sample.name, start) in self._unreadable:
                 continue
@@ -175,10 +182,61 @@ class FolderSource(ClipSource):
                 noise=load_array(sample.noise, "noise") if self._paired and sample.noise else None,
                 passed_over=self._take_news(),
             )
-        raise DataError(
-            f"no window that can be decoded is left for {self.split} in {self._survey.place}."
-            f"{reasons(self.skipped)}"
+        return None
+
+    def splits(self) -> dict[str, Split]:
+        """All clips by name and which split each is in, those that cannot be used included."""
+        held_out = self._survey.held_out
+        return {name: "eval" if name in held_out else "train" for name in self._survey.names}
+
+    def reason(self, name: str) -> str | None:
+        """Why a clip cannot be used; None if it can, as far as that is known without decoding it."""
+        if name in self._survey.samples:
+            return None
+        return self._survey.skipped.get(name, "it is not there any more")
+
+    def hashes(self, name: str) -> dict[str, str]:
+        """SHA-256 of the files of one clip, by what they are."""
+        return self._survey.hashes([name])[name]
+
+    @property
+    def computes_control(self) -> bool:
+        """Whether the one control of a sample is always computed from its pixels alone."""
+        used = self._mix.used
+        return (
+            bool(used)
+            and not self._paired
+            and self._mix.branches == 1
+            and all(map(controls.is_computed, used))
         )
+
+    def variants(self, name: str, most: int, *, drawn: bool) -> list[Decoded]:
+        """Windows of one clip: one in each of as many equal parts of it.
+
+        They depend on the seed, the clip's name and their number alone. There are ``most``, or as many as the
+        clip has where that is fewer and each is the same whenever it is drawn: where nothing of its control
+        is drawn, or that is not asked for (``drawn``).
+
+        Raises:
+            NothingLeft: no window of the clip can be decoded.
+        """
+        sample = self._survey.samples[name]
+        windows = self._windows(sample)
+        used = self._mix.used
+        varies = not self._paired and (len(used) > 1 or any(map(controls.is_computed, used)))
+        random_control = drawn and varies and self.split == "train"
+        count = most if random_control else min(most, windows)
+        found = []
+        for number in range(count):
+            random = generator(self.seed, f"variant {name}", number)
+            u = random.random(1 + DRAWS)
+            start = min(windows - 1, int((number + u[0]) / count * windows))
+            of = int(random.integers(2**62))  # in place of a sample's number
+            starts = chain([start, 0], random.permutation(windows).tolist())
+            if (one := self._first(((sample, k) for k in starts), u[1:], of)) is None:
+                raise NothingLeft(f"no window of it can be decoded: {self._damaged[name][1]}")
+            found.append(one)
+        return found
 
     def _take_news(self) -> tuple[tuple[str, int, str], ...]:
         news, self._news = tuple(self._news), []

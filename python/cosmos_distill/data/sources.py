@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from cosmos_distill.config import EDM, Data, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import FilmSplit
+from cosmos_distill.data.encoded_files import is_encoded
 from cosmos_distill.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -82,6 +84,16 @@ def open_source(
     """
     from cosmos_distill import tokenizers
 
+    if data.source == "shards" and data.root is not None and is_encoded(data.root):
+        from cosmos_distill.data.encoded import EncodedSource
+
+        if split not in ("train", "eval"):
+            raise DataError(f"there are no {split} clips but the film's (data.source = film)")
+        return EncodedSource(
+            data, control, seed, split=split, tokenizer=partial(tokenizers.build, data, device),
+            text_tokens=text_tokens, text_channels=text_channels, sigma_data=(schedule or EDM()).sigma_data,
+            projection=None if projection is None else projection.sha256,
+        )  # fmt: skip
     tokenizer = tokenizers.build(data, device)
     sigma_data = (schedule or EDM()).sigma_data
     if data.source == "film":

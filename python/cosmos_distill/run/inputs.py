@@ -3,12 +3,14 @@
 Which stage is made from which files:
 
 ===============  =======================================================================================
+Encode           clips of both splits with text and control; negative prompt; tokenizer
 Generate         clips for training with text, control and noise; negative prompt; tokenizer; text
                  encoder, where captions are read; teacher
 Train on clips   the same
 Train on pairs   the pairs, in which all of that is contained; teacher
 Evaluate         the same of the clips held out; negative prompt; tokenizer; teacher; students
 Export           a student
+... clips_from   the same, with the shards of an Encode stage in place of clips, text and negative prompt
 ===============  =======================================================================================
 
 So a change of held-out clips leaves all training as it is, and one of training clips what was made from pairs
@@ -35,12 +37,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill import text
-from cosmos_distill.config import Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.config import Encode, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.captions import negative_prompt
+from cosmos_distill.data.encoded_files import Encoded
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import read_json
+from cosmos_distill.run.encoded import reads_encoded
 from cosmos_distill.run.manifest import CHECKSUM, RECORD, Manifest, checksum, sha256_of_listing
 from cosmos_distill.run.sizes import denoiser, latent_frames, tokenizer
 from cosmos_distill.storage import publish_json
@@ -48,6 +52,8 @@ from cosmos_distill.storage import publish_json
 if TYPE_CHECKING:
     from cosmos_distill.data.survey import Survey
 
+ALL: Literal["all"] = "all"
+"""Clips of both splits."""
 _SHOWN = 10
 """Clips that one message names."""
 _CONTENT = "content "
@@ -59,7 +65,7 @@ _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 
 
-def look(recipe: Recipe) -> dict[str, dict[str, Survey]]:
+def look(recipe: Recipe) -> dict[str, dict[str, Survey | Encoded]]:
     """The folders of clips as they are now, by split and by the names of sources; none where clips come from
     elsewhere.
 
@@ -75,25 +81,31 @@ def look(recipe: Recipe) -> dict[str, dict[str, Survey]]:
     if network is not None:
         space = tokenizer(data).space
         latents = network.latent_channels, latent_frames(recipe), data.height // space, data.width // space
-    known: dict[tuple[Path | None, str], Survey] = {}
-    looked: dict[str, dict[str, Survey]] = {}
+    known: dict[tuple[Path | None, str], Survey | Encoded] = {}
+    looked: dict[str, dict[str, Survey | Encoded]] = {}
+    width = None if network is None else network.text_channels
     splits = [split for stage in recipe.stages.values() for split in _splits(stage)]
     for split in dict.fromkeys(["train", *splits]):
         parts, held = data.places(split)
         for part in parts:
             try:
                 place = part.data.root, held
-                if place not in known:
+                if place not in known and reads_encoded(part.data):
+                    assert part.data.root is not None
+                    known[place] = found = Encoded(part.data.root)
+                    if misfits := found.misfits(part.data, recipe.control, width):
+                        raise DataError("\n".join(misfits))
+                elif place not in known:
                     known[place] = survey(
                         part.data,
                         recipe.control,
-                        text_channels=None if network is None else network.text_channels,
+                        text_channels=width,
                         latent_shape=latents,
                         held=held,
                     )
                 looked.setdefault(split, {})[part.name] = known[place]
                 if split in splits:
-                    known[place].usable("train" if split == "train" else "eval")
+                    known[place].usable("train" if split in ("train", ALL) else "eval")
             except DataError as error:
                 raise Refusal(str(error)) from error
             except OSError as error:
@@ -107,8 +119,12 @@ def _splits(stage: Stage) -> list[str]:
     return [] if split is None else [split, *([OUT_OF_DOMAIN] if isinstance(stage, Evaluate) else [])]
 
 
-def reads(stage: Stage) -> Literal["train", "eval"] | None:
+def reads(stage: Stage) -> Literal["train", "eval", "all"] | None:
     """The split of the clips from which a stage makes what it leaves behind."""
+    if getattr(stage, "clips_from", None) is not None:
+        return None
+    if isinstance(stage, Encode):
+        return ALL
     if isinstance(stage, Evaluate):
         return "eval"
     if isinstance(stage, Generate) or (isinstance(stage, Train) and stage.pairs_from is None):
@@ -119,11 +135,13 @@ def reads(stage: Stage) -> Literal["train", "eval"] | None:
 def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str, Any]]:
     """Hashes of what a stage reads, for its manifest, and its :data:`RECORD`, empty where there is none."""
     split, data = reads(stage), recipe.data
-    if split is None:
+    if split is None and not isinstance(stage, Evaluate):
         return {}, {}
     found = {}
-    if data.tokenizer_path is not None:
+    if data.tokenizer_path is not None and _looks_through_tokenizer(recipe, stage):
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
+    if split is None:
+        return found, {}
     for name, place in (data.control_models or {}).items():
         found[f"control model {name}"] = of_files([place], _WEIGHTS)
     looked = look(recipe)
@@ -141,7 +159,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     skipped: dict[str, str] = {}
     for number, folder in enumerate(folders.values(), start=1):
         before = f"{number}:" if "" not in folders else ""  # by its place in the list, which moving leaves
-        own = folder.split(split)
+        own = list(folder.names) if split == ALL else folder.split(split)
         try:
             hashed = folder.hashes([name for name in own if name in folder.samples])
         except OSError as error:
@@ -162,6 +180,11 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
 
 def _text(prompt: str) -> str:
     return f"text {hashlib.sha256(prompt.encode()).hexdigest()}"
+
+
+def _looks_through_tokenizer(recipe: Recipe, stage: Stage) -> bool:
+    """Whether what a stage leaves behind depends on the tokenizer: of encoded clips only scores do."""
+    return isinstance(stage, Evaluate) or not reads_encoded(recipe.data)
 
 
 def of_files(paths: Iterable[Path], suffixes: tuple[str, ...] = ()) -> str:
@@ -208,6 +231,8 @@ def change(
         if found.inputs.get(key) != wanted.inputs.get(key):
             return f"{key}: made with another than is given now", ""
     for key, place in (("tokenizer", "tokenizer_path"), ("negative_prompt", "negative_prompt")):
+        if key == "tokenizer" and not _looks_through_tokenizer(recipe, stage):
+            continue
         if (reason := _other_file(key, place, found, wanted, recipe)) is not None:
             return reason, ""
     if found.inputs.get(OUT_OF_DOMAIN) != wanted.inputs.get(OUT_OF_DOMAIN):

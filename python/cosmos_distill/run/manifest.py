@@ -79,6 +79,18 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Shards:
+    """Output of Encode: a folder of encoded clips, with one hash over those of its files."""
+
+    folder: str
+    clips: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _require_inside(self.folder)
+
+
+@dataclass(frozen=True)
 class Student:
     """Output of Train: the weights to use from here on (the EMA where one is kept)."""
 
@@ -101,9 +113,10 @@ class ExportedFile:
     student: File
 
 
-Output = Pairs | Student | Scores | ExportedFile
+Output = Pairs | Shards | Student | Scores | ExportedFile
 _OUTPUTS: dict[str, type[Any]] = {
     "Pairs": Pairs,
+    "Shards": Shards,
     "Student": Student,
     "Scores": Scores,
     "Exported": ExportedFile,

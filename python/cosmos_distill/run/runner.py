@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cosmos_distill
-from cosmos_distill.config import Evaluate, Export, Generate, Parallel, Recipe, Stage, Train
+from cosmos_distill.config import (
+    Encode,
+    Evaluate,
+    Export,
+    Generate,
+    KeepClips,
+    Parallel,
+    Recipe,
+    Stage,
+    Train,
+)
+from cosmos_distill.data.encoded_files import missing as missing_shards
 from cosmos_distill.data.pair_files import missing as missing_pairs
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import sha256, to_json
@@ -37,6 +48,7 @@ from cosmos_distill.run.manifest import (
     Manifest,
     Output,
     Pairs,
+    Shards,
     Student,
     configuration,
     plain,
@@ -53,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Refusal", "Run", "run_recipe", "stage_status", "status"]
 
 _MODULES: dict[type[Stage], str] = {
+    Encode: "encode",
     Generate: "generate",
     Train: "train",
     Evaluate: "evaluate",
@@ -213,7 +226,8 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
     output: Output | None = None
     seconds = started.seconds
     try:
-        output = _load(stage, run.recipe.parallel)(name, stage, run, folder)
+        function = _load(stage, run.recipe.parallel)
+        output = function(name, stage, dataclasses.replace(run, recipe=_as_read(run, stage)), folder)
     finally:
         # Time spent counts also where the attempt failed, so that the report does not flatter.
         seconds += time.monotonic() - begin
@@ -221,6 +235,19 @@ def _run_stage(run: Run, name: str, stage: Stage) -> Output:
             dataclasses.replace(started, seconds=seconds, outputs=output, details=run.details).write(folder)
     run.console.print(f"[bold]{name}[/]  complete after {seconds:.1f} s")
     return output
+
+
+def _as_read(run: Run, stage: Stage) -> Recipe:
+    """The recipe with the shards of an Encode stage in place of its clips, if ``stage`` asks for them."""
+    name = getattr(stage, "clips_from", None)
+    if name is None:
+        return run.recipe
+    output = run.outputs[name]
+    assert isinstance(output, Shards)
+    # What is asked of clips, and the negative prompt, is in them.
+    asked = dataclasses.replace(run.recipe.data, negative_prompt="", keep=KeepClips())
+    data = dataclasses.replace(asked, source="shards", root=run.out / output.folder)
+    return dataclasses.replace(run.recipe, data=data)
 
 
 def _refuse_misfits(recipe: Recipe, only: Sequence[str]) -> None:
@@ -307,7 +334,11 @@ def _wanted(
 
 
 def _fingerprint(output: Output) -> str:
-    return output.sha256 if isinstance(output, Pairs) else sha256_of_listing([json.dumps(plain(output))])
+    return (
+        output.sha256
+        if isinstance(output, Pairs | Shards)
+        else sha256_of_listing([json.dumps(plain(output))])
+    )
 
 
 def _lost(out: Path, name: str, output: Output) -> str:
@@ -328,6 +359,8 @@ def _lost(out: Path, name: str, output: Output) -> str:
             )
     if isinstance(output, Pairs) and (count := missing_pairs(out / output.folder, output.count)):
         lost.append(f"{count} of {output.count} pairs are missing or damaged")
+    if isinstance(output, Shards) and (reason := missing_shards(out / output.folder)):
+        lost.append(reason)
     return ", ".join(lost)
 
 

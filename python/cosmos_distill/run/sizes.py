@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cosmos_distill.config import Data, Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.config import Data, Encode, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.tokenizers import TokenizerKind, find
@@ -47,6 +47,8 @@ def batch_of(stage: Stage) -> tuple[str, int] | None:
     match stage:
         case Train():
             return "trainer.micro_batch", stage.trainer.micro_batch
+        case Encode():
+            return "batch", stage.batch
         case Generate():
             return "batch", min(stage.batch, stage.pairs)
         case Evaluate():
