@@ -17,6 +17,7 @@ from cosmos_distill import cli
 from cosmos_distill.data import clip_stats, index, measuring
 from cosmos_distill.inspection import looking
 from tests.data import looks
+from tests.data.shards import write_shard
 from tests.data.video_files import encode
 
 HOSTILE = "<img src=x onerror=alert(1)>&'\""
@@ -218,6 +219,23 @@ def test_a_published_layout_is_its_videos(tmp_path: Path) -> None:
     (tmp_path / "videos" / "notes.txt").write_text("x")
     files, broken = looking.files_of(tmp_path)
     assert list(files) == ["a"] and list(broken) == ["notes.txt"]
+
+
+def test_clips_in_shards_are_looked_at_where_they_lie(tmp_path: Path) -> None:
+    samples = {}
+    for name, video in {"one": looks.moving(1, 6), "dark": looks.dark(2)[:6]}.items():
+        samples[name] = {"mp4": encode(tmp_path / f"{name}.mp4", list(video)), "txt": b"a caption"}
+    write_shard(tmp_path / "set" / "000.tar", samples | {"none": {"txt": b"no video"}})
+    out, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
+    for root in ("set", "set/{000..000}.tar"):
+        command = ["inspect", str(tmp_path / root), "--out", str(out), "--json", str(numbers)]
+        assert cli.main(command) == 0
+        found = json.loads(numbers.read_text())
+        assert {clip["name"]: clip["left_out"] is None for clip in found["clips"]} == {
+            "000/dark": False, "000/one": True,
+        }  # fmt: skip
+        assert found["clips"][0]["bytes"] > 100 and list(found["broken"]) == ["000/none"]
+    assert sum(tag == "img" for tag, _ in Tags(out.read_text()).tags) > 1
 
 
 def test_names_that_differ_in_suffix_only_are_two_clips(tmp_path: Path) -> None:

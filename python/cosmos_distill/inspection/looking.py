@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cosmos_distill.data import measuring, survey
+from cosmos_distill.config import Data
+from cosmos_distill.data import measuring, shards, survey
 from cosmos_distill.data.captions import Captions
 from cosmos_distill.data.clips import VIDEO_SUFFIXES
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Known
+from cosmos_distill.data.shard_lists import names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.pictures import Pictures
-from cosmos_distill.members import stamp
+from cosmos_distill.members import File, Member, stamp
 
 SHOWN = 5
 """Faults of captions that a page names."""
@@ -37,26 +39,30 @@ class Looked:
     """
 
     root: Path
-    files: Mapping[str, Path]
+    files: Mapping[str, File]
     known: Mapping[str, Known]
     bytes: Mapping[str, int]
     broken: Mapping[str, str]
     remarks: Sequence[str] = ()
 
 
-def files_of(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Clips of a folder by name, and why what else lies among them is none.
+def files_of(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
+    """Clips of a folder, or of shards, by name, and why what else lies among them is none.
 
     Raises:
         Refusal: there is no clip.
     """
-    if not root.is_dir():
-        raise Refusal(f"{root} is no folder: name one that holds videos/, or videos")
+    if not names_shards(root) and not root.is_dir():
+        raise Refusal(f"{root} is no folder: name one that holds videos/, or videos, or shards")
     try:
+        if names_shards(root):
+            return _in_shards(root)
         if (root / "videos").is_dir():
             return survey.videos_in(root / "videos")
         broken: dict[str, str] = {}
         found = _named(root, sorted(_videos_below(root, broken)))
+        if not found and next(root.rglob("*.tar"), None) is not None:
+            return _in_shards(root)
     except DataError as error:
         raise Refusal(str(error)) from error
     if not found:
@@ -64,6 +70,11 @@ def files_of(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
             f"{root} holds no video: name a folder with videos in it ({' '.join(sorted(VIDEO_SUFFIXES))})"
         )
     return found, broken
+
+
+def _in_shards(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
+    found = shards.found(Data(source="shards", root=root), None, index_of(root))
+    return found.videos, found.skipped
 
 
 def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -123,9 +134,9 @@ def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable
     return Looked(root, files, known, sizes, broken, remarks)
 
 
-def _size(path: Path) -> int:
+def _size(file: File) -> int:
     try:
-        return stamp(path)[0]
+        return file.size if isinstance(file, Member) else stamp(file)[0]
     except OSError:  # it went while others were looked at
         return 0
 
@@ -153,16 +164,16 @@ def _captioned(root: Path, known: Mapping[str, Known]) -> tuple[dict[str, Known]
     return found, remarks
 
 
-def _known(path: Path, index: Index, pictures: Pictures | None) -> Known | str:
+def _known(file: File, index: Index, pictures: Pictures | None) -> Known | str:
     """What is known of a clip, or why nothing is."""
     try:
-        if (kind := survey.kind_of(path)) is not None:
+        if isinstance(file, Path) and (kind := survey.kind_of(file)) is not None:
             return kind
-        info = measuring.info(path, index)
+        info = measuring.info(file, index)
         if pictures is None:
-            return Known(info, measuring.stats(path, index))
-        return Known(info, measuring.stats(path, index, lambda frames: pictures.keep(path, frames)))
+            return Known(info, measuring.stats(file, index))
+        return Known(info, measuring.stats(file, index, lambda frames: pictures.keep(file, frames)))
     except (DataError, OSError) as error:
-        return str(error).removeprefix(str(path)).lstrip(": ")
+        return str(error).removeprefix(str(file)).lstrip(": ")
     except Exception as error:  # whatever a file makes a library raise is a fact of that file
         return f"cannot be decoded ({type(error).__name__}: {error})"

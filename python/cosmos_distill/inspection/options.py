@@ -26,8 +26,9 @@ LENIENT = KeepClips(
 class InspectOptions(Checked):
     """Show what a folder of clips holds, on one page that needs no other file.
 
-    DATA is a folder that a recipe's --data takes, or any folder of videos, with folders in it. Of each clip a
-    few frames are decoded, once: what was found is remembered, and an interrupted command goes on.
+    DATA is a folder that a recipe's --data takes, or any folder of videos, with folders in it, or WebDataset
+    shards with videos in them. Of each clip a few frames are decoded, once: what was found is remembered, and
+    an interrupted command goes on.
     """
 
     out: Path = Path("inspect.html")
