@@ -199,7 +199,7 @@ def test_windows_that_do_not_fit_are_refused(monkeypatch, changes, message):
 
 
 def test_controls_from_files_are_refused(footage):
-    with pytest.raises(DataError, match="no depth videos"):
+    with pytest.raises(DataError, match="'depth' cannot be computed from pixels alone"):
         source(control="depth")
 
 

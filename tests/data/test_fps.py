@@ -101,8 +101,9 @@ def test_a_folder_of_many_rates_is_told_one(tmp_path: Path) -> None:
     assert len(source.skipped) == 1  # no window is passed over, of the uneven clip either
     for index in range(12):  # the control is read at the times of the frames that were taken
         sample = source.decoded(index)
-        assert sample.control is not None
-        assert np.abs(sample.control.astype(int) - sample.video).mean() < 3
+        (control,) = sample.controls
+        assert control.frames is not None
+        assert np.abs(control.frames.astype(int) - sample.video).mean() < 3
 
 
 def test_what_goes_with_no_rate_is_refused(tmp_path: Path) -> None:
