@@ -10,6 +10,7 @@ in a test has the reason in a comment on the line before it, which no reader of 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```[ ]*$", re.DOTALL | re.MULTILINE
 )
 _NOT_RUN = re.compile(r"<!-- not run: \S[^\n]* -->\s*\Z")
+
+
+_BLOCK = re.compile(r"^ *```(?:bash|sh|console)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+_OURS = re.compile(r"(?:^|/|-m )cosmos[-_]distill (?P<words>.+)$")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ def blocks(page: Path) -> Iterator[Block]:
         code = "".join(line[len(found["indent"]) :] if line.strip() else line for line in lines)
         line = text.count("\n", 0, found.start("code")) + 1
         yield Block(line, code, _NOT_RUN.search(text[: found.start()]) is None)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every command of ours in the shell blocks of a page, without comments."""
+    found = []
+    for block in _BLOCK.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            if (ours := _OURS.search(line.strip())) and "..." not in line:
+                found.append(shlex.split(ours["words"], comments=True))
+    return found
 
 
 def pages() -> list[Path]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,23 +9,10 @@ import pytest
 from cosmos_distill import cli
 from cosmos_distill.config import Recipe
 from docs._site import repository
+from tests.docs.pages import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / origin for origin in repository.PAGES)]
-_BLOCK = re.compile(r"^ *```(?:bash|sh|console)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-_OURS = re.compile(r"(?:^|/|-m )cosmos[-_]distill (?P<words>.+)$")
-
-
-def commands(text: str) -> list[list[str]]:
-    """Words of every command of ours in the shell blocks of a page, without comments."""
-    found = []
-    for block in _BLOCK.findall(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            if (ours := _OURS.search(line.strip())) and "..." not in line:
-                found.append(shlex.split(ours["words"], comments=True))
-    return found
-
-
 TRIED = [
     pytest.param(page, words, id=f"{page.relative_to(ROOT)}: {' '.join(words)}"[:110])
     for page in dict.fromkeys(PAGES)

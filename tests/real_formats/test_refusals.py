@@ -84,6 +84,23 @@ WRONG = {
     "a control without files": Wrong("needs the folder", RECIPE, {"control": "seg", "teacher": "@transfer1"}),
     "clips without embeddings": Wrong("no usable clip", given={"data": "@layouts/nothing"}),
     "clips that are too short": Wrong("fewer than the 49 of a window", given={"data.frames": "25"}),
+    "captions without a text encoder": Wrong(
+        "has captions and no embeddings", given={"data": "@layouts/jsonl"}
+    ),
+    "captions with another family's text encoder": Wrong(
+        "of the kind t5", given={"data": "@clips", "text-encoder": "@transfer1/t5"}
+    ),
+    "a text encoder of another width": Wrong(
+        "gives embeddings of 64 channels",
+        RECIPE,
+        {"data": "@clips", "text-encoder": "@transfer1/t5", "network.text-dim": "32"},
+    ),
+    "a text encoder without its tokenizer": Wrong(
+        "has no tokenizer", RECIPE, {"data": "@clips", "text-encoder": "@refused/no_words"}
+    ),
+    "a text encoder of which a shard is missing": Wrong(
+        "lacks model-00002", given={"data": "@clips", "text-encoder": "@refused/reason1_lacking"}
+    ),
     "a student of another size": Wrong(
         "another_size.safetensors does not fit",
         given={"stages.dmd2.student": "@refused/another_size.safetensors"},

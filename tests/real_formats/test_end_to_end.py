@@ -1,0 +1,110 @@
+"""From models and clips as people have them to an exported student and a clip that it has drawn: the commands
+of the pages, in a folder where what they name lies in small."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+
+from cosmos_distill import cli
+from cosmos_distill.models.common import weights
+from tests.docs.pages import commands
+from tests.real_formats import networks
+from tests.run.commands import ROOT
+from tests.run.quick import CONSTANTS
+
+pytestmark = pytest.mark.needs("transformers", "diffusers")
+MODEL = ROOT / "docs" / "howto" / "your-own-model.md"
+NAMES = {
+    "Cosmos-Transfer1-7B": "transfer1",
+    "Cosmos-Tokenize1-CV8x8x8-720p": "transfer1/tokenizer",
+    "t5-11b": "transfer1/t5",
+    "Cosmos-Predict2.5-2B": "predict25",
+    "Wan2.1_VAE.pth": "predict25/Wan2.1_VAE.pth",
+    "Cosmos-Reason1-7B": "predict25/reason1",
+    "my_clips": "clips",
+}
+"""What the pages call the parts of the zoo."""
+SIZES = ["--data.height", "32", "--data.width", "32", "--network.text-tokens", "96"]
+FRAMES = {"transfer1_kd_dmd2": "17", "predict25_dmd2_4step": "9"}
+"""Three latent frames of each tokenizer, of which up to two are given."""
+SHORT = [
+    "--stages.dmd2.trainer.max-steps", "2", "--stages.dmd2.trainer.global-batch", "2",
+    "--stages.dmd2.trainer.sample-every", "0", "--stages.evaluate.clips", "2", "--stages.evaluate.steps", "2",
+]  # fmt: skip
+PAIRS = [
+    "--stages.generate.pairs", "2", "--stages.generate.steps", "2", "--stages.kd.trainer.max-steps", "1",
+    "--stages.kd.trainer.global-batch", "2", "--stages.kd.trainer.sample-every", "0",
+]  # fmt: skip
+ELSEWHERE = ("s3://", "/disk/")
+"""Begin what is on nobody's desk."""
+
+
+@pytest.fixture(scope="module")
+def desk(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder from which the pages' commands are typed."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name, place in NAMES.items():
+        (folder / name).symlink_to(zoo / place)
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COSMOS_DISTILL_CACHE", str(folder / "cache"))
+        for module, name, value in CONSTANTS:
+            patch.setattr(module, name, value)
+        yield folder
+
+
+def small(words: list[str]) -> list[str]:
+    """A command of a page with the published numbers of its recipe, for networks and clips of the zoo."""
+    recipe = next(Path(word).stem for word in words if word.endswith(".py"))
+    network = networks.TRANSFER1 if recipe.startswith("transfer1") else networks.PREDICT25
+    sizes = ["--network", network, "--data.frames", FRAMES[recipe], *SIZES]
+    if words[0] == "encode":
+        return [*words, *sizes]
+    return [*words, *sizes, *SHORT, *(PAIRS if recipe.startswith("transfer1") else [])]
+
+
+def runs(page: Path) -> list[list[str]]:
+    """Its commands that run a recipe on files of the desk, each once without --dry-run."""
+    found = []
+    for words in commands(page.read_text(encoding="utf-8")):
+        there = not any(word.startswith(ELSEWHERE) for word in words)
+        if there and any(word.endswith(".py") for word in words[:2]):
+            command = [word for word in words if word != "--dry-run"]
+            if command not in found:
+                found.append(command)
+    return found
+
+
+def checked(out: Path, frames: int, preset: str, options: dict[str, str]) -> None:
+    """The run's report has numbers, its student official names, and draws a clip."""
+    report = json.loads((out / "report.json").read_text())
+    assert all(math.isfinite(v["frechet"]) for v in report["metrics"].values())
+    student = out / "export" / "student.pt"  # as the published inference loads it
+    assert weights.load(student)[0].keys() == networks.ours(preset).keys()
+    words = ["sample", str(student), "--clips", "1", "--out", str(out / "samples")]
+    words += ["--tokenizer", options["--tokenizer"], "--text-encoder", options["--text-encoder"]]
+    words += ["--prompt", "a red car at night"]
+    if preset == networks.TRANSFER1:
+        words += ["--video", f"{options['--data']}/videos/street.mp4"]
+    assert cli.main(words) == 0
+    with av.open(str(out / "samples" / "clip-000.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == frames
+
+
+@pytest.mark.parametrize("words", runs(MODEL), ids=lambda words: Path(words[0]).stem)
+def test_published_models_captions_and_mp4s_become_a_student(
+    words: list[str], desk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(words[0]).stem
+    out = desk / recipe
+    assert cli.main([*small(words), "--out", str(out)]) == 0, capfd.readouterr().err
+    options = dict(zip(words[1::2], words[2::2], strict=True))
+    preset = networks.TRANSFER1 if recipe.startswith("transfer1") else networks.PREDICT25
+    checked(out, int(FRAMES[recipe]), preset, options)
