@@ -19,6 +19,8 @@ import torch
 from cosmos_distill import families, models
 from cosmos_distill.arrays.places import weights_in
 from cosmos_distill.config import Data
+from cosmos_distill.data.captions import Captions, Unusable
+from cosmos_distill.data.errors import DataError
 from cosmos_distill.models.common import weights
 from cosmos_distill.models.common.forms import AverageTaken
 from cosmos_distill.text import build as build_encoder
@@ -361,6 +363,58 @@ def _bert(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
 
+def _captions(write: Callable[[Path], object], folder: Path) -> None:
+    """The clips of the zoo by a link, with captions that ``write`` lays down."""
+    folder.mkdir()
+    (folder / "videos").symlink_to(Path("..", "..", "clips", "videos"))
+    write(folder)
+
+
+def _contradicting(folder: Path) -> None:
+    (folder / "captions").mkdir()
+    (folder / "captions" / "snow.txt").write_text("a snowy street")
+    (folder / "captions.json").write_text(json.dumps({"snow": "a street in the rain"}))
+
+
+CAPTIONS = [
+    Form("`captions/<id>.txt`", "clips"),
+    Form("`metas/<id>.txt`", "layouts/metas"),
+    Form("`captions.json`: a mapping of names to captions", "layouts/json"),
+    Form("`captions.jsonl`: a record in each line", "layouts/jsonl"),
+    Form("`captions.csv` under a header", "layouts/csv"),
+    Form("clips without any", "layouts/nothing", refused="has no caption"),
+    Form(
+        "a table of other clips",
+        "refused/other_names",
+        partial(_captions, lambda f: (f / "captions.json").write_text('{"clip7": "a car"}')),
+        "while captions are given for clip7",
+    ),
+    Form("an empty caption", "refused/empty", partial(_captions, lambda f: _one_text(f, " ")), "is empty"),
+    Form("two captions of one clip", "refused/two", partial(_captions, _contradicting), "has two captions"),
+    Form(
+        "a table that is no JSON",
+        "refused/broken",
+        partial(_captions, lambda f: (f / "captions.json").write_text('{"snow": ')),
+        "captions.json",
+    ),
+]
+
+
+def _one_text(folder: Path, text: str) -> None:
+    (folder / "captions").mkdir()
+    (folder / "captions" / "snow.txt").write_text(text)
+
+
+def open_captions(form: Form, zoo: Path) -> None:
+    """The caption of a clip is the one that was written."""
+    root = zoo / form.path
+    try:
+        found = Captions(root, sorted(path.stem for path in (root / "videos").iterdir())).of("snow")
+    except (Unusable, DataError) as error:
+        raise ValueError(f"{root}: {error}") from error
+    assert found.text == "the camera follows two people on a snowy street"
+
+
 def open_network(form: Form, zoo: Path) -> None:
     """Hold its header against the preset, and load it."""
     config, path = families.preset(form.preset), zoo / form.path
@@ -392,6 +446,7 @@ def open_text(form: Form, zoo: Path) -> None:
 SECTIONS: dict[str, tuple[list[Form], Callable[[Form, Path], None]]] = {
     "Networks (`--teacher`)": (NETWORKS, open_network),
     "Tokenizers (`--tokenizer`)": (TOKENIZERS, open_tokenizer),
-    "Text encoders": (TEXT, open_text),
+    "Text encoders (`--text-encoder`)": (TEXT, open_text),
+    "Captions (`--data`)": (CAPTIONS, open_captions),
 }
 MADE = [form for forms, _ in SECTIONS.values() for form in forms if form.made is not None]
