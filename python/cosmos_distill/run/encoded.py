@@ -28,9 +28,13 @@ def problems(recipe: Recipe) -> Iterator[str]:
             "--data.held-out and --data.out-of-domain: encoded clips have their held-out ones among them: "
             "leave them out."
         )
+    if data.buckets is not None and reads_encoded(data):
+        yield "--data.buckets: encoded clips have one shape: leave it out."
     names = [name for name, stage in recipe.stages.items() if isinstance(stage, Encode)]
     if not names:
         return
+    if data.buckets is not None:
+        yield f"'{names[0]}' encodes clips of one shape: leave --data.buckets out, or that stage."
     if not data.own:
         yield (
             f"'{names[0]}' encodes files: the clips of --data.source {data.source} come with a package and "

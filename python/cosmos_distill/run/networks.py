@@ -53,8 +53,11 @@ def schedule(recipe: Recipe) -> Schedule:
     return build_schedule(recipe.schedule)
 
 
-def open_clips(recipe: Recipe, split: FilmSplit) -> Source:
-    """The recipe's clips: those to train on, or those held out."""
+def open_clips(recipe: Recipe, split: FilmSplit, group: int | None = None) -> Source:
+    """The recipe's clips: those to train on, or those held out.
+
+    With ``group``, the samples of a global batch, each such batch is of one of the recipe's buckets.
+    """
     from cosmos_distill.data.sources import open_source
 
     config = denoiser(recipe)  # a tokenizer reads no text
@@ -68,6 +71,7 @@ def open_clips(recipe: Recipe, split: FilmSplit) -> Source:
         schedule=recipe.schedule,
         device=device(),
         projection=text_projection(recipe),
+        group=group,
     )
 
 

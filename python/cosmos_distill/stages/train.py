@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.data.buckets import BucketSource
 from cosmos_distill.data.clip_source import ClipSource
 from cosmos_distill.data.mixture import MixtureSource
 from cosmos_distill.data.pairs import PairSource
@@ -76,8 +77,8 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
 
 
 def _seen(source: Source | None, stage: Train, steps: int) -> dict[str, Any]:
-    """Of a mixture, how many samples of each source were trained on, and its share of all."""
-    if not isinstance(source, MixtureSource):
+    """Of several sources or shapes, how many samples of each were trained on, and its share of all."""
+    if not isinstance(source, MixtureSource | BucketSource):
         return {}
     samples = steps * stage.trainer.global_batch
     return {
@@ -95,7 +96,7 @@ def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
 
 def _source(stage: Train, run: Run) -> Source:
     if stage.pairs_from is None:
-        return open_clips(run.recipe, "train")
+        return open_clips(run.recipe, "train", stage.trainer.global_batch)
     recipe, output = run.recipe, run.outputs[stage.pairs_from]
     assert isinstance(output, Pairs)
     return PairSource(
