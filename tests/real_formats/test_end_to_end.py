@@ -10,9 +10,11 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 
 from cosmos_distill import cli
 from cosmos_distill.models.common import weights
+from cosmos_distill.run.manifest import Manifest, Student
 from tests.docs.pages import commands
 from tests.real_formats import networks
 from tests.run.commands import ROOT
@@ -108,3 +110,30 @@ def test_published_models_captions_and_mp4s_become_a_student(
     options = dict(zip(words[1::2], words[2::2], strict=True))
     preset = networks.TRANSFER1 if recipe.startswith("transfer1") else networks.PREDICT25
     checked(out, int(FRAMES[recipe]), preset, options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "student"),
+    [
+        ("transfer1_kd_dmd2", "Cosmos-Transfer1-7B/edge_control_distilled.pt"),
+        ("predict25_dmd2_4step", "Cosmos-Predict2.5-2B/distilled"),
+    ],
+)
+def test_a_released_student_is_where_a_student_starts(recipe: str, student: str, desk: Path) -> None:
+    """After a step that hardly moves it, it is the released one, and the stage says what it was made from."""
+    page = next(words for words in runs(MODEL) if Path(words[0]).stem == recipe)
+    out = desk / f"from released {recipe}"
+    words = [*small(page), "--out", str(out), "--only", "dmd2", "--stages.dmd2.start-from", "None"]
+    words += ["--stages.dmd2.student", student, "--stages.dmd2.method.student.lr", "1e-12"]
+    assert cli.main(words) == 0
+    manifest = Manifest.read(out / "dmd2")
+    assert manifest is not None and isinstance(manifest.outputs, Student) and "student" in manifest.inputs
+    preset = networks.TRANSFER1 if recipe.startswith("transfer1") else networks.PREDICT25
+    found, released, teacher = (
+        weights.load(out / manifest.outputs.weights.path)[0],
+        networks.ours(preset, seed=2),
+        networks.ours(preset),
+    )
+    name = "base.blocks.0.self_attn.q.weight"
+    torch.testing.assert_close(found[name].float(), released[name].float(), rtol=1e-2, atol=1e-3)
+    assert not torch.allclose(found[name].float(), teacher[name].float(), rtol=1e-2, atol=1e-2)
