@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from cosmos_distill.config import (
+    Control,
     Data,
     Evaluate,
     Export,
@@ -84,7 +85,7 @@ NUMBERS: dict[str, Numbers] = {
 
 def recipe(
     scale: Literal["smoke", "2b"] = "smoke",
-    control: Literal["edge", "vis", "depth", "seg"] = "edge",
+    control: Control = "edge",
     teacher: Path | None = None,
     data: Path | None = None,
     tokenizer: Path | None = None,
@@ -96,7 +97,8 @@ def recipe(
 
     Args:
         scale: 2b is the published recipe; smoke only shows that it runs, with a teacher of its own.
-        control: What clips are generated from beside text and given frames.
+        control: What clips are generated from beside text and given frames; several at once, as
+            edge:0.5,depth:0.5, with --network.branches 2.
         teacher: Base and control blocks of the control, .safetensors or .pt, or a pipeline folder of
             diffusers.
         data: Folder with videos/, reason1/, the prompts' embeddings, or captions, and for depth and seg a

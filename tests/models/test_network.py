@@ -185,6 +185,9 @@ def test_control_weight_scales_the_residuals(make_network, make_inputs):
     half = network(**inputs, control_weight=0.3)
     assert torch.allclose(network(**inputs, control_weight=weights_map), half, atol=1e-12)
     weights_map[1] = 0
+    by_clip = torch.tensor([[0.3], [1.0]]).to(weights_map)
+    each = [network(**inputs, control_weight=float(w))[n] for n, w in enumerate(by_clip)]
+    assert torch.allclose(network(**inputs, control_weight=by_clip), torch.stack(each), atol=1e-12)
     mixed = network(**inputs, control_weight=weights_map)
     assert torch.allclose(mixed[0], half[0], atol=1e-12)
     assert torch.allclose(mixed[1], off[1], atol=1e-12)

@@ -90,6 +90,9 @@ def test_several_controls_are_added_with_their_weights_and_a_missing_one_is_not_
     per_clip = torch.tensor([[0.7, 0.0, 0.4], [0.7, 0.0, 0.4]], dtype=torch.float64)
     maps = per_clip[..., None, None, None].expand(-1, -1, 3, 3, 4)
     torch.testing.assert_close(network(**shown, control_weight=maps), both)
+    by_clip = torch.tensor([[0.7, 0.0, 0.4], [0.1, 0.9, 0.0]], dtype=torch.float64)
+    each = [network(**shown, control_weight=weights)[n] for n, weights in enumerate(by_clip)]
+    torch.testing.assert_close(network(**shown, control_weight=by_clip), torch.stack(each))
     # One branch alone is the network of that control.
     alone = made()
     state = network.state_dict()

@@ -164,6 +164,7 @@ class Clips:
             {
                 "latents": 0.5 * drawn(1, network.latent_channels, *size),
                 "hint": 0.5 * drawn(2, 16 * network.controls, *size) if network.controls else None,
+                "control_weight": drawn(6, network.controls).sigmoid() if network.controls > 1 else None,
                 "text": drawn(3, network.text_tokens, network.text_channels),
                 "negative_text": drawn(4, network.text_tokens, network.text_channels),
                 "fps": 12.0 * (1 + torch.arange(first, first + count) % 3),

@@ -11,7 +11,6 @@ import pytest
 import cosmos_distill
 from cosmos_distill import cli
 from cosmos_distill.config import (
-    Control,
     Evaluate,
     FewStep,
     Generate,
@@ -21,6 +20,7 @@ from cosmos_distill.config import (
     Scale,
     Train,
 )
+from cosmos_distill.config.controls import CONTROLS
 from cosmos_distill.families import title
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
@@ -43,7 +43,7 @@ EVERY = [pytest.param(p, s, id=f"{p.stem}-{s}") for p in RECIPES for s in scales
 @pytest.mark.parametrize("path, scale", EVERY)
 def test_every_recipe_resolves(path: Path, scale: str) -> None:
     function = cli.load(path).recipe
-    controls = get_args(Control) if "control" in get_type_hints(function) else (None,)
+    controls = CONTROLS if "control" in get_type_hints(function) else (None,)
     for control in controls:
         recipe = function(scale=scale, **({"control": control} if control else {}))
         assert isinstance(recipe, Recipe)

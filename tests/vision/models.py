@@ -87,3 +87,36 @@ def sam(folder: Path, seed: int = 0) -> Any:
     processor = t.SamImageProcessor(size={"longest_edge": 32}, pad_size={"height": 32, "width": 32})
     processor.save_pretrained(folder)
     return model
+
+
+def vitpose(folder: Path, seed: int = 0, points: int = 17) -> Any:
+    """ViTPose, which finds the key points of one person."""
+    import transformers as t
+
+    torch.manual_seed(seed)
+    backbone = t.VitPoseBackboneConfig(
+        image_size=[32, 24], patch_size=[8, 8], hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        out_indices=[2],
+    )  # fmt: skip
+    said = t.VitPoseConfig(
+        backbone_config=backbone, num_labels=points, use_simple_decoder=True, scale_factor=4
+    )
+    model = t.VitPoseForPoseEstimation(said).eval()
+    model.save_pretrained(folder)
+    t.VitPoseImageProcessor(size={"height": 32, "width": 24}).save_pretrained(folder)
+    return model
+
+
+def yolos(folder: Path, seed: int = 0) -> Any:
+    """YOLOS, which finds things; every thing is a person."""
+    import transformers as t
+
+    torch.manual_seed(seed)
+    said = t.YolosConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=[32, 48],
+        patch_size=8, num_detection_tokens=3, num_labels=1, id2label={0: "person"}, label2id={"person": 0},
+    )  # fmt: skip
+    model = t.YolosForObjectDetection(said).eval()
+    model.save_pretrained(folder)
+    t.YolosImageProcessor(size={"height": 32, "width": 48}, do_pad=False).save_pretrained(folder)
+    return model

@@ -24,6 +24,7 @@ from typing import (
 
 from cosmos_distill.cli import recipe_file
 from cosmos_distill.config import Recipe, Stage, Train
+from cosmos_distill.config.controls import weights_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import preset
 from cosmos_distill.ranges import unchecked
@@ -77,6 +78,7 @@ def parse(argv: Sequence[str], change: Change | None = None) -> Invocation:
     known = [a for a in args if a not in ("-h", "--help")]
     with _options_of(path, function):
         chosen, _ = cli(first, args=known, return_unknown_args=True)
+    _refuse_control(vars(chosen).get("control"))
     recipe = recipe_file.call(path, function, vars(chosen))
     if "network" not in own:
         recipe, args = _take_preset(recipe, args)
@@ -103,9 +105,19 @@ def parse(argv: Sequence[str], change: Change | None = None) -> Invocation:
     if wrong := list(wrong_numbers(recipe)):
         raise Refusal("\n".join(wrong))
     options = RunOptions(**{f.name: getattr(parsed, f"run_{f.name}") for f in dataclasses.fields(RunOptions)})
-    name = "-".join(str(v) for v in (getattr(chosen, "scale", None), recipe.control, ending) if v)
+    control = (recipe.control or "").replace(":", "").replace(",", "-")
+    name = "-".join(str(v) for v in (getattr(chosen, "scale", None), control, ending) if v)
     out = options.out or Path("runs") / path.stem / name
     return Invocation(recipe, options, out, path, tuple(argv))
+
+
+def _refuse_control(given: object) -> None:
+    """Raises Refusal for what names no controls, before the recipe's own line is blamed for it."""
+    try:
+        if isinstance(given, str):
+            weights_of(given)
+    except ValueError as error:
+        raise Refusal(f"--control {given}: {error}") from error
 
 
 def _summary(function: Callable[..., Recipe]) -> str:

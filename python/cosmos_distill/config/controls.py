@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from cosmos_distill.config.folders import modules, unknown
 
@@ -36,3 +37,17 @@ def weights_of(control: str | None) -> dict[str, float]:
     if found and not any(found.values()):
         raise ValueError("gives every control the weight 0: give one of them another")
     return found
+
+
+def spelled(weights: Mapping[str, float]) -> str | None:
+    """Controls with their weights as :func:`weights_of` reads them, each set of them in one way: one alone of
+    weight 1 is its name, and none is None."""
+    if not weights:
+        return None
+    if len(weights) == 1 and 1.0 in weights.values():
+        return next(iter(weights))
+    return ",".join(f"{name}:{_shortest(weight)}" for name, weight in weights.items())
+
+
+def _shortest(weight: float) -> str:
+    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     Control = str
     TokenizerName = str
 else:  # one file each: see cosmos_distill.controls and cosmos_distill.tokenizers
-    Control = Literal[CONTROLS]
+    Control = Literal[CONTROLS] | str
     TokenizerName = Literal[options("tokenizers")]
+# A control is one by name, or several with weights: see cosmos_distill.config.controls.
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]

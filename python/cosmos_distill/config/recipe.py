@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cosmos_distill.config.controls import spelled, weights_of
 from cosmos_distill.config.data import Data
 from cosmos_distill.config.diffusion import EDM, TrigFlow
 from cosmos_distill.config.numbers import Control, Seed
@@ -26,7 +28,9 @@ class Recipe(Checked):
     teacher_lora: Path | None = field(default=None, metadata=effect("place"))
     """A low-rank adapter in peft's or diffusers' files, merged into the teacher."""
     control: Control | None = "edge"
-    """What clips are generated from beside text and given frames; None: nothing."""
+    """What clips are generated from beside text and given frames; None: nothing. Several have weights,
+    ``edge:0.5,vis:0.5``: a network with one control branch is trained with one of them in each sample, drawn
+    in proportion to the weights, one with several branches with all at once."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]
@@ -43,6 +47,9 @@ class Recipe(Checked):
                 raise ValueError(f"network {error}") from None
         if isinstance(self.data, Data) and self.data.negative_prompt is None:
             object.__setattr__(self, "data", replace(self.data, negative_prompt=self._published_negative()))
+        if isinstance(self.control, str):
+            with suppress(ValueError):  # which rules() says
+                object.__setattr__(self, "control", spelled(weights_of(self.control)))
         super().__post_init__()
 
     def _published_negative(self) -> str:
@@ -53,6 +60,10 @@ class Recipe(Checked):
 
     def rules(self) -> Iterator[Problem]:
         """A run does something, and its stages' folders neither leave the run folder nor meet in it."""
+        try:
+            weights_of(self.control)
+        except ValueError as error:
+            yield "control", str(error)
         if not self.stages:
             yield "stages", "must hold at least one stage: Encode, Generate, Train, Evaluate or Export"
         yield from file_names("stages", "stage", self.stages)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args
+from typing import TYPE_CHECKING, Any, Union
 
-from cosmos_distill import config
 from cosmos_distill.config import Strength, folders
+from cosmos_distill.config.controls import CONTROLS
 from cosmos_distill.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Control:
 
 def names() -> tuple[str, ...]:
     """Of all controls, in alphabetical order."""
-    return get_args(config.Control)
+    return CONTROLS
 
 
 def find(name: str) -> Control:

@@ -60,7 +60,7 @@ class ClipSource(ABC):
     split: str
     latent_shape: tuple[int, int, int, int]
     text_shape: tuple[int, int]
-    _mix: ControlMix
+    _mix: ControlMix = ControlMix({})
     _tokenizer: Tokenizer
     _sigma_data: float
     _negative: np.ndarray
@@ -92,7 +92,8 @@ class ClipSource(ABC):
         return {name: value for name, value in vars(self).items() if name != "_tokenizer"}
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Video and control, if there is one, uint8 [B, 3, F, H, W] each."""
+        """Video and control, if there is one, uint8 [B, 3, F, H, W] each; several controls lie one after the
+        other along the channels."""
         return self._pixels([self.decoded(i) for i in range(first, first + count)])
 
     def _settings(self, name: str, uniform: Uniform) -> Settings:
@@ -125,10 +126,16 @@ class ClipSource(ABC):
 
     def _pixels(self, samples: Sequence[Decoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
         video = to_video(np.stack([s.video for s in samples]))
-        made = [[one.of(s.video, self.data.control_models) for one in s.controls] for s in samples]
+        made = []
+        for sample in samples:
+            found = {one.name: one.of(sample.video, self.data.control_models) for one in sample.controls}
+            slots = self._mix.slots if found else ()
+            made.append([found.get(s, np.zeros_like(sample.video)) for s in slots] or list(found.values()))
         if len({len(each) for each in made}) > 1:
             raise DataError("some samples of a batch have a control and some have none")
-        return video, to_video(np.stack([each[0] for each in made])) if made[0] else None
+        if not made[0]:
+            return video, None
+        return video, torch.cat([to_video(np.stack(slot)) for slot in zip(*made, strict=True)], dim=1)
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first .. first+count-1, encoded. DataError when nothing can be read any more."""
@@ -143,28 +150,35 @@ class ClipSource(ABC):
         count = len(samples)
         for sample in samples:
             self.learn(sample)
-        both = torch.cat([part for part in self._pixels(samples) if part is not None])
-        latents = self._tokenizer.encode(both).cpu() * self._sigma_data
-        bad = [s.name for s, z in zip(samples, latents[:count], strict=True) if not torch.isfinite(z).all()]
+        video, control = self._pixels(samples)
+        videos = () if control is None else control.split(3, dim=1)
+        used = [n for n in range(len(videos)) if not self._mix.slots or self._mix.shares[n]]
+        together = self._tokenizer.encode(torch.cat([video, *(videos[n] for n in used)]))
+        latents, *hints = (together.cpu() * self._sigma_data).split(count)
+        bad = [s.name for s, z in zip(samples, latents, strict=True) if not torch.isfinite(z).all()]
         if bad:
             raise DataError(f"the tokenizer gave NaN or infinity for {', '.join(bad)}: check its files")
+        at, nothing = dict(zip(used, hints, strict=True)), torch.zeros_like(latents)
+        extra = {name: _stacked([s.extra[name] for s in samples]) for name in samples[0].extra}
+        if self._mix.slots:
+            extra["control_weight"] = torch.tensor(self._mix.shares).expand(count, -1).contiguous()
         text = _stacked([s.text for s in samples])
         negative = torch.from_numpy(self._negative).expand(count, -1, -1).contiguous()
         height, width = self.latent_shape[2:]
         conditioning = Conditioning(
             text=text,
             negative_text=negative,
-            hint=latents[count:] if len(latents) > count else None,
+            hint=torch.cat([at.get(n, nothing) for n in range(len(videos))], dim=1) if at else None,
             fps=torch.tensor([s.fps for s in samples], dtype=torch.float32),
             padding_mask=torch.cat([padding_mask(s.padding, height, width) for s in samples]),
-            extra={name: _stacked([s.extra[name] for s in samples]) for name in samples[0].extra},
+            extra=extra,
         )
         return Batch(
             first=first,
-            latents=latents[:count],
+            latents=latents,
             conditioning=conditioning,
             noise=_stacked_if_any([s.noise for s in samples]),
-            names=tuple(s.name for s in samples),
+            names=tuple(s.name + self._mix.told(s.controls) for s in samples),
         )
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

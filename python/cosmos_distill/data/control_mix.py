@@ -14,6 +14,7 @@ from cosmos_distill.randomness import generator
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from cosmos_distill.config import Data
     from cosmos_distill.controls import Settings, Uniform
@@ -58,15 +59,41 @@ class ControlMix:
         """Names of the controls that some sample has."""
         return tuple(name for name, weight in self.weights.items() if weight)
 
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Of a network with several branches the control of each."""
+        return tuple(self.weights) if self.branches > 1 else ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weights of the :attr:`slots`, as the published sampler takes them: divided by their sum where that
+        is above 1."""
+        total = max(1.0, sum(self.weights.values()))
+        return tuple(weight / total for weight in self.weights.values())
+
     def from_files(self, data: Data, paired: bool = False) -> tuple[str, ...]:
-        """Names of the controls that are read from videos beside the clips. Where there are any they go
-        before a network; and a teacher's clips (``paired``) have all their controls from there."""
-        return tuple(name for name in self.used if paired or _has_no_other_way(name, data))
+        """Names of the controls that are read from videos beside the clips: one at most. Where there are any
+        they go before a network; and a teacher's clips (``paired``) have all their controls from there.
+
+        Raises:
+            DataError: there are several.
+        """
+        found = tuple(name for name in self.used if paired or _has_no_other_way(name, data))
+        if len(found) > 1:
+            raise DataError(
+                f"{' and '.join(found)} would be read from videos beside the clips, and of several controls "
+                "one can be: choose one, or have networks compute the others (--data.control-models)"
+            )
+        return found
 
     def refuse_files(self, data: Data) -> None:
         """Raises DataError if a control would be read from files, for clips that have none beside them."""
         for name in self.from_files(data):
             raise DataError(controls.missing(name))
+
+    def told(self, controls: Sequence[ControlVideo]) -> str:
+        """What is added to the name of a sample with these controls: which was drawn of several."""
+        return f" ({controls[0].name})" if not self.slots and len(self.used) > 1 else ""
 
     def of_sample(self, seed: int, split: str, index: int) -> Sequence[str]:
         """Names of the controls of sample ``index``. Those of clips that are held out are the same for every
@@ -93,3 +120,16 @@ def _has_no_other_way(name: str, data: Data) -> bool:
         return False
     beside = data.source == "folder" and data.root is not None and (data.root / name).is_dir()
     return beside or name not in (data.control_models or {})
+
+
+def control_rows(control: str | None, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Controls as rows of a picture, by label.
+
+    Args:
+        control: As the recipe writes it.
+        pixels: uint8 [B, 3K, F, H, W] of K controls at once; None: there are none.
+    """
+    if pixels is None:
+        return {}
+    parts = pixels.split(3, dim=1)
+    return dict(zip(weights_of(control), parts, strict=True)) if len(parts) > 1 else {"control": parts[0]}

@@ -234,10 +234,13 @@ class PairSource:
         return Batch.of(first, {name: torch.stack(x) for name, x in rows.items()}, tuple(names))
 
     def pixels(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Teacher clip and control, if there is one, decoded from the latents, uint8 [B, 3, F, H, W] each."""
+        """Teacher clip and control, if there is one, decoded from the latents, uint8 [B, 3, F, H, W] each;
+        several controls one after the other along the channels."""
         batch = self.batch(first, count)
         hint = batch.conditioning.hint
-        return self.decode(batch.latents), None if hint is None else self.decode(hint)
+        hints = () if hint is None else hint.split(batch.latents.shape[1], dim=1)
+        controls = [self.decode(one) for one in hints]
+        return self.decode(batch.latents), torch.cat(controls, dim=1) if controls else None
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""

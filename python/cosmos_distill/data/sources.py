@@ -93,6 +93,11 @@ def open_source(
 
         if split not in ("train", "eval"):
             raise DataError(f"there are no {split} clips but the film's (data.source = film)")
+        if branches > 1 and control is not None:
+            raise DataError(
+                "encoded clips have one control each, and this network takes several at once: train it on "
+                "the clips themselves"
+            )
         return EncodedSource(
             data, control, seed, split=split, tokenizer=partial(tokenizers.build, data, device),
             text_tokens=text_tokens, text_channels=text_channels, sigma_data=(schedule or EDM()).sigma_data,

@@ -103,7 +103,7 @@ def clip(config: DiTConfig, latent: tuple[int, int, int, int]) -> Batch:
         return torch.empty(1, *shape, device="meta")
 
     text = of(config.text_tokens, config.text_channels)
-    hint = of(*latent) if config.controls else None
+    hint = of(latent[0] * config.controls, *latent[1:]) if config.controls else None
     told = Conditioning(text=text, negative_text=text, hint=hint, fps=of(), padding_mask=of(1, *latent[2:]))
     return Batch(0, of(*latent), told)
 

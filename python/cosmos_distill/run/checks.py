@@ -27,6 +27,7 @@ from cosmos_distill.config import (
     Train,
     TrigFlow,
 )
+from cosmos_distill.config.controls import weights_of
 from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
@@ -35,7 +36,7 @@ from cosmos_distill.members import not_here
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.run import clip_places, encoded, folder, text_checks
+from cosmos_distill.run import clip_places, control_checks, encoded, folder, text_checks
 from cosmos_distill.run.sizes import (
     batch_bytes,
     batch_of,
@@ -250,6 +251,12 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
             f"the weights of {title(recipe.network)} are not part of this package: give the pre-trained "
             f"teacher with --teacher PATH ({recipe.network.family.weights_help})."
         )
+    elif missing and len(weights_of(recipe.control)) > 1 and recipe.teacher and recipe.teacher.is_dir():
+        yield (
+            f"--teacher {recipe.teacher}: the networks of a published folder take a control each, and "
+            f"--control {recipe.control} wants one that was trained with all of these: give its file, or "
+            "name one control."
+        )
     elif missing:
         named = ", ".join(missing)
         yield (
@@ -445,6 +452,9 @@ def _network(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.control is not None and not config.controls:
         yield f"--control {recipe.control}: {named} has no control branch. Choose --control None."
+    elif recipe.control is not None:
+        yield from control_checks.branches(recipe.control, config)
+        yield from control_checks.encoded(recipe, config)
     for name, stage in recipe.stages.items():
         if isinstance(stage, Train):
             yield from misfits(recipe, name, stage)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cosmos_distill import controls
 from cosmos_distill.config import Data, Recipe
-from cosmos_distill.data.control_mix import ControlMix
-from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.shard_lists import is_pattern, names_shards
 from cosmos_distill.members import address
+from cosmos_distill.run import control_checks
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
@@ -17,7 +15,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     for part in data.parts():
         yield from _folder(part.data, recipe, "--data.sources" if part.name else "--data.root")
-    yield from _control_models(recipe)
+    yield from control_checks.models(recipe)
     for split, place in (("eval", "held_out"), ("out_of_domain", "out_of_domain")):
         if getattr(data, place) is not None:
             for part in data.places(split)[0]:
@@ -46,20 +44,4 @@ def _folder(data: Data, recipe: Recipe, named: str) -> Iterator[str]:
         yield f"{named} {root}: no such folder.{shards}"
     elif data.source == "folder" and not (root / "videos").exists() and next(root.glob("**/*.tar"), None):
         yield f"{named} {root} holds no videos/, but shards: read them with --data.source shards."
-    for name in ControlMix.read(recipe.control).from_files(data):
-        if not data.own:
-            yield f"--control {recipe.control}: these clips come without videos. {controls.missing(name)}."
-        elif data.source == "folder" and root is not None and root.is_dir() and not (root / name).is_dir():
-            yield (
-                f"--control {recipe.control} needs the folder {root / name}, which does not exist. "
-                f"{controls.missing(name)}."
-            )
-
-
-def _control_models(recipe: Recipe) -> Iterator[str]:
-    """Whether the networks that compute controls are there."""
-    for name, place in (recipe.data.control_models or {}).items():
-        try:
-            controls.check_model(name, place)
-        except DataError as error:
-            yield f"--data.control-models {name}: {error}."
+    yield from control_checks.videos(data, recipe)

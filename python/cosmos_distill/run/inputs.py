@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cosmos_distill import text
 from cosmos_distill.config import Encode, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.captions import negative_prompt
+from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.encoded_files import Encoded
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import index_of
@@ -142,8 +143,9 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
     if split is None:
         return found, {}
-    for name, place in (data.control_models or {}).items():
-        found[f"control model {name}"] = of_files([place], _WEIGHTS)
+    for name in ControlMix.read(recipe.control).used:
+        if (place := (data.control_models or {}).get(name)) is not None:
+            found[f"control model {name}"] = of_files([place], _WEIGHTS)
     looked = look(recipe)
     if not looked:
         return found | {"clips": data.source}, {}

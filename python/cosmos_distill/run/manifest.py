@@ -23,6 +23,7 @@ from typing import Any
 
 import cosmos_distill
 from cosmos_distill.config import Data, MethodConfig, Recipe, Stage
+from cosmos_distill.config.controls import weights_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import NetworkConfig, described
 from cosmos_distill.families import read as read_network
@@ -230,7 +231,7 @@ def results(recipe: Recipe) -> int:
     """:data:`RESULTS` of what ``recipe`` computes: one more where ``vis`` blurs clips by its filters, since
     the bilateral one is a kernel of our own. It differs from OpenCV's by a level, in a value of ten
     thousand."""
-    return RESULTS + (recipe.control == "vis" and recipe.data.vis_thumbnail is None)
+    return RESULTS + ("vis" in weights_of(recipe.control) and recipe.data.vis_thumbnail is None)
 
 
 def configuration(recipe: Recipe, stage: Stage) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def open_clips(recipe: Recipe, split: FilmSplit, group: int | None = None) -> So
         device=device(),
         projection=text_projection(recipe),
         group=group,
+        branches=config.controls if config else 1,
     )
 
 

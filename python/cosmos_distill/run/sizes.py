@@ -59,20 +59,26 @@ def batch_of(stage: Stage) -> tuple[str, int] | None:
 def batch_bytes(recipe: Recipe, stage: Stage) -> int:
     """Least memory per clip of a stage's batch: of the clip, and at the mini scale, whose networks run where
     clips are read, of the network."""
-    each = clip_bytes(recipe.data, recipe.control is not None)
+    each = clip_bytes(recipe.data, controls_of(recipe))
     network = denoiser(recipe)
     if network is not None and tokenizer(recipe.data).local and not Path("/dev/nvidiactl").exists():
         each += _activations(network, recipe, isinstance(stage, Train))
     return each
 
 
-def clip_bytes(data: Data, control: bool) -> int:
-    """Least memory that reading one clip takes: its pixels, which a local tokenizer turns into fp32 all at
-    once, and latents."""
+def controls_of(recipe: Recipe) -> int:
+    """Controls of one clip."""
+    network = denoiser(recipe)
+    return 0 if recipe.control is None else 1 if network is None else max(1, network.controls)
+
+
+def clip_bytes(data: Data, controls: int) -> int:
+    """Least memory that reading one clip with its controls takes: its pixels, which a local tokenizer turns
+    into fp32 all at once, and latents."""
     kind, pixels = tokenizer(data), 3 * data.frames * data.height * data.width
     area = (data.height // kind.space) * (data.width // kind.space)
     latents = kind.channels * (1 + data.frames // kind.time) * area
-    return (1 + control) * (pixels * (5 if kind.local else 1) + 4 * latents)
+    return (1 + controls) * (pixels * (5 if kind.local else 1) + 4 * latents)
 
 
 def too_large(count: int, each: int) -> str | None:

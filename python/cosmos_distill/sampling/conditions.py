@@ -12,6 +12,7 @@ import torch
 
 from cosmos_distill import controls
 from cosmos_distill.config import Control, Data
+from cosmos_distill.config.controls import spelled
 from cosmos_distill.data import video
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clip_source import padding_mask
@@ -24,6 +25,7 @@ from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
 from cosmos_distill.run.networks import device
 from cosmos_distill.run.sizes import tokenizer
+from cosmos_distill.sampling.steering import chosen, files_of
 from cosmos_distill.tokenizers import build as build_tokenizer
 
 if TYPE_CHECKING:
@@ -81,37 +83,21 @@ class Conditions:
         self._options, self._network, self._control_name = options, network, control
         self._data = dataclasses.replace(data, root=options.data_root, control_models=options.control_models)
         self._sigma_data = schedule.config.sigma_data
-        own = options.control_video or options.video
-        if options.control_video and options.video:
-            raise Refusal("--control-video and --video exclude each other: give one")
-        by_pixels = control is None or controls.is_computed(control)
-        if options.video and not by_pixels and control not in (options.control_models or {}):
-            assert control is not None
-            raise Refusal(
-                f"{control} cannot be computed from a video alone: give it with --control-video"
-                + ", or the network that computes it with --control-models" * controls.takes_model(control)
-            )
-        if own and control is None:
-            option = "--control-video" if options.control_video else "--video"
-            raise Refusal(f"{option}: this student takes no control; --start gives its clips a beginning")
+        self._mix = chosen(options, control, network.controls)
+        self._files = files_of(options, self._mix)
+        own = bool(self._files)
         if options.control_strength != "medium" and not options.video:
             raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
-        if options.start and control is not None and own is None:
+        if options.start and control is not None and not own:
             raise Refusal("--start needs a control beside it: give one with --control-video or --video")
         if options.data_root and data.source != "folder":
             raise Refusal(
                 "--data-root: this student's clips come with a package, and no folder: leave it out"
             )
-        for name, folder in (options.control_models or {}).items():
-            try:
-                controls.check_model(name, folder)
-            except DataError as error:
-                raise Refusal(f"--control-models {name}: {error}") from error
-        for option, path in (("--control-video", options.control_video), ("--video", options.video)):
-            if path is not None:
-                _check(option, path)
+        for file in self._files.values():
+            _check(file.option, file.path)
         self.frames = self._count_frames()
-        if own is None and options.start is None and not self._text_alone():
+        if not own and options.start is None and not self._text_alone():
             self._source = self._open(schedule)
             return
         if options.data_root:
@@ -127,8 +113,8 @@ class Conditions:
             beginning = self._beginning(options.start)
             latents[:, :, : self.frames] = self._encode(to_video(np.stack(beginning.frames)[None]))
             fps = beginning.rate
-        if own is not None:
-            hint, padding, own_fps = self._encode_control(own, beginning)
+        if own:
+            hint, padding, own_fps = self._encode_controls(beginning)
             fps = fps or own_fps
         if texts is None:
             texts = torch.zeros(1, network.text_tokens, network.text_channels)
@@ -145,15 +131,29 @@ class Conditions:
     def batch(self, first: int, count: int) -> tuple[Batch, Tensor | None]:
         """The batch and its control as pixels, uint8 [B, 3, F, H, W], where there is one."""
         if hasattr(self, "_source"):
-            return self._source.batch(first, count), self._source.pixels(first, count)[1]
-        repeated = self._one.map(lambda value: value.expand(count, *value.shape[1:]))
-        if self._texts is not None and len(self._texts) > 1:
-            text = self._texts[torch.arange(first, first + count) % len(self._texts)]
-            repeated = dataclasses.replace(
-                repeated, conditioning=dataclasses.replace(repeated.conditioning, text=text)
-            )
-        control = None if self._control is None else self._control.expand(count, -1, -1, -1, -1)
-        return dataclasses.replace(repeated, first=first), control
+            batch, control = self._source.batch(first, count), self._source.pixels(first, count)[1]
+        else:
+            repeated = self._one.map(lambda value: value.expand(count, *value.shape[1:]))
+            if self._texts is not None and len(self._texts) > 1:
+                text = self._texts[torch.arange(first, first + count) % len(self._texts)]
+                repeated = dataclasses.replace(
+                    repeated, conditioning=dataclasses.replace(repeated.conditioning, text=text)
+                )
+            batch = dataclasses.replace(repeated, first=first)
+            control = None if self._control is None else self._control.expand(count, -1, -1, -1, -1)
+        return self._weighed(batch), control
+
+    def _weighed(self, batch: Batch) -> Batch:
+        """The batch with the weights of its controls: those of all branches, or of one branch that which is
+        asked for; those of its training said how often each control was drawn."""
+        asked = self._mix.slots or self._options.control is not None
+        if batch.conditioning.hint is None or not asked:
+            return batch
+        shares = self._mix.shares if self._mix.slots else (max(self._mix.shares),)
+        weights = torch.tensor(shares).expand(len(batch), -1).contiguous()
+        told = batch.conditioning
+        told = dataclasses.replace(told, extra={**told.extra, "control_weight": weights})
+        return dataclasses.replace(batch, conditioning=told)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to uint8 [B, 3, F, H, W]."""
@@ -209,37 +209,44 @@ class Conditions:
             )
             raise Refusal(f"give {wanted}, or a folder of clips with --data-root")
         return open_source(
-            self._data, self._control_name, 0, split="eval", text_channels=self._network.text_channels,
-            text_tokens=self._network.text_tokens, schedule=schedule.config, device=device(),
-            projection=self._projection,
+            self._data, spelled(self._mix.weights), 0, split="eval", schedule=schedule.config,
+            device=device(), text_channels=self._network.text_channels, text_tokens=self._network.text_tokens,
+            branches=self._mix.branches, projection=self._projection,
         )  # fmt: skip
 
     def _encode(self, video: Tensor) -> Tensor:
         return self._tokenizer.encode(video).cpu() * self._sigma_data
 
-    def _encode_control(self, path: Path, beginning: Pictures | None) -> tuple[Tensor, Tensor, float | None]:
-        """The control's latents, the padding mask, and the control's rate, None for a still image."""
-        data = self._data
-        option = "--control-video" if self._options.control_video else "--video"
+    def _encode_controls(self, beginning: Pictures | None) -> tuple[Tensor, Tensor, float | None]:
+        """The controls' latents, the padding mask, and their rate, None for still images. All belong to one
+        clip: the one that is begun or, without a beginning, that of the first control."""
+        data, shown, first = self._data, dict[str, torch.Tensor](), beginning
+        padding: np.ndarray | None = None
+        for name, file in self._files.items():
+            labels = not file.computed and controls.is_labels(name)
 
-        labels = self._options.control_video is not None and controls.is_labels(self._control_name)
+            def place(size: tuple[int, int], labels: bool = labels) -> Fit:
+                return Fit(*size, data.height, data.width, nearest=labels)
 
-        def place(size: tuple[int, int]) -> Fit:
-            return Fit(*size, data.height, data.width, nearest=labels)
-
-        read = self._read(option, path, data.frames, place, beginning)
-        frames = np.stack(read.frames)
-        if len(frames) < data.frames:  # a still image
-            frames = np.repeat(frames, data.frames, axis=0)
-        if self._options.video:
-            assert self._control_name is not None
-            settings = controls.preset(
-                self._control_name, self._options.control_strength, self._data.vis_thumbnail
-            )
-            frames = controls.compute(self._control_name, frames, settings, self._data.control_models)
-        self._control = to_video(frames[None])
-        hint = self._encode(self._control)
-        return hint, padding_mask(place(read.size).padding, *hint.shape[-2:]), read.rate
+            read = self._read(file.option, file.path, data.frames, place, first)
+            frames = np.stack(read.frames)
+            if len(frames) < data.frames:  # a still image
+                frames = np.repeat(frames, data.frames, axis=0)
+            if file.computed:
+                settings = controls.preset(name, self._options.control_strength, data.vis_thumbnail)
+                frames = controls.compute(name, frames, settings, data.control_models)
+            if not shown:
+                padding = place(read.size).padding
+            if first is None or first.rate is None:
+                first = read
+            shown[name] = to_video(frames[None])
+        latents = {name: self._encode(pixels) for name, pixels in shown.items()}
+        hint, self._control = (
+            torch.cat([of.get(slot, 0 * of[self._mix.used[0]]) for slot in self._mix.slots or of], dim=1)
+            for of in (latents, shown)
+        )
+        assert first is not None
+        return hint, padding_mask(padding, *hint.shape[-2:]), first.rate
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 from cosmos_distill.arrays.named import metadata
 from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance, Precision
+from cosmos_distill.config.controls import weights_of
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import read as read_network
@@ -139,7 +140,8 @@ def read(path: Path) -> Exported:
         data = _mapping(said["data"])
         negative = _negative(said, data)
         control = _fitting(said["control"], Control | None, "control")
-        if (control is None) == bool(network.controls):
+        count = len(weights_of(control))  # one branch takes any of them
+        if bool(count) != bool(network.controls) or (network.controls > 1 and count != network.controls):
             raise ValueError(f"control {control!r} of the network {title(network)}")
         clips = _data(data)
         _check_size(clips, network)

@@ -41,13 +41,18 @@ class SampleOptions(Checked):
     """Clips drawn at once."""
     seed: Seed = 0
     """Of the noise."""
+    control: str | None = None
+    """Which of the student's controls, and how much each steers: edge, or edge:1,depth:0.5 of a student with
+    several branches, whose weights are divided by their sum where that is above 1. Left out: as trained."""
+    control_videos: Mapping[str, Path] | None = None
+    """Control -> its video or still image, of a student that takes several at once."""
     control_video: Path | None = None
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None
     """Ordinary video or still image, whose control is computed first (edge, vis and upscale; others by a
     network of yours)."""
     control_models: Mapping[str, Path] | None = None
-    """Control -> folder of a model of transformers that computes it (depth, seg)."""
+    """Control -> folder of a model of transformers that computes it (depth, seg, keypoint)."""
     control_strength: Strength = "medium"
     """How much of it that control leaves out: fewer edges, or a stronger blur."""
     start: Path | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill.config import Data, FewStep
+from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.data.write_video import write_mp4
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models.common.projection import TextProjection
@@ -47,7 +48,7 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     _refuse_earlier(options, names)
     exported = read(student)
     batch_size = min(options.batch, options.clips)
-    if reason := too_large(batch_size, clip_bytes(exported.data, exported.control is not None)):
+    if reason := too_large(batch_size, clip_bytes(exported.data, exported.network.controls)):
         raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
     own = files(student, exported)
@@ -89,8 +90,8 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
             videos = clips.decode(latents.cpu())
             if not pictures:
                 pictures["sample"] = videos[:GRID_CLIPS]
-                if control is not None:
-                    pictures["control"] = control[:GRID_CLIPS]
+                shown = None if control is None else control[:GRID_CLIPS]
+                pictures.update(control_rows(exported.control, shown))
             assert batch.conditioning.fps is not None
             for clip, fps in zip(videos, batch.conditioning.fps.tolist(), strict=True):
                 path = options.out / names[len(written)]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cosmos_distill.config import Evaluate, Recipe
+from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.eval import latency
 from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
@@ -249,8 +250,7 @@ def _write(
     for held in sets.values():
         pictures = dict(held.pictures)
         video, control = held.own.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
-        if control is not None:
-            pictures["control"] = control
+        pictures |= control_rows(run.recipe.control, control)
         grid(pictures | {"ground truth": video}, held.folder / "grid.png")
     return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(folder / "grid.png", run.out))
 

@@ -11,6 +11,7 @@ from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
 from cosmos_distill.data.buckets import BucketSource
 from cosmos_distill.data.clip_source import ClipSource
+from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.data.mixture import MixtureSource
 from cosmos_distill.data.pairs import PairSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
@@ -169,8 +170,7 @@ def _sampler_grid(
                 fixed[f"teacher, {steps_text(calls)}"] = decode(x0)
             if clips is not None and ranks.is_main():
                 video, control = clips.pixels(0, GRID_CLIPS)
-                if control is not None:
-                    fixed["control"] = control
+                fixed.update(control_rows(recipe.control, control))
                 fixed["ground truth"] = video
         network = method.roles["student"]
         if few is None:

@@ -74,6 +74,11 @@ class DiTConfig(NetworkConfig):
         return 0
 
     @property
+    def published_controls(self) -> tuple[str, ...]:
+        """Controls of the published network of this size, in the order of its branches; empty: any."""
+        return ()
+
+    @property
     def leading_blocks(self) -> int:
         """Blocks at the beginning that a branch steers whose own blocks, as many, are computed in front of
         them: one pipeline rank has all of these together."""

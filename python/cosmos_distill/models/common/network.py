@@ -34,7 +34,7 @@ class Inputs:
     """[B, 1, T, H, W]"""
     fps: torch.Tensor | None
     weight: float | torch.Tensor
-    """Of the control, a number or [B, T * H/p * W/p, 1]."""
+    """Of the control, a number or [B, 1 or T * H/p * W/p, 1]."""
 
     def with_x(self, x: torch.Tensor) -> Inputs:
         """The same with another latent."""
@@ -165,7 +165,8 @@ class ControlledDiT(nn.Module):
             padding_mask: 1 on padding, [B, 1, H, W]; default zeros.
             fps: frames per second of the decoded video, [B]; default 24. Without meaning, and not read, in a
                 network without fps modulation.
-            control_weight: scales the residuals; a number or a map [B, T, H/p, W/p].
+            control_weight: scales the residuals; a number, one for each sample, [B, 1], or a map
+                [B, T, H/p, W/p].
             features: base blocks whose output is returned as well.
             features_only: stop after the last of them; F is then None.
 
@@ -202,8 +203,10 @@ class ControlledDiT(nn.Module):
         return (None if features_only else out, found) if features else out
 
     def control_weight(self, weight: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
-        """``control_weight`` as the branch multiplies by it: a number, or [B, T * H/p * W/p, 1]."""
-        return weight.to(x.dtype).flatten(1)[..., None] if isinstance(weight, torch.Tensor) else weight
+        """``control_weight`` as the branch multiplies by it: a number, or [B, 1 or T * H/p * W/p, 1]."""
+        if not isinstance(weight, torch.Tensor):
+            return weight
+        return weight.to(x.dtype).reshape(len(x), -1)[..., None]
 
     def tokens(self, inputs: Inputs) -> int:
         """Tokens of a sample that this rank passes on, outside the tensor-parallel linears."""

@@ -61,7 +61,7 @@ class ControlBranch(Trunk):
         weight: float | torch.Tensor = 1.0,
     ) -> list[torch.Tensor]:
         """x [B, C+2, T, H, W], hint [B, C, T, H, W], padding_mask [B, 1, T, H, W] -> residuals [B, N, D],
-        times ``weight``, a number or [B, T * H/p * W/p, 1]."""
+        times ``weight``, a number or [B, 1 or T * H/p * W/p, 1]."""
         missing = self.config.hint_channels - hint.shape[1]
         if missing < 0:
             raise ValueError(
@@ -74,7 +74,7 @@ class ControlBranch(Trunk):
         hint = F.pad(hint, (0, 0, 0, 0, 0, 0, 0, missing))
         guide = self.hint_encoder(self.hint_embed(torch.cat([hint, padding_mask], dim=1), places.split))
         h = self.patch_embed(x, places.split)
-        if isinstance(weight, torch.Tensor):
+        if isinstance(weight, torch.Tensor) and weight.shape[1] > 1:
             weight = places.split.local(weight)
         residuals = []
         for i, zero in enumerate(self.zero_blocks):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cosmos_distill.models.transfer25.network import Transfer25
 
 
+PUBLISHED = ("edge", "vis", "depth", "seg")
+"""Controls of the published network that takes several, in the order of its branches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transfer25Config(Predict25Config):
     """Predict2.5's network with one control branch or several. Defaults are those of the published
@@ -48,6 +52,11 @@ class Transfer25Config(Predict25Config):
     def controls(self) -> int:
         """As many as there are branches."""
         return self.branches
+
+    @property
+    def published_controls(self) -> tuple[str, ...]:
+        """Of the published network with four branches."""
+        return PUBLISHED if self.branches == len(PUBLISHED) else ()
 
 
 def _network(config: Transfer25Config, dtype: torch.dtype) -> Transfer25:

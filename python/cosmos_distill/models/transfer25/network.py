@@ -144,15 +144,17 @@ class Transfer25(ControlledDiT):
         return name.startswith("control.") and (".before." in name or ".after." in name)
 
     def control_weight(self, weight: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
-        """A number for all controls; one for each, [branches]; a map for all, [B, T, H/p, W/p]; or one for
-        each, [B, branches, T, H/p, W/p]. Maps and several numbers become [B, branches, 1 or T * H/p * W/p,
-        1]."""
+        """A number for all controls; one for each, [branches], or [B, branches] by sample; a map for all,
+        [B, T, H/p, W/p]; or one for each, [B, branches, T, H/p, W/p]. Maps and several numbers become
+        [B, branches, 1 or T * H/p * W/p, 1]."""
         if not isinstance(weight, torch.Tensor):
             return weight
         count = self.config.branches
         weight = weight.to(x)
         if weight.ndim == 1:
             weight = weight.expand(len(x), -1)[:, :, None]
+        elif weight.ndim == 2:
+            weight = weight[..., None]
         elif weight.ndim == 4:
             weight = weight.flatten(1)[:, None].expand(-1, count, -1)
         else:
