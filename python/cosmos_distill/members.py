@@ -19,12 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cosmos_distill.files import regular
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 Stamp = tuple[int, int, int, int]
 """Size, times of the last change of content and of anything else, in ns, and the file's number."""
@@ -197,7 +194,7 @@ class _Part(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size - self._at))
         self._whole.seek(self._offset + self._at)
