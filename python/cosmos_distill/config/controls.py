@@ -13,7 +13,7 @@ _MOST = 1e6
 
 
 def weights_of(control: str | None) -> dict[str, float]:
-    """Controls with their weights, in the order in which they are written; none of None.
+    """Controls with their weights, in the order in which they are written; none of None, in any spelling.
 
     A weight that is left out is 1. A control of weight 0 has a branch in the network and is not used.
 
@@ -21,7 +21,8 @@ def weights_of(control: str | None) -> dict[str, float]:
         ValueError: what is written is none of them, with what is wrong.
     """
     found: dict[str, float] = {}
-    for part in [] if control is None else control.split(","):
+    nothing = control is None or control.strip().lower() in ("none", "null")
+    for part in [] if nothing or control is None else control.split(","):
         name, colon, number = (piece.strip() for piece in part.partition(":"))
         if name not in CONTROLS:
             raise ValueError(unknown("control", name, CONTROLS))
