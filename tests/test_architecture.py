@@ -60,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "ranges",
     },
-    "text": {"files", "arrays"},
+    "text": {"files", "arrays", "config"},
     "tokenizers": {"config", "families", "files", "arrays", "models"},
     "data": {
         "config",
@@ -151,7 +151,7 @@ LIGHT = [
     "diffusion/__init__",
     "families",
     "models/common/config",
-    *(f"tokenizers/{path.stem}" for path in (PACKAGE / "tokenizers").glob("*.py")),
+    *(f"{part}/{path.stem}" for part in ("text", "tokenizers") for path in (PACKAGE / part).glob("*.py")),
     "diffusion/teacher",
     "parallel/__init__",
     "parallel/agreement",

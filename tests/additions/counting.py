@@ -43,6 +43,7 @@ KINDS = (
     Kind("metric", "a metric", "1 file, named in a recipe"),
     Kind("control", "a control", "1 file, named in a recipe"),
     Kind("tokenizer", "a tokenizer", "1 file, named in a recipe"),
+    Kind("text_encoder", "a text encoder", "1 file"),
     Kind("adapter", "a transformer of diffusers", "1 file, from outside of the package"),
     Kind("family", "a family of networks", "its folder"),
     Kind("operator", "an operator", "its folder, its source in csrc/, its name"),

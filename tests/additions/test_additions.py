@@ -16,6 +16,8 @@ def test_an_addition_works(kind: str, tmp_path: Path) -> None:
         lanes.missing("no g++")
     if kind == "adapter":
         lanes.require("diffusers")
+    if kind == "text_encoder":
+        lanes.require("transformers")
     done = check(kind, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,29 +1,31 @@
-"""Text encoders: prompts to the embeddings that a network attends to, from a local folder as published.
+"""Text encoders, one per file: prompts to the embeddings that a network attends to, from a local folder as
+published.
 
-``t5``: the encoder of T5-11B (Cosmos-Transfer1). ``reason1``: Cosmos-Reason1, a Qwen2.5-VL (of
-Cosmos-Predict2.5 and Transfer2.5). ``umt5``: UMT5-XXL (Wan). Nothing is downloaded, and nothing in a folder
-is run: the network is transformers', the weights are read as in :mod:`cosmos_distill.arrays`. Torch-free at
-import.
+Each file has an ``ENCODER``, and its name is the kind's; which of them a folder holds, its config.json says.
+To add one, add a file: nothing else lists them. Nothing is downloaded, and nothing in a folder is run: the
+network is transformers', the weights are read as in :mod:`cosmos_distill.arrays`. Torch-free, as the files of
+the package are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 from cosmos_distill.arrays import places
+from cosmos_distill.config import folders
 from cosmos_distill.files import read_json, sha256
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Kind = Literal["t5", "reason1", "umt5"]
 TOKENS = 512
 """Tokens of a prompt in all published pipelines: shorter ones are padded, longer ones cut."""
-_MODEL_TYPES: dict[str, Kind] = {"t5": "t5", "umt5": "umt5", "qwen2_5_vl": "reason1"}
 _TOKENIZER_FILES = (
     "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "tokenizer_config.json",
     "chat_template.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json",
@@ -44,6 +46,29 @@ class TextEncoder(Protocol):
         """Tokens of each prompt before it is padded or cut, whatever the encoder adds to it included."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderKind:
+    """What one kind of text encoder is."""
+
+    model_type: str
+    """As config.json has it."""
+    widths: tuple[str, ...]
+    """Numbers of config.json whose product is the width of an embedding."""
+    build: Callable[[Path, torch.device, torch.dtype, int], TextEncoder]
+    """build(folder, device, type to compute in, tokens). Raises as :func:`build`."""
+    inside: str | None = None
+    """Part of config.json that has the numbers; earlier versions of transformers have them beside it."""
+
+
+@cache
+def kinds() -> dict[str, TextEncoderKind]:
+    """All that there are, by name."""
+    names = folders.modules("text")
+    found = {name: folders.find("text encoder", name, names, __name__).ENCODER for name in names}
+    assert all(isinstance(kind, TextEncoderKind) for kind in found.values())
+    return found
+
+
 def place(folder: Path) -> Path:
     """The encoder's own folder: of a hub's cache the one of its snapshot, of a diffusers pipeline its
     ``text_encoder``; any other is what it is.
@@ -57,7 +82,7 @@ def place(folder: Path) -> Path:
     return inner if not (folder / "config.json").is_file() and (inner / "config.json").is_file() else folder
 
 
-def kind_of(folder: Path) -> Kind:
+def kind_of(folder: Path) -> str:
     """What the folder's config.json says it is.
 
     Raises:
@@ -73,10 +98,11 @@ def kind_of(folder: Path) -> Kind:
         )
     said = read_json(path)
     found = said.get("model_type") if isinstance(said, dict) else None
-    if found not in _MODEL_TYPES:
-        known = ", ".join(f"{kind} (model_type {name})" for name, kind in _MODEL_TYPES.items())
+    named = {kind.model_type: name for name, kind in kinds().items()}
+    if found not in named:
+        known = ", ".join(f"{name} (model_type {model_type})" for model_type, name in named.items())
         raise ValueError(f"{path}: model_type {found!r} is no text encoder that is known here: {known}")
-    return _MODEL_TYPES[found]
+    return named[found]
 
 
 def channels(folder: Path) -> int:
@@ -87,14 +113,13 @@ def channels(folder: Path) -> int:
         ValueError: it says none.
     """
     folder = place(folder)
-    kind, said = kind_of(folder), read_json(folder / "config.json")
-    if kind == "reason1":  # earlier versions of transformers have the sizes outside of text_config
-        said = said.get("text_config") or said
-    names = ("num_hidden_layers", "hidden_size") if kind == "reason1" else ("d_model",)
-    sizes = [said.get(name) for name in names] if isinstance(said, dict) else []
+    kind, said = kinds()[kind_of(folder)], read_json(folder / "config.json")
+    if kind.inside is not None:
+        said = said.get(kind.inside) or said
+    sizes = [said.get(name) for name in kind.widths] if isinstance(said, dict) else []
     found = [size for size in sizes if isinstance(size, int) and size > 0]
-    if len(found) != len(names):
-        raise ValueError(f"{folder}/config.json does not say how wide it is ({', '.join(names)})")
+    if len(found) != len(kind.widths):
+        raise ValueError(f"{folder}/config.json does not say how wide it is ({', '.join(kind.widths)})")
     return prod(found)
 
 
@@ -105,12 +130,12 @@ def files(folder: Path) -> list[Path]:
         FileNotFoundError: the folder lacks one.
         ValueError: it is unclear which weights are meant, or an index leads elsewhere.
     """
-    from cosmos_distill.text import folders
+    from cosmos_distill.text.common.folders import weights
 
     folder = place(folder)
     tokenizer = tokenizer_folder(folder)
     there = [tokenizer / name for name in _TOKENIZER_FILES if (tokenizer / name).is_file()]
-    return [folder / "config.json", *folders.weights(folder), *there]
+    return [folder / "config.json", *weights(folder), *there]
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -155,15 +180,6 @@ def build(
     import torch
 
     folder = place(folder)
-    kind, where = kind_of(folder), torch.device(device)
+    where = torch.device(device)
     chosen = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
-    if kind == "reason1":
-        from cosmos_distill.text.reason1 import Reason1
-
-        return Reason1(folder, where, chosen, tokens)
-    from cosmos_distill.text.t5 import T5
-
-    return T5(kind, folder, where, chosen, tokens)
-
-
-assert set(_MODEL_TYPES.values()) == set(get_args(Kind))
+    return kinds()[kind_of(folder)].build(folder, where, chosen, tokens)

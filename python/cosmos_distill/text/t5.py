@@ -1,55 +1,22 @@
-"""T5's encoder, and UMT5's: padded to a fixed number of tokens, zero behind the prompt.
-
-As in Cosmos-Transfer1's pipeline (T5-11B, 512 x 1024) and in Wan's (UMT5-XXL, 512 x 4096): the encoder sees
-the padding masked, and what it says of padding is set to zero. A prompt that is longer is cut.
-"""
+"""``t5``: the encoder of T5-11B, Cosmos-Transfer1's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from cosmos_distill.text import TextEncoder, TextEncoderKind
 
-from cosmos_distill.text import folders, tokenizer_folder
-
-_TIED = ("shared.weight", "encoder.embed_tokens.weight")
+if TYPE_CHECKING:
+    import torch
 
 
-class T5:
-    """The encoder half of a T5 or UMT5."""
+def _build(folder: Path, device: torch.device, dtype: torch.dtype, tokens: int) -> TextEncoder:
+    from transformers import T5Config, T5EncoderModel
 
-    def __init__(
-        self, kind: Literal["t5", "umt5"], folder: Path, device: torch.device, dtype: torch.dtype, tokens: int
-    ) -> None:
-        import transformers
+    from cosmos_distill.text.common.encoder_of_t5 import T5
 
-        network, configured = {
-            "t5": (transformers.T5EncoderModel, transformers.T5Config),
-            "umt5": (transformers.UMT5EncoderModel, transformers.UMT5Config),
-        }[kind]
-        self.tokens = tokens
-        said = folders.configuration(configured, folder)
-        state = folders.state(folder)
-        for name in _TIED:  # one table under two names, of which a file may hold one
-            state.setdefault(name, next((state[n] for n in _TIED if n in state), torch.empty(0)))
-        self._model = folders.load(lambda: network(said), state, folder, device, dtype)
-        self._tokenizer = folders.tokenizer(tokenizer_folder(folder))
-        self._device = device
-        self.channels: int = said.d_model
+    return T5(T5EncoderModel, T5Config, folder, device, dtype, tokens)
 
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, the end's included."""
-        return [len(ids) for ids in self._tokenizer(list(prompts)).input_ids]
 
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B, tokens, channels], zero behind each prompt."""
-        found = self._tokenizer(
-            list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        )
-        mask = found.attention_mask.to(self._device)
-        states = self._model(found.input_ids.to(self._device), attention_mask=mask).last_hidden_state
-        return torch.where(mask[..., None].bool(), states, 0)
+ENCODER = TextEncoderKind(model_type="t5", widths=("d_model",), build=_build)
