@@ -146,6 +146,12 @@ def test_words_are_those_of_captions(root: Path) -> None:
     assert found.skipped["c06"] == "barely described: caption of 0 words, below 3"
 
 
+@pytest.mark.parametrize("name", ["min_words", "max_words"])
+def test_words_of_captions_in_shards_are_not_counted_and_this_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match=f"keep.{name} counts captions beside clips"):
+        Data(source="shards", keep=KeepClips(**{name: 3}))
+
+
 def test_without_thresholds_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "look", lambda *args: pytest.fail("decoded"))
     monkeypatch.setattr(measuring, "stats", lambda *args: pytest.fail("measured"))
