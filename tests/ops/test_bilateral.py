@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,7 +16,6 @@ from cosmos_distill.ops import compiled
 from cosmos_distill.ops.bilateral import bilateral
 from tests.ops.builds import BUILDS, runnable
 
-cv2 = pytest.importorskip("cv2")
 pytestmark = pytest.mark.compiled
 
 # Height, width, radius, sigma of colour, sigma of space: widths of whole and of broken vectors, discs that
@@ -129,7 +128,6 @@ def test_a_module_from_before_the_filter_is_told(monkeypatch):
         bilateral(torch.zeros(4, 4, 3, dtype=torch.uint8), 2, 9.0, 3.0)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forked workers")
 def test_it_runs_in_forked_workers():
     """Those of a DataLoader start after this process has used its threads."""
     code = """

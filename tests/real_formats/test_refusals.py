@@ -135,6 +135,7 @@ def test_it_is_refused_before_any_work(
 ) -> None:
     wrong = WRONG[name]
     monkeypatch.setattr(runner, "_run_stage", lambda *args: pytest.fail("a stage began"))
+    monkeypatch.setenv("COLUMNS", "1000")  # a message is one line, however long its paths are
     words = command(zoo, wrong.recipe, tmp_path / "run", wrong.given)
     assert cli.main([*words, *(["--dry-run"] if dry else [])]) == cli.REFUSED
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())

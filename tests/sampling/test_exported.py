@@ -153,8 +153,9 @@ def test_a_tokenizer_of_the_package_need_not_be_named(
 
 
 def test_one_clip_may_be_a_file_and_several_are_a_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # a message is one line, however long its paths are
     path = student(tmp_path, description(HAAR))
 
     def drawn(out: str, *more: str) -> int:

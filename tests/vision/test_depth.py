@@ -16,9 +16,10 @@ from cosmos_distill import controls
 from cosmos_distill.controls.depth import shaded
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.vision import depth
+from tests import lanes
 from tests.vision import models
 
-pytest.importorskip("transformers")
+lanes.require("transformers")
 
 
 @pytest.fixture

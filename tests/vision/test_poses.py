@@ -13,9 +13,10 @@ from cosmos_distill import controls
 from cosmos_distill.controls import keypoint
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.vision import poses
+from tests import lanes
 from tests.vision import models
 
-pytest.importorskip("transformers")
+lanes.require("transformers")
 
 
 @pytest.fixture

