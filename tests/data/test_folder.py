@@ -71,6 +71,12 @@ def test_vis_is_drawn_for_every_sample_and_fixed_for_evaluation(root, data):
     assert torch.equal(control, to_video(vis.blur(to_frames(video)[0])[None]))
 
 
+def test_a_source_knows_its_samples_of_all_splits(root, data):
+    """By this name programs of others ask what is used of a folder."""
+    opened = open_(data)
+    assert [sample.name for sample in opened._samples] == sorted(opened.splits())
+
+
 def test_every_fifth_clip_is_held_out(root, data):
     train, held = open_(data), open_(data, split="eval")
     names = [{n.split("[")[0] for n in s.batch(0, 30).names} for s in (train, held)]

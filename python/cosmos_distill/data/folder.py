@@ -111,7 +111,9 @@ class FolderSource(ClipSource):
         usable = self._survey.usable(split)
         self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything) == shape]
         self.share = len(self._chosen) / len(usable)
-        named = {sample.name: sample for sample in self._chosen}
+        self._samples = list(self._survey.samples.values())
+        shaped = {sample.name for sample in self._chosen}
+        named = {sample.name: sample for sample in self._samples if sample.name in shaped}
         self._places = [named.get(name) for name in self._survey.split(split)]
         self._stamps: dict[File, Stamp] = {
             path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
