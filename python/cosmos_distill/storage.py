@@ -49,10 +49,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """What safetensors raises where the disk fails, as the system's error."""
+    """What safetensors and torch raise where the disk fails, as the system's error."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from error  # torch fails once more where it closes its archive
         if type(error).__name__ != "SafetensorError":  # by name: nothing here imports the library
             raise
         number = re.search(r"os error (\d+)", str(error))  # it comes without an errno

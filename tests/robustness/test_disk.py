@@ -2,14 +2,11 @@
 
 import errno
 import os
-import resource
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +17,15 @@ from rich.console import Console
 from cosmos_distill import cli
 from cosmos_distill.run.progress import Log
 from cosmos_distill.sampling import sample
+from cosmos_distill.stages.published import official
 from cosmos_distill.storage import DiskError, publish, publish_tensors
 from cosmos_distill.train.checkpoint import Store, whole
 from cosmos_distill.train.log import Board, RunLog
 from cosmos_distill.train.visuals import grid
 from tests.robustness import kills
+from tests.robustness.disk import full_disk
 from tests.robustness.inputs.students import PREDICT
 from tests.run.commands import ENV, RECIPE
-
-SMALL = 4096
-
-
-@contextmanager
-def full_disk(limit: int = SMALL) -> Iterator[None]:
-    """The kernel refuses files beyond ``limit`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def _save(folder: Path) -> None:
@@ -71,6 +55,7 @@ WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "x.safetensors",
         lambda f: publish_tensors({"w": torch.zeros(9999)}, f / "x.safetensors", {}),
     ),
+    "the official file": ("student.pt", lambda f: official({"w": torch.zeros(9999)}, f, {})),
     "a picture": (
         "x.png",
         lambda f: grid({"a": torch.randint(0, 255, (1, 3, 2, 96, 96)).byte()}, f / "x.png"),

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from cosmos_distill import text
 from cosmos_distill.config import Export, FewStep, Recipe, TrigFlow
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models import build
@@ -22,18 +24,24 @@ from cosmos_distill.models.transfer25.config import Transfer25Config
 from cosmos_distill.run.checks import check
 from cosmos_distill.run.manifest import ExportedFile, Student
 from cosmos_distill.run.networks import open_clips, schedule
-from cosmos_distill.sampling.exported import files, read
+from cosmos_distill.run.runner import Run
+from cosmos_distill.sampling.exported import beside, files, read
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.sample import draw
 from cosmos_distill.sampling.samplers import few_steps, noise_of
+from cosmos_distill.stages.published import pipeline
+from cosmos_distill.storage import DiskError
+from cosmos_distill.train.guard import StopFlag
 from tests import lanes
 from tests.fields.specimens import PREDICT25, TRANSFER1, Stages
+from tests.real_formats import text_encoders
+from tests.robustness.disk import full_disk
 
 lanes.require("diffusers")
 
 SIZES: dict[str, Any] = {
     "width": 48, "blocks": 3, "heads": 2, "head_dim": 24, "adaln_rank": 8, "text_dim": 64,
-    "text_projection": 64, "text_tokens": 8, "max_frames": 8, "max_height": 16, "max_width": 16,
+    "text_projection": 96, "text_tokens": 8, "max_frames": 8, "max_height": 16, "max_width": 16,
 }  # fmt: skip
 NETWORKS = {
     "predict2.5": Predict25Config(**SIZES, clean_condition_times=True),
@@ -67,7 +75,10 @@ def trained(request: pytest.FixtureRequest, vae: Path, tmp_path_factory: pytest.
         control="edge" if network.controls else None,
         teacher=place / "teacher.safetensors",
         data=dataclasses.replace(
-            PREDICT25.data, tokenizer="wan2.1", tokenizer_path=vae, max_condition_frames=1
+            PREDICT25.data,
+            tokenizer="wan2.1",
+            tokenizer_path=vae,
+            max_condition_frames=1,
         ),
         stages={"dmd2": stage, "export": Export(student_from="dmd2", names="diffusers")},
     )
@@ -93,15 +104,14 @@ class Checker:
         return frames
 
 
-def opened(folder: Path) -> Any:
+def opened(folder: Path, **given: Any) -> Any:
     """As someone does who has diffusers alone, but for torchvision's resizing, which cannot be installed
     beside every build of torch."""
     import diffusers
 
     import cosmos_distill.ops.integrations.diffusers  # noqa: F401  # resizes without torchvision
 
-    given = {"safety_checker": Checker(), "text_encoder": None, "tokenizer": None}
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **given)
+    return diffusers.DiffusionPipeline.from_pretrained(folder, safety_checker=Checker(), **given)
 
 
 def drawn(stages: Stages, pipe: Any, noise: Tensor) -> Tensor:
@@ -139,7 +149,7 @@ def test_the_stock_pipeline_draws_our_clip_with_our_sampler(trained: Stages) -> 
     from cosmos_distill.integrations.diffusers import FewStepScheduler
 
     folder = exported(trained)
-    pipe = opened(folder)
+    pipe = opened(folder, text_encoder=None, tokenizer=None)
     noise = noise_of(0, "test", open_clips(trained.recipe, "eval").batch(0, 1))
     wanted = ours(trained, noise)
     said = (folder / "README.md").read_text()
@@ -149,6 +159,41 @@ def test_the_stock_pipeline_draws_our_clip_with_our_sampler(trained: Stages) -> 
     print(f"\n{type(pipe).__name__}: own sampler {own:.1e}, stock scheduler {stock:.1e}")
     assert own < 1e-4 < stock < 0.2
     assert "FewStepScheduler.from_pretrained" in said and "% (root mean square" in said
+
+
+def written(stages: Stages, folder: Path, **changes: Any) -> Path:
+    """The pipeline once more, of data that are changed in something."""
+    student, stage = stages.outputs["dmd2"], stages.recipe.stages["export"]
+    assert isinstance(student, Student) and isinstance(stage, Export)
+    recipe = dataclasses.replace(stages.recipe, data=dataclasses.replace(stages.recipe.data, **changes))
+    run = Run(recipe, stages.out, stages.outputs, StopFlag(), Console(quiet=True), {})
+    tensors = weights.load(stages.out / student.weights.path)[0]
+    return pipeline(tensors, run, stage, folder, json.loads(beside(exported(stages)).read_text())).parent
+
+
+def test_the_pipeline_has_the_text_encoder_of_the_recipe(trained: Stages, tmp_path: Path) -> None:
+    encoder = tmp_path / "reason1"
+    text_encoders.reason1(encoder)
+    folder = written(trained, tmp_path, text_encoder=encoder)
+    prompts = ["a red car drives at night"]
+    found, _ = opened(folder).encode_prompt(
+        prompts, do_classifier_free_guidance=False, max_sequence_length=24
+    )
+    torch.testing.assert_close(found, text.build(encoder, tokens=24)(prompts), rtol=1e-4, atol=1e-4)
+    assert "text_encoder=ENCODER" not in (folder / "README.md").read_text()
+
+
+def test_a_full_disk_leaves_nothing_of_a_pipeline(trained: Stages, tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(DiskError, match="free some space"):
+        written(trained, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_have_the_permissions_of_the_users_files(trained: Stages) -> None:
+    folder = exported(trained)
+    mode = (folder / "model_index.json").stat().st_mode
+    made = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_nlink == 1]
+    assert len(made) > 5 and {p.stat().st_mode for p in made} == {mode}
 
 
 def test_we_draw_from_the_pipeline_folder_and_see_what_was_changed(

@@ -22,7 +22,6 @@ from cosmos_distill.ops.integrations import diffusers as _operators
 _operators.do_without_torchvision()
 
 SHARD = "10GB"
-TEXT_ENCODER = "text_encoder", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,22 @@ def write(
     weights: Mapping[str, Mapping[str, Tensor]],
     sampling: Sampling,
     vae: Callable[[Path], None],
-    text_encoder: Path | None,
+    text: tuple[Path, Path] | None,
 ) -> None:
     """Fill ``folder``, which exists and is empty.
 
     Args:
         weights: Component -> name there -> tensor.
         vae: Writes the autoencoder into a folder.
-        text_encoder: A folder with the encoder and its tokenizer, whose files are linked where the file
-            system can and copied where it cannot; None: whoever opens the pipeline gives both, or embeddings.
+        text: Folders of the encoder and of its tokenizer, which may be the same; None: whoever opens the
+            pipeline gives both, or embeddings.
     """
     index: dict[str, Any] = {"_class_name": target.pipeline, "_diffusers_version": diffusers.__version__}
     for component, (kind, configuration) in target.networks.items():
         with torch.device("meta"):
             network = getattr(diffusers, kind).from_config(dict(configuration))
         network.load_state_dict(dict(weights[component]), strict=True, assign=True)
-        network.save_pretrained(folder / component, max_shard_size=SHARD)
+        save(network, folder / component)
         index[component] = ["diffusers", kind]
     sampling.stock().save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", UniPCMultistepScheduler.__name__]
@@ -77,21 +76,35 @@ def write(
         ours.save_pretrained(folder / "few_step")
     vae(folder / "vae")
     index["vae"] = ["diffusers", "AutoencoderKLWan"]
-    for component in TEXT_ENCODER:
-        index[component] = [None, None]
-    if text_encoder is not None:
-        for component in TEXT_ENCODER:
-            copy(text_encoder, folder / component, weights=component == "text_encoder")
-        index |= {"text_encoder": ["transformers", _architecture(text_encoder)]}
-        index |= {"tokenizer": ["transformers", "AutoTokenizer"]}
-    index["safety_checker"] = [None, None]
+    index |= {name: [None, None] for name in ("text_encoder", "tokenizer", "safety_checker")}
+    if text is not None:
+        encoder, tokenizer = text
+        copy(encoder, folder / "text_encoder")
+        copy(tokenizer, folder / "tokenizer", weights=False)
+        index["text_encoder"] = ["transformers", _said(encoder / "config.json", "architectures")[0]]
+        index["tokenizer"] = ["transformers", _said(tokenizer / "tokenizer_config.json", "tokenizer_class")]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _architecture(folder: Path) -> str:
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    names = said.get("architectures") or ["Qwen2_5_VLForConditionalGeneration"]
-    return str(names[0])
+def save(network: Any, folder: Path) -> None:
+    """A network of diffusers by its own means, but with permissions as the user's files have them: those of
+    weights let only their owner read."""
+    network.save_pretrained(folder, max_shard_size=SHARD)
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
+
+
+def _said(file: Path, key: str) -> Any:
+    """What a file of transformers says of itself.
+
+    Raises:
+        ValueError: nothing.
+    """
+    said = json.loads(file.read_text(encoding="utf-8"))
+    if not (found := said.get(key)):
+        raise ValueError(f"{file} has no {key}, by which a pipeline knows what to open it with")
+    return found
 
 
 def copy(source: Path, target: Path, *, weights: bool = True) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 
 def _pipeline(recipe: Recipe, name: str) -> Iterator[str]:
     """Whether diffusers has a pipeline for the network."""
+    if find_spec("diffusers") is None:
+        yield f"--stages.{name}.names diffusers: pip install 'cosmos-distill[diffusers]' first."
     try:
         in_diffusers(recipe)
     except ValueError as error:

@@ -26,7 +26,7 @@ def text(
     pipeline: str,
     times: Sequence[float] | None,
     apart: float | None,
-    encoder_here: bool = False,
+    encoder_here: bool,
 ) -> str:
     """The card, in Markdown.
 

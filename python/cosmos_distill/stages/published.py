@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cosmos_distill import text
 from cosmos_distill.config import Export, FewStep, Train
 from cosmos_distill.diffusion import TrigFlowSchedule
 from cosmos_distill.files import sha256
 from cosmos_distill.methods.denoiser import Denoiser
 from cosmos_distill.models.common import weights
 from cosmos_distill.run.checks import in_diffusers
-from cosmos_distill.run.networks import device, load, open_clips, schedule, sizes
+from cosmos_distill.run.networks import DTYPES, device, load, open_clips, schedule, sizes
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.exported import beside
 from cosmos_distill.sampling.samplers import few_steps, noise_of
 from cosmos_distill.stages import card
-from cosmos_distill.storage import disk_errors, publish_json, replacing, sync_folder
+from cosmos_distill.storage import disk_errors, publish, publish_json, replacing, sync_folder
 from cosmos_distill.tokenizers import wan2_1
 from cosmos_distill.tokenizers.common import vae
 
@@ -34,8 +36,9 @@ def official(tensors: Mapping[str, Tensor], folder: Path, said: Mapping[str, Any
     """``student.pt``, a dictionary of tensors, which is what the official inference can read, and
     ``student.json``."""
     path = folder / "student.pt"
-    with replacing(path) as temporary:
-        torch.save(dict(tensors), temporary)
+    # Opened here: of a file that torch opens, a full disk raises no system's error.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(tensors), file)
     publish_json(beside(path), {**said, "files": {path.name: sha256(path)}})
     return path
 
@@ -44,7 +47,7 @@ def pipeline(
     tensors: Mapping[str, Tensor], run: Run, stage: Export, folder: Path, said: Mapping[str, Any]
 ) -> Path:
     """``student/``, a pipeline folder of diffusers. Returns its description, in which the checksums of all
-    weights are; an interrupted one is written anew."""
+    weights are. It appears whole or not at all."""
     from cosmos_distill.integrations import pipeline_folder
 
     recipe, final = run.recipe, folder / "student"
@@ -55,32 +58,41 @@ def pipeline(
     few = None if source.method.pretrains else source.method.sampler
     times = None if few is None else levels.to_tau(torch.tensor(levels.student_times(few.steps))).tolist()
     sampling = pipeline_folder.Sampling(levels.config.shift, times, few is not None and few.fresh_noise)
-    wan_files = recipe.data.tokenizer_path
-    assert wan_files is not None
-
-    def autoencoder(place: Path) -> None:
-        if vae.is_one(wan_files):
-            pipeline_folder.copy(wan_files, place)
-        else:
-            wan2_1.save_for_diffusers(wan_files, place)
-
     temporary = folder / ".student.tmp"
-    for stale in (temporary, final):
-        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(final):
-        temporary.mkdir(parents=True)
-        components = weights.to_pipeline(tensors, recipe.network.family)
-        pipeline_folder.write(temporary, target, components, sampling, autoencoder, text_encoder=None)
-        parts = sorted(p for name in target.networks for p in (temporary / name).glob("*.safetensors"))
-        files = {part.relative_to(temporary).as_posix(): sha256(part) for part in parts}
-        publish_json(beside(temporary), {**said, "files": files})
-        apart = None if few is None else stock_difference(run, stage, levels, few, sampling.stock())
-        (temporary / "README.md").write_text(
-            card.text(run, stage, said, target.pipeline, times, apart), encoding="utf-8"
-        )
-        temporary.rename(final)
+        try:
+            temporary.mkdir(parents=True)
+            components = weights.to_pipeline(tensors, recipe.network.family)
+            encoder = None if recipe.data.text_encoder is None else text.place(recipe.data.text_encoder)
+            places = None if encoder is None else (encoder, text.tokenizer_folder(encoder))
+            vae_files = recipe.data.tokenizer_path
+            assert vae_files is not None
+            pipeline_folder.write(
+                temporary, target, components, sampling, partial(_autoencoder, vae_files), places
+            )
+            parts = sorted(p for name in target.networks for p in (temporary / name).glob("*.safetensors"))
+            files = {part.relative_to(temporary).as_posix(): sha256(part) for part in parts}
+            publish_json(beside(temporary), {**said, "files": files})
+            apart = None if few is None else stock_difference(run, stage, levels, few, sampling.stock())
+            told = card.text(run, stage, said, target.pipeline, times, apart, encoder is not None)
+            publish(temporary / "README.md", told)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         sync_folder(folder)
     return beside(final)
+
+
+def _autoencoder(source: Path, folder: Path) -> None:
+    from cosmos_distill.integrations import pipeline_folder
+
+    if vae.is_one(source):
+        pipeline_folder.copy(source, folder)
+    else:
+        pipeline_folder.save(wan2_1.for_diffusers(source), folder)
 
 
 @torch.no_grad()
@@ -88,7 +100,7 @@ def stock_difference(run: Run, stage: Export, levels: TrigFlowSchedule, few: Few
     """How far clips of diffusers' stock scheduler are from the student's own: root mean square of the
     difference over that of the latents, of one held-out clip's conditions and the same noise."""
     recipe = run.recipe
-    network = load(sizes(recipe), (run.student(stage.student_from),))
+    network = load(sizes(recipe), (run.student(stage.student_from),), DTYPES[stage.precision])
     batch = open_clips(recipe, "eval").batch(0, 1).to(device())
     noise = noise_of(recipe.seed, "export", batch)
     wanted = few_steps(network, levels, batch, noise, few, seed=recipe.seed)

@@ -100,12 +100,12 @@ def _fitting(path: Path) -> tuple[Any, weights.State]:
     return model, {name: found[name] for name in wanted}
 
 
-def save_for_diffusers(path: Path, folder: Path) -> None:
-    """Write the official file's network as diffusers' folder, in fp32. Raises as :class:`Wan` does."""
+def for_diffusers(path: Path) -> Any:
+    """The official file's network as diffusers has it, in fp32. Raises as :class:`Wan` does."""
     import torch
 
     (file,) = files(path)
-    _official(file, torch.device("cpu"), torch.float32).save_pretrained(folder)
+    return _official(file, torch.device("cpu"), torch.float32)
 
 
 class Wan:
