@@ -58,6 +58,26 @@ def test_black_bars_are_measured_and_left_out_of_the_rest() -> None:
     assert black.bars == 0 and black.brightness == 0
 
 
+def test_bars_leave_what_is_lit_wherever_it_is() -> None:
+    """One row or column of many sizes: shares are rounded, and a frame has an inside."""
+    for size in range(8, 130, 7):
+        for lit in range(size):
+            frames = np.zeros((2, size, 16, 3), np.uint8)
+            frames[:, lit] = 200
+            before, after = lit / size, 1 - (lit + 1) / size
+            bars = clip_stats._Bars(before, after, 0.0, 0.0)
+            assert np.array_equal(bars.crop(frames), frames[:, lit : lit + 1]), (size, lit)
+    thin = np.zeros((3, 72, 128, 3), np.uint8)
+    thin[:, 23] = 255
+    assert clip_stats.Frames.of_video(thin).stats().bars > 0.9
+
+
+def test_short_clips_are_compared_with_short_ones() -> None:
+    stats = [clip_stats.Frames.of_video(looks.moving(1)[:1]).stats() for _ in range(3)]
+    hashes = [*(one.hashes for one in stats), clip_stats.Frames.of_video(looks.moving(2)).stats().hashes]
+    assert len(hashes[0]) < len(hashes[3]) and alike.groups(hashes) == [[0, 1, 2]]
+
+
 def test_cuts_count_and_are_no_motion() -> None:
     # Neighbouring pictures differ by more than find_cuts asks for.
     video = np.concatenate([looks.moving(1, 12), 255 - looks.moving(1, 12), looks.moving(3, 12)])

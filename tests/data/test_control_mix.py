@@ -100,6 +100,10 @@ def test_a_sample_is_that_of_its_control_alone() -> None:
     assert torch.equal(hint(mixed.batch(5, 3)), hint(batch)[5:8])
 
 
+def test_a_sample_whose_controls_are_drawn_elsewhere_has_a_name() -> None:
+    assert ControlMix.read("edge:0.5,vis:0.5").told(()) == ""
+
+
 def test_a_network_with_several_branches_gets_all_with_their_weights() -> None:
     batch = source("edge:0.5,vis:1,depth:0,upscale:0.5", branches=4).batch(2, 3)
     assert hint(batch).shape == (3, 4 * batch.latents.shape[1], *batch.latents.shape[2:])

@@ -148,8 +148,9 @@ def test_words_are_those_of_captions(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["min_words", "max_words"])
 def test_words_of_captions_in_shards_are_not_counted_and_this_is_said(name: str) -> None:
-    with pytest.raises(ValueError, match=f"keep.{name} counts captions beside clips"):
-        Data(source="shards", keep=KeepClips(**{name: 3}))
+    data = Data(source="shards", root=Path("/nowhere"), keep=KeepClips(**{name: 3}))
+    with pytest.raises(DataError, match="min_words and max_words count captions beside clips"):
+        survey(data, None, text_channels=64, latent_shape=None)
 
 
 def test_without_thresholds_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

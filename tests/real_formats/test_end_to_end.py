@@ -3,6 +3,7 @@ of the pages, in a folder where what they name lies in small."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from cosmos_distill import cli
+from cosmos_distill.families import preset
+from cosmos_distill.models import build
 from cosmos_distill.models.common import weights
 from cosmos_distill.run.manifest import Manifest, Student
 from tests.docs.pages import commands
@@ -137,3 +140,67 @@ def test_a_released_student_is_where_a_student_starts(recipe: str, student: str,
     name = "base.blocks.0.self_attn.q.weight"
     torch.testing.assert_close(found[name].float(), released[name].float(), rtol=1e-2, atol=1e-3)
     assert not torch.allclose(found[name].float(), teacher[name].float(), rtol=1e-2, atol=1e-2)
+
+
+ENCODED = '''"""The published recipe on clips that it encodes first."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+from cosmos_distill.config import Encode, Recipe
+
+published = runpy.run_path("recipes/predict25_dmd2_4step.py")["recipe"]
+
+
+def recipe(
+    teacher: Path | None = None,
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    text_encoder: Path | None = None,
+) -> Recipe:
+    """Encode, train on the shards, score on them."""
+    made = published("2b", teacher=teacher, data=data, tokenizer=tokenizer, text_encoder=text_encoder)
+    stages = {
+        name: dataclasses.replace(stage, clips_from="encode") if hasattr(stage, "clips_from") else stage
+        for name, stage in made.stages.items()
+    }
+    return dataclasses.replace(made, stages={"encode": Encode(), **stages})
+'''
+
+
+@pytest.mark.parametrize("how", ["command", "stage"])
+def test_a_student_is_made_of_clips_that_were_encoded(
+    how: str, desk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the command, or by a stage, which stores what is behind the teacher's projection of text."""
+    (page,) = (words for words in runs(MODEL) if Path(words[0]).stem == "predict25_dmd2_4step")
+    options, out = dict(zip(page[1::2], page[2::2], strict=True)), desk / f"encoded by {how}"
+    if how == "command":
+        made = ["--data", "--tokenizer", "--text-encoder"]
+        words = ["encode", page[0], "--scale", "2b", *(w for name in made for w in (name, options[name]))]
+        assert cli.main([*small(words), "--out", "encoded"]) == 0, capfd.readouterr().err
+        given = [
+            *page,
+            "--data",
+            "encoded/encode/shards",
+            "--data.source",
+            "shards",
+            "--text-encoder",
+            "None",
+        ]
+        assert cli.main([*small(given), "--out", str(out)]) == 0, capfd.readouterr().err
+        return
+    (desk / "predict25_encoded.py").write_text(ENCODED)
+    narrow = dataclasses.replace(
+        preset(networks.PREDICT25), text_dim=32, text_tokens=96
+    )  # behind 64 of Reason1
+    weights.save(build(narrow, seed=1), desk / "narrow.safetensors")
+    asked = ["--data", "--tokenizer", "--text-encoder"]
+    given = ["--teacher", "narrow.safetensors", "--network.text-dim", "32"]
+    given += [w for name in asked for w in (name, options[name])]
+    words = ["predict25_encoded.py", *given, "--network", networks.PREDICT25, "--data.frames", "9"]
+    assert cli.main([*words, *SIZES, *SHORT, "--out", str(out)]) == 0, capfd.readouterr().err
+    told = json.loads((out / "encode" / "shards" / "encoded.json").read_text())
+    assert told["text"]["encoder"]["projection"]
+    checked(out, 9, networks.PREDICT25, options)

@@ -47,8 +47,9 @@ def spelled(weights: Mapping[str, float]) -> str | None:
         return None
     if len(weights) == 1 and 1.0 in weights.values():
         return next(iter(weights))
-    return ",".join(f"{name}:{_shortest(weight)}" for name, weight in weights.items())
+    return ",".join(f"{name}:{shortest(weight)}" for name, weight in weights.items())
 
 
-def _shortest(weight: float) -> str:
-    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)
+def shortest(value: float) -> str:
+    """A number as options have it: as short as it can be without being another one."""
+    return f"{value:g}" if "e" not in f"{value:g}" and float(f"{value:g}") == value else repr(value)

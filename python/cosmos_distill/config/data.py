@@ -110,10 +110,6 @@ class Data(Checked):
             for name, value in vars(self.keep).items():
                 if value is not None:
                     yield f"keep.{name}", f"is of clips in a folder: leave it out with {self.source}"
-        for name in ("min_words", "max_words") if self.source == "shards" else ():
-            if getattr(self.keep, name) is not None:
-                text = "counts captions beside clips in a folder, and those in shards are not: leave it out"
-                yield f"keep.{name}", text
 
     def parts(self) -> tuple[Part, ...]:
         """The sources, each as the data of one place; without sources these data themselves."""

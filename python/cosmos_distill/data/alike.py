@@ -17,13 +17,21 @@ def groups(hashes: Sequence[Sequence[str]]) -> list[list[int]]:
     is alike to a third are one group.
 
     Args:
-        hashes: of each clip, as many as of every other, in hexadecimal digits
-            (:attr:`cosmos_distill.data.clip_stats.ClipStats.hashes`); clips with another number of them than
-            most are alike to none.
+        hashes: of each clip, in hexadecimal digits
+            (:attr:`cosmos_distill.data.clip_stats.ClipStats.hashes`). Only clips with the same number of them
+            are compared: short ones have fewer.
     """
-    usual = max((len(found) for found in hashes), default=0)
-    usable = [number for number, found in enumerate(hashes) if len(found) == usual]
-    if not usual or len(usable) < 2:
+    lengths = sorted({len(found) for found in hashes} - {0})
+    return sorted(
+        group
+        for length in lengths
+        for group in _groups(hashes, [n for n, found in enumerate(hashes) if len(found) == length])
+    )
+
+
+def _groups(hashes: Sequence[Sequence[str]], usable: list[int]) -> list[list[int]]:
+    """The same of clips that have as many hashes each."""
+    if len(usable) < 2:
         return []
     packed = np.array([list(bytes.fromhex("".join(hashes[number]))) for number in usable], np.uint8)
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1  # [clips, bits]

@@ -10,6 +10,7 @@ costs as much as ten seconds. Torch-free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
@@ -288,11 +289,13 @@ class _Bars:
     def crop(self, frames: np.ndarray) -> np.ndarray:
         """What of [F, H, W, 3] lies inside."""
         height, width = frames.shape[1:3]
-        return frames[
-            :,
-            int(np.ceil(self.top * height)) : height - int(np.ceil(self.bottom * height)),
-            int(np.ceil(self.left * width)) : width - int(np.ceil(self.right * width)),
-        ]
+        return frames[:, _inside(self.top, self.bottom, height), _inside(self.left, self.right, width)]
+
+
+def _inside(before: float, after: float, size: int) -> slice:
+    """What of ``size`` is in no bar, one at least: shares of whole numbers come back as these."""
+    begin = min(size - 1, math.ceil(before * size - 1e-6))
+    return slice(begin, max(begin + 1, size - math.ceil(after * size - 1e-6)))
 
 
 def _bars(stretches: Sequence[np.ndarray]) -> _Bars:

@@ -93,7 +93,7 @@ class ControlMix:
 
     def told(self, controls: Sequence[ControlVideo]) -> str:
         """What is added to the name of a sample with these controls: which was drawn of several."""
-        return f" ({controls[0].name})" if not self.slots and len(self.used) > 1 else ""
+        return f" ({controls[0].name})" if controls and not self.slots and len(self.used) > 1 else ""
 
     def of_sample(self, seed: int, split: str, index: int) -> Sequence[str]:
         """Names of the controls of sample ``index``. Those of clips that are held out are the same for every

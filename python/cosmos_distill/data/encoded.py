@@ -207,7 +207,8 @@ class EncodedSource:
         return self._tensors(self._bytes(clip, kind), f"{clip.name}: {kind}")
 
     def _frames(self, clip: Clip, kind: str) -> np.ndarray:
-        self._bytes(clip, kind)
+        if (clip.number, kind) not in self._verified:
+            self._bytes(clip, kind)
         frames, _ = video.decode_as_stored(clip.parts[kind].member, lambda frame: frame)
         return np.stack(frames)
 

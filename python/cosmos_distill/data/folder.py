@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from cosmos_distill.data.embeddings import Projection
 
 log = logging.getLogger(__name__)
+_TRIES = 16
+"""Windows of one clip that are tried for a variant: of a long one all would take hours."""
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 """Errors that say nothing about a clip."""
 
@@ -226,7 +228,7 @@ class FolderSource(ClipSource):
         is drawn, or that is not asked for (``drawn``).
 
         Raises:
-            NothingLeft: no window of the clip can be decoded.
+            NothingLeft: none of the windows that were tried, :data:`_TRIES` for each, can be decoded.
         """
         sample = self._survey.samples[name]
         windows = self._windows(sample)
@@ -240,7 +242,7 @@ class FolderSource(ClipSource):
             u = random.random(1 + DRAWS)
             start = min(windows - 1, int((number + u[0]) / count * windows))
             of = int(random.integers(2**62))  # in place of a sample's number
-            starts = chain([start, 0], random.permutation(windows).tolist())
+            starts = islice(chain([start, 0], random.permutation(windows).tolist()), _TRIES)
             if (one := self._first(((sample, k) for k in starts), u[1:], of)) is None:
                 raise NothingLeft(f"no window of it can be decoded: {self._damaged[name][1]}")
             found.append(one)

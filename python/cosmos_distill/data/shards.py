@@ -58,6 +58,11 @@ def found(data: Data, control: str | None, index: Index) -> Found:
         DataError: no shard is there, one cannot be read, or is another than its dataset says.
     """
     assert data.root is not None
+    if data.keep.min_words is not None or data.keep.max_words is not None:
+        raise DataError(
+            f"{data.root}: data.keep.min_words and max_words count captions beside clips in a folder, "
+            "and those in shards are not counted: leave them out"
+        )
     listing = listed(data.root)
     looked = index.each(
         listing.shards, lambda shard: archives.contents(shard.file, index), f"{data.root}: looking at shards"

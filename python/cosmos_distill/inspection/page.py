@@ -9,6 +9,7 @@ from typing import Any
 
 from cosmos_distill import pages
 from cosmos_distill.config import KeepClips
+from cosmos_distill.config.controls import shortest
 from cosmos_distill.data import keeping
 from cosmos_distill.data.keeping import Fault
 from cosmos_distill.files import printable
@@ -90,7 +91,7 @@ def html(
 def options(keep: KeepClips, prefix: str) -> str:
     """Thresholds as options of a command line."""
     said = {name: value for name, value in vars(keep).items() if value is not None}
-    return " ".join(f"{prefix}{name.replace('_', '-')} {value:g}" for name, value in said.items())
+    return " ".join(f"{prefix}{name.replace('_', '-')} {shortest(value)}" for name, value in said.items())
 
 
 def shown(value: float | None) -> str:

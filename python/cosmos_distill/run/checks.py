@@ -109,6 +109,14 @@ def needs_teacher(stage: Stage) -> bool:
     return isinstance(stage, Generate) or (isinstance(stage, Evaluate) and stage.teacher_from is None)
 
 
+def projects_text(recipe: Recipe) -> bool:
+    """Whether embeddings of captions are stored behind the teacher's frozen projection."""
+    config, data = denoiser(recipe), recipe.data
+    if config is None or not data.own or data.text_encoder is None:
+        return False
+    return config.text_channels != config.text_dim and any(map(needs_teacher, recipe.stages.values()))
+
+
 def depends_on(stage: Stage) -> list[str]:
     """Names of the stages whose output a stage reads."""
     match stage:
@@ -206,6 +214,11 @@ def _pipeline(recipe: Recipe, name: str) -> Iterator[str]:
     """Whether diffusers has a pipeline for the network."""
     if find_spec("diffusers") is None:
         yield f"--stages.{name}.names diffusers: pip install 'cosmos-distill[diffusers]' first."
+    if recipe.parallel.model > 1:
+        yield (
+            f"--stages.{name}.names diffusers: one rank draws a clip for the model card, and under this "
+            f"layout it has a part of the network: choose own, or run --only {name} on one rank by itself."
+        )
     try:
         in_diffusers(recipe)
     except ValueError as error:

@@ -33,6 +33,13 @@ def problems(recipe: Recipe) -> Iterator[str]:
     names = [name for name, stage in recipe.stages.items() if isinstance(stage, Encode)]
     if not names:
         return
+    if data.out_of_domain is not None:
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, Evaluate) and stage.clips_from is not None:
+                yield (
+                    f"'{name}' reads the clips of '{stage.clips_from}', and --data.out-of-domain "
+                    f"{data.out_of_domain} is not encoded: leave one of the two out."
+                )
     if data.buckets is not None:
         yield f"'{names[0]}' encodes clips of one shape: leave --data.buckets out, or that stage."
     if not data.own:

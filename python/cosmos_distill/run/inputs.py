@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill import text
-from cosmos_distill.config import Encode, Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.config import Data, Encode, Evaluate, Generate, Recipe, Stage, Train
 from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.encoded_files import Encoded
@@ -150,6 +150,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     if not looked:
         return found | {"clips": data.source}, {}
     folders = looked[split]
+    _refuse_other_tokenizer(data, stage, [f for f in folders.values() if isinstance(f, Encoded)])
     if len(folders) > 1:
         weights = [part.weight for part in data.parts()]
         found["mixture"] = " ".join(f"{weight / sum(weights):.6g}" for weight in weights)
@@ -187,6 +188,22 @@ def _text(prompt: str) -> str:
 def _looks_through_tokenizer(recipe: Recipe, stage: Stage) -> bool:
     """Whether what a stage leaves behind depends on the tokenizer: of encoded clips only scores do."""
     return isinstance(stage, Evaluate) or not reads_encoded(recipe.data)
+
+
+def _refuse_other_tokenizer(data: Data, stage: Stage, encoded: Sequence[Encoded]) -> None:
+    """Latents mean something to the tokenizer that made them only.
+
+    Raises:
+        Refusal: the one that is given, or taken where none is, has other weights.
+    """
+    given = None if data.tokenizer_path is None else of_files([data.tokenizer_path], _WEIGHTS)
+    for one in encoded:
+        needed = isinstance(stage, Evaluate) or one.said["drawn_control"]
+        if one.said["inputs"].get("tokenizer") != given and (needed or given is not None):
+            raise Refusal(
+                f"--data.tokenizer-path {data.tokenizer_path}: {one.place} was encoded with a tokenizer of "
+                "other weights: give that one"
+            )
 
 
 def of_files(paths: Iterable[Path], suffixes: tuple[str, ...] = ()) -> str:

@@ -109,9 +109,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """Output of Export: one self-describing safetensors file."""
+    """Output of Export: one self-describing safetensors file, or a file or folder in the format of others."""
 
     student: File
+    """That file; of a folder its description."""
+    parts: tuple[File, ...] = ()
+    """What belongs to it besides."""
 
 
 Output = Pairs | Shards | Student | Scores | ExportedFile
@@ -322,8 +325,14 @@ def _name(output: Output) -> str:
     return next(name for name, kind in _OUTPUTS.items() if kind is type(output))
 
 
+def _part(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_part, value))
+    return File(**value) if isinstance(value, dict) else value
+
+
 def _output(document: dict[str, Any]) -> Output:
     cls = _OUTPUTS[document.pop("type")]
-    parts = {k: File(**v) if isinstance(v, dict) else v for k, v in document.items()}
+    parts = {k: _part(v) for k, v in document.items()}
     result: Output = cls(**parts)
     return result

@@ -15,7 +15,7 @@ from cosmos_distill.errors import Refusal
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
-from cosmos_distill.run.checks import needs_teacher, teacher_files
+from cosmos_distill.run.checks import projects_text, teacher_files
 from cosmos_distill.run.sizes import denoiser
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ def open_clips(recipe: Recipe, split: FilmSplit, group: int | None = None) -> So
 def text_projection(recipe: Recipe) -> TextProjection | None:
     """The teacher's frozen text projection, behind which embeddings of captions are stored; None where there
     is none, or the teacher is yet to be trained."""
-    config, data = denoiser(recipe), recipe.data
-    if config is None or data.source != "folder" or data.text_encoder is None:
-        return None
-    if config.text_channels == config.text_dim or not any(map(needs_teacher, recipe.stages.values())):
+    if not projects_text(recipe):
         return None
     from cosmos_distill.models.common.projection import TextProjection
 

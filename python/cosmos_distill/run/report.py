@@ -78,9 +78,10 @@ def _left_out(report: dict[str, Any]) -> list[str]:
     """What thresholds left out of each stage, in words."""
     found = []
     for name, details in report["details"].items():
-        counts = details.get("data", {}).get("left_out", {})
-        what = "pair" if details.get("data", {}).get("source") == "pairs" else "clip"
-        if said := keeping.said(counts, what):
+        data = details.get("data", {})
+        data = data.get("train", data)  # an Encode stage's splits, which are of one folder
+        what = "pair" if data.get("source") == "pairs" else "clip"
+        if said := keeping.said(data.get("left_out", {}), what):
             found.append(f"{name}: {said}")
     return found
 

@@ -41,10 +41,18 @@ from cosmos_distill.files import sha256, to_json
 from cosmos_distill.launch import ranks
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run import folder, inputs
-from cosmos_distill.run.checks import check, depends_on, needs_teacher, student_files, teacher_files
+from cosmos_distill.run.checks import (
+    check,
+    depends_on,
+    needs_teacher,
+    projects_text,
+    student_files,
+    teacher_files,
+)
 from cosmos_distill.run.lock import locked
 from cosmos_distill.run.manifest import (
     MANIFEST,
+    File,
     Manifest,
     Output,
     Pairs,
@@ -318,6 +326,8 @@ def _wanted(
         found["teacher"] = inputs.of_files(teacher_files(recipe))
     if isinstance(stage, Train) and stage.student is not None:
         found["student"] = inputs.of_files(student_files(recipe, name, stage.student))
+    if isinstance(stage, Encode) and projects_text(recipe):
+        found["text_projection"] = inputs.of_files(teacher_files(recipe))
     for source in depends_on(stage):
         if source in outputs:
             found[source] = _fingerprint(outputs[source])
@@ -348,7 +358,7 @@ def _lost(out: Path, name: str, output: Output) -> str:
         Refusal: a file was changed by hand, which is not overwritten.
     """
     lost = []
-    for file in (v for v in vars(output).values() if hasattr(v, "sha256")):
+    for file in (v for v in (*vars(output).values(), *getattr(output, "parts", ())) if isinstance(v, File)):
         path = out / file.path
         if not path.is_file():
             lost.append(f"{path.name} is missing")

@@ -90,7 +90,7 @@ class Conditions:
             raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
         if options.start and control is not None and not own:
             raise Refusal("--start needs a control beside it: give one with --control-video or --video")
-        if options.data_root and data.source != "folder":
+        if options.data_root and not data.own:
             raise Refusal(
                 "--data-root: this student's clips come with a package, and no folder: leave it out"
             )
@@ -201,7 +201,7 @@ class Conditions:
         return frames
 
     def _open(self, schedule: Schedule) -> Any:
-        if self._data.source == "folder" and self._data.root is None:
+        if self._data.own and self._data.root is None:
             wanted = (
                 "a beginning with --start"
                 if self._control_name is None

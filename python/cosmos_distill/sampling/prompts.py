@@ -56,7 +56,7 @@ def told(
         Refusal: something is missing, cannot be used, or is of another encoder than the student's.
     """
     prompts, against = _prompts(options), _against(exported, options, student)
-    if options.text_encoder is not None and exported.data.source != "folder":
+    if options.text_encoder is not None and not exported.data.own:
         raise Refusal(
             f"--text-encoder {options.text_encoder}: the prompts of {student} need none: leave it out"
         )
@@ -79,7 +79,8 @@ def told(
         try:
             negative = torch.from_numpy(load_embedding(against, tokens, channels))
         except DataError as error:
-            raise Refusal(f"--negative-prompt-embedding: {error}") from error
+            embedding = options.negative_prompt is None
+            raise Refusal(f"--negative-prompt{'-embedding' * embedding}: {error}") from error
     if not texts:
         return Told(None, negative)
     if channels != exported.network.text_dim and not options.data_root:
@@ -91,10 +92,11 @@ def told(
 
 
 def _prompts(options: SampleOptions) -> list[str]:
-    if options.prompts is None:
-        return [] if options.prompt is None or options.prompt_embedding is not None else [options.prompt]
-    if options.prompt is not None or options.prompt_embedding is not None:
+    given = (options.prompts, options.prompt, options.prompt_embedding)
+    if sum(value is not None for value in given) > 1:
         raise Refusal("--prompts, --prompt and --prompt-embedding exclude each other: give one")
+    if options.prompts is None:
+        return [] if options.prompt is None else [options.prompt]
     path = options.prompts
     try:
         if regular(path) > _LARGEST:
@@ -156,7 +158,7 @@ def _encoder(
 ) -> Callable[[str], Tensor]:
     """How a prompt becomes fp32 [tokens, channels] on the CPU."""
     network, folder = exported.network, options.text_encoder
-    if exported.data.source != "folder":
+    if not exported.data.own:
         words = HashTextEncoder(network.text_tokens, network.text_channels)
         return lambda prompt: torch.from_numpy(words(prompt))
     known = network.family.text

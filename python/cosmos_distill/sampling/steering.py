@@ -67,6 +67,10 @@ def files_of(options: SampleOptions, mix: ControlMix) -> dict[str, ControlFile]:
     one, videos = options.control_video, options.control_videos or {}
     if one and options.video:
         raise Refusal("--control-video and --video exclude each other: give one")
+    if one and videos:
+        raise Refusal("--control-video and --control-videos exclude each other: give one")
+    if options.video and mix.used and videos.keys() >= set(mix.used):
+        raise Refusal("--video: --control-videos gives every control already: leave it out")
     given = [
         name
         for name, value in (

@@ -61,7 +61,7 @@ def run(name: str, stage: Encode, run: Run, folder: Path) -> Shards:
     lengths = [sum(len(shards[number]) for number in share) for share in shares]
     kept = "whole clips are kept, the same command encodes the rest"
     with work(run.console, name, sum(lengths), run.stop, kept) as bar:
-        encoded = _encoded(stage, sources, out, {n: shards[n] for n in shares[_rank()]}, size)
+        encoded = _encoded(stage, sources, out, {n: shards[n] for n in shares[launch().rank]}, size)
         said = _Said(run, Log(folder), sum(lengths), bar)
         for _ in range(-(-max(lengths) // _ROUND)):
             for _ in range(_ROUND):
@@ -74,10 +74,6 @@ def run(name: str, stage: Encode, run: Run, folder: Path) -> Shards:
         bar.together()
     run.details["data"] = {split: source.description() for split, source in sources.items()}
     return on_rank_zero(lambda: _publish(stage, run, out, sources, len(shards)))
-
-
-def _rank() -> int:
-    return launch().rank if ranks.world() > 1 else 0
 
 
 def _open(recipe: Any, split: Any) -> FolderSource | None:
@@ -218,7 +214,8 @@ def _publish(stage: Encode, run: Run, out: Path, sources: dict[str, FolderSource
     source = next(iter(sources.values()))
     publish(out / NEGATIVE, tensors({"text": _without_end(source.negative)}))
     shards: list[dict[str, Any]] = []
-    skipped = {name: why for name, why in source.skipped.items() if name not in source.splits()}
+    used = source.splits()
+    skipped = {name: why for name, why in source.skipped.items() if name not in used}
     left_out, windows = dict(skipped), 0
     for number in range(count):
         index = read_json(out / f"{shard_name(number)}.json")

@@ -20,7 +20,7 @@ from cosmos_distill.run.manifest import ExportedFile, File, Manifest, plain, sha
 from cosmos_distill.run.networks import DTYPES, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import trains_tokenizer
-from cosmos_distill.sampling.exported import FORMAT
+from cosmos_distill.sampling.exported import FORMAT, beside
 from cosmos_distill.sampling.samplers import evaluations
 from cosmos_distill.stages import autoencoders, published
 from cosmos_distill.stages.train import many_step_settings
@@ -39,7 +39,7 @@ def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))
     tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
-    said = describe(run, source, stage)
+    said, parts = describe(run, source, stage), list[Path]()
     if stage.names == "own":
         path = publish_tensors(tensors, folder / "student.safetensors", said)
     elif stage.names == "official":
@@ -47,9 +47,11 @@ def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
         distilled = not source.method.pretrains
         official = weights.to_official(tensors, run.recipe.network.family, carried, distilled=distilled)
         path = published.official(official, folder, said)
+        parts = [beside(path)]
     else:
         path = published.pipeline(tensors, run, stage, folder, said)
-    return ExportedFile(student=File.of(path, run.out))
+        parts = sorted(p for p in path.parent.rglob("*") if p.is_file() and p != path)
+    return ExportedFile(File.of(path, run.out), tuple(File.of(part, run.out) for part in parts))
 
 
 def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
