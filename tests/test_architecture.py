@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "vision",
     },
-    "vision": {"data.errors"},
+    "vision": {"data.errors", "files"},
     "models": {"ops", "parallel", "diffusion", "config", "families", "files", "arrays", "ranges", "storage"},
     "methods": {
         "ops",

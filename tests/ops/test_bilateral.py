@@ -102,8 +102,8 @@ def test_threads_change_nothing():
         ({"picture": torch.zeros(4, 0, 3, dtype=torch.uint8)}, r"\[4, 0, 3\]"),
         ({"picture": torch.zeros(3, 4, 4, dtype=torch.uint8).permute(1, 2, 0)}, "contiguous"),
         ({"radius": 0}, "radius must be at least 1, not 0"),
-        ({"sigma_color": 0.0}, "sigma_color must be positive and finite, not 0.0"),
-        ({"sigma_space": float("nan")}, "sigma_space must be positive and finite, not nan"),
+        ({"sigma_color": 0.0}, "sigma_color must be at least 1e-06, not 0.0"),
+        ({"sigma_space": float("nan")}, "sigma_space must be at least 1e-06, not nan"),
     ],
     ids=str,
 )

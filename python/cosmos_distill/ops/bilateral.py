@@ -6,10 +6,13 @@ on every instruction set and with any number of threads.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from .checks import number
+
+_LEAST = 1e-6
+"""Sigmas below which no other pixel weighs anything, and whose squares leave a float's range."""
 
 
 def bilateral(picture: Tensor, radius: int, sigma_color: float, sigma_space: float) -> Tensor:
@@ -22,8 +25,8 @@ def bilateral(picture: Tensor, radius: int, sigma_color: float, sigma_space: flo
     Args:
         picture: uint8 [H, W, 3], contiguous, on the CPU.
         radius: of the disc, in pixels, at least 1.
-        sigma_color: in grey levels, positive.
-        sigma_space: in pixels, positive.
+        sigma_color: in grey levels, 1e-6 at least.
+        sigma_space: in pixels, 1e-6 at least.
 
     Returns:
         A new picture like the first one. It differs from fp64's, rounded to nearest, by one level at most,
@@ -37,11 +40,11 @@ def bilateral(picture: Tensor, radius: int, sigma_color: float, sigma_space: flo
         raise ValueError(f"picture must be uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
     if picture.device.type != "cpu" or not picture.is_contiguous():
         raise ValueError("picture must be contiguous and on the CPU: call .cpu().contiguous() first")
-    if radius < 1:
-        raise ValueError(f"radius must be at least 1, not {radius}")
+    number("radius", radius, 1)
+    if int(radius) != radius:
+        raise ValueError(f"radius must be a whole number, not {radius}")
     for name, sigma in (("sigma_color", sigma_color), ("sigma_space", sigma_space)):
-        if not (0 < sigma < math.inf):
-            raise ValueError(f"{name} must be positive and finite, not {sigma}")
+        number(name, sigma, _LEAST)
     from .compiled import kernels
 
     run = getattr(kernels, "bilateral", None)
@@ -56,7 +59,7 @@ def bilateral(picture: Tensor, radius: int, sigma_color: float, sigma_space: flo
         picture.data_ptr(),
         height,
         width,
-        radius,
+        int(radius),
         float(sigma_color),
         float(sigma_space),
         result.data_ptr(),

@@ -156,7 +156,8 @@ def check(data: TokenizerChoice) -> None:
     kind, path = find(data.tokenizer), data.tokenizer_path
     if path is None or kind.check is None:
         return
-    for other in map(find, names()):
+    own = kind.recognises is not None and kind.recognises(path)
+    for other in map(find, names()) if not own else ():
         if other is not kind and other.recognises is not None and other.recognises(path):
             raise ValueError(
                 f"{path} is the {other.title} tokenizer, and the {kind.title} tokenizer is asked for: give "

@@ -37,10 +37,10 @@ def files(path: Path) -> list[Path]:
     when there are none."""
     if path.is_file():
         return [path]
+    if (path / OFFICIAL).is_file():  # beside a denoiser's configuration and weights in Wan 2.1's own folder
+        return [path / OFFICIAL]
     if vae.is_one(path):
         return vae.files(path)
-    if (path / OFFICIAL).is_file():
-        return [path / OFFICIAL]
     raise FileNotFoundError(
         f"{path} lacks config.json or safetensors weights, and {OFFICIAL}: download the vae folder of "
         "Wan2.1-T2V-1.3B-Diffusers or of a Cosmos-Predict2.5 model in diffusers' format, or that file of "
@@ -49,11 +49,8 @@ def files(path: Path) -> list[Path]:
 
 
 def recognises(path: Path) -> bool:
-    """Whether the configuration in ``path`` is this tokenizer's or, without one, the official file is there,
-    or is ``path``."""
-    if (said := vae.class_of(path)) is not None:
-        return said == "AutoencoderKLWan"
-    return path.name == OFFICIAL or (path / OFFICIAL).is_file()
+    """Whether the official file is there, or is ``path``, or the configuration in it is this tokenizer's."""
+    return path.name == OFFICIAL or (path / OFFICIAL).is_file() or vae.class_of(path) == "AutoencoderKLWan"
 
 
 def check(path: Path) -> None:
@@ -224,6 +221,7 @@ class Wan:
             # Behind the handler, whose error keeps alive what did not fit.
             log.warning("memory is short: the Wan 2.1 tokenizer works in tiles of %d pixels", smaller[0])
             self.tile = smaller[0]
+            self._vae.clear_cache()  # features of whole frames, which it keeps between frames
             torch.cuda.empty_cache()
 
 

@@ -7,7 +7,6 @@ Torch-free at import; nothing here needs torchvision but SAM 2.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ def configuration(folder: Path) -> dict[str, Any]:
             "weights in safetensors and its preprocessor_config.json"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
@@ -85,6 +85,7 @@ def loading(folder: Path, what: str) -> Iterator[Any]:
     """
     try:
         import transformers
+        from safetensors import SafetensorError
     except ImportError as error:
         raise DataError(f"{what} needs transformers to run: {INSTALL}") from error
     said = transformers.logging
@@ -93,7 +94,7 @@ def loading(folder: Path, what: str) -> Iterator[Any]:
     said.disable_progress_bar()
     try:
         yield transformers
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         raise DataError(
             f"{folder} holds no {what} that transformers can load: {lines[0] if lines else error!r}"
@@ -106,6 +107,13 @@ def loading(folder: Path, what: str) -> Iterator[Any]:
 
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """How a folder is loaded."""
+
+
+def pipeline(transformers: Any, task: str, kind: str, folder: Path) -> Any:
+    """transformers' pipeline of the model in a folder, of the automatic class ``kind``."""
+    model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **SAFE)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **SAFE)
+    return transformers.pipeline(task, model=model, image_processor=processor, device=device())
 
 
 def device() -> str:

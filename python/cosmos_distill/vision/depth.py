@@ -28,16 +28,11 @@ def load(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         DataError: the folder holds no such model.
     """
+    check(folder)
     said = vision.configuration(folder)
     metric = said.get("model_type") in _METRIC or said.get("depth_estimation_type") == "metric"
     with vision.loading(folder, WHAT) as transformers:
-        model = transformers.AutoModelForDepthEstimation.from_pretrained(
-            folder, use_safetensors=True, **vision.SAFE
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, **vision.SAFE)
-        run = transformers.pipeline(
-            "depth-estimation", model=model, image_processor=processor, device=vision.device()
-        )
+        run = vision.pipeline(transformers, "depth-estimation", "AutoModelForDepthEstimation", folder)
 
     def nearness(frames: np.ndarray) -> np.ndarray:
         found = run(vision.pictures(frames), batch_size=vision.BATCH)

@@ -63,7 +63,8 @@ def load(folder: Path) -> Callable[[np.ndarray], list[People]]:
     @torch.no_grad()
     def people(frames: np.ndarray) -> list[People]:
         found: list[People] = []
-        for picture, boxes in zip(*boxes_of(vision.pictures(frames)), strict=True):
+        pictures = vision.pictures(frames)
+        for picture, boxes in zip(pictures, boxes_of(pictures), strict=True):
             if not boxes:
                 found.append([])
                 continue
@@ -79,24 +80,18 @@ def load(folder: Path) -> Callable[[np.ndarray], list[People]]:
     return people
 
 
-def _detector(folder: Path, transformers: Any) -> Callable[[list[Any]], tuple[list[Any], list[Any]]]:
-    """A function from pictures to them and the boxes of the people in each, [x, y, width, height]."""
+def _detector(folder: Path, transformers: Any) -> Callable[[list[Any]], list[Any]]:
+    """A function from pictures to the boxes of the people in each, [x, y, width, height]."""
     if not folder.is_dir():
-        return lambda pictures: (pictures, [[[0.0, 0.0, *map(float, p.size)]] for p in pictures])
-    model = transformers.AutoModelForObjectDetection.from_pretrained(
-        folder, use_safetensors=True, **vision.SAFE
-    )
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, **vision.SAFE)
-    run = transformers.pipeline(
-        "object-detection", model=model, image_processor=processor, device=vision.device()
-    )
+        return lambda pictures: [[[0.0, 0.0, *map(float, p.size)]] for p in pictures]
+    run = vision.pipeline(transformers, "object-detection", "AutoModelForObjectDetection", folder)
 
-    def boxes(pictures: list[Any]) -> tuple[list[Any], list[Any]]:
+    def boxes(pictures: list[Any]) -> list[Any]:
         found = []
         for seen in run(pictures, threshold=_CERTAIN):
             people = [one["box"] for one in seen if str(one["label"]).lower() == "person"]
             corners = [(b["xmin"], b["ymin"], b["xmax"] - b["xmin"], b["ymax"] - b["ymin"]) for b in people]
             found.append([list(map(float, c)) for c in corners if c[2] > 0 and c[3] > 0])
-        return pictures, found
+        return found
 
     return boxes

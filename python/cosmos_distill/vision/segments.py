@@ -21,7 +21,7 @@ from cosmos_distill.data.errors import DataError
 WHAT = "a model for segmentation (SAM, Mask2Former, Segformer)"
 ARCHITECTURES = (
     "ForUniversalSegmentation", "ForSemanticSegmentation", "ForInstanceSegmentation", "ForSegmentation",
-    "SamModel", "SamHQModel", "Sam2Model", "Sam2VideoModel",
+    "SamModel", "Sam2Model", "Sam2VideoModel",
 )  # fmt: skip
 Masks = np.ndarray
 """bool [segments, F, H, W]"""
@@ -69,11 +69,7 @@ def _by_class(folder: Path) -> Callable[[np.ndarray], Masks]:
         said = vision.configuration(folder)
         universal = any("Semantic" not in str(name) for name in said["architectures"])
         kind = "AutoModelForUniversalSegmentation" if universal else "AutoModelForSemanticSegmentation"
-        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **vision.SAFE)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, **vision.SAFE)
-        run = transformers.pipeline(
-            "image-segmentation", model=model, image_processor=processor, device=vision.device()
-        )
+        run = vision.pipeline(transformers, "image-segmentation", kind, folder)
 
     def masks(frames: np.ndarray) -> Masks:
         found: dict[str, np.ndarray] = {}
@@ -94,7 +90,7 @@ def none(shape: tuple[int, ...]) -> Masks:
 def _by_pipeline(folder: Path) -> Callable[[Any], np.ndarray]:
     """transformers' own search for masks, which needs torchvision."""
     with vision.loading(folder, WHAT) as transformers:
-        run = transformers.pipeline("mask-generation", model=str(folder), device=vision.device())
+        run = vision.pipeline(transformers, "mask-generation", "AutoModelForMaskGeneration", folder)
 
     def masks(picture: Any) -> np.ndarray:
         found = run(picture, points_per_batch=_PROMPTS)["masks"]
@@ -163,10 +159,13 @@ def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def distinct(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The best of masks of one frame, bool [N, H, W], that say the same; empty ones go."""
-    order = [i for i in np.argsort(-scores, kind="stable") if masks[i].any()]
+    sizes = masks.sum(axis=(1, 2))
+    order = [i for i in np.argsort(-scores, kind="stable") if sizes[i]]
     kept: list[int] = []
     for i in order:
-        if not kept or overlaps(masks[i][None], masks[kept]).max() <= OVERLAP:
+        # The smaller over the larger bounds their overlap, which is dear.
+        near = [k for k in kept if min(sizes[i], sizes[k]) > OVERLAP * max(sizes[i], sizes[k])]
+        if not near or overlaps(masks[i][None], masks[near]).max() <= OVERLAP:
             kept.append(i)
     return masks[kept]
 
@@ -191,11 +190,8 @@ def followed(frames: list[np.ndarray]) -> Masks:
                     alive[segment][index] = masks[mask]
                     free.remove(mask)
         segments += [{index: masks[i]} for i in sorted(free)]
-    shape = frames[0].shape[1:]
-    found = none((len(frames), *shape))
-    if segments:
-        found = np.zeros((len(segments), len(frames), *shape), bool)
-        for number, one in enumerate(segments):
-            for frame, seen in one.items():
-                found[number, frame] = seen
+    found = np.zeros((len(segments), len(frames), *frames[0].shape[1:]), bool)
+    for number, one in enumerate(segments):
+        for frame, seen in one.items():
+            found[number, frame] = seen
     return found

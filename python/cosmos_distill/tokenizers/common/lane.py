@@ -1,5 +1,5 @@
 """Where a tokenizer on an accelerator works: on its own device, whichever is current in the calling thread,
-and there in a stream of its own, so that encoding the next clips does not wait for the network's step."""
+and there in a stream of its own, behind the work that its caller has queued."""
 
 from __future__ import annotations
 
