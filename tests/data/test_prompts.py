@@ -230,14 +230,12 @@ def test_who_shares_a_batch_changes_nothing(encoder, tmp_path, monkeypatch):
 def test_two_that_need_the_same_share_the_work(encoder, tmp_path, monkeypatch):
     """Locks are of open files, so that threads stand for processes."""
     prompts = [f"car {i}" for i in range(40)]
-    counts: list[int] = []
+    counts = [0, 0]
     build, both = text.build, threading.Barrier(2)
 
     def counted(*args, **options):
         inner = build(*args, **options)
-        both.wait(60)  # neither is done before the other begins
-        place = len(counts)
-        counts.append(0)
+        place = both.wait(60)  # neither is done before the other begins
 
         class Counted:
             lengths = inner.lengths

@@ -75,8 +75,6 @@ def test_a_window_is_what_it_is_from_the_beginning(tmp_path: Path, kind: str, fe
     seeks = find_seeks(path)
     assert seeks is not None and seeks.frames == probe(path).frames == COUNT
     for wanted in WINDOWS:
-        if kind == "uneven.mp4" and wanted.start < 41 < wanted.stop:
-            continue
         whole = window(path, wanted)
         fell_back.clear()
         assert same(window(path, wanted, None, seeks), whole)

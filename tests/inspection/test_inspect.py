@@ -130,15 +130,15 @@ def test_thresholds_are_tried_without_decoding_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remembered(monkeypatch)
-    out, decoded = tmp_path / "page.html", []
-    command = ["inspect", str(folder), "--out", str(out)]
+    out, numbers, decoded = tmp_path / "page.html", tmp_path / "numbers.json", []
+    command = ["inspect", str(folder), "--out", str(out), "--json", str(numbers)]
     assert cli.main(command) == 0
     for place in ("data.measuring", "inspection.pictures"):
         monkeypatch.setattr(f"cosmos_distill.{place}.look", lambda file, info: decoded.append(file))
     assert cli.main([*command, "--keep.max-alike", "None", "--keep.min-motion", "200"]) == 0
     text = Tags(out.read_text(encoding="utf-8")).text
     assert "--data.keep.min-motion 200" in text and "--data.keep.max-alike" not in text
-    assert "still" in text and not decoded
+    assert all(clip["left_out"] for clip in json.loads(numbers.read_text())["clips"]) and not decoded
 
 
 def test_an_interrupted_look_goes_on(
@@ -176,8 +176,9 @@ def test_an_interrupted_look_goes_on(
 
 
 def test_what_is_not_ours_is_not_overwritten(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # a message is one line, however long its paths are
     mine = tmp_path / "thesis.html"
     mine.write_text("<p>months of work</p>")
     link = tmp_path / "link.html"
@@ -285,9 +286,9 @@ def test_a_clip_that_goes_meanwhile_is_shown_without_its_size(
 def test_only_clips_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"x")
-    out = tmp_path / "page.html"
-    assert cli.main(["inspect", str(tmp_path / "clips"), "--out", str(out)]) == 0
-    assert "a" in Tags(out.read_text()).text
+    out, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
+    assert cli.main(["inspect", str(tmp_path / "clips"), "--out", str(out), "--json", str(numbers)]) == 0
+    assert json.loads(numbers.read_text())["broken"].keys() == {"a"}
 
 
 def test_whatever_a_library_raises_is_a_fact_of_the_file(

@@ -145,7 +145,7 @@ several ranks to the last bit.
 TP, SP, PP, CP, DP: tensor, sequence, pipeline, context and data parallelism, with the number of ranks.
 Neither the 3 frames nor, in DMD2, Predict2.5 and Transfer2.5, the 3 x 5 and 3 x 3 tokens of a frame can be
 divided by the 2 or 4 ranks that share them; in KD a frame has 4 x 4. Transfer2.5, whose network is that of
-Predict2.5 with control blocks, is run under layouts of one kind of parallelism each.
+Predict2.5 with control blocks, is run under some of the layouts; a dash stands for the others.
 
 Written by `python -m tests.parallel.layout_table docs/layout_equality.md`; every whole run of the tests
 writes its own to `build/layout_equality.md`.

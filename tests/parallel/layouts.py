@@ -201,7 +201,7 @@ CASES: Mapping[str, Case] = {
     "Predict2.5": Case(PREDICT, RECTIFIED, FOUR_STEPS, 3, 6, 6),
 }  # fmt: skip
 FAMILY_CASES: Mapping[str, Case] = {"Transfer2.5": Case(TRANSFER25, RECTIFIED, FOUR_STEPS, 3, 6, 6)}
-"""Of families that came later: under :data:`FAMILY_LAYOUTS`, which have a kind of parallelism each."""
+"""Of families that came later: under :data:`FAMILY_LAYOUTS` alone."""
 FAMILY_LAYOUTS = (
     "TP2", "TP2 + SP", "PP2", "PP2 interleaved", "CP2 Ulysses", "CP2 ring", "FSDP2", "PP2 x FSDP2",
     "PP2, recompute full",

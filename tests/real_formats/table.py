@@ -20,6 +20,8 @@ BEGIN, END = (
     "<!-- /formats -->",
 )
 _LONGEST = 150
+_LIBRARIES = re.compile(r" \(Error while deserializing[^)]*\)|(?<=captions): Expecting value.*")
+"""What other packages say, in words of a version of theirs."""
 _NUMBERS = re.compile(r"0{20,}\w|[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
@@ -40,7 +42,7 @@ def said(form: Form, message: str) -> str:
     parts = re.split(r"(?<=[.;:]) (?=\S)", _NUMBERS.sub("...", message))
     first = next((i for i, part in enumerate(parts) if form.refused in part), 0)
     text = " ".join(parts[first:]) if first else message
-    text = _NUMBERS.sub("...", text)
+    text = _LIBRARIES.sub("", _NUMBERS.sub("...", text))
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
 
 

@@ -158,6 +158,7 @@ def test_held_out_captions_are_encoded_with_the_folder_given(
         (("--prompts", "nowhere.txt"), "--prompts"),
         (("--prompts", "{empty}"), "holds no prompt"),
         (("--prompts", "{empty}", "--prompt", "x"), "exclude each other"),
+        (("--prompt", "x", "--prompt-embedding", "x.npz"), "exclude each other"),
         (("--prompt", "rain", "--text-encoder", "{other}"),
          "(model.safetensors): give the one of its training"),
         (("--prompt", "rain", "--text-encoder", "{t5}"), "of your own sizes reads Cosmos-Reason1.1-7B"),

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
+from safetensors.torch import save_file as save_other
 
-from cosmos_distill import cli
+from cosmos_distill import cli, tokenizers
 from cosmos_distill.config import Data, Encode, Evaluate, Guidance, Train
 from cosmos_distill.data.encoded import EncodedSource
 from cosmos_distill.data.encoded_files import Encoded
@@ -275,6 +276,37 @@ def test_what_does_not_fit_the_shards_is_named_before_any_work(clips: Path, tmp_
         run_recipe(dataclasses.replace(recipe(clips), data=film), tmp_path / "other")
     with pytest.raises(DataError, match="64 channels, and the network takes 32"):
         open_source(data, "edge", 0, text_channels=32)
+
+
+def test_another_domain_beside_encoded_clips_is_refused(clips: Path, tmp_path: Path) -> None:
+    made = recipe(clips, start="shards")
+    scores = Evaluate(clips=2, guidance=Guidance(1.0), students={"student": "train"}, clips_from="encode")
+    data = dataclasses.replace(made.data, out_of_domain=clips)
+    made = dataclasses.replace(made, data=data, stages={**made.stages, "evaluate": scores})
+    with pytest.raises(Refusal, match=r"--data\.out-of-domain .* is not encoded: leave one"):
+        run_recipe(made, tmp_path / "run")
+
+
+def test_another_tokenizer_than_clips_were_encoded_with_is_refused(clips: Path, tmp_path: Path) -> None:
+    shipped = tokenizers.find("mini-cv4x4x4").shipped
+    assert shipped is not None
+    weights = {name: value + 0.01 for name, value in load_file(shipped).items()}
+    save_other(weights, tmp_path / "other.safetensors")
+    base = recipe(clips, "depth")
+    data = dataclasses.replace(
+        base.data, tokenizer="mini-cv4x4x4", tokenizer_path=tmp_path / "other.safetensors"
+    )
+    run_recipe(dataclasses.replace(base, data=data), tmp_path / "run")
+    shards = dataclasses.replace(data, source="shards", root=tmp_path / "run" / "encode" / "shards")
+    train = recipe(clips, "depth", start="clips")
+    run_recipe(
+        dataclasses.replace(train, data=dataclasses.replace(shards, tokenizer_path=None)), tmp_path / "a"
+    )
+    copied = tmp_path / "shipped.safetensors"
+    shutil.copy(shipped, copied)
+    other = dataclasses.replace(shards, tokenizer_path=copied)
+    with pytest.raises(Refusal, match="was encoded with a tokenizer of other weights"):
+        run_recipe(dataclasses.replace(train, data=other), tmp_path / "b")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cosmos_distill import text
-from cosmos_distill.config import Export, FewStep, Recipe, TrigFlow
+from cosmos_distill.config import Export, FewStep, Parallel, Recipe, TrigFlow
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models import build
 from cosmos_distill.models.common import weights
@@ -24,7 +24,7 @@ from cosmos_distill.models.transfer25.config import Transfer25Config
 from cosmos_distill.run.checks import check
 from cosmos_distill.run.manifest import ExportedFile, Student
 from cosmos_distill.run.networks import open_clips, schedule
-from cosmos_distill.run.runner import Run
+from cosmos_distill.run.runner import Run, _lost
 from cosmos_distill.sampling.exported import beside, files, read
 from cosmos_distill.sampling.options import SampleOptions
 from cosmos_distill.sampling.sample import draw
@@ -189,6 +189,18 @@ def test_a_full_disk_leaves_nothing_of_a_pipeline(trained: Stages, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_that_lost_a_file_is_made_again(trained: Stages, tmp_path: Path) -> None:
+    made = trained.outputs["export"]
+    folder = exported(trained)
+    assert isinstance(made, ExportedFile) and _lost(trained.out, "export", made) == ""
+    part = next((folder / "transformer").glob("*.safetensors"))
+    part.rename(tmp_path / "part")
+    try:
+        assert _lost(trained.out, "export", made) == f"{part.name} is missing"
+    finally:
+        (tmp_path / "part").rename(part)
+
+
 def test_the_files_have_the_permissions_of_the_users_files(trained: Stages) -> None:
     folder = exported(trained)
     mode = (folder / "model_index.json").stat().st_mode
@@ -275,8 +287,9 @@ def test_the_official_inference_finds_every_tensor(control: bool, tmp_path: Path
         (TRANSFER1, "diffusers has no pipeline for Cosmos-Transfer1"),
         (PREDICT25, "timestep_scale 30"),
         (dataclasses.replace(PREDICT25, network=NETWORKS["predict2.5"]), "latents are of haar"),
+        (dataclasses.replace(PREDICT25, parallel=Parallel(tensor=2)), "one rank draws a clip"),
     ],
-    ids=["family", "times", "tokenizer"],
+    ids=["family", "times", "tokenizer", "layout"],
 )
 def test_a_network_without_a_pipeline_is_refused_before_any_work(
     recipe: Recipe, why: str, tmp_path: Path

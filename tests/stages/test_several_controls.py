@@ -149,7 +149,8 @@ def test_the_network_is_told_what_was_asked_for(students: tuple[str, Path], tmp_
     whose = (exported.network, exported.control, exported.data, exported.schedule)
 
     def conditions(**options: object) -> Conditions:
-        chosen = SampleOptions(prompt="a", video=tmp_path / "own.mp4", **options)  # type: ignore[arg-type]
+        given = {"prompt": "a", "video": tmp_path / "own.mp4", **options}
+        chosen = SampleOptions(**given)  # type: ignore[arg-type]
         return Conditions(chosen, *whose)
 
     whole, pixels = conditions(control="vis").batch(0, 2)
@@ -178,6 +179,19 @@ def test_the_network_is_told_what_was_asked_for(students: tuple[str, Path], tmp_
             "--control-videos depth: the controls of these",
         ),
         ({"control": "depth"}, "depth cannot be computed from a video alone"),
+        (
+            {"control": "vis", "control_videos": {"vis": tmp_path / "own.mp4"}},
+            "--video: --control-videos gives every control already",
+        ),
+        (
+            {
+                "control": "vis",
+                "video": None,
+                "control_video": tmp_path / "a.mp4",
+                "control_videos": {"vis": tmp_path / "own.mp4"},
+            },
+            "--control-video and --control-videos exclude each other",
+        ),
     ):
         with pytest.raises(Refusal, match=said):
             conditions(**wrong)  # type: ignore[arg-type]
