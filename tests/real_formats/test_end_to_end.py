@@ -18,13 +18,14 @@ from cosmos_distill.families import preset
 from cosmos_distill.models import build
 from cosmos_distill.models.common import weights
 from cosmos_distill.run.manifest import Manifest, Student
+from tests.data.shards import upload, write_shard
 from tests.docs.pages import commands
 from tests.real_formats import networks
 from tests.run.commands import ROOT
 from tests.run.quick import CONSTANTS
 
 pytestmark = pytest.mark.needs("transformers", "diffusers")
-MODEL = ROOT / "docs" / "howto" / "your-own-model.md"
+MODEL, DATA = (ROOT / "docs" / "howto" / f"your-own-{what}.md" for what in ("model", "data"))
 NAMES = {
     "Cosmos-Transfer1-7B": "transfer1",
     "Cosmos-Tokenize1-CV8x8x8-720p": "transfer1/tokenizer",
@@ -46,8 +47,8 @@ PAIRS = [
     "--stages.generate.pairs", "2", "--stages.generate.steps", "2", "--stages.kd.trainer.max-steps", "1",
     "--stages.kd.trainer.global-batch", "2", "--stages.kd.trainer.sample-every", "0",
 ]  # fmt: skip
-ELSEWHERE = ("s3://", "/disk/")
-"""Begin what is on nobody's desk."""
+ELSEWHERE = {"shards/{000..127}.tar": "shards/{000..001}.tar", "s3://bucket/clips": "memory://bucket/clips"}
+"""What is too large for a desk, and what stands for it."""
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,8 @@ def runs(page: Path) -> list[list[str]]:
     """Its commands that run a recipe on files of the desk, each once without --dry-run."""
     found = []
     for words in commands(page.read_text(encoding="utf-8")):
-        there = not any(word.startswith(ELSEWHERE) for word in words)
-        if there and any(word.endswith(".py") for word in words[:2]):
-            command = [word for word in words if word != "--dry-run"]
+        if any(word.endswith(".py") for word in words[:2]):
+            command = [ELSEWHERE.get(word, word) for word in words if word != "--dry-run"]
             if command not in found:
                 found.append(command)
     return found
@@ -169,28 +169,12 @@ def recipe(
 '''
 
 
-@pytest.mark.parametrize("how", ["command", "stage"])
-def test_a_student_is_made_of_clips_that_were_encoded(
-    how: str, desk: Path, capfd: pytest.CaptureFixture[str]
+def test_a_student_is_made_of_clips_that_a_stage_encodes(
+    desk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command, or by a stage, which stores what is behind the teacher's projection of text."""
+    """The stage stores what is behind the teacher's projection of text."""
     (page,) = (words for words in runs(MODEL) if Path(words[0]).stem == "predict25_dmd2_4step")
-    options, out = dict(zip(page[1::2], page[2::2], strict=True)), desk / f"encoded by {how}"
-    if how == "command":
-        made = ["--data", "--tokenizer", "--text-encoder"]
-        words = ["encode", page[0], "--scale", "2b", *(w for name in made for w in (name, options[name]))]
-        assert cli.main([*small(words), "--out", "encoded"]) == 0, capfd.readouterr().err
-        given = [
-            *page,
-            "--data",
-            "encoded/encode/shards",
-            "--data.source",
-            "shards",
-            "--text-encoder",
-            "None",
-        ]
-        assert cli.main([*small(given), "--out", str(out)]) == 0, capfd.readouterr().err
-        return
+    options, out = dict(zip(page[1::2], page[2::2], strict=True)), desk / "encoded by a stage"
     (desk / "predict25_encoded.py").write_text(ENCODED)
     narrow = dataclasses.replace(
         preset(networks.PREDICT25), text_dim=32, text_tokens=96
@@ -204,3 +188,27 @@ def test_a_student_is_made_of_clips_that_were_encoded(
     told = json.loads((out / "encode" / "shards" / "encoded.json").read_text())
     assert told["text"]["encoder"]["projection"]
     checked(out, 9, networks.PREDICT25, options)
+
+
+def test_clips_of_a_folder_of_shards_and_encoded_ones_are_trained_on(
+    desk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of the page on data, in its order: what it looks at is looked at, what it encodes is
+    encoded, and what it trains on is trained on."""
+    names = sorted(path.stem for path in (desk / "my_clips" / "videos").iterdir())
+    for number in range(2):
+        samples = {
+            name: {"mp4": desk / f"my_clips/videos/{name}.mp4", "txt": desk / f"my_clips/captions/{name}.txt"}
+            for name in names[number::2]
+        }
+        write_shard(desk / "shards" / f"{number:03d}.tar", samples)
+    upload(desk / "shards", "memory://bucket/clips")
+    looked, shards, store, encode, encoded = runs(DATA)
+    for words in (looked, shards, store):
+        assert cli.main([*small(words), "--dry-run"]) == 0, capfd.readouterr().err
+        assert f"captions of {len(names)} clips are encoded first, once" in capfd.readouterr().out
+    assert cli.main(small(encode)) == 0, capfd.readouterr().err
+    out = desk / "on encoded clips"
+    assert cli.main([*small(encoded), "--out", str(out), "--only", "generate", "kd", "dmd2"]) == 0
+    manifest = Manifest.read(out / "dmd2")
+    assert manifest is not None and manifest.details["data"]["source"] == "shards"
