@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cosmos_distill.files import read_json
 from cosmos_distill.inspection.options import LENIENT
 from tests.data import looks
 from tests.data.folders import open_, write_folder, write_text
+from tests.data.shards import of_folder, write_shard
 from tests.data.video_files import encode
 
 GOOD = Frames.of_video(looks.moving(1)).stats()
@@ -146,11 +148,38 @@ def test_words_are_those_of_captions(root: Path) -> None:
     assert found.skipped["c06"] == "barely described: caption of 0 words, below 3"
 
 
-@pytest.mark.parametrize("name", ["min_words", "max_words"])
-def test_words_of_captions_in_shards_are_not_counted_and_this_is_said(name: str) -> None:
-    data = Data(source="shards", root=Path("/nowhere"), keep=KeepClips(**{name: 3}))
-    with pytest.raises(DataError, match="min_words and max_words count captions beside clips"):
-        survey(data, None, text_channels=64, latent_shape=None)
+def test_words_of_captions_in_shards_count_as_those_beside_clips(root: Path, tmp_path: Path) -> None:
+    samples: dict[str, dict[str, Path | bytes]] = {}
+    for name in [f"c{i:02d}" for i in range(10)]:
+        samples[name] = dict(of_folder(root, [name])[name])
+        text = root / "captions" / f"{name}.txt"
+        if text.exists():  # every second one in the other form
+            said = text.read_text()
+            json_form = {"json": json.dumps({"caption": said}).encode()}
+            samples[name] |= json_form if int(name[1:]) % 2 else {"txt": said.encode()}
+    samples["c04"] |= {"json": b"not looked at: the text comes first"}
+    write_shard(tmp_path / "a.tar", samples)
+    data = Data(
+        source="shards", root=tmp_path, tokenizer="haar", frames=5, height=32, width=32,
+        keep=KeepClips(min_words=3, max_words=4),
+    )  # fmt: skip
+    found = survey(data, None, text_channels=None, latent_shape=None)
+    beside = looked(root, min_words=3, max_words=4)
+    assert found.left_out == {f"a/{name}": fault for name, fault in beside.left_out.items()}
+    assert found.left_out["a/c05"].word == "described at length"
+    assert found.skipped["a/c06"] == "barely described: caption of 0 words, below 3"
+
+
+def test_a_caption_in_a_shard_that_is_no_text_is_refused_where_words_count(
+    root: Path, tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "a.tar", {"c00": {**of_folder(root, ["c00"])["c00"], "json": b"{1"}})
+    data = Data(
+        source="shards", root=tmp_path, tokenizer="haar", frames=5, height=32, width=32,
+        keep=KeepClips(min_words=3),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"a\.tar/c00\.json is no JSON"):
+        survey(data, None, text_channels=None, latent_shape=None)
 
 
 def test_without_thresholds_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,14 +218,15 @@ def test_a_published_layout_is_its_videos(tmp_path: Path) -> None:
     encode(tmp_path / "videos" / "a.mp4", list(looks.moving(1, 6)))
     encode(tmp_path / "depth" / "a.mp4", list(looks.moving(2, 6)))
     (tmp_path / "videos" / "notes.txt").write_text("x")
-    files, broken = looking.files_of(tmp_path)
+    files, broken, _ = looking.files_of(tmp_path)
     assert list(files) == ["a"] and list(broken) == ["notes.txt"]
 
 
 def test_clips_in_shards_are_looked_at_where_they_lie(tmp_path: Path) -> None:
     samples = {}
     for name, video in {"one": looks.moving(1, 6), "dark": looks.dark(2)[:6]}.items():
-        samples[name] = {"mp4": encode(tmp_path / f"{name}.mp4", list(video)), "txt": b"a caption"}
+        said = {"txt": b"a caption"} if name == "dark" else {"json": b'{"caption": "of three words"}'}
+        samples[name] = {"mp4": encode(tmp_path / f"{name}.mp4", list(video)), **said}
     write_shard(tmp_path / "set" / "000.tar", samples | {"none": {"txt": b"no video"}})
     out, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
     for root in ("set", "set/{000..000}.tar"):
@@ -235,6 +236,7 @@ def test_clips_in_shards_are_looked_at_where_they_lie(tmp_path: Path) -> None:
         assert {clip["name"]: clip["left_out"] is None for clip in found["clips"]} == {
             "000/dark": False, "000/one": True,
         }  # fmt: skip
+        assert [clip["words"] for clip in found["clips"]] == [3, 2]
         assert found["clips"][0]["bytes"] > 100 and list(found["broken"]) == ["000/none"]
     assert sum(tag == "img" for tag, _ in Tags(out.read_text()).tags) > 1
 

@@ -24,7 +24,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cosmos_distill.data.caption_files import SUFFIXES, TABLE_SUFFIXES, clean, of_file, rows
 from cosmos_distill.data.errors import DataError
@@ -49,6 +49,17 @@ class Caption(NamedTuple):
 
 class Unusable(Exception):
     """A clip has no caption that can be used; the message says why."""
+
+
+class Told(Protocol):
+    """Where the captions of clips are known, whatever they lie in."""
+
+    @property
+    def unmatched(self) -> Sequence[str]:
+        """Names to which captions are given and that no clip has."""
+
+    def of(self, name: str) -> Caption:
+        """The caption of a clip. Raises :class:`Unusable` or DataError as :meth:`Captions.of` does."""
 
 
 class Captions:

@@ -4,13 +4,12 @@ and which clips a recipe's thresholds leave out. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
-from pathlib import Path
 
 from cosmos_distill.config import KeepClips
 from cosmos_distill.data import keeping
-from cosmos_distill.data.captions import Captions, Unusable
+from cosmos_distill.data.captions import Told, Unusable
 from cosmos_distill.data.clip_stats import ClipStats, Frames, look
 from cosmos_distill.data.clips import ClipInfo, probe
 from cosmos_distill.data.errors import DataError
@@ -45,7 +44,7 @@ def stats(file: File, index: Index, also: Callable[[Frames], None] = lambda fram
     return ClipStats.of_plain(index.fact(file, "stats", find))
 
 
-def words(captions: Captions, name: str) -> int:
+def words(captions: Told, name: str) -> int:
     """Words of a clip's caption, 0 where it has none. Raises DataError for one that cannot be meant."""
     try:
         return len(captions.of(name).text.split())
@@ -54,12 +53,20 @@ def words(captions: Captions, name: str) -> int:
 
 
 def left_out(
-    keep: KeepClips, clips: Mapping[str, tuple[File, ClipInfo]], root: Path, index: Index
+    keep: KeepClips,
+    clips: Mapping[str, tuple[File, ClipInfo]],
+    captioned: Callable[[Sequence[str]], Told],
+    index: Index,
+    title: str,
 ) -> dict[str, Fault]:
-    """Which of the clips of a folder thresholds leave out, by name, and why: a function of the files.
+    """Which of the clips of a place thresholds leave out, by name, and why: a function of the files.
 
     No more is looked at than the thresholds ask for: to measure brightness, for one, frames are decoded the
     first time. A clip of which not one frame can be decoded is left out as damaged.
+
+    Args:
+        captioned: where the captions of the clips with some names are known; called where words count.
+        title: of what is done, for messages while it takes long.
 
     Raises:
         DataError: a caption cannot be meant.
@@ -68,7 +75,7 @@ def left_out(
         return {}
     captions = None
     if keep.min_words is not None or keep.max_words is not None:
-        captions = Captions(root, list(clips))
+        captions = captioned(list(clips))
 
     def known(item: tuple[str, tuple[File, ClipInfo]]) -> Known | Fault:
         name, (file, info) = item
@@ -78,7 +85,7 @@ def left_out(
             return Fault(DAMAGED, f"{DAMAGED}: {error}")
         return Known(info, found, None if captions is None else words(captions, name))
 
-    results = index.each(clips.items(), known, f"{root}: measuring clips")
+    results = index.each(clips.items(), known, title)
     measured = dict(zip(clips, results, strict=True))
     damaged = {name: one for name, one in measured.items() if isinstance(one, Fault)}
     others = {name: one for name, one in measured.items() if isinstance(one, Known)}

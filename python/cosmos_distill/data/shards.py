@@ -16,11 +16,11 @@ Torch-free.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cosmos_distill.config import Data
-from cosmos_distill.data import archives, clips
+from cosmos_distill.data import archives, captions, clips
 from cosmos_distill.data.archives import Contents
 from cosmos_distill.data.caption_files import SUFFIXES, of_member
 from cosmos_distill.data.captions import LONGEST, Caption
@@ -58,11 +58,6 @@ def found(data: Data, control: str | None, index: Index) -> Found:
         DataError: no shard is there, one cannot be read, or is another than its dataset says.
     """
     assert data.root is not None
-    if data.keep.min_words is not None or data.keep.max_words is not None:
-        raise DataError(
-            f"{data.root}: data.keep.min_words and max_words count captions beside clips in a folder, "
-            "and those in shards are not counted: leave them out"
-        )
     listing = listed(data.root)
     looked = index.each(
         listing.shards, lambda shard: archives.contents(shard.file, index), f"{data.root}: looking at shards"
@@ -87,8 +82,10 @@ def found(data: Data, control: str | None, index: Index) -> Found:
     if not videos:
         raise DataError(f"{data.root}: no sample of {len(listing.shards)} shards has a video (<id>.mp4)")
     said = any(shard.split is not None for shard in listing.shards)
-    companions = _Parts(samples, data, control, index)
-    return Found(str(data.root), videos, skipped, companions, frozenset(held_out) if said else None)
+    told = MemberCaptions({name: sample.parts for name, sample in samples.items()}, index)
+    companions = _Parts(samples, data, control, told)
+    held = frozenset(held_out) if said else None
+    return Found(str(data.root), videos, skipped, companions, held, lambda names: told)
 
 
 _VIDEOS = ("mp4", *sorted(suffix[1:] for suffix in clips.VIDEO_SUFFIXES - {".mp4"}))
@@ -150,19 +147,57 @@ def _caption(member: Member) -> str:
     return of_member(content, member.suffix.lower(), str(member))
 
 
+class MemberCaptions:
+    """The captions of the clips of shards: ``<id>.txt``, or else ``<id>.json``.
+
+    Args:
+        parts: Members of every clip, by its name and by what stands behind the first dot of theirs.
+    """
+
+    unmatched: Sequence[str] = ()
+    """Every member is of a sample."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Member]], index: Index) -> None:
+        self._parts, self._index = parts, index
+
+    def there(self, name: str) -> Member | None:
+        """The member that holds the caption of a clip."""
+        parts = self._parts[name]
+        return next((parts[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in parts), None)
+
+    def of(self, name: str) -> Caption:
+        """The caption of a clip.
+
+        Raises:
+            captions.Unusable: there is none, or it cannot be read, is empty or too long.
+            DataError: its member is no text, or no JSON with a caption.
+        """
+        if (said := self.there(name)) is None:
+            raise captions.Unusable(f"has no member {name.rpartition('/')[2]}.txt or .json")
+        try:
+            text = self._index.fact(said, "caption", _caption)
+        except OSError as error:
+            raise captions.Unusable(f"its caption cannot be read ({error})") from error
+        if not text or len(text) > LONGEST:
+            what = f"has {len(text):,} characters, more than the {LONGEST:,} of any" if text else "is empty"
+            raise captions.Unusable(f"its caption in {said.name} {what}")
+        return Caption(text, said.name.partition(".")[2])
+
+
 class _Parts:
     """What belongs to the clips of shards."""
 
-    def __init__(self, samples: dict[str, _Sample], data: Data, control: str | None, index: Index) -> None:
+    def __init__(
+        self, samples: dict[str, _Sample], data: Data, control: str | None, told: MemberCaptions
+    ) -> None:
         self.control = next(iter(ControlMix.read(control).from_files(data)), None)
-        self._samples = samples
+        self._samples, self._told = samples, told
         self._text = (data.text_folder or "t5_xxl").lower()
-        self._encodes, self._index = data.text_encoder is not None, index
+        self._encodes = data.text_encoder is not None
 
     def text(self, name: str) -> tuple[File | None, Caption | None]:
         parts = self._samples[name].parts
-        said = next((parts[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in parts), None)
-        if said is None or any(self._text + suffix in parts for suffix in (*ARRAYS, *PICKLES)):
+        if self._told.there(name) is None or any(self._text + s in parts for s in (*ARRAYS, *PICKLES)):
             return self._part(name, self._text, ARRAYS), None
         if not self._encodes:
             raise Unusable(
@@ -171,13 +206,9 @@ class _Parts:
                 "encoder: give its folder (data.text_encoder)",
             )
         try:
-            text = self._index.fact(said, "caption", _caption)
-        except OSError as error:
-            raise Unusable(name, f"its caption cannot be read ({error})") from error
-        if not text or len(text) > LONGEST:
-            what = f"has {len(text):,} characters, more than the {LONGEST:,} of any" if text else "is empty"
-            raise Unusable(name, f"its caption in {said.name} {what}")
-        return None, Caption(text, said.name.partition(".")[2])
+            return None, self._told.of(name)
+        except captions.Unusable as error:
+            raise Unusable(name, str(error)) from error
 
     def noise(self, name: str) -> File | None:
         return None

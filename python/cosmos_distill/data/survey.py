@@ -25,7 +25,7 @@ import math
 import os
 import stat
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, Protocol
@@ -33,7 +33,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from cosmos_distill.config import Data
 from cosmos_distill.config.data import Held
 from cosmos_distill.data import captions, clips, companion_checks, measuring
-from cosmos_distill.data.captions import Caption, Captions, negative_prompt
+from cosmos_distill.data.captions import Caption, Captions, Told, negative_prompt
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
@@ -186,7 +186,7 @@ def survey(
         found_there = shards.found(data, control, index)
     else:
         found_there = _in_folder(data, control)
-    place, videos, skipped, folders, marked = found_there
+    place, videos, skipped, folders, marked, captioned = found_there
     found = index.each(
         videos.items(),
         lambda item: _probe(item[0], item[1], folders, data, index),
@@ -210,7 +210,7 @@ def survey(
         more = f"\nand {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         raise DataError("\n".join(errors[:SHOWN]) + more)
     clips_of = {name: (sample.video, sample.info) for name, sample in samples.items()}
-    left_out = measuring.left_out(data.keep, clips_of, root, index)
+    left_out = measuring.left_out(data.keep, clips_of, captioned, index, f"{root}: measuring clips")
     samples = {name: sample for name, sample in samples.items() if name not in left_out}
     skipped |= {name: fault.reason for name, fault in left_out.items()}
     some = _held_out(list(videos), samples) if marked is None else marked
@@ -243,6 +243,7 @@ class Found(NamedTuple):
         skipped: why, by the name of what is left over.
         companions: what belongs to them; each raises :class:`Unusable` where something is missing.
         held_out: names of the clips that somebody has held out for evaluation; None: nobody.
+        captions: where the captions of the clips with some names are known.
     """
 
     place: str
@@ -250,6 +251,7 @@ class Found(NamedTuple):
     skipped: dict[str, str]
     companions: Companions
     held_out: frozenset[str] | None
+    captions: Callable[[Sequence[str]], Told]
 
 
 def _in_folder(data: Data, control: str | None) -> Found:
@@ -268,7 +270,7 @@ def _in_folder(data: Data, control: str | None) -> Found:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
     videos, skipped = videos_in(root / "videos")
     companions = _Folders(root, data, control, paired, list(videos))
-    return Found(f"{root}/videos", videos, skipped, companions, None)
+    return Found(f"{root}/videos", videos, skipped, companions, None, lambda names: Captions(root, names))
 
 
 def _held_out(names: Sequence[str], usable: Mapping[str, Any]) -> frozenset[str]:

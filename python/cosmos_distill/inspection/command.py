@@ -105,7 +105,6 @@ def refuse_others(path: Path) -> None:
 
 def document(looked: Looked, faults: dict[str, Fault], options: InspectOptions) -> dict[str, Any]:
     """The numbers of every clip, as JSON."""
-    groups = keeping.groups(looked.known, list(looked.known))
     clips = []
     for name, known in looked.known.items():
         info, stats, fault = known.info, known.stats, faults.get(name)
@@ -131,7 +130,7 @@ def document(looked: Looked, faults: dict[str, Fault], options: InspectOptions) 
         "data": printable(str(looked.root)),
         "keep": asdict(options.keep),
         "left_out": keeping.counted(fault.word for fault in faults.values()),
-        "alike": [[printable(name) for name in group] for group in groups],
+        "alike": [[printable(name) for name in group] for group in looked.alike],
         "broken": {printable(name): printable(why) for name, why in looked.broken.items()},
         "clips": clips,
     }

@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from cosmos_distill.config import Data
 from cosmos_distill.data import measuring, shards, survey
-from cosmos_distill.data.captions import Captions
+from cosmos_distill.data.captions import Captions, Told
 from cosmos_distill.data.clips import VIDEO_SUFFIXES
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
-from cosmos_distill.data.keeping import Known
+from cosmos_distill.data.keeping import Known, groups
 from cosmos_distill.data.shard_lists import names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.pictures import Pictures
@@ -35,6 +36,7 @@ class Looked:
         known: what is known of those that can be decoded.
         bytes: size of every file that could be looked at.
         broken: why others cannot be used, by name.
+        alike: names of the clips that look alike, two or more together.
         remarks: sentences of what else was found.
     """
 
@@ -43,11 +45,26 @@ class Looked:
     known: Mapping[str, Known]
     bytes: Mapping[str, int]
     broken: Mapping[str, str]
+    alike: Sequence[Sequence[str]] = ()
     remarks: Sequence[str] = ()
 
 
-def files_of(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
-    """Clips of a folder, or of shards, by name, and why what else lies among them is none.
+class Files(NamedTuple):
+    """What there is to look at.
+
+    Attributes:
+        clips: by name.
+        broken: why what else lies among them is none, by name.
+        captions: where the captions of the clips with some names are known.
+    """
+
+    clips: Mapping[str, File]
+    broken: dict[str, str]
+    captions: Callable[[Sequence[str]], Told]
+
+
+def files_of(root: Path) -> Files:
+    """Clips of a folder, or of shards.
 
     Raises:
         Refusal: there is no clip.
@@ -58,7 +75,7 @@ def files_of(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
         if names_shards(root):
             return _in_shards(root)
         if (root / "videos").is_dir():
-            return survey.videos_in(root / "videos")
+            return Files(*survey.videos_in(root / "videos"), lambda names: Captions(root, names))
         broken: dict[str, str] = {}
         found = _named(root, sorted(_videos_below(root, broken)))
         if not found and next(root.rglob("*.tar"), None) is not None:
@@ -69,12 +86,12 @@ def files_of(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
         raise Refusal(
             f"{root} holds no video: name a folder with videos in it ({' '.join(sorted(VIDEO_SUFFIXES))})"
         )
-    return found, broken
+    return Files(found, broken, lambda names: Captions(root, names, "."))
 
 
-def _in_shards(root: Path) -> tuple[Mapping[str, File], dict[str, str]]:
+def _in_shards(root: Path) -> Files:
     found = shards.found(Data(source="shards", root=root), None, index_of(root))
-    return found.videos, found.skipped
+    return Files(found.videos, found.skipped, found.captions)
 
 
 def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -116,7 +133,7 @@ def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable
     Raises:
         Refusal: there is no clip.
     """
-    files, broken = files_of(root)
+    files, broken, captions = files_of(root)
     index = index_of(root)
     small = len(files) <= ENOUGH_PICTURES
     advance = progress(len(files), f"{root}: looking at clips")
@@ -130,8 +147,8 @@ def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable
     known = {name: result for name, result in results.items() if isinstance(result, Known)}
     broken = {name: str(result) for name, result in results.items() if not isinstance(result, Known)} | broken
     sizes = {name: _size(files[name]) for name in known}
-    known, remarks = _captioned(root, known)
-    return Looked(root, files, known, sizes, broken, remarks)
+    known, remarks = _captioned(captions, known)
+    return Looked(root, files, known, sizes, broken, groups(known, list(known)), remarks)
 
 
 def _size(file: File) -> int:
@@ -141,11 +158,12 @@ def _size(file: File) -> int:
         return 0
 
 
-def _captioned(root: Path, known: Mapping[str, Known]) -> tuple[dict[str, Known], list[str]]:
+def _captioned(
+    captions_of: Callable[[Sequence[str]], Told], known: Mapping[str, Known]
+) -> tuple[dict[str, Known], list[str]]:
     """What is known of clips, with the number of words of their captions; and what is wrong with these."""
-    videos = "videos" if (root / "videos").is_dir() else "."
     try:
-        captions = Captions(root, list(known), videos)
+        captions = captions_of(list(known))
     except DataError as error:
         return dict(known), [f"Captions cannot be used: {error}."]
     found, wrong = dict(known), []

@@ -235,7 +235,7 @@ class _Maker:
 
     def groups(self) -> dict[str, Any]:
         """Clips that look alike."""
-        found = keeping.groups(self._looked.known, list(self._looked.known))
+        found = self._looked.alike
         return {
             "count": len(found),
             "clips": sum(map(len, found)),

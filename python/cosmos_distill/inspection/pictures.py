@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cosmos_distill.data.index import Index, cache_folder
 from cosmos_distill.data.measuring import info
 from cosmos_distill.data.opencv import opencv
 from cosmos_distill.members import File, place, stamp
+from cosmos_distill.storage import DiskError, publish
 
 HEIGHT = 90
 """Pixels of a strip."""
@@ -37,11 +37,8 @@ class Pictures:
     def keep(self, file: File, frames: Frames) -> None:
         """Remember the strip of a clip."""
         if (kept := self._place(file)) is not None:
-            with suppress(OSError):  # a disk that refuses costs time and nothing else
-                handle, temporary = tempfile.mkstemp(dir=kept.parent, prefix=".")
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(strip(frames))
-                os.replace(temporary, kept)
+            with suppress(DiskError):  # a disk that refuses costs time and nothing else
+                publish(kept, strip(frames))
 
     def of(self, file: File, index: Index) -> bytes:
         """The strip of a clip; nothing where it cannot be decoded any more."""
