@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cosmos_distill import cli
 from cosmos_distill.data.write_video import write_mp4
@@ -17,6 +18,7 @@ from cosmos_distill.errors import Refusal
 from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import read
 from cosmos_distill.sampling.options import SampleOptions
+from tests.data.folders import write_clip, write_folder
 
 RECIPE = '''
 import dataclasses
@@ -204,7 +206,7 @@ def test_the_network_is_told_what_was_asked_for(students: tuple[str, Path], tmp_
         ("transfer1-smoke", "edge:0.5", "one control alone has no share to be weighed: write edge"),
         ("transfer2.5-2b-multi", "edge", "has 4 control branches: name a control for each, in their order"),
         ("transfer2.5-2b-multi", "vis:1,edge:1,depth:0,seg:0", "are edge, vis, depth, seg in this order"),
-        ("transfer1-smoke", "depth:1,lidar:1", "depth and lidar would be read from videos beside the clips"),
+        ("transfer1-smoke", "depth:1,lidar:1", "these clips come without videos. the control 'depth'"),
         ("predict2.5-smoke", "edge:1,vis:1", "has no control branch"),
         ("transfer1-smoke", "depht", "no control is called 'depht': "),
     ],
@@ -216,6 +218,27 @@ def test_controls_that_do_not_suit_the_network_are_refused_by_name(
     command = [str(tmp_path / "recipe.py"), "--out", str(tmp_path / "run"), "--network", network]
     assert cli.main([*command, "--control", control]) == 2
     assert f"--control {control}" in (found := words(capsys)) and said in found
+
+
+def test_two_controls_from_videos_are_trained_on_and_drawn_from(tmp_path: Path) -> None:
+    """Those beside the clips of a folder, in training and of its held-out clips, and two of one's own."""
+    clips, (recipe, run) = tmp_path / "clips", (tmp_path / "recipe.py", tmp_path / "run")
+    write_folder(clips, 3, control="depth")
+    for number, video in enumerate(sorted((clips / "videos").iterdir())):
+        write_clip(clips / "seg" / video.name, 12, noise=number + 1)
+        text = np.random.default_rng(number).standard_normal((6, 64), np.float32)
+        save_file({"t5_text_embeddings": text}, clips / "t5_xxl" / f"{video.stem}.safetensors")
+    recipe.write_text(RECIPE)
+    command = [str(recipe), "--network", "transfer2.5-smoke", "--network.branches", "2"]
+    command += ["--control", "depth:1,seg:0.5", "--data.source", "folder", "--data.root", str(clips)]
+    short = ["--stages.train.trainer.max-steps", "1", "--stages.train.trainer.sample-every", "0"]
+    assert cli.main([*command, "--out", str(run), *short]) == 0
+    used = json.loads((run / "train" / "clips.json").read_text())["clips"]
+    assert all({"control depth", "control seg"} <= set(one) for one in used.values())
+    draw = ["sample", str(student(run)), "--clips", "1"]
+    assert cli.main([*draw, "--data-root", str(clips), "--out", str(tmp_path / "held")]) == 0
+    own = ["depth", str(clips / "depth" / "c00.mp4"), "seg", str(clips / "seg" / "c00.mp4")]
+    assert cli.main([*draw, "--control-videos", *own, "--out", str(tmp_path / "own")]) == 0
 
 
 def test_a_folder_of_networks_of_one_control_each_is_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ from cosmos_distill.data.control_mix import ControlMix, ControlVideo, uniform_of
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.frames import to_video
 from cosmos_distill.tokenizers import Tokenizer
+
+
+class PassedOver(NamedTuple):
+    """A window that cannot be decoded."""
+
+    name: str
+    """Of the clip."""
+    start: int
+    """Its first frame."""
+    controls: tuple[str, ...]
+    """Controls that were to be read from videos with it."""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,9 +52,9 @@ class Decoded:
     """Unit noise the clip was drawn from, fp32 [C, T, h, w]; None where it was not drawn."""
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Further conditioning of this sample, by the name of the network's argument."""
-    passed_over: tuple[tuple[str, int, str], ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
     """Windows that could not be decoded on the way to it, as far as they are news of the process that decoded
-    it: clip, first frame, reason."""
+    it."""
     source: int = 0
     """Which source of a mixture it is from."""
 

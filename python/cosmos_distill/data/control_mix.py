@@ -72,19 +72,19 @@ class ControlMix:
         return tuple(weight / total for weight in self.weights.values())
 
     def from_files(self, data: Data, paired: bool = False) -> tuple[str, ...]:
-        """Names of the controls that are read from videos beside the clips: one at most. Where there are any
-        they go before a network; and a teacher's clips (``paired``) have all their controls from there.
-
-        Raises:
-            DataError: there are several.
+        """Names of the controls that are read from videos beside the clips. Where there are any they go
+        before a network; and a teacher's clips (``paired``) have all their controls from there.
         """
-        found = tuple(name for name in self.used if paired or _has_no_other_way(name, data))
-        if len(found) > 1:
+        return tuple(name for name in self.used if paired or _has_no_other_way(name, data))
+
+    def refuse_drawn_pairs(self, data: Data) -> None:
+        """Raises DataError for clips of a teacher's, each drawn with one control, of which another would be
+        drawn here."""
+        if data.saved_noise and not self.slots and len(self.used) > 1:
             raise DataError(
-                f"{' and '.join(found)} would be read from videos beside the clips, and of several controls "
-                "one can be: choose one, or have networks compute the others (--data.control-models)"
+                f"{data.root} has saved noise, and its clips were drawn with one control each: choose "
+                f"{' or '.join(self.used)}"
             )
-        return found
 
     def refuse_files(self, data: Data) -> None:
         """Raises DataError if a control would be read from files, for clips that have none beside them."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from cosmos_distill.config import Data
 from cosmos_distill.config.data import Held
 from cosmos_distill.controls import DRAWS
 from cosmos_distill.data import clips, keeping
-from cosmos_distill.data.clip_source import ClipSource, Decoded
+from cosmos_distill.data.clip_source import ClipSource, Decoded, PassedOver
 from cosmos_distill.data.clips import Split
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError, NothingLeft
@@ -96,11 +96,13 @@ class FolderSource(ClipSource):
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
         self._tokenizer, self._sigma_data = tokenizer, sigma_data
         self._mix = ControlMix.read(control, branches)
+        self._mix.refuse_drawn_pairs(data)
         self._span = window_span(data)
         self._survey = survey(
             everything, control, text_channels=text_channels, latent_shape=self.latent_shape, held=held
         )
         self._paired = self._survey.paired
+        self._from_files = self._mix.from_files(data, self._paired)
         left_out = self._survey.left_out
         broken = {name: why for name, why in self._survey.skipped.items() if name not in left_out}
         for number, (name, reason) in enumerate(broken.items(), start=1):
@@ -108,8 +110,8 @@ class FolderSource(ClipSource):
         if said := keeping.said(keeping.counted(fault.word for fault in left_out.values())):
             log.warning("left out: %s", said)
         self._damaged: dict[str, tuple[int, str]] = {}
-        self._unreadable: dict[tuple[str, int], str] = {}
-        self._news: list[tuple[str, int, str]] = []
+        self._unreadable: dict[tuple[str, int, tuple[str, ...]], str] = {}
+        self._news: list[PassedOver] = []
         usable = self._survey.usable(split)
         self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything) == shape]
         self.share = len(self._chosen) / len(usable)
@@ -117,9 +119,7 @@ class FolderSource(ClipSource):
         shaped = {sample.name for sample in self._chosen}
         named = {sample.name: sample for sample in self._samples if sample.name in shaped}
         self._places = [named.get(name) for name in self._survey.split(split)]
-        self._stamps: dict[File, Stamp] = {
-            path: stamp(path) for s in self._chosen for path in (s.video, s.control) if path is not None
-        }
+        self._stamps: dict[File, Stamp] = {path: stamp(path) for s in self._chosen for path in s.videos}
         self._seeks = self._places_in_long_clips()
         self._prompts = Prompts(data, self._survey, self.text_shape, projection, device, mixed)
         self.text_shape, self._negative = self._prompts.shape, self._prompts.negative
@@ -136,7 +136,7 @@ class FolderSource(ClipSource):
     def _places_in_long_clips(self) -> dict[File, Seeks]:
         """Where decoding can begin in the clips of this split, as far as that is worth to know."""
         far = [s for s in self._chosen if self._windows(s) > FAR]
-        paths = [path for s in far for path in (s.video, s.control) if path is not None]
+        paths = [path for s in far for path in s.videos]
         index = self._survey.index
         found = index.each(paths, lambda path: seeks_of(path, index), f"{self._survey.root}: long clips")
         frames = {s.video: s.info.frames for s in far}
@@ -174,13 +174,15 @@ class FolderSource(ClipSource):
 
     def _first(self, candidates: Iterator[tuple[Sample, int]], u: np.ndarray, index: int) -> Decoded | None:
         """The first of these windows that can be decoded, as sample ``index``; None: none can."""
+        used = self._mix.of_sample(self.seed, self.split, index)
+        read = tuple(name for name in used if name in self._from_files)
         for sample, start in candidates:
-            if (sample.name, start) in self._unreadable:
+            if (sample.name, start, read) in self._unreadable:
                 continue
             try:
-                video, control, mask, fps = self._window(sample, start)
+                video, control, mask, fps = self._window(sample, start, read)
             except DataError as error:
-                self._pass_over(sample, start, error)
+                self._pass_over(sample, start, read, error)
                 continue
             return Decoded(
                 name=f"{sample.name}[{self._place(sample, start)}]",
@@ -248,11 +250,11 @@ class FolderSource(ClipSource):
             found.append(one)
         return found
 
-    def _take_news(self) -> tuple[tuple[str, int, str], ...]:
+    def _take_news(self) -> tuple[PassedOver, ...]:
         news, self._news = tuple(self._news), []
         return news
 
-    def _pass_over(self, sample: Sample, start: int, error: DataError) -> None:
+    def _pass_over(self, sample: Sample, start: int, read: tuple[str, ...], error: DataError) -> None:
         """Remember that a window cannot be decoded, which is a fact of the file.
 
         Raises DataError where it is none: the file is another than at opening, or the system failed.
@@ -260,19 +262,20 @@ class FolderSource(ClipSource):
         self._refuse_changed(sample, error)
         if getattr(error.__cause__, "errno", None) in _OF_THE_MACHINE:
             raise error
-        self._note(sample.name, start, str(error))
-        self._news.append((sample.name, start, str(error)))
+        self._news.append(PassedOver(sample.name, start, read, str(error)))
+        self._note(self._news[-1])
 
     def _refuse_changed(self, sample: Sample, error: DataError | None = None) -> None:
-        for file in (sample.video, sample.control):
-            if file is not None and not self._as_opened(file):
+        for file in sample.videos:
+            if not self._as_opened(file):
                 raise DataError(
                     f"{file} was changed or removed while it was being read: the same command goes on with "
                     "the file as it is then"
                 ) from error
 
-    def _note(self, name: str, start: int, reason: str) -> None:
-        self._unreadable[name, start] = reason
+    def _note(self, window: PassedOver) -> None:
+        name, start, controls, reason = window
+        self._unreadable[name, start, controls] = reason
         if name not in self._damaged:
             log.warning(
                 "clip %s skipped (%d so far): %s; windows of it that can be read are used",
@@ -282,9 +285,9 @@ class FolderSource(ClipSource):
 
     def learn(self, sample: Decoded) -> None:
         """Take note of windows that another process could not decode."""
-        for name, start, reason in sample.passed_over:
-            if (name, start) not in self._unreadable:
-                self._note(name, start, reason)
+        for window in sample.passed_over:
+            if window[:3] not in self._unreadable:
+                self._note(window)
 
     def _as_opened(self, path: File) -> bool:
         try:
@@ -300,9 +303,10 @@ class FolderSource(ClipSource):
         return f"{begin:.3f}s:{begin + (self.data.frames - 1) / self.data.fps:.3f}s"
 
     def _window(
-        self, sample: Sample, start: int
+        self, sample: Sample, start: int, controlled: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, float]:
-        """Video, controls from files by name, padding mask and fps. DataError when they cannot be decoded."""
+        """Video, the controls of these names from their files, padding mask and fps. DataError when they
+        cannot be decoded."""
         if isinstance(sample.video, Member):  # at its place in another archive could lie anything
             self._refuse_changed(sample)
         size = sample.info.height, sample.info.width, self.data.height, self.data.width
@@ -315,12 +319,11 @@ class FolderSource(ClipSource):
             begin, count = start / sample.info.rate, self.data.frames
             frames, rate, times = clips.resampled(sample.video, begin, count, fps, fit, seeks)
         read = {}
-        if sample.control is not None:
-            (name,) = self._mix.from_files(self.data, self._paired)
+        for name in controlled:
+            file = sample.controls[name]
             # Labels and joints have no meaningful average: their colours are kept as they are.
             place = Fit(*size, nearest=controls.is_labels(name))
-            seeks = self._seeks.get(sample.control)
-            read[name] = np.stack(clips.at_times(sample.control, times, place, seeks))
+            read[name] = np.stack(clips.at_times(file, times, place, self._seeks.get(file)))
         return np.stack(frames), read, fit.padding, rate / self.data.stride
 
     def description(self) -> dict[str, Any]:

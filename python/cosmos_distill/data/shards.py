@@ -190,7 +190,7 @@ class _Parts:
     def __init__(
         self, samples: dict[str, _Sample], data: Data, control: str | None, told: MemberCaptions
     ) -> None:
-        self.control = next(iter(ControlMix.read(control).from_files(data)), None)
+        self.controls = ControlMix.read(control).from_files(data)
         self._samples, self._told = samples, told
         self._text = (data.text_folder or "t5_xxl").lower()
         self._encodes = data.text_encoder is not None
@@ -213,10 +213,8 @@ class _Parts:
     def noise(self, name: str) -> File | None:
         return None
 
-    def control_video(self, name: str) -> File | None:
-        if self.control is None:
-            return None
-        return self._part(name, self.control, tuple(f".{suffix}" for suffix in _VIDEOS))
+    def control_video(self, name: str, control: str) -> File:
+        return self._part(name, control, tuple(f".{suffix}" for suffix in _VIDEOS))
 
     def _part(self, name: str, kind: str, suffixes: Sequence[str]) -> File:
         parts = self._samples[name].parts

@@ -64,12 +64,20 @@ class Sample:
     text: File | None
     """Its embedding; None: there is a caption."""
     noise: File | None
-    control: File | None
+    controls: Mapping[str, File]
+    """Videos of its controls, by control; none of what is computed."""
     caption: Caption | None = None
 
+    @property
+    def videos(self) -> tuple[File, ...]:
+        """The clip and its controls."""
+        return self.video, *self.controls.values()
+
     def files(self) -> dict[str, File | None]:
-        """All of them, by what they are."""
-        return {"video": self.video, "text": self.text, "noise": self.noise, "control": self.control}
+        """All of them, by what they are: of several controls each by its name."""
+        one = len(self.controls) == 1
+        controls = {"control" if one else f"control {name}": file for name, file in self.controls.items()}
+        return {"video": self.video, "text": self.text, "noise": self.noise, **controls}
 
 
 @dataclass(frozen=True)
@@ -221,8 +229,8 @@ def survey(
 class Companions(Protocol):
     """What belongs to clips."""
 
-    control: str | None
-    """The control whose videos are read; None: none is."""
+    controls: tuple[str, ...]
+    """The controls whose videos are read."""
 
     def text(self, name: str) -> tuple[File | None, Caption | None]:
         """The embedding of the prompt of the clip ``name``, or else its caption."""
@@ -230,8 +238,8 @@ class Companions(Protocol):
     def noise(self, name: str) -> File | None:
         """The noise that it was drawn from."""
 
-    def control_video(self, name: str) -> File | None:
-        """Its control."""
+    def control_video(self, name: str, control: str) -> File:
+        """One of its controls."""
 
 
 class Found(NamedTuple):
@@ -391,13 +399,12 @@ class _Folders:
     def __init__(
         self, root: Path, data: Data, control: str | None, paired: bool, names: Sequence[str]
     ) -> None:
-        self.control = next(iter(ControlMix.read(control).from_files(data, paired)), None)
+        self.controls = ControlMix.read(control).from_files(data, paired)
         self.paired = paired
         self._text = data.text_folder or "t5_xxl"
         self._there: dict[str, dict[str, dict[str, Path]]] = {
             folder: self._by_name(root / folder)
-            for folder in (self._text, "noise" if paired else None, self.control)
-            if folder is not None
+            for folder in (self._text, *["noise"] * paired, *self.controls)
         }
         self._captions: Captions | None = None
         self._advice = ""
@@ -432,11 +439,9 @@ class _Folders:
     def noise(self, name: str) -> Path | None:
         return self._companion(name, "noise", ARRAYS) if self.paired else None
 
-    def control_video(self, name: str) -> Path | None:
-        if self.control is None:
-            return None
+    def control_video(self, name: str, control: str) -> Path:
         suffixes = (".mp4", *sorted(clips.VIDEO_SUFFIXES - {".mp4"}))
-        return self._companion(name, self.control, suffixes)
+        return self._companion(name, control, suffixes)
 
     def _listed(self, name: str, folder: str) -> Mapping[str, Path]:
         listed = self._there[folder]
@@ -464,11 +469,12 @@ def _probe(name: str, video: File, folders: Companions, data: Data, index: Index
         if not encodable(Path(name)):
             raise Unusable(name, "has a name that is not UTF-8: rename it and what belongs to it")
         text, caption = folders.text(name)
-        noise, control = folders.noise(name), folders.control_video(name)
+        noise = folders.noise(name)
+        controls = {control: folders.control_video(name, control) for control in folders.controls}
         info = _info(name, video, index)
-        if control is not None and folders.control is not None:
+        for control, file in controls.items():
             try:
-                clips.check_control(info, _info(name, control, index), folders.control)
+                clips.check_control(info, _info(name, file, index), control)
             except DataError as error:
                 raise Unusable(name, str(error)) from error
         shortest = min(data.shapes(), key=window_span)
@@ -482,7 +488,7 @@ def _probe(name: str, video: File, folders: Companions, data: Data, index: Index
             raise Unusable(
                 name, f"{info.frames} frames, but its saved noise matches a clip of exactly {span}"
             )
-        return Sample(name, video, info, text, noise, control, caption)
+        return Sample(name, video, info, text, noise, controls, caption)
     except (Unusable, DataError) as error:
         return error
 

@@ -11,17 +11,19 @@ from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.families import title
 from cosmos_distill.models.common.config import DiTConfig
+from cosmos_distill.run.sizes import denoiser
 
 
 def videos(data: Data, recipe: Recipe) -> Iterator[str]:
     """Whether controls that are read from videos have them beside the clips of ``data``."""
-    root = data.root
+    root, config = data.root, denoiser(recipe)
+    mix = ControlMix.read(recipe.control, 1 if config is None else config.controls)
     try:
-        names = ControlMix.read(recipe.control).from_files(data)
+        mix.refuse_drawn_pairs(data)
     except DataError as error:
         yield f"--control {recipe.control}: {error}."
         return
-    for name in names:
+    for name in mix.from_files(data):
         if not data.own:
             yield f"--control {recipe.control}: these clips come without videos. {controls.missing(name)}."
         elif data.source == "folder" and root is not None and root.is_dir() and not (root / name).is_dir():
