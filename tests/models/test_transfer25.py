@@ -12,9 +12,9 @@ from torch import nn
 from cosmos_distill.families import read
 from cosmos_distill.models import build
 from cosmos_distill.models.common import weights
+from cosmos_distill.models.common.branches import Branches
 from cosmos_distill.models.transfer25.config import PRESETS, Transfer25Config
 from cosmos_distill.models.transfer25.names import Transfer25Names
-from cosmos_distill.models.transfer25.network import Branches
 from cosmos_distill.models.transfer25.several import balanced, combine
 from tests.models.transfer25 import SEVERAL, TINY, made, with_hint
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -19,6 +20,7 @@ from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import read
 from cosmos_distill.sampling.options import SampleOptions
 from tests.data.folders import write_clip, write_folder
+from tests.real_formats import networks
 
 RECIPE = '''
 import dataclasses
@@ -239,6 +241,57 @@ def test_two_controls_from_videos_are_trained_on_and_drawn_from(tmp_path: Path) 
     assert cli.main([*draw, "--data-root", str(clips), "--out", str(tmp_path / "held")]) == 0
     own = ["depth", str(clips / "depth" / "c00.mp4"), "seg", str(clips / "seg" / "c00.mp4")]
     assert cli.main([*draw, "--control-videos", *own, "--out", str(tmp_path / "own")]) == 0
+
+
+def test_published_networks_of_one_control_each_draw_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One base and two branches make pairs; a student of both is drawn from, with weights by place."""
+    teacher, (recipe, run) = tmp_path / "teacher", (tmp_path / "recipe.py", tmp_path / "run")
+    networks.transfer1(teacher)
+    branch = {k: v for k, v in networks.official(networks.TRANSFER1, seed=3).items() if k.startswith("net.")}
+    networks.saved(teacher / "vis_control.pt", branch)
+    recipe.write_text(RECIPE)
+    command = [str(recipe), "--teacher", str(teacher), "--control", "edge:1,vis:0.5", "--out", str(run)]
+    command += ["--stages.generate.pairs", "2", "--stages.train.trainer.max-steps", "1"]
+    command += ["--stages.train.trainer.sample-every", "0"]
+    assert cli.main([*command, "--only", "generate", "train", "export"]) == 2
+    assert "or take all at once with --network.branches 2" in words(capsys)
+    command += ["--network.branches", "2"]
+    official = [*command, "--stages.export.names", "official", "--dry-run"]
+    assert cli.main(official) == 2
+    assert "--stages.export.names official: official files of Cosmos-Transfer1 have one" in words(capsys)
+    assert cli.main([*command, "--only", "generate", "train", "export"]) == 0
+    clip, still = tmp_path / "own.mp4", np.zeros((32, 32, 3), np.uint8)
+    write_mp4(torch.randint(0, 256, (3, 9, 32, 32), dtype=torch.uint8), clip, 24.0)
+    still[:, 16:] = 255
+    Image.fromarray(still).save(tmp_path / "map.png")
+    draw = [
+        "sample",
+        str(student(run)),
+        "--clips",
+        "1",
+        "--video",
+        str(clip),
+        "--control",
+        "edge:0.7,vis:0.3",
+    ]
+    draw += ["--prompt", "a"]
+    maps = ["--control-maps", "edge", str(tmp_path / "map.png")]
+    assert cli.main([*draw, "--out", str(tmp_path / "all")]) == 0
+    assert cli.main([*draw, *maps, "--out", str(tmp_path / "mapped")]) == 0
+    exported = read(student(run))
+    options = SampleOptions(
+        video=clip, prompt="a", control="edge:0.7,vis:0.3", control_maps={"edge": tmp_path / "map.png"}
+    )
+    conditions = Conditions(options, exported.network, exported.control, exported.data, exported.schedule)
+    batch, _ = conditions.batch(0, 3)
+    weights = batch.conditioning.extra["control_weight"]
+    assert weights.shape[:2] == (3, 2) and torch.allclose(weights[:, 1], torch.tensor(0.3))
+    half = weights.shape[-1] // 2
+    assert not weights[:, 0, ..., :half].any() and torch.allclose(
+        weights[:, 0, ..., half:], torch.tensor(0.7)
+    )
 
 
 def test_a_folder_of_networks_of_one_control_each_is_refused(

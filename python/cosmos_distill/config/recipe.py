@@ -28,9 +28,9 @@ class Recipe(Checked):
     teacher_lora: Path | None = field(default=None, metadata=effect("place"))
     """A low-rank adapter in peft's or diffusers' files, merged into the teacher."""
     control: Control | None = "edge"
-    """What clips are generated from beside text and given frames; None: nothing. Several have weights,
-    ``edge:0.5,vis:0.5``: a network with one control branch is trained with one of them in each sample, drawn
-    in proportion to the weights, one with several branches with all at once."""
+    """What clips are generated from beside text and given frames; None: nothing. Of several, as
+    ``edge:0.5,vis:0.5``, a network with one control branch is trained with one in each sample, drawn by these
+    shares; one with several branches has all at once, each multiplied by its weight."""
     schedule: EDM | TrigFlow = field(default_factory=EDM)
     data: Data
     stages: Mapping[str, Stage]

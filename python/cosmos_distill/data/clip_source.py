@@ -164,7 +164,7 @@ class ClipSource(ABC):
             self.learn(sample)
         video, control = self._pixels(samples)
         videos = () if control is None else control.split(3, dim=1)
-        used = [n for n in range(len(videos)) if not self._mix.slots or self._mix.shares[n]]
+        used = [n for n in range(len(videos)) if not self._mix.slots or self._mix.branch_weights[n]]
         together = self._tokenizer.encode(torch.cat([video, *(videos[n] for n in used)]))
         latents, *hints = (together.cpu() * self._sigma_data).split(count)
         bad = [s.name for s, z in zip(samples, latents, strict=True) if not torch.isfinite(z).all()]
@@ -173,7 +173,7 @@ class ClipSource(ABC):
         at, nothing = dict(zip(used, hints, strict=True)), torch.zeros_like(latents)
         extra = {name: _stacked([s.extra[name] for s in samples]) for name in samples[0].extra}
         if self._mix.slots:
-            extra["control_weight"] = torch.tensor(self._mix.shares).expand(count, -1).contiguous()
+            extra["control_weight"] = torch.tensor(self._mix.branch_weights).expand(count, -1).contiguous()
         text = _stacked([s.text for s in samples])
         negative = torch.from_numpy(self._negative).expand(count, -1, -1).contiguous()
         height, width = self.latent_shape[2:]

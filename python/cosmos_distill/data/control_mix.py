@@ -39,13 +39,14 @@ class ControlVideo:
 
 @dataclass(frozen=True)
 class ControlMix:
-    """The controls of a stream with their weights.
+    """The controls of a stream with their numbers.
 
-    A network with one control branch gets one of them with each sample, drawn in proportion to the weights;
-    one with several branches gets all at once.
+    A network with one control branch gets one of them with each sample, drawn by these shares; one with
+    several branches gets all at once, and multiplies what each adds by its weight.
     """
 
     weights: Mapping[str, float]
+    """Shares, or weights of the branches."""
     branches: int = 1
     """Of the network."""
 
@@ -65,8 +66,8 @@ class ControlMix:
         return tuple(self.weights) if self.branches > 1 else ()
 
     @property
-    def shares(self) -> tuple[float, ...]:
-        """Weights of the :attr:`slots`, as the published sampler takes them: divided by their sum where that
+    def branch_weights(self) -> tuple[float, ...]:
+        """Of the :attr:`slots`, as the published sampler takes them: divided by their sum where that
         is above 1."""
         total = max(1.0, sum(self.weights.values()))
         return tuple(weight / total for weight in self.weights.values())

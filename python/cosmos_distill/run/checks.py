@@ -68,7 +68,8 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
     """Weights of the teacher: the recipe's own, or those shipped with the package for the preset.
 
     One file or sharded folder; or, of a folder as the family is published, the files in it that are the
-    teacher of the recipe's control. An adapter comes last.
+    teacher of the recipe's control, or of each where the network takes several at once. An adapter comes
+    last.
     """
     adapter = () if recipe.teacher_lora is None else (_place("--teacher-lora", recipe.teacher_lora),)
     if recipe.teacher is None:
@@ -83,9 +84,14 @@ def student_files(recipe: Recipe, name: str, path: Path) -> tuple[Path, ...]:
 
 
 def _network_files(given: str, path: Path, recipe: Recipe) -> tuple[Path, ...]:
-    names = recipe.network.family.names
-    if path.is_dir() and names is not None and (found := names.files(path, recipe.control)):
-        return found
+    names, config = recipe.network.family.names, denoiser(recipe)
+    if path.is_dir() and names is not None:
+        several = config is not None and config.controls > 1
+        found = [
+            names.files(path, one) for one in (weights_of(recipe.control) if several else [recipe.control])
+        ]
+        if files := tuple(dict.fromkeys(file for part in found for file in part or ())):
+            return files
     return (_place(given, path),)
 
 
@@ -270,8 +276,8 @@ def _teacher(recipe: Recipe) -> Iterator[str]:
     elif missing and len(weights_of(recipe.control)) > 1 and recipe.teacher and recipe.teacher.is_dir():
         yield (
             f"--teacher {recipe.teacher}: the networks of a published folder take a control each, and "
-            f"--control {recipe.control} wants one that was trained with all of these: give its file, or "
-            "name one control."
+            f"--control {recipe.control} wants one that was trained with all of these: give its file, name "
+            f"one control, or take all at once with --network.branches {len(weights_of(recipe.control))}."
         )
     elif missing:
         named = ", ".join(missing)

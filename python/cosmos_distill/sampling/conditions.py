@@ -25,6 +25,7 @@ from cosmos_distill.data.sources import open_source
 from cosmos_distill.errors import Refusal
 from cosmos_distill.run.networks import device
 from cosmos_distill.run.sizes import tokenizer
+from cosmos_distill.sampling import maps
 from cosmos_distill.sampling.steering import chosen, files_of
 from cosmos_distill.tokenizers import build as build_tokenizer
 
@@ -86,6 +87,8 @@ class Conditions:
         self._mix = chosen(options, control, network.controls)
         self._files = files_of(options, self._mix)
         own = bool(self._files)
+        self._maps: Tensor | None = None
+        maps.refuse(options.control_maps or {}, self._mix, own)
         if options.control_strength != "medium" and not options.video:
             raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
         if options.start and control is not None and not own:
@@ -145,12 +148,15 @@ class Conditions:
 
     def _weighed(self, batch: Batch) -> Batch:
         """The batch with the weights of its controls: those of all branches, or of one branch that which is
-        asked for; those of its training said how often each control was drawn."""
-        asked = self._mix.slots or self._options.control is not None
+        asked for; those of its training said how often each control was drawn. By place, where that is asked
+        for."""
+        asked = self._mix.slots or self._options.control is not None or self._maps is not None
         if batch.conditioning.hint is None or not asked:
             return batch
-        shares = self._mix.shares if self._mix.slots else (max(self._mix.shares),)
-        weights = torch.tensor(shares).expand(len(batch), -1).contiguous()
+        numbers = self._mix.branch_weights
+        numbers = numbers if self._mix.slots else (max(numbers),)
+        weights = torch.tensor([numbers]) if self._maps is None else self._maps
+        weights = weights.expand(len(batch), *weights.shape[1:]).contiguous()
         told = batch.conditioning
         told = dataclasses.replace(told, extra={**told.extra, "control_weight": weights})
         return dataclasses.replace(batch, conditioning=told)
@@ -246,7 +252,25 @@ class Conditions:
             for of in (latents, shown)
         )
         assert first is not None
+        self._maps = self._read_maps(first, hint)
         return hint, padding_mask(padding, *hint.shape[-2:]), first.rate
+
+    def _read_maps(self, clip: Pictures, hint: Tensor) -> Tensor | None:
+        """Where the controls of ``clip`` steer."""
+        data, patch = self._data, self._network.patch
+
+        def fit(size: tuple[int, int]) -> Fit:
+            return Fit(*size, data.height, data.width)
+
+        def pictures(option: str, path: Path) -> list[np.ndarray]:
+            _check(option, path)
+            return self._read(option, path, data.frames, fit, clip).frames
+
+        if not self._options.control_maps:
+            return None
+        grid = (hint.shape[2], hint.shape[3] // patch, hint.shape[4] // patch)
+        first = tokenizer(data).frames(1)
+        return maps.weights(self._options.control_maps, self._mix, pictures, data.frames, first, grid)
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""

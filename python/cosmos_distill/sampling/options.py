@@ -46,6 +46,9 @@ class SampleOptions(Checked):
     several branches, whose weights are divided by their sum where that is above 1. Left out: as trained."""
     control_videos: Mapping[str, Path] | None = None
     """Control -> its video or still image, of a student that takes several at once."""
+    control_maps: Mapping[str, Path] | None = None
+    """Control -> where it steers: a video or still image (white: with its weight, black: not at all), or an
+    array [H, W] or [F, H, W] of what multiplies that weight (.npz, .safetensors, .pt)."""
     control_video: Path | None = None
     """Control as a video (edges, blur, depth, ...) or as a still image, used as it is."""
     video: Path | None = None

@@ -28,8 +28,8 @@ Values = dict[str, Value]
 _STEERING = re.compile(r"(control\.(?:branches\.\d+\.)?blocks\.\d+)\.")
 """A name in a block of a control branch, or of one of several."""
 Source = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
-"""One file or folder, or several: base and control in either order, and low-rank adapters to merge
-(:mod:`cosmos_distill.models.common.lora`)."""
+"""One file or folder, or several: base and control in either order, of several controls each in the order of
+the network's branches, and low-rank adapters to merge (:mod:`cosmos_distill.models.common.lora`)."""
 
 
 def load(source: Source, *, verify: bool = True, average: bool = True) -> tuple[State, State]:
@@ -55,6 +55,20 @@ def load(source: Source, *, verify: bool = True, average: bool = True) -> tuple[
     return _all_made(state), _all_made(carried)
 
 
+def _is_branch(found: Values) -> bool:
+    """Whether a file holds one control branch and nothing else."""
+    return bool(found) and all(
+        name.startswith("control.") and not name.startswith("control.branches.") for name in found
+    )
+
+
+def _in_branch(name: str, branch: int) -> str:
+    """The name of a tensor of a network's only control branch in one with several."""
+    if not name.startswith("control."):
+        return name
+    return f"control.branches.{branch}.{name.removeprefix('control.')}"
+
+
 def _all_made(some: Values) -> State:
     return {name: made(value) for name, value in some.items()}
 
@@ -67,12 +81,20 @@ def _load(source: Source, *, verify: bool = True, average: bool = True) -> tuple
     carried: Values = {}
     copies: list[tuple[Path, str, Value]] = []
     adapters: list[tuple[Path, Values]] = []
+    branches = 0
     for path in map(Path, sources):
         tensors = values(path, verify=verify, average=average)
         if lora.is_adapter(tensors):
             adapters.append((path, tensors))
             continue
         found, extra, more = _to_ours(tensors, path)
+        if _is_branch(found):
+            if branches == 1:  # the first one is no network's only one
+                state = {_in_branch(name, 0): value for name, value in state.items()}
+            found = (
+                {_in_branch(name, branches): value for name, value in found.items()} if branches else found
+            )
+            branches += 1
         if twice := found.keys() & state.keys():
             raise ValueError(
                 f"{_listed(twice)} come from both of {', '.join(map(str, sources))}: "

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer1Config(DiTConfig):
-    """A base network with a control branch in front. Defaults are those of Cosmos-Transfer1-7B; a smaller
-    network differs in sizes only."""
+    """A base network with a control branch in front, or several. Defaults are those of Cosmos-Transfer1-7B; a
+    smaller network differs in sizes only."""
 
     family_name: ClassVar[str] = "transfer1"
 
     control_blocks: Annotated[int, Range(0, 2**10)] = 3
-    """Blocks of the control branch; 0 builds none."""
+    """Blocks of a control branch; 0 builds none."""
+    branches: Annotated[int, Range(1, 16)] = 1
+    """Controls at once, each with a branch of its own: what the published networks of one control each, which
+    share a base, are together."""
     control_rope_ratio_t: Ratio = 1.0
     hint_channels: Annotated[int, Range(1, 2**12)] = 128
     """The hint latent is zero-padded to this many channels."""
@@ -41,6 +44,8 @@ class Transfer1Config(DiTConfig):
         yield from super().rules()
         if self.control_blocks > self.blocks:
             yield "control_blocks", f"{self.control_blocks} must lie in 0..{self.blocks}"
+        if self.branches > 1 and not self.control_blocks:
+            yield "branches", f"{self.branches} branches need control_blocks"
         if self.control_blocks and self.text_projection:
             yield "text_projection", "is part of the base only: it needs control_blocks 0"
         if self.control_blocks and not self.hint_widths:
@@ -53,12 +58,12 @@ class Transfer1Config(DiTConfig):
 
     @property
     def controls(self) -> int:
-        """One, where there is a branch."""
-        return min(1, self.control_blocks)
+        """As many as there are branches."""
+        return self.branches if self.control_blocks else 0
 
     @property
     def leading_blocks(self) -> int:
-        """The blocks that the branch steers."""
+        """The blocks that the branches steer."""
         return self.control_blocks
 
 
@@ -103,7 +108,7 @@ FAMILY = Family(
     text=TextEncoder("T5-XXL", "t5_xxl", "t5", CRUDE_GAME),
     weights_help=(
         "the merged base and control file, .safetensors or .pt, or a folder with base_model and "
-        "<control>_control"
+        "<control>_control, of several controls at once with --network.branches"
     ),
     wall_seconds={"transfer1-smoke": 90.0, "transfer1-mini": 720.0},
 )

@@ -96,7 +96,14 @@ class Transfer1Names(DiffusersNames):
         return understood(names, ours, carried)
 
     def to_official(self, names: Iterable[str]) -> dict[str, str]:
-        """Our names -> those of the merged file."""
+        """Our names -> those of the merged file.
+
+        Raises:
+            ValueError: there are several branches, each of which has a file of its own there.
+        """
+        names = list(names)
+        if any(name.startswith("control.branches.") for name in names):
+            raise ValueError("official files of Cosmos-Transfer1 have one control, and this network several")
         return {name: _theirs(name) for name in names}
 
     def in_distilled(self, official: str) -> str:

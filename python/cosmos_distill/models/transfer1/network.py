@@ -1,7 +1,9 @@
-"""Transfer1's control branch (ControlNet) and the network made of base and branch.
+"""Transfer1's control branch (ControlNet) and the network made of base and branch, or branches.
 
 The branch copies the first blocks of the base, reads the hint once, and hands one residual per block
-to the base through zero-initialised linears, so that an untrained branch changes nothing.
+to the base through zero-initialised linears, so that an untrained branch changes nothing. What several
+branches make, each of its own control and with its own embeddings, is multiplied by their weights and added,
+as the published inference does with the networks of one control each.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cosmos_distill.models.common.blocks import linear
+from cosmos_distill.models.common.branches import Branches, hints_of, weight_of_each
 from cosmos_distill.models.common.dit import Context, PatchEmbed, Residuals, Steering, Trunk
 from cosmos_distill.models.common.network import ControlledDiT, Inputs
 from cosmos_distill.models.transfer1.config import Transfer1Config
@@ -86,36 +89,52 @@ class ControlBranch(Trunk):
 
 
 class Transfer1(ControlledDiT):
-    """Base network and, if the configuration has one, control branch, trained together. The branch is part of
-    the first run of blocks."""
+    """Base network and, if the configuration has some, control branches, trained together. The branches are
+    part of the first run of blocks. The hint of several holds the latents of the controls one after the other
+    along the channels, [B, branches * C, T, H, W]."""
 
     config: Transfer1Config
-    control: ControlBranch | None
+    control: ControlBranch | Branches | None
 
-    def make_control(self, dtype: torch.dtype) -> ControlBranch | None:
-        """The branch, on the rank that has the first blocks."""
-        if not self.config.control_blocks or 0 not in self.runs:
+    def make_control(self, dtype: torch.dtype) -> ControlBranch | Branches | None:
+        """The branches, on the rank that has the first blocks; one by itself."""
+        config = self.config
+        if not config.control_blocks or 0 not in self.runs:
             return None
-        return ControlBranch(self.config, dtype=dtype)
+        if config.branches == 1:
+            return ControlBranch(config, dtype=dtype)
+        return Branches(ControlBranch(config, dtype=dtype) for _ in range(config.branches))
 
     def starts_at_zero(self, name: str) -> bool:
         """The residuals' projections, and the last layer of the hint's encoder."""
-        last = f"control.hint_encoder.{len(self.config.hint_widths) * 2}."
-        return ".zero_blocks." in name or name.startswith(last)
+        last = f".hint_encoder.{len(self.config.hint_widths) * 2}."
+        return ".zero_blocks." in name or (name.startswith("control.") and last in name)
+
+    def control_weight(self, weight: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
+        """Of several by branch; see :func:`cosmos_distill.models.common.branches.weight_of_each`."""
+        if self.config.branches == 1:
+            return super().control_weight(weight, x)
+        return weight_of_each(weight, x, self.config.branches)
 
     def steering(self, number: int, inputs: Inputs) -> Steering | None:
-        """The branch's residuals for the first run."""
+        """The branches' residuals for the first run, added."""
         if number or inputs.hint is None:
             return None
         assert self.control is not None
-        return Residuals(
-            self.control(
-                inputs.x,
-                inputs.c_noise,
-                inputs.text,
-                inputs.hint,
-                inputs.padding,
-                fps=inputs.fps,
-                weight=inputs.weight,
-            )
+        if isinstance(self.control, ControlBranch):
+            return Residuals(self._residuals(self.control, inputs, inputs.hint, inputs.weight))
+        hints = hints_of(inputs.hint, self.config.branches, self.config.hint_channels)
+        total: list[torch.Tensor] = []
+        for n, branch in enumerate(self.control.branches):
+            weight = inputs.weight[:, n] if isinstance(inputs.weight, torch.Tensor) else inputs.weight
+            found = self._residuals(branch, inputs, hints[n], weight)
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+        return Residuals(total)
+
+    def _residuals(
+        self, branch: nn.Module, inputs: Inputs, hint: torch.Tensor, weight: float | torch.Tensor
+    ) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = branch(
+            inputs.x, inputs.c_noise, inputs.text, hint, inputs.padding, fps=inputs.fps, weight=weight
         )
+        return found

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cosmos_distill.models.common.blocks import linear
-from cosmos_distill.models.common.dit import Context, PatchEmbed, Recompute, Stack
+from cosmos_distill.models.common.branches import Branches, hints_of, weight_of_each
+from cosmos_distill.models.common.dit import Context, PatchEmbed, Stack
 from cosmos_distill.models.common.network import ControlledDiT, Inputs
 from cosmos_distill.models.transfer25.config import Transfer25Config
 
@@ -62,26 +63,6 @@ class Branch(Stack):
         return c, residual
 
 
-class Branches(nn.Module):
-    """Those of all controls."""
-
-    def __init__(self, config: Transfer25Config, blocks: Iterable[int], dtype: torch.dtype) -> None:
-        super().__init__()
-        blocks = list(blocks)
-        self.branches = nn.ModuleList(Branch(config, blocks, dtype) for _ in range(config.branches))
-
-    @property
-    def activation_checkpointing(self) -> Recompute:
-        """Of every branch."""
-        found: Recompute = self.branches[0].activation_checkpointing  # type: ignore[assignment]
-        return found
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, what: Recompute) -> None:
-        for branch in self.branches:
-            branch.activation_checkpointing = what  # type: ignore[assignment]
-
-
 class Steering:
     """The branches in one run of the base's blocks; see
     :class:`cosmos_distill.models.common.dit.Steering`."""
@@ -93,7 +74,7 @@ class Steering:
         self.config, self.branches = config, branches
         self.chains = chains
         """Tokens of each branch, [B, N, D]; none before the first run begins."""
-        self.hints = inputs.hint.chunk(config.branches, dim=1)
+        self.hints = hints_of(inputs.hint, config.branches, config.hint_channels)
         self.masks = inputs.x[:, config.latent_channels :]
         self.weight = inputs.weight
 
@@ -137,31 +118,17 @@ class Transfer25(ControlledDiT):
         """The control blocks that go with this rank's blocks."""
         every = self.config.control_every
         numbers = [i // every for run in self.runs.values() for i in run if i % every == 0]
-        return Branches(self.config, numbers, dtype) if numbers else None
+        if not numbers:
+            return None
+        return Branches(Branch(self.config, numbers, dtype) for _ in range(self.config.branches))
 
     def starts_at_zero(self, name: str) -> bool:
         """The linears at the beginning of a branch and behind each of its blocks."""
         return name.startswith("control.") and (".before." in name or ".after." in name)
 
     def control_weight(self, weight: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
-        """A number for all controls; one for each, [branches], or [B, branches] by sample; a map for all,
-        [B, T, H/p, W/p]; or one for each, [B, branches, T, H/p, W/p]. Maps and several numbers become
-        [B, branches, 1 or T * H/p * W/p, 1]."""
-        if not isinstance(weight, torch.Tensor):
-            return weight
-        count = self.config.branches
-        weight = weight.to(x)
-        if weight.ndim == 1:
-            weight = weight.expand(len(x), -1)[:, :, None]
-        elif weight.ndim == 2:
-            weight = weight[..., None]
-        elif weight.ndim == 4:
-            weight = weight.flatten(1)[:, None].expand(-1, count, -1)
-        else:
-            weight = weight.flatten(2)
-        if weight.shape[1] != count:
-            raise ValueError(f"control_weight is for {weight.shape[1]} controls, and the network has {count}")
-        return weight[..., None]
+        """By branch; see :func:`cosmos_distill.models.common.branches.weight_of_each`."""
+        return weight_of_each(weight, x, self.config.branches)
 
     def tokens(self, inputs: Inputs) -> int:
         """Those of the base, and of every branch as many beside them."""
@@ -182,7 +149,6 @@ class Transfer25(ControlledDiT):
             h, *chains = h.chunk(self._parts(inputs), dim=1)
         steering = None
         if inputs.hint is not None:
-            self._check(inputs.hint)
             steering = Steering(self.config, self.control, inputs, chains)
         out, found = self.base(
             inputs.x,
@@ -201,11 +167,3 @@ class Transfer25(ControlledDiT):
 
     def _parts(self, inputs: Inputs) -> int:
         return 1 if inputs.hint is None else 1 + self.config.branches
-
-    def _check(self, hint: torch.Tensor) -> None:
-        each, more = divmod(hint.shape[1], self.config.branches)
-        if more or not 0 < each <= self.config.hint_channels:
-            raise ValueError(
-                f"hint has {hint.shape[1]} channels: the network takes {self.config.branches} controls "
-                f"of up to {self.config.hint_channels} each"
-            )
