@@ -89,6 +89,33 @@ def sam(folder: Path, seed: int = 0) -> Any:
     return model
 
 
+def sam2(folder: Path, seed: int = 0) -> Any:
+    """SAM 2, which looks at pictures through torchvision."""
+    import transformers as t
+
+    torch.manual_seed(seed)
+    backbone = t.Sam2HieraDetConfig(
+        hidden_size=8, image_size=[64, 64], blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 1, 1],
+        window_size_per_stage=[4, 2, 2, 2], global_attention_blocks=[3],
+        window_positional_embedding_background_size=[4, 4],
+    )  # fmt: skip
+    eyes = t.Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=16,
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+    )  # fmt: skip
+    prompts = t.Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4)
+    decoder = t.Sam2MaskDecoderConfig(
+        hidden_size=16, mlp_dim=16, num_hidden_layers=2, num_attention_heads=2, iou_head_hidden_dim=16
+    )
+    said = t.Sam2Config(vision_config=eyes, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    model = t.Sam2Model(said).eval()
+    model.save_pretrained(folder)
+    sides = {"height": 64, "width": 64}
+    t.Sam2ImageProcessor(size=sides, mask_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return model
+
+
 def vitpose(folder: Path, seed: int = 0, points: int = 17) -> Any:
     """ViTPose, which finds the key points of one person."""
     import transformers as t

@@ -16,6 +16,7 @@ import numpy as np
 from cosmos_distill.controls import Control, Map, Modelled, Settings, Uniform
 from cosmos_distill.randomness import generator
 from cosmos_distill.vision import segments
+from cosmos_distill.vision.segments import Segments
 
 MOST = 100
 """Masks of a clip that are drawn."""
@@ -36,18 +37,19 @@ def draw(uniform: Uniform) -> Drawing:
     return Drawing(int(uniform[0] * 2**53), float(uniform[1]))
 
 
-def painted(masks: np.ndarray, drawing: Drawing) -> np.ndarray:
-    """Masks, bool [segments, F, H, W], as a video, RGB uint8 [F, H, W, 3], that is black where none is."""
+def painted(found: Segments, drawing: Drawing) -> np.ndarray:
+    """Segments as a video, RGB uint8 [F, H, W, 3], that is black where none is."""
     random = generator(drawing.seed, "segments", 0)
-    chosen: Sequence[int] = range(min(MOST, len(masks)))
+    chosen: Sequence[int] = range(min(MOST, len(found)))
     if drawing.share is not None:
         count = int(drawing.share * (len(chosen) + 1))
-        chosen = [int(i) for i in random.permutation(len(masks))[:count]]
+        chosen = [int(i) for i in random.permutation(len(found))[:count]]
     colours = [_colour(*random.random(3)) for _ in chosen]
-    sizes = [int(np.count_nonzero(masks[i])) for i in chosen]
-    video = np.zeros((*masks.shape[1:], 3), np.uint8)
-    for n in sorted(range(len(chosen)), key=lambda n: -sizes[n]):
-        video[masks[chosen[n]]] = colours[n]
+    sizes = found.sizes
+    video = np.zeros((*found.shape, 3), np.uint8)
+    for n in sorted(range(len(chosen)), key=lambda n: -sizes[chosen[n]]):
+        for frame, mask in found.masks[chosen[n]].items():
+            mask.paint(video[frame], colours[n])
     return video
 
 
