@@ -13,14 +13,16 @@ import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
 from benchmarks.options import new_file
 from cosmos_distill.config import Recipe, Train
 from cosmos_distill.launch.updates import GPUS, Gpu, Update, update
+from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.methods.sgmd import SGMD
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference" / "cost.md"
@@ -65,26 +67,40 @@ def recipe_of(model: Model) -> Recipe:
     return found
 
 
-def updates(model: Model) -> dict[str, Update]:
-    """Setting -> what an update costs: the official code's, and the recipe as it is shipped."""
+def updates(model: Model, only: Collection[str] | None = None) -> dict[str, Update]:
+    """Setting -> what an update costs: the official code's, the recipe as it is shipped, and that with one
+    thing changed; of ``only`` these where they are named."""
     recipe = recipe_of(model)
     stage = recipe.stages["dmd2"]
-    assert isinstance(stage, Train)
-    settings = {
-        "official": replace(stage.trainer, activation_checkpointing=model.official_checkpointing),
-        "default": stage.trainer,
-    }
+    assert isinstance(stage, Train) and isinstance(stage.method, DMD2)
+    official = replace(stage.trainer, activation_checkpointing=model.official_checkpointing)
+    methods = {"official": stage.method, "default": stage.method, **cheaper(stage.method)}
     return {
         name: update(
             recipe.network,
             recipe.schedule,
-            stage.method,
+            method,
             model.latent,
-            checkpointing=trainer.activation_checkpointing,
-            global_batch=trainer.global_batch,
-            ema=trainer.averages,
+            checkpointing=(official if name == "official" else stage.trainer).activation_checkpointing,
+            global_batch=stage.trainer.global_batch,
+            ema=stage.trainer.averages,
         )
-        for name, trainer in settings.items()
+        for name, method in methods.items()
+        if only is None or name in only
+    }
+
+
+def cheaper(method: DMD2) -> dict[str, DMD2]:
+    """Settings that need fewer passes for an update of the student, each by itself.
+
+    None is recommended by being here: what they do to quality is measured elsewhere, or not yet.
+    """
+    shared = {f.name: getattr(method, f.name) for f in fields(DMD2)}
+    return {
+        **({"no GAN": replace(method, gan_weight=0.0)} if method.gan_weight else {}),
+        "2 critics' steps, IDA": replace(method, student_update_freq=3, ida_decay=0.97),
+        "1 critics' step, IDA": replace(method, student_update_freq=2, ida_decay=0.97),
+        "SGMD": SGMD(**shared | {"student_update_freq": 2, "gan_weight": 0.0}),
     }
 
 

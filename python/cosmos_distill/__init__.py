@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cosmos_distill.methods.dmd2 import DMD2
     from cosmos_distill.methods.kd import KD
     from cosmos_distill.methods.levels import Grid, LogNormal, ShiftedTime
+    from cosmos_distill.methods.sgmd import SGMD
     from cosmos_distill.train.guard import Interrupted
     from cosmos_distill.train.loop import FitResult, fit
 
@@ -30,6 +31,7 @@ __all__ = [
     "DMD2",
     "EDM",
     "KD",
+    "SGMD",
     "Adapter",
     "Denoising",
     "Distilled",
@@ -59,6 +61,7 @@ _HOME = {
     "methods.denoising": ("Denoising",),
     "methods.dmd2": ("DMD2",),
     "methods.kd": ("KD",),
+    "methods.sgmd": ("SGMD",),
     "methods.levels": ("Grid", "LogNormal", "ShiftedTime"),
     "train.guard": ("Interrupted",),
     "train.loop": ("FitResult", "fit"),

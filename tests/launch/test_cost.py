@@ -154,7 +154,7 @@ def test_where_the_ratios_go_is_looked_at_before_the_work(place, tmp_path, monke
 def test_the_page_shows_what_is_counted():
     """Of one of its models: all would take a while."""
     gpu, name = GPUS["h100"], "transfer1-7b"
-    found = pages.updates(pages.MODELS[name])
+    found = pages.updates(pages.MODELS[name], ("official", "default", "SGMD"))
     page = pages.PAGE.read_text(encoding="utf-8")
     for setting, one in found.items():
         student, critic = gpu.seconds(one.student), gpu.seconds(one.critic)

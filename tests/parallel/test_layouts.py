@@ -10,7 +10,15 @@ import torch
 from tests.parallel import layout_table
 from tests.parallel.layout_table import ONE, ROOT, TABLE, LayoutFailure, Report, Worker, columns
 from tests.parallel.layout_worker import relative
-from tests.parallel.layouts import CASES, FAMILY_CASES, FAMILY_LAYOUTS, LAYOUTS, TOLERANCE
+from tests.parallel.layouts import (
+    CASES,
+    FAMILY_CASES,
+    FAMILY_LAYOUTS,
+    LAYOUTS,
+    METHOD_CASES,
+    METHOD_LAYOUTS,
+    TOLERANCE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +57,15 @@ def test_a_layout_gives_what_one_rank_gives(worker, reports, layout):
 def test_a_layout_gives_the_same_of_later_families(worker, reports, layout):
     report = worker.ask(layout, tuple(FAMILY_CASES))
     reports[layout] = {**reports.get(layout, {}), **report}
+    too_far = {of: found for of, found in worst(report).items() if not found[0] <= TOLERANCE}
+    assert not too_far, too_far
+    for case, found in report.items():
+        assert not found["copies"] and found["worst"]["start/weight"][0] == 0, case
+
+
+@pytest.mark.parametrize("layout", METHOD_LAYOUTS)
+def test_a_layout_gives_the_same_of_later_methods(worker, layout):
+    report = worker.ask(layout, tuple(METHOD_CASES))
     too_far = {of: found for of, found in worst(report).items() if not found[0] <= TOLERANCE}
     assert not too_far, too_far
     for case, found in report.items():

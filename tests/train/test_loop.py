@@ -96,6 +96,20 @@ def test_only_the_role_in_turn_moves_and_the_average_follows_the_student(tmp_pat
     assert all(p.grad is None for network in method.roles.values() for p in network.parameters())
 
 
+def test_a_role_moves_towards_another_after_that_ones_step(tmp_path: Path) -> None:
+    class Following(ToyMethod):
+        def alignments(self, roles):
+            return {"critic": ("student", 0.25)} if "student" in roles else {}
+
+    method = Following()
+    start = weights(method.roles["critic"])
+    run(tmp_path, method, trainer(max_steps=1, ema_decay=None))
+    student, critic = weights(method.roles["student"]), weights(method.roles["critic"])
+    for name, before in start.items():
+        torch.testing.assert_close(critic[name], 0.25 * before + 0.75 * student[name])
+    assert not same(critic, start)
+
+
 def test_grid_leaves_no_trace(tmp_path: Path) -> None:
     steps: list[int] = []
 

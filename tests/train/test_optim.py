@@ -87,6 +87,21 @@ def test_masters_are_fp32_adamw_where_half_precision_alone_stands_still() -> Non
     assert unmoved > 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_move_towards_another_roles(dtype: torch.dtype) -> None:
+    """A thousandth of the way, which bf16 alone would not notice, a thousand times."""
+    one, other = (RoleOptimizer(Network(seed).to(dtype), Optim(lr=1.0), 1) for seed in (0, 1))
+    start, goal = ({n: m.detach().clone() for n, m in o.masters.items()} for o in (one, other))
+    for _ in range(1000):
+        one.align(other, 0.999)
+    for name, master in one.masters.items():
+        torch.testing.assert_close(master.detach(), goal[name] + 0.999**1000 * (start[name] - goal[name]))
+        assert torch.equal(one.parameters[name], master.to(dtype))
+        assert torch.equal(other.masters[name], goal[name])
+    with pytest.raises(ValueError, match="trains the same parameters"):
+        one.align(RoleOptimizer(nn.Linear(2, 2), Optim(lr=1.0), 1), 0.5)
+
+
 def test_half_precision_gradients_are_accumulated_in_fp32() -> None:
     network = nn.Linear(1, 1, bias=False).bfloat16()
     optimizer = RoleOptimizer(network, Optim(lr=1.0), 1)

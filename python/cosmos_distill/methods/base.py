@@ -48,6 +48,11 @@ class Method(ABC):
         """Roles that optimiser step ``step`` (from 0) updates; all others have no gradient then."""
         return self.trainable
 
+    def alignments(self, roles: Sequence[str]) -> Mapping[str, tuple[str, float]]:
+        """Roles whose weights move towards another's after an optimiser step of ``roles``: the other role,
+        and the share of the own weights that is kept. None of them, unless a method says so."""
+        return {}
+
     @abstractmethod
     def losses(self, batch: Batch, step: int, noise: Noise) -> dict[str, Tensor]:
         """Loss terms of every sample, each fp32 [B], with the graph of ``phase(step)``'s roles only.

@@ -7,7 +7,7 @@ others train S and D. The defaults are Transfer1's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cosmos_distill import diffusion, ops
 from cosmos_distill.config import (
     ONE_STEP,
+    Decay,
     FewStep,
     GivenFrames,
     GivesFrames,
@@ -81,6 +82,10 @@ class DMD2(GivesFrames):
     """Blocks that the discriminator reads; empty: the middle one."""
     feature_t_min: GivenFrames = 0
     """Leading latent frames that the discriminator does not see."""
+    ida_decay: Decay | None = None
+    """Implicit distribution alignment (Ge et al. 2025, SenseFlow, arXiv 2506.00523; 0.97 in LightX2V): after
+    each of the student's steps the fake score network keeps this share of its weights and takes the rest from
+    the student's, so that it follows with fewer steps of its own. None: it does not."""
     ladd: bool = False
     """Adversarial loss alone, at weight 1 and without a fake score (LADD, arXiv 2403.12015)."""
     recon_loss_weight: Weight = 0.0
@@ -98,6 +103,8 @@ class DMD2(GivesFrames):
             yield "student_warmup_steps", "and critic_warmup_steps exclude each other: set one to 0"
         if self.ladd and self.recon_loss_only:
             yield "ladd", "and recon_loss_only exclude each other: switch one off"
+        if self.ida_decay is not None and (self.ladd or self.recon_loss_only):
+            yield "ida_decay", "moves the fake score network, which there is none of here: leave it out"
         if self.ladd and self.gan_features != "teacher":
             yield "gan_features", "must be 'teacher' under ladd, which has no fake score"
         if self.student_update_freq == 1 and not self.recon_loss_only:
@@ -255,23 +262,37 @@ class DMD2Method(Method):
             assert x0_teacher is not None and x0_fake is not None
             with torch.no_grad():
                 x0_teacher = self.guide(x0_teacher, x_t, t, conditioning)
-            form = ops.dm_loss.PREDICT25 if config.vsd_form == "predict2.5" else ops.dm_loss.TRANSFER1
-            mask = self.frame_mask(batch, conditioning)
-            terms["loss/vsd"], zeroed = ops.vsd_loss(
-                x_g, x0_teacher, x0_fake, form, frame_mask=mask, return_zeroed=True
-            )
-            if form.zero_nonfinite:
-                left_out["nonfinite/vsd"] = zeroed
+            matched, left_out = self.match(x_g, x0_teacher, x0_fake, t, self.frame_mask(batch, conditioning))
+            terms |= matched
         if features is not None:
             terms["loss/gan_generator"] = ops.generator_loss(self.roles["discriminator"](features))
 
-        weights = {
+        weights = self.weights()
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
+        return {**terms, **left_out, "total": total}
+
+    def weights(self) -> dict[str, float]:
+        """Of the terms in the student's total."""
+        config = self.config
+        return {
             "loss/vsd": 1.0,
             "loss/gan_generator": 1.0 if config.ladd else config.gan_weight,
             "loss/recon": config.recon_loss_weight,
         }
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum(0)
-        return {**terms, **left_out, "total": total}
+
+    def match(
+        self, x_g: Tensor, x0_teacher: Tensor, x0_fake: Tensor, t: Tensor, mask: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What moves the student's distribution to the teacher's: the terms, each [B], and of those that
+        leave samples out, which."""
+        form = ops.dm_loss.PREDICT25 if self.config.vsd_form == "predict2.5" else ops.dm_loss.TRANSFER1
+        loss, zeroed = ops.vsd_loss(x_g, x0_teacher, x0_fake, form, frame_mask=mask, return_zeroed=True)
+        return {"loss/vsd": loss}, {"nonfinite/vsd": zeroed} if form.zero_nonfinite else {}
+
+    def alignments(self, roles: Sequence[str]) -> Mapping[str, tuple[str, float]]:
+        """The fake score network follows the student where ``ida_decay`` is set."""
+        kept = self.config.ida_decay
+        return {} if kept is None or "student" not in roles else {"fake_score": ("student", kept)}
 
     def critic_losses(self, batch: Batch, conditioning: Conditioning, noise: Noise) -> dict[str, Tensor]:
         """Losses of S and D on fresh samples of G; their sum is the total."""

@@ -217,6 +217,8 @@ def _step(
         optimizer.step(step)
         optimizer.zero_grad()
         values[f"lr/{role}"] = optimizer.learning_rate(step)
+    for follower, (leader, kept) in method.alignments(roles).items():
+        state.optimizers[follower].align(state.optimizers[leader], kept)
     if state.ema is not None and "student" in roles:
         state.ema.update()
     state.guard.good(roles, max(_left_out(values, trainer.global_batch).values(), default=0))

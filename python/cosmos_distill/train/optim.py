@@ -120,6 +120,22 @@ class RoleOptimizer:
         self.share.publish()
         self.updates += 1
 
+    @torch.no_grad()
+    def align(self, other: RoleOptimizer, kept: float) -> None:
+        """``weights <- kept * weights + (1 - kept) * other's``, of masters where there are any. Collective.
+
+        The moments stay as they are: they are of gradients, which change as slowly as the weights do.
+
+        Raises:
+            ValueError: the other role trains other parameters, or a rank holds another share of them.
+        """
+        if self.share.spans != other.share.spans:
+            raise ValueError("weights move towards those of a network that trains the same parameters")
+        names = [name for name, master in self.masters.items() if master.numel()]
+        own, theirs = ([masters[name] for name in names] for masters in (self.masters, other.masters))
+        torch._foreach_lerp_(own, theirs, 1.0 - kept)
+        self.share.publish()
+
     def write(self, values: Mapping[str, Tensor]) -> None:
         """Make the network compute with ``values``, by name and shaped like the masters. Collective.
 
