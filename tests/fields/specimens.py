@@ -38,6 +38,7 @@ from cosmos_distill.methods.denoising import Denoising
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.methods.levels import Grid, LogNormal, ShiftedTime
+from cosmos_distill.methods.sgmd import SGMD
 from cosmos_distill.ranges import Checked, Range, hints
 from cosmos_distill.run.checks import check, depends_on
 from cosmos_distill.run.manifest import Manifest, Output
@@ -105,6 +106,19 @@ PRETRAIN = dataclasses.replace(
     TRANSFER1,
     stages={"pretrain": Train(method=Denoising(student=OPTIM, levels=LogNormal()), trainer=trainer())},
 )
+
+SGMD_STAGE = dataclasses.replace(
+    PREDICT25,
+    stages={
+        "sgmd": Train(
+            method=SGMD(
+                sampler=FewStep(2), levels=ShiftedTime(), ida_decay=0.9, student=OPTIM, fake_score=OPTIM
+            ),
+            trainer=trainer(),
+        )
+    },
+)
+"""Whose method alone is tried: the rest is PREDICT25's."""
 
 PRETRAIN_TRIGFLOW = {
     "pretrain": Train(method=Denoising(student=OPTIM, levels=ShiftedTime()), trainer=trainer())

@@ -35,13 +35,17 @@ from tests.fields.specimens import (
     NETWORKS,
     PREDICT25,
     PRETRAIN,
+    SGMD_STAGE,
     TOKENIZER,
     TRANSFER1,
     Stages,
     changed,
 )
 
-RECIPES = {"transfer1": TRANSFER1, "predict25": PREDICT25, "pretrain": PRETRAIN, "tokenizer": TOKENIZER}
+RECIPES = {
+    "transfer1": TRANSFER1, "predict25": PREDICT25, "sgmd": SGMD_STAGE, "pretrain": PRETRAIN,
+    "tokenizer": TOKENIZER,
+}  # fmt: skip
 OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions(), SweepOptions(), InspectOptions())
 
 HUGE = 10**400
@@ -81,7 +85,9 @@ def values(name: str, hint: Any) -> Iterator[Any]:
 
 def trials(config: Any) -> list[str]:
     """Fields by path. Those of networks are tried in recipes that need no weights of that size."""
-    return [path for path, _ in specimens.leaves(config) if not path.startswith("network.")]
+    tried = "stages.sgmd.method." if config is SGMD_STAGE else ""
+    paths = [path for path, _ in specimens.leaves(config)]
+    return [path for path in paths if path.startswith(tried) and not path.startswith("network.")]
 
 
 def owner(config: Any, path: str) -> type:

@@ -104,7 +104,8 @@ class DMD2(GivesFrames):
         if self.ladd and self.recon_loss_only:
             yield "ladd", "and recon_loss_only exclude each other: switch one off"
         if self.ida_decay is not None and (self.ladd or self.recon_loss_only):
-            yield "ida_decay", "moves the fake score network, which there is none of here: leave it out"
+            text = "moves the fake score network, which ladd and recon_loss_only do without: leave it out"
+            yield "ida_decay", text
         if self.ladd and self.gan_features != "teacher":
             yield "gan_features", "must be 'teacher' under ladd, which has no fake score"
         if self.student_update_freq == 1 and not self.recon_loss_only:
