@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Atte
         load_tile<kDim, kKeys, kAttentionThreads>(v_tiles + at, v, call.v.row, tile * kKeys, call.keys, call.dim);
         commit_copies();
     };
-    load_keys(0);
+    if (call.dq.data != nullptr) load_keys(0);
 
     float lse[2], delta[2];
 #pragma unroll
@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dq_kernel(Atte
         if (lane % 4 == 0)
             reinterpret_cast<RowStats*>(call.scratch)[place.of(call, padded) + query] = {lse[h], delta[h]};
     }
+    if (call.dq.data == nullptr) return;
     Product<kDim> dq;
     clear(dq);
     const float scale = call.scale * kLog2E;
@@ -130,19 +131,23 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_dkv_kernel(Att
         for (int n = 0; n < kQueries / 8; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++) s[n][j] = exp2_fast(s[n][j] * scale - stats[column + n * 8 + j % 2].lse);
-        multiply_product<T, kDim>(dv, s, grad_tiles + at * kDim, lane);
-        clear(dp);
-        multiply_transposed<T, kDim>(dp, v_tile, row, grad_tiles + at * kDim, lane);
+        if (call.dv.data != nullptr) multiply_product<T, kDim>(dv, s, grad_tiles + at * kDim, lane);
+        if (call.dk.data != nullptr) {
+            clear(dp);
+            multiply_transposed<T, kDim>(dp, v_tile, row, grad_tiles + at * kDim, lane);
 #pragma unroll
-        for (int n = 0; n < kQueries / 8; n++)
+            for (int n = 0; n < kQueries / 8; n++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) s[n][j] *= dp[n][j] - stats[column + n * 8 + j % 2].delta;
-        multiply_product<T, kDim>(dk, s, q_tiles + at * kDim, lane);
+                for (int j = 0; j < 4; j++) s[n][j] *= dp[n][j] - stats[column + n * 8 + j % 2].delta;
+            multiply_product<T, kDim>(dk, s, q_tiles + at * kDim, lane);
+        }
         __syncthreads();  // the tile is overwritten next
     }
-    store_rows(place.of<T>(call.dk), call.dk.row, place.first + row, call.keys, call.dim, dk, call.scale, call.scale,
-               lane);
-    store_rows(place.of<T>(call.dv), call.dv.row, place.first + row, call.keys, call.dim, dv, 1.0f, 1.0f, lane);
+    if (call.dk.data != nullptr)
+        store_rows(place.of<T>(call.dk), call.dk.row, place.first + row, call.keys, call.dim, dk, call.scale, call.scale,
+                   lane);
+    if (call.dv.data != nullptr)
+        store_rows(place.of<T>(call.dv), call.dv.row, place.first + row, call.keys, call.dim, dv, 1.0f, 1.0f, lane);
 }
 
 }  // namespace
@@ -160,6 +165,7 @@ void attention_backward(Dtype dtype, const Attention& call, Stream stream) {
         const int padded = attention_padded(call.queries);
         launch<&attention_dq_kernel<T, kDim, kOthers>>("attention_dq", attention_grid(call.queries, call),
                kAttentionThreads, kTiles, stream, call, padded);
+        if (call.dk.data == nullptr && call.dv.data == nullptr) return;
         launch<&attention_dkv_kernel<T, kDim, kOthers>>("attention_dkv", attention_grid(call.keys, call),
                kAttentionThreads, kTiles + 2 * kOthers * sizeof(RowStats), stream, call, padded);
     });

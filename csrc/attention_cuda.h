@@ -15,7 +15,7 @@ struct Strided {
 
 // q, out, grad and dq have `queries` rows, the others `keys`, and neither is 0; dim is a multiple of 8 up to 128; fp32
 // is not served. lse and grad_lse (may be null) are [batch, heads, queries]. What only the other direction needs is
-// left out. scratch is [batch, heads, attention_padded, 2], aligned to 16 bytes.
+// left out, and so are those of dq, dk and dv that are null. scratch is [batch, heads, attention_padded, 2], aligned to 16 bytes.
 struct Attention {
     int batch, heads, queries, keys, dim;
     float scale;

@@ -241,8 +241,8 @@ CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* weight, Turn t
 }
 
 // dn is the gradient before the rotation (the rotation transposed), n = x * r * weight:
-// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r. `space` is for one head, and like
-// dweight in the order in which channels are read.
+// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r, each unless null. `space` is for one head,
+// and like dweight in the order in which channels are read.
 template <bool Streamed, class V, class T>
 CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
                              const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
@@ -261,8 +261,10 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         const V share = dn * read<V>(x + i) * V(r), more_share = more_dn * read<V>(x + half + i) * V(r);
         write<false>(dn, space + i);
         write<false>(more_dn, space + half + i);
-        write<false>(read<V>(dweight + i) + share, dweight + i);
-        write<false>(read<V>(dweight + half + i) + more_share, dweight + half + i);
+        if (dweight != nullptr) {
+            write<false>(read<V>(dweight + i) + share, dweight + i);
+            write<false>(read<V>(dweight + half + i) + more_share, dweight + half + i);
+        }
         dots += share * read<V>(weight + i);
         more_dots += more_share * read<V>(weight + half + i);
     }
@@ -271,9 +273,10 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         const int64_t last = dim - 1;
         const V dn = read<V>(grad + last), share = dn * read<V>(x + last) * V(r);
         write<false>(dn, space + last);
-        write<false>(read<V>(dweight + last) + share, dweight + last);
+        if (dweight != nullptr) write<false>(read<V>(dweight + last) + share, dweight + last);
         dots += share * read<V>(weight + last);
     }
+    if (dx == nullptr) return;
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
         const V dn = read<V>(space + i), w = read<V>(weight + i);
@@ -292,9 +295,10 @@ CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_
         const P g = get<P>(grad + i), dn = g * get<P>(turn.cos + i) + exchanged<T>(g) * get<P>(turn.sin + i);
         const P share = dn * get<P>(x + i) * P(r);
         put<false>(dn, space + i);
-        put<false>(get<P>(dweight + i) + share, dweight + i);
+        if (dweight != nullptr) put<false>(get<P>(dweight + i) + share, dweight + i);
         dots += share * get<P>(weight + i);
     }
+    if (dx == nullptr) return;
     const P mean(total(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
         const P dn = get<P>(space + i), w = get<P>(weight + i);
@@ -309,28 +313,29 @@ CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x,
                               const float* weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
-        float* sum = space + dim;
-        std::fill(sum, sum + dim, 0.0f);
+        float *more = space + 2 * dim, *sum = dweight == nullptr ? nullptr : space + dim;
+        if (sum != nullptr) std::fill(sum, sum + dim, 0.0f);
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
             if constexpr (Interleaved) {
                 using P = Pairs<V>;
-                const Shared shared = in_pairs<T, true, P>({weight, turn}, dim, sum + dim);
+                const Shared shared = in_pairs<T, true, P>({weight, turn}, dim, more);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
                     head_backward_interleaved<Streamed, P>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
-                                                           dx + at, sum);
+                                                           dx == nullptr ? nullptr : dx + at, sum);
                 }
-                for (int64_t i = 0; i < dim; i += kSize<V>) {
+                for (int64_t i = 0; sum != nullptr && i < dim; i += kSize<V>) {
                     write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
                 }
             } else {
-                const Shared shared = in_order<T, V>({weight, turn}, dim, sum + dim);
+                const Shared shared = in_order<T, V>({weight, turn}, dim, more);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
-                    head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space, dx + at, sum);
+                    head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
+                                               dx == nullptr ? nullptr : dx + at, sum);
                 }
-                for (int64_t i = 0; i < dim; i += kSize<V>) {
+                for (int64_t i = 0; sum != nullptr && i < dim; i += kSize<V>) {
                     write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
                 }
             }
@@ -418,7 +423,7 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
                         Tables tables, T* dx, float* dweight) {
     const int64_t size = shape.token(), elements = shape.tokens() * size, dim = shape.head_dim;
     const int64_t chunks = (shape.tokens() + kRowsPerChunk - 1) / kRowsPerChunk;
-    const Scratch<float> partial(chunks * dim);
+    const Scratch<float> partial(dweight == nullptr ? 0 : chunks * dim);
     const auto run = [=, &partial](auto streamed, auto interleaved) {
 #pragma omp parallel if (elements >= kParallelElements)
         {
@@ -426,13 +431,14 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
             const Scratch<float> space(5 * dim);
 #pragma omp for schedule(static)
             for (int64_t c = 0; c < chunks; c++) {
-                float* sum = partial.get() + c * dim;
-                std::fill(sum, sum + dim, 0.0f);
+                float* sum = dweight == nullptr ? nullptr : partial.get() + c * dim;
+                if (sum != nullptr) std::fill(sum, sum + dim, 0.0f);
                 const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
                 for (int64_t t = c * kRowsPerChunk; t < last; t++) {
                     token_backward<decltype(streamed)::value, decltype(interleaved)::value>(
                         grad + t * size, x + t * shape.stride, rstd + t * shape.heads, weight,
-                        turns.of(shape, tables, t), shape.heads, dim, space.get(), dx + t * size, sum);
+                        turns.of(shape, tables, t), shape.heads, dim, space.get(), dx == nullptr ? nullptr : dx + t * size,
+                        sum);
                 }
             }
             stream_end();
@@ -441,7 +447,7 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
     with_flag(streams(dx, elements, dim / 2), [&](auto streamed) {
         with_flag(tables.turns_neighbours(), [&](auto interleaved) { run(streamed, interleaved); });
     });
-    reduce_chunks(partial.get(), 1, chunks, dim, dweight);
+    if (dweight != nullptr) reduce_chunks(partial.get(), 1, chunks, dim, dweight);
 }
 
 template <>
@@ -466,5 +472,6 @@ struct Read<Tables> {
 
 CD_OPERATOR(norm_rope_forward)
 CD_OPERATOR(norm_rope_backward)
+CD_INTERFACE(qk_norm_rope, 2)
 
 }  // namespace cd

@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
     const HeadsBackward& side = blockIdx.y == 0 ? call.backward[0] : call.backward[1];
     const unsigned dim = static_cast<unsigned>(call.head_dim);
     const int64_t begin = blockIdx.x * chunk_tokens;
-    if (begin >= side.tokens) return;
+    if (begin >= side.tokens || (side.dx == nullptr && side.dweight == nullptr)) return;
     const int64_t end = begin + chunk_tokens < side.tokens ? begin + chunk_tokens : side.tokens;
     const bool turn = call.tables.cos != nullptr;
     const unsigned half = turn ? dim / 2 : dim;
@@ -167,7 +167,8 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
     float* const cos = shared;
     float* const sin = shared + dim;
     float* const sums = shared + 2 * dim + team.number * dim;
-    for (unsigned i = team.lane; i < dim; i += lanes) sums[i] = 0.0f;
+    const bool summed = side.dweight != nullptr;
+    for (unsigned i = team.lane; summed && i < dim; i += lanes) sums[i] = 0.0f;
     __syncwarp();
     const unsigned heads = static_cast<unsigned>(side.heads), rounds = (heads + team.count - 1) / team.count;
     for (int64_t token = begin; token < end; token++) {
@@ -203,15 +204,16 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
                 unturned(i, dn[0], dn[1]);
                 channels.get(x, i, hat[0], hat[1]);
                 channels.get(side.weight, i, weight[0], weight[1]);
-                channels.get(sums, i, sum[0], sum[1]);
+                if (summed) channels.get(sums, i, sum[0], sum[1]);
 #pragma unroll
                 for (int j = 0; j < 2 * kStep; j++) {
                     const float share = dn[j / kStep][j % kStep] * hat[j / kStep][j % kStep] * rstd;
                     sum[j / kStep][j % kStep] += share;
                     dot += share * weight[j / kStep][j % kStep];
                 }
-                channels.put(sums, i, sum[0], sum[1]);
+                if (summed) channels.put(sums, i, sum[0], sum[1]);
             }
+            if (side.dx == nullptr) continue;
             const float mean = team_sum(dot, lanes) / static_cast<float>(dim);
             for (unsigned i = team.lane * kStep; busy && i < half; i += lanes * kStep) {
                 float dn[2][kStep] = {}, hat[2][kStep] = {}, weight[2][kStep] = {};
@@ -227,6 +229,7 @@ __global__ void __launch_bounds__(256) norm_rope_backward_kernel(NormRope call, 
             }
         }
     }
+    if (!summed) return;
     __syncthreads();
     for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) {
         float sum = 0.0f;
@@ -301,7 +304,7 @@ void norm_rope_backward(Dtype dtype, const NormRope& call, Stream stream) {
         });
     });
     for (const HeadsBackward& side : call.backward)
-        sum_chunks(side.partial, 1, (side.tokens + chunk - 1) / chunk, call.head_dim, 1, {{side.dweight, nullptr, nullptr}},
+        if (side.dweight != nullptr) sum_chunks(side.partial, 1, (side.tokens + chunk - 1) / chunk, call.head_dim, 1, {{side.dweight, nullptr, nullptr}},
                    stream);
 }
 

@@ -33,7 +33,7 @@ template <class T>
 void norm_rope_forward(Heads shape, const T* x, const float* weight, Tables tables, float eps, T* out,
                        float* rstd);
 
-// From grad (of out, dense): dx (dense) and dweight [head_dim].
+// From grad (of out, dense): dx (dense) and dweight [head_dim], each unless null.
 template <class T>
 void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rstd, const float* weight,
                         Tables tables, T* dx, float* dweight);

@@ -17,7 +17,7 @@ struct Tables {
 };
 
 // One of q and k: batch * length tokens of `heads` dense heads, `stride` elements apart; the other tensors are
-// dense. rstd is [tokens, heads]. partial is scratch of [norm_rope_chunks, head_dim].
+// dense. rstd is [tokens, heads]. partial is scratch of [norm_rope_chunks, head_dim]. dx and dweight are left out where null.
 struct HeadsForward {
     int64_t tokens, heads, stride;
     const void* x;

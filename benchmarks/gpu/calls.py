@@ -62,7 +62,7 @@ def calls(
             elif one.optional and one.name not in measure.given.split():
                 given.append(None)
             else:
-                of = one.kind.dtype or dtype or declared.kinds.usual
+                of = one.kind.fixed or dtype or declared.kinds.usual
                 axes = tensor_axes(one.kind, there)
                 given.append(torch.empty(axes, dtype=of, device=device))
         folder = registry.OPERATORS[measure.operator][0]

@@ -156,7 +156,7 @@ def _work(declared: Declaration, measure: Measure, shape: Shape) -> Work:
         measure.mode,
         shape,
         sum(
-            elements(kind) * (kind.dtype or declared.kinds.usual).itemsize
+            elements(kind) * (kind.fixed or declared.kinds.usual).itemsize
             for kind in (*given, *made)
             if kind.counts
         ),

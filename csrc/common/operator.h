@@ -41,6 +41,8 @@ class Arguments {
     T next() {
         if constexpr (std::is_pointer_v<T>) {
             return reinterpret_cast<T>(static_cast<uintptr_t>(of(Value::Kind::integer).integer));
+        } else if constexpr (std::is_same_v<T, bool>) {
+            return of(Value::Kind::integer).integer != 0;
         } else if constexpr (std::is_integral_v<T> || std::is_enum_v<T>) {
             return static_cast<T>(of(Value::Kind::integer).integer);
         } else if constexpr (std::is_floating_point_v<T>) {
@@ -122,6 +124,33 @@ int64_t apply_to_element(F32* fp32, BF16* bf16, FP16* fp16, Arguments& in) {
     throw std::invalid_argument("element must be 0 (fp32), 1 (bf16) or 2 (fp16)");
 }
 
+// Element types, one for each parameter of a template, and the number by which Python names them: the number of each (see
+// apply_to_element), the first times 1, the second times 4, the third times 16.
+template <class... T>
+struct Mix {
+    static constexpr int number() {
+        int all = 0, place = 1;
+        ((all += place * (std::is_same_v<T, float> ? 0 : std::is_same_v<T, bf16> ? 1 : 2), place *= 4), ...);
+        return all;
+    }
+    // The instance, of pick(T...).
+    template <class Pick>
+    static int64_t call(Pick pick, Arguments& in) {
+        return apply(pick(T{}...), in);
+    }
+};
+
+// Of a template over several types, the instance for the mix that the first argument names.
+template <class... Mixes, class Pick>
+int64_t apply_to_mix(Pick pick, Arguments& in) {
+    const int wanted = in.next<int>();
+    int64_t result = 0;
+    if (!((Mixes::number() == wanted && (result = Mixes::call(pick, in), true)) || ...)) {
+        throw std::invalid_argument("no kernel for elements " + std::to_string(wanted));
+    }
+    return result;
+}
+
 // A function that Python may call, of the module or, for CUDA devices, of its submodule.
 struct Operator {
     using Call = int64_t (*)(Arguments&);
@@ -147,8 +176,19 @@ struct Operator {
     static const cd::Operator name##_operator(#name, false, [](cd::Arguments& in) {  \
         return cd::apply_to_element(&name<float>, &name<cd::bf16>, &name<cd::fp16>, in); \
     });
+// A template over several types, for these mixes of them. CD_SAME: all of one type, so many.
+#define CD_MIXED_OPERATOR(name, ...)                                                                            \
+    static const cd::Operator name##_operator(#name, false, [](cd::Arguments& in) {                            \
+        return cd::apply_to_mix<__VA_ARGS__>([](auto... zero) { return &name<decltype(zero)...>; }, in);        \
+    });
+#define CD_SAME_2(T) cd::Mix<T, T>
+#define CD_SAME_3(T) cd::Mix<T, T, T>
+#define CD_SAME(n) CD_SAME_##n(float), CD_SAME_##n(cd::bf16), CD_SAME_##n(cd::fp16)
 // Functions, the second for CUDA devices. `function` is `name` itself, or a lambda with parameters for Python.
 #define CD_FUNCTION(name, function) \
     static const cd::Operator name##_operator(#name, false, [](cd::Arguments& in) { return cd::apply(+function, in); });
 #define CD_CUDA_FUNCTION(name, function) \
     static const cd::Operator name##_operator(#name, true, [](cd::Arguments& in) { return cd::apply(+function, in); });
+// Number of what the functions of one operator take, where it is not 1; cd::INTERFACE is that of all. Raise it, and the one in
+// the operator's Python, for the same reason: what is built otherwise stays in use.
+#define CD_INTERFACE(operator, number) CD_FUNCTION(operator##_interface, []() -> int64_t { return number; })

@@ -136,38 +136,44 @@ CD_INLINE void write_rounded(const Two<V>& v, T* to) {
 template <class T, class V>
 constexpr bool kInOrder = !std::is_same_v<T, bf16> || std::is_same_v<V, float>;
 
-// What goes with elements of T in an fp32 row, and back.
-template <class T, class V = Tile>
-CD_INLINE V read_as(const float* from) {
-    if constexpr (std::is_same_v<V, float>) {
+// In which order tiles are that come of elements of several types, fp32 and one other.
+template <class... T>
+using Order = std::conditional_t<(std::is_same_v<T, bf16> || ...), bf16, float>;
+
+// What goes with elements of type As in a row, and back. The row is of that type or, whatever it is, of fp32.
+template <class As, class V = Tile, class T>
+CD_INLINE V read_as(const T* from) {
+    if constexpr (!std::is_same_v<T, float>) {
+        return read<V>(from);
+    } else if constexpr (std::is_same_v<V, float>) {
         return *from;
     } else if constexpr (std::is_class_v<decltype(V::low)>) {
         using Half = decltype(V::low);
-        return {read_as<T, Half>(from), read_as<T, Half>(from + kSize<Half>)};
+        return {read_as<As, Half>(from), read_as<As, Half>(from + kSize<Half>)};
     } else {
         const V v = read<V>(from);
-        if constexpr (!kInOrder<T, V>) {
+        if constexpr (!kInOrder<As, V>) {
             const detail::Lanes<decltype(V::low)> lanes;
             return {detail::every_second<0>(v.low, v.high, lanes), detail::every_second<1>(v.low, v.high, lanes)};
         }
         return v;
     }
 }
-template <class T>
+template <class As>
 CD_INLINE void write_as(float v, float* to) {
     *to = v;
 }
-template <class T, bool Streamed = false, class V>
-CD_INLINE void write_as(const Two<V>& v, float* to) {
-    if constexpr (std::is_class_v<V>) {
-        write_as<T, Streamed>(v.low, to);
-        write_as<T, Streamed>(v.high, to + kSize<V>);
-    } else if constexpr (std::is_same_v<T, bf16>) {
+template <class As, bool Streamed = false, class V, class T>
+CD_INLINE void write_as(const Two<V>& v, T* to) {
+    if constexpr (!std::is_same_v<T, float> || !std::is_same_v<As, bf16>) {
+        write<Streamed>(v, to);
+    } else if constexpr (std::is_class_v<V>) {
+        write_as<As, Streamed>(v.low, to);
+        write_as<As, Streamed>(v.high, to + kSize<V>);
+    } else {
         const detail::Lanes<V> lanes;
         detail::put<Streamed>(detail::in_turn<0>(v.low, v.high, lanes), to);
         detail::put<Streamed>(detail::in_turn<1>(v.low, v.high, lanes), to + kSize<V>);
-    } else {
-        write<Streamed>(v, to);
     }
 }
 

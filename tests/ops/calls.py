@@ -43,6 +43,8 @@ def public() -> dict[str, Public]:
         "adaln_modulate": (ops.adaln_modulate, [X, M, M + 1]),
         "adaln_modulate per frame": (ops.adaln_modulate, [FRAMES, FRAME_M, FRAME_M + 1]),
         "gated_residual_adaln": (ops.gated_residual_adaln, [X, X + 1, M, M + 1, M + 2]),
+        "gated_residual": (ops.gated_residual, [X, X + 1, M]),
+        "adaln_modulate rms": (partial(ops.adaln_modulate, norm="rms"), [X, M, M + 1]),
         "qk_norm": (ops.qk_norm_rope, [Q, K, W, W + 1]),
         "qk_norm_rope": (
             lambda *a, **b: ops.qk_norm_rope(*a, TABLE.cos(), TABLE.sin(), **b),
@@ -155,3 +157,17 @@ def assert_fakes_are_like_it(operator: Callable[..., Any], tensors: list[Tensor]
         fake = run(operator, [mode.from_tensor(t.detach()).requires_grad_() for t in tensors])
     described = [[(t.shape, t.dtype, t.device, t.stride()) for t in results] for results in (fake, real)]
     assert described[0] == described[1]
+
+
+def assert_alone_as_together(operator: Callable[..., Any], tensors: list[Tensor], backend: str) -> None:
+    """The gradient of each input is the same bits, whatever others are asked for beside it."""
+
+    def gradients(learning: set[int]) -> list[Tensor]:
+        leaves = [t.detach().clone().requires_grad_(i in learning) for i, t in enumerate(tensors)]
+        results = tuple_of(operator(*leaves, backend=backend))
+        wanted = [leaves[i] for i in sorted(learning)]
+        return list(torch.autograd.grad(results, wanted, [draw(*r.shape).to(r.dtype) for r in results]))
+
+    everything = gradients(set(range(len(tensors))))
+    for i, want in enumerate(everything):
+        assert torch.equal(gradients({i})[0], want), i

@@ -35,6 +35,7 @@ def _adaln(*shape: int) -> dict[str, Public]:
     x, m = draw(*shape), draw(*shape[:-2], shape[-1])
     return {
         f"adaln_modulate {shape}": (ops.adaln_modulate, [x, m, m + 1]),
+        f"gated_residual {shape}": (ops.gated_residual, [x, x + 1, m]),
         f"gated_residual_adaln {shape}": (ops.gated_residual_adaln, [x, x + 1, m, m + 1, m + 2]),
     }
 

@@ -40,6 +40,7 @@ LSES = {"lses[0]": z(2, 3, 6), "lses[1]": z(2, 3, 6)}
 LATENT = z(2, 3, 2, 4, 4)
 GOOD: dict[str, tuple[Callable[..., Any], dict[str, Tensor]]] = {
     "adaln_modulate": (ops.adaln_modulate, {"x": z(2, 5, 8), "shift": z(2, 8), "scale": z(2, 8)}),
+    "gated_residual": (ops.gated_residual, {"x": z(2, 3, 5, 8), "y": z(2, 3, 5, 8), "gate": z(2, 3, 8)}),
     "gated_residual_adaln": (
         ops.gated_residual_adaln,
         {
@@ -256,6 +257,7 @@ KINDS: dict[str, list[Any]] = {
     "VSDForm": [None, "dmd2"],
     "Preconditioned | None": ["a", (LATENT, z(2), z(2))],
     "Angles | None": [5, "thw"],
+    "torch.dtype | None": ["float32", torch.int8, 3],
 }
 """Values that no argument of a type takes, by how it is annotated; a literal takes :data:`WORDS` of none."""
 CALLED: dict[str, Callable[..., Any]] = {"AdamWStep": stepped, "VSDForm": formed, "adamw_ema": ops.adamw_ema}

@@ -83,7 +83,7 @@ def test_the_gradient_of_the_reference_is_differentiable_in_both_modes():
 def test_gradients_have_the_strides_told_while_tracing(backend: str):
     given = gradient_arguments(torch.float32)
     given["v"] = given["v"].transpose(1, 2).contiguous().transpose(1, 2)
-    arguments = given["grad"], None, *list(given.values())[1:], 0.3, backend
+    arguments = given["grad"], None, *list(given.values())[1:], 0.3, 0b111, backend
     real = torch.ops.cosmos_distill.attention_backward(*arguments)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments]

@@ -50,6 +50,15 @@ CASES: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         ops.gated_residual_adaln,
         [draw(1, 2, 3, 6), draw(1, 2, 3, 6, seed=1), *(draw(1, 2, 6, seed=i) for i in range(3))],
     ),
+    "gated_residual": (ops.gated_residual, [draw(1, 2, 3, 6), draw(1, 2, 3, 6, seed=1), draw(1, 2, 6)]),
+    "adaln_modulate rms": (
+        lambda *given, **o: ops.adaln_modulate(*given, norm="rms", **o),
+        [draw(2, 3, 6), draw(2, 6), draw(2, 6)],
+    ),
+    "gated_residual_adaln rms": (
+        lambda *given, **o: ops.gated_residual_adaln(*given, norm="rms", **o),
+        [draw(1, 2, 3, 6), draw(1, 2, 3, 6, seed=1), *(draw(1, 2, 6, seed=i) for i in range(3))],
+    ),
     "qk_norm_rope": (ops.qk_norm_rope, [Q, K[:, :3], W, W + 1]),
     "qk_norm_rope tables": (ops.qk_norm_rope, [Q, K, W, W + 1, draw(4, 6), draw(4, 6, seed=1)]),
     "qk_norm_rope angles": (

@@ -21,10 +21,34 @@ COEFFICIENTS, MASK = draw(2, 2), torch.ones(2, 2)
 STEP = (3, 1e-2, 0.1, 0.9, 0.99, 1e-8, 0.1)
 
 SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
-    "adaln_modulate": ("adaln", [(X, M, M, 1e-6), (FRAMES, FRAME_M, FRAME_M, 1e-6)]),
-    "adaln_modulate_backward": ("adaln", [(X, X, STATS, M)]),
-    "gated_residual_adaln": ("adaln", [(X, X, M, M, M, 1e-6), (FRAMES, FRAMES, *[FRAME_M] * 3, 1e-6)]),
-    "gated_residual_adaln_backward": ("adaln", [(g, X, X, X, STATS, M, M) for g in (None, X)]),
+    "adaln_modulate": (
+        "adaln",
+        [(X, M, M, 1e-6, False, None), (FRAMES, FRAME_M, FRAME_M, 1e-6, True, torch.bfloat16)],
+    ),
+    "adaln_modulate_backward": (
+        "adaln",
+        [(X, X, STATS, M, False, 0b111), (X.bfloat16(), X, STATS, M, True, 0b001)],
+    ),
+    "gated_residual": ("adaln", [(X, X, M), (FRAMES, FRAMES.half(), FRAME_M)]),
+    "gated_residual_backward": (
+        "adaln",
+        [(X, X, M, None, 0b11), (X, None, M, torch.float16, 0b01), (X, X.half(), M, torch.float16, 0b10)],
+    ),
+    "gated_residual_adaln": (
+        "adaln",
+        [
+            (X, X, M, M, M, 1e-6, False, None),
+            (FRAMES, FRAMES, *[FRAME_M] * 3, 1e-6, True, None),
+            (X, X.bfloat16(), M, M, M, 1e-6, False, torch.bfloat16),
+        ],
+    ),
+    "gated_residual_adaln_backward": (
+        "adaln",
+        [
+            *((g, X, X, X, STATS, M, M, False, None, 0b11111) for g in (None, X)),
+            (X, X.bfloat16(), X, None, STATS, M, M, True, torch.bfloat16, 0b00011),
+        ],
+    ),
     "qk_norm_rope": (
         "qknorm",
         [
@@ -34,9 +58,12 @@ SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
             (Q, Q, W, W, PACKED, PACKED, GRID, True, 1e-6),
         ],
     ),
-    "qk_norm_rope_backward": ("qknorm", [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID, False)]),
+    "qk_norm_rope_backward": (
+        "qknorm",
+        [(Q, Q, Q, Q, W, W, RSTD, RSTD, PACKED, PACKED, GRID, False, bits) for bits in (0b1111, 0b0001)],
+    ),
     "attention": ("attn", [(Q, K, K, 0.3)]),
-    "attention_backward": ("attn", [(Q, g, Q, K, K, Q, LSE, 0.3) for g in (None, LSE)]),
+    "attention_backward": ("attn", [(Q, g, Q, K, K, Q, LSE, 0.3, w) for g, w in ((None, 7), (LSE, 5))]),
     "renoise": ("dm_loss", [(LATENT, LATENT, a, PER_SAMPLE) for a in (None, PER_SAMPLE)]),
     "vsd": (
         "dm_loss",
@@ -65,6 +92,7 @@ SAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
 NOT_DIFFERENTIABLE = {
     "adaln_modulate_backward",
     "gated_residual_adaln_backward",
+    "gated_residual_backward",
     "qk_norm_rope_backward",
     "attention_backward",
     "vsd",

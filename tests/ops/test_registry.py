@@ -267,10 +267,10 @@ def test_heads_too_large_are_refused_where_no_public_function_did(name: str, bac
     x, weight, row = torch.zeros(1, 2, 1, largest + 8), torch.zeros(largest + 8), torch.zeros(1, 2, 1)
     lse = row.transpose(1, 2)
     calls = {
-        "attention": ((x, x, x, 1.0), (x, None, x, x, x, x, lse, 1.0)),
+        "attention": ((x, x, x, 1.0), (x, None, x, x, x, x, lse, 1.0, 0b111)),
         "qk_norm_rope": (
             (x, x, weight, weight, None, None, [], False, 1e-6),
-            (x, x, x, x, weight, weight, row, row, None, None, [], False),
+            (x, x, x, x, weight, weight, row, row, None, None, [], False, 0b1111),
         ),
     }[name]
     for suffix, arguments in zip(("", "_backward"), calls, strict=True):

@@ -3,8 +3,9 @@
 Importing this package is cheap: torch is imported when the first operator is used.
 
 ====================================  =========================================================
-``adaln_modulate``                    LayerNorm without affine, times (1 + scale), plus shift
+``adaln_modulate``                    LayerNorm or RMSNorm without affine, times (1 + scale), plus shift
 ``gated_residual_adaln``              x + gate * y, then the same on the sum; returns both
+``gated_residual``                    x + gate * y
 ``qk_norm_rope``                      per-head RMSNorm of queries and keys, then rotary embedding
 ``attention``                         softmax(q k^T * scale) v, optionally with the log-sum-exp
 ``merge_attention``,                  partial results over disjoint keys, merged by it, and their
@@ -26,6 +27,7 @@ computes nothing, take ``backend=None | "reference" | ...``; see :mod:`cosmos_di
 # functions they hold (attn, not attention): importing a folder binds its name in this package, which would
 # hide the function.
 from .adaln import adaln_modulate as adaln_modulate
+from .adaln import gated_residual as gated_residual
 from .adaln import gated_residual_adaln as gated_residual_adaln
 from .adamw import AdamWStep as AdamWStep
 from .adamw import adamw_ema as adamw_ema

@@ -48,3 +48,13 @@ else:
             BackendFallback,
             stacklevel=2,
         )
+
+
+def interface(operator: str, number: int) -> None:
+    """Raises ImportError unless this operator's functions take what they do since they were given that number
+    (CD_INTERFACE in csrc/common/operator.h)."""
+    if getattr(kernels, f"{operator}_interface", lambda: 1)() != number:
+        raise ImportError(
+            f"{kernels.__file__} was built from another version of the sources: build it again with make "
+            "setup or pip install -e ."
+        )

@@ -5,9 +5,10 @@ each result, the argument it is like, or a kind that belongs to one:
 
     ``adaln_modulate(tokens x, rows shift, rows scale, float eps) -> (x, stats(x))``
 
-A kind names its axes, ``*G N D`` (the starred one stands for as many as there are). From these follow the
-schema, the shapes that tracers see (:mod:`.library`), how the operator may be sharded (:mod:`.dtensor`), and
-the tensors that it is measured and checked with (benchmarks/gpu).
+A kind names its axes, ``*G N D`` (the starred one stands for as many as there are). An argument ``wanted``
+of a gradient says in bits which results are (the first in the lowest); the others are empty. From these
+follow the schema, the shapes that tracers see (:mod:`.library`), how the operator may be sharded
+(:mod:`.dtensor`), and the tensors that it is measured and checked with (benchmarks/gpu).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from torch import Tensor
 
 from .strides import new_like
 
+WANTED = "wanted"
+"""The argument of a gradient that says which of its results are."""
+
 Given = Mapping[str, Any]
 """The arguments of a call by name."""
 
@@ -33,13 +37,19 @@ class Kind:
 
     axes: str | Callable[[Tensor, Given], str]
     """Their names, apart by spaces; or how to tell them from a tensor and the arguments beside it."""
-    dtype: torch.dtype | None = torch.float32
-    """None: whatever the caller has, the same for all arguments of such kinds."""
+    dtype: torch.dtype | str | None = torch.float32
+    """None: whatever the caller has, the same for all arguments of such kinds unless the folder's fused.py
+    says otherwise. Of a result, a word: the argument that names it; None there is that of its origin."""
     measured: str = ""
     """The axes of those that operators are measured with, where that depends."""
     counts: bool = True
     """Whether what an operator has to move counts these: not statistics, which backward could find again, nor
     a few numbers per sample."""
+
+    @property
+    def fixed(self) -> torch.dtype | None:
+        """Its dtype, where that is always the same."""
+        return self.dtype if isinstance(self.dtype, torch.dtype) else None
 
     def of(self, x: Tensor, given: Given) -> list[str]:
         """The axes of ``x``, those of the star by its name each."""
@@ -169,8 +179,23 @@ class Declaration:
     def shapes(self, *arguments: Any) -> Any:
         """Empty results of a call."""
         given = self.given(arguments)
-        results = tuple(self._empty(one, given) for one in self.results)
+        wanted = given.get(WANTED, -1)
+        results = tuple(
+            self._empty(one, given) if wanted >> i & 1 else self._nothing(one, given)
+            for i, one in enumerate(self.results)
+        )
         return results if self._several else results[0]
+
+    def _dtype(self, result: Result, given: Given) -> torch.dtype:
+        origin: Tensor = given[result.argument]
+        if result.kind is None:
+            return origin.dtype
+        named = result.kind.fixed if result.kind.fixed else given.get(str(result.kind.dtype))
+        return named or origin.dtype
+
+    def _nothing(self, result: Result, given: Given) -> Tensor:
+        origin: Tensor = given[result.argument]
+        return origin.new_empty(0, dtype=self._dtype(result, given))
 
     def _empty(self, result: Result, given: Given) -> Tensor:
         origin: Tensor = given[result.argument]
@@ -183,7 +208,7 @@ class Declaration:
         shape: list[Any] = []
         for axis in result.kind.axes.split():
             shape += sizes.get(axis, []) if axis[0] == "*" else sizes[axis] if axis in sizes else [int(axis)]
-        return origin.new_empty(shape, dtype=result.kind.dtype)
+        return origin.new_empty(shape, dtype=self._dtype(result, given))
 
     def _axes(self, argument: str, given: Given) -> list[str]:
         (kind,) = (one.kind for one in self.arguments if one.name == argument)

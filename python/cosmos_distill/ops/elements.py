@@ -13,6 +13,11 @@ def new_fp32(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
+def nothing(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What stands for a result that is not wanted. Its address is 0."""
+    return x.new_empty(0, dtype=dtype)
+
+
 def address(x: Tensor | None) -> int:
     """0 for None."""
     return 0 if x is None else x.data_ptr()

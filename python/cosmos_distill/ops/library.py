@@ -64,6 +64,22 @@ def introduce_to_dtensor() -> None:
         importlib.import_module(f"{__package__}.dtensor")
 
 
+def wanted(ctx: Any, *positions: int) -> int:
+    """Which of the inputs at these positions a gradient is asked for, in bits, the first in the lowest: what
+    a gradient takes as its ``wanted``."""
+    return sum(bool(ctx.needs_input_grad[position]) << i for i, position in enumerate(positions))
+
+
+def is_wanted(bits: int, i: int) -> bool:
+    """Whether the i-th result of a gradient is."""
+    return bool(bits >> i & 1)
+
+
+def where_wanted(bits: int, results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """What autograd is handed: None in the place of what was not computed."""
+    return tuple(one if is_wanted(bits, i) else None for i, one in enumerate(results))
+
+
 def _watched(args: Sequence[Any]) -> bool:
     """Somebody has to see the operator itself: a tracer, a dispatch mode (activation checkpoint policies,
     fake tensors), a transform of torch.func, the profiler, or a tensor subclass."""

@@ -129,7 +129,14 @@ _picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, str]
 _said: set[tuple[str, str]] = set()
 
 
-def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, wanted: str = "") -> str:
+def pick(
+    operator: str,
+    asked: str | None,
+    *tensors: Tensor,
+    head: int = 0,
+    wanted: str = "",
+    mixed: bool = False,
+) -> str:
     """The name of the backend to run ``operator`` on these tensors, all on the device of the first.
 
     Args:
@@ -138,6 +145,7 @@ def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, want
         tensors: what the kernels read.
         head: channels of a head, where there are heads.
         wanted: in words, what only the reference can do, or nothing.
+        mixed: results are of dtypes that no kernel has for these tensors.
 
     Raises:
         BackendUnavailable: the backend named by the argument or by COSMOS_DISTILL_BACKEND cannot serve them;
@@ -145,7 +153,7 @@ def pick(operator: str, asked: str | None, *tensors: Tensor, head: int = 0, want
         ValueError: there is no backend of that name.
     """
     first = tensors[0]
-    dtype: torch.dtype | None = first.dtype
+    dtype: torch.dtype | None = None if mixed else first.dtype
     for tensor in tensors:
         if tensor.dtype != dtype:
             dtype = None

@@ -36,6 +36,7 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def new_like(x: Tensor) -> Tensor:
-    """Fresh memory for a result like x. Left alone, torch.empty_like hands strides on."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def new_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Fresh memory for a result like x, of x's dtype or this one. Left alone, torch.empty_like hands strides
+    on."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)

@@ -23,8 +23,8 @@ __global__ void diverging_kernel(bool block_barriers_only) {
 // adaln_modulate, fp32, of `rows` rows with one shift and one scale.
 extern "C" void adaln(int64_t rows, int64_t width, const float* x, const float* shift, const float* scale, float* out,
                       float* stats) {
-    cd::cuda::adaln_forward(cd::cuda::Dtype::fp32,
-                            {{1, rows, width}, x, nullptr, {}, {shift, width}, {scale, width}, 1e-6f, nullptr, out, stats},
+    cd::cuda::adaln_forward(cd::cuda::Elements{},
+                            {{1, rows, width}, x, nullptr, {}, {shift, width}, {scale, width}, 1e-6f, nullptr, out, stats, false},
                             nullptr);
 }
 

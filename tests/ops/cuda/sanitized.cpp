@@ -54,24 +54,24 @@ bool all_finite(const std::vector<T>& values) {
 // Rows wider than shared memory have their kernels keep them in global memory.
 template <class T>
 bool adaln(Dtype dtype, Rows shape, bool gated, bool x_new_used = true) {
-    const int64_t elements = shape.groups * shape.rows * shape.width, modulation = shape.groups * shape.width;
-    auto x = filled<T>(elements), y = filled<T>(gated ? elements : 0), grad = filled<T>(elements);
+    const int64_t count = shape.groups * shape.rows * shape.width, modulation = shape.groups * shape.width;
+    auto x = filled<T>(count), y = filled<T>(gated ? count : 0), grad = filled<T>(count);
     auto shift = filled<float>(modulation), scale = shift, gate = filled<float>(gated ? modulation : 0);
-    std::vector<T> x_new(y.size()), out(elements - missing), dx(elements), dy(y.size());
+    std::vector<T> x_new(y.size()), out(count - missing), dx(count), dy(y.size());
     std::vector<float> stats(2 * shape.groups * shape.rows), dgate(gate.size()), dshift(modulation), dscale(modulation);
     std::vector<float> partial(shape.groups * adaln_chunks(shape.groups, shape.rows) * (gated ? 3 : 2) * shape.width);
     const auto of = [&](std::vector<float>& values) {
         return Modulation{values.empty() ? nullptr : values.data(), shape.width};
     };
-    adaln_forward(dtype,
+    adaln_forward(elements(dtype, dtype, dtype),
                   {shape, x.data(), y.data(), of(gate), of(shift), of(scale), 1e-6f, x_new.data(), out.data(),
-                   stats.data()},
+                   stats.data(), false},
                   nullptr);
     const auto backward = [&] {
-        adaln_backward(dtype,
+        adaln_backward(elements(dtype, dtype, dtype),
                        {shape, grad.data(), gated && x_new_used ? grad.data() : nullptr,
                         gated ? x_new.data() : x.data(), y.data(), stats.data(), of(gate), of(scale), dx.data(),
-                        dy.data(), dgate.data(), dshift.data(), dscale.data(), partial.data()},
+                        dy.data(), dgate.data(), dshift.data(), dscale.data(), partial.data(), false},
                        nullptr);
     };
     if (shape.width > 1024)

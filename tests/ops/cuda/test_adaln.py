@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from cosmos_distill import ops
-from tests.ops.modulation import assert_a_nan_stays_in_its_row, assert_sums_are_rounded_to_nearest, tokens
+from tests.ops.calls import assert_alone_as_together
+from tests.ops.modulation import (
+    MIXES,
+    assert_a_nan_stays_in_its_row,
+    assert_mixed_dtypes_as_good_as_torch,
+    assert_sums_are_rounded_to_nearest,
+    tokens,
+)
 from tests.ops.tolerance import assert_as_good_as_torch
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
@@ -59,3 +68,19 @@ def test_slices_of_a_wider_modulation_and_an_unused_output(aligned: bool, output
 
 def test_a_nan_is_shown():
     assert_a_nan_stays_in_its_row("cuda")
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+@pytest.mark.parametrize(("shape", "norm"), [((2, 3, 37), "layer"), ((1, 2, 9, 24), "rms")])
+def test_mixed_dtypes(shape: tuple[int, ...], mix: tuple[Any, Any, Any], norm: str):
+    assert_mixed_dtypes_as_good_as_torch("cuda", shape, mix, norm)
+
+
+def test_what_is_not_asked_for_is_left_out():
+    x, y, rows = tokens((2, 11, 24))
+    for operator, tensors in (
+        (ops.adaln_modulate, [x, *rows[1:]]),
+        (ops.gated_residual, [x, y, rows[0]]),
+        (ops.gated_residual_adaln, [x, y, *rows]),
+    ):
+        assert_alone_as_together(operator, tensors, "cuda")

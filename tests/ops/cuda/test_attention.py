@@ -11,6 +11,7 @@ from torch import Tensor
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
 from tests.ops.attending import AXES, assert_nothing_is_attended_to
+from tests.ops.calls import assert_alone_as_together
 from tests.ops.tolerance import (
     assert_as_good_as_torch,
     assert_within_the_rule,
@@ -138,3 +139,7 @@ def test_what_cannot_be_served_is_refused():
         ops.attention(*(x.bfloat16() for x in case(3, 3, 136)[0]), backend="cuda")
     with pytest.raises(registry.BackendUnavailable, match=r"torch\.float32"):
         ops.attention(*case(3, 3, 64)[0], backend="cuda")
+
+
+def test_what_is_not_asked_for_is_left_out():
+    assert_alone_as_together(with_lse, [t.bfloat16() for t in case(9, 5, 16)[0]], "cuda")

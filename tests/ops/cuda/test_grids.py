@@ -28,11 +28,11 @@ def samples(request: pytest.FixtureRequest) -> int:
 
 
 def test_adaln(functions: ModuleType, samples: int):
-    shape, row = (BF16, samples, 1, WIDTH), (AT, WIDTH)
+    shape, row = (BF16 * (1 + 4 + 16), samples, 1, WIDTH), (AT, WIDTH)
 
     def call() -> None:
-        functions.adaln_forward(*shape, AT, AT, *row, *row, *row, 1e-6, AT, AT, AT, NO_STREAM)
-        functions.adaln_backward(*shape, AT, AT, AT, AT, AT, *row, *row, *6 * [AT], NO_STREAM)
+        functions.adaln_forward(*shape, AT, AT, *row, *row, *row, 1e-6, AT, AT, AT, False, NO_STREAM)
+        functions.adaln_backward(*shape, AT, AT, AT, AT, AT, *row, *row, *6 * [AT], False, NO_STREAM)
 
     assert len(functions.record(call)) == 1 + 2
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill import ops
+from tests.ops.calls import assert_alone_as_together
 from tests.ops.tolerance import assert_as_good_as_torch
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda")
@@ -78,3 +79,8 @@ def test_odd_heads_are_normalised_only_and_too_wide_ones_refused():
     wide = torch.ones(4096)
     with pytest.raises(ValueError, match="head size 4096"):
         ops.qk_norm_rope(wide.expand(1, 1, 1, -1), wide.expand(1, 1, 1, -1), wide, wide, backend="cuda")
+
+
+def test_what_is_not_asked_for_is_left_out():
+    q, k, weight = heads((1, 9, 2, 16), 9), heads((1, 3, 1, 16), 3), heads((16,))
+    assert_alone_as_together(ops.qk_norm_rope, [q, k, weight, weight + 1], "cuda")

@@ -28,11 +28,13 @@ def test_adaln(groups: int, rows: int) -> None:
     x, m = empty(1, groups, rows, WIDTH, dtype=torch.bfloat16), empty(1, groups, WIDTH)
     stats = empty(1, groups, rows, 2)
     with record(90) as launches:
-        kernels.adaln_modulate(x, m, m, 1e-6)
-        kernels.adaln_modulate_backward(x, x, stats, m)
-        kernels.gated_residual_adaln(x, x, m, m, m, 1e-6)
-        kernels.gated_residual_adaln_backward(x, x, x, x, stats, m, m)
-    assert len(launches) == 2 + 2 + 5  # with a sum of partial sums for each gradient of modulation
+        kernels.adaln_modulate(x, m, m, 1e-6, False, None)
+        kernels.adaln_modulate_backward(x, x, stats, m, False, 0b111)
+        kernels.gated_residual_adaln(x, x, m, m, m, 1e-6, False, None)
+        kernels.gated_residual_adaln_backward(x, x, x, x, stats, m, m, False, None, 0b11111)
+        kernels.gated_residual(x, x, m)
+        kernels.gated_residual_backward(x, x, m, None, 0b11)
+    assert len(launches) == 2 + 2 + 5 + 1 + 2  # with a sum of partial sums for each gradient of modulation
     assert_taken(launches)
 
 
@@ -43,7 +45,7 @@ def test_attention(samples: int) -> None:
     lse = empty(samples, 3, 200)
     with record(90) as launches:
         kernels.attention(q, k, k, 0.1)
-        kernels.attention_backward(q, lse, q, k, k, q, lse, 0.1)
+        kernels.attention_backward(q, lse, q, k, k, q, lse, 0.1, 0b111)
     assert len(launches) == 1 + 3
     assert_taken(launches)
 

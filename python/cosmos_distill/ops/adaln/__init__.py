@@ -1,5 +1,5 @@
-"""Adaptive LayerNorm of diffusion transformers (DiT, arXiv 2212.09748, section 3.2), alone and fused
-with the gated residual before it.
+"""Adaptive LayerNorm of diffusion transformers (DiT, arXiv 2212.09748, section 3.2), or RMSNorm (arXiv
+1910.07467) in its place, alone and fused with the gated residual before it; and that residual alone.
 
 x is [B, N, D] with modulation [B, D] (one per sample), or [B, T, N, D] with modulation [B, T, D] (one per
 frame), or, as in Cosmos, [B, T, H, W, D] with modulation [B, T, 1, 1, D]. What has as many axes as x and
@@ -8,16 +8,27 @@ broadcasts to it is modulation, too (per token in the extreme), and any of one r
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from .. import registry
-from ..checks import beside, floating, like, number
+from ..checks import DTYPES, beside, choice, floating, like, number
 from . import fused, reference
 
-__all__ = ["adaln_modulate", "gated_residual_adaln"]
+__all__ = ["adaln_modulate", "gated_residual", "gated_residual_adaln"]
 
-registry.serve("adaln", adaln_modulate=registry.FUSED, gated_residual_adaln=registry.FUSED)
+registry.serve(
+    "adaln",
+    adaln_modulate=registry.FUSED,
+    gated_residual_adaln=registry.FUSED,
+    gated_residual=registry.FUSED,
+)
+
+NORMS = ("layer", "rms")
+_BRANCH = (torch.bfloat16, torch.float16)
+"""Dtypes of what goes through a sub-layer while the residual stream stays fp32, as under torch.autocast."""
 
 
 def _check_tokens(x: Tensor) -> None:
@@ -63,42 +74,100 @@ def _by_group(x: Tensor, count: int) -> Tensor:
     return x.flatten(0, count - 1) if count > 2 else x
 
 
+def _check_dtype(dtype: torch.dtype | None, x: Tensor) -> torch.dtype | None:
+    """None for x's own."""
+    if dtype is None or dtype == x.dtype:
+        return None
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be torch.float64, float32, bfloat16, float16 or None, not {dtype!r}")
+    return dtype
+
+
+def _pick(operator: str, backend: str | None, x: Tensor, y: Tensor | None, dtype: torch.dtype | None) -> str:
+    """The backend: kernels have one dtype for all, or an fp32 residual stream x beside one narrower dtype."""
+    others = {one for one in (None if y is None else y.dtype, dtype) if one is not None} - {x.dtype}
+    mixed = bool(others) and (x.dtype != torch.float32 or len(others) > 1 or not others.issubset(_BRANCH))
+    return registry.pick(operator, backend, x, mixed=mixed)
+
+
 def _in_a_row(m: Tensor) -> Tensor:
     """Rows of groups, those told by more than two axes one after the other."""
     return m.flatten(0, -2) if m.dim() > 3 else m
 
 
 def adaln_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, backend: str | None = None
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float = 1e-6,
+    *,
+    norm: Literal["layer", "rms"] = "layer",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """``layer_norm(x) * (1 + scale) + shift`` over the last axis, without learned affine.
+    """``norm(x) * (1 + scale) + shift`` over the last axis, without learned affine.
 
     Args:
         x: [B, N, D], [B, T, N, D] or [B, T, H, W, D].
         shift: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively, 1 in the place of any but D, or with as many
-            axes as x, each of x's size or 1.
+            axes as x, each of x's size or 1. Of any dtype, whatever x's is.
         scale: like shift.
-        eps: added to the variance, at least 0.
+        eps: added to the variance (``rms``: to the mean square), at least 0.
+        norm: ``layer`` (LayerNorm) or ``rms`` (RMSNorm: no mean is taken off).
+        dtype: of the result; None is x's. Kernels narrow fp32 to bf16 or fp16 (the input of a linear layer
+            under torch.autocast); other changes of dtype are served by the reference.
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Returns:
-        Same shape and dtype as x. The arithmetic is fp32 (fp64 for fp64).
+        Same shape as x. The arithmetic is fp32 (fp64 for fp64). Backward computes the gradients that are
+        asked for, and nothing else.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit, or eps is negative; the message names the
-            argument.
+        ValueError: a shape, dtype, layout or device does not fit, eps is negative, or there is no such norm;
+            the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     _check_tokens(x)
     number("eps", eps, 0)
+    choice("norm", norm, NORMS)
+    dtype = _check_dtype(dtype, x)
     count, (shift, scale) = _groups(x, shift=shift, scale=scale)
     if count != x.dim() - 2 or count > 2:
-        result = adaln_modulate(_by_group(x, count), _in_a_row(shift), _in_a_row(scale), eps, backend=backend)
+        rows = _in_a_row(shift), _in_a_row(scale)
+        result = adaln_modulate(_by_group(x, count), *rows, eps, norm=norm, dtype=dtype, backend=backend)
         return result.reshape(x.shape)
-    chosen = registry.pick("adaln_modulate", backend, x)
+    chosen = _pick("adaln_modulate", backend, x, None, dtype)
     if chosen == "reference":
-        return reference.adaln_modulate(x, shift, scale, eps)
-    return fused.adaln_modulate(x, shift, scale, eps, chosen)
+        return reference.adaln_modulate(x, shift, scale, eps, norm == "rms", dtype)
+    return fused.adaln_modulate(x, shift, scale, eps, norm == "rms", dtype, chosen)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, backend: str | None = None) -> Tensor:
+    """``x + gate * y``: the end of a block whose output nothing normalises at once.
+
+    Args:
+        x: residual stream, [B, N, D], [B, T, N, D] or [B, T, H, W, D].
+        y: output of the sub-layer, same shape as x; of its dtype or, beside an fp32 x, of bf16 or fp16.
+        gate: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively, or as in :func:`adaln_modulate`.
+        backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
+
+    Returns:
+        x's shape and dtype. The arithmetic is fp32 (fp64 for fp64).
+
+    Raises:
+        ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
+        BackendUnavailable: the backend asked for cannot serve these tensors.
+    """
+    _check_tokens(x)
+    like("y", y, x.shape, "x", x)
+    count, (gate,) = _groups(x, gate=gate)
+    if count != x.dim() - 2 or count > 2:
+        tokens = _by_group(x, count), _by_group(y, count)
+        return gated_residual(*tokens, _in_a_row(gate), backend=backend).reshape(x.shape)
+    chosen = _pick("gated_residual", backend, x, y, None)
+    if chosen == "reference":
+        return reference.gated_residual(x, y, gate)
+    return fused.gated_residual(x, y, gate, chosen)
 
 
 def gated_residual_adaln(
@@ -109,33 +178,42 @@ def gated_residual_adaln(
     scale: Tensor,
     eps: float = 1e-6,
     *,
+    norm: Literal["layer", "rms"] = "layer",
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``x_new = x + gate * y`` and ``h = layer_norm(x_new) * (1 + scale) + shift``.
+    """``x_new = x + gate * y`` and ``h = norm(x_new) * (1 + scale) + shift``.
 
     What stands between two sub-layers of a diffusion transformer: close the residual of one, open the
     next.
 
     Args:
         x: residual stream, [B, N, D], [B, T, N, D] or [B, T, H, W, D].
-        y: output of the sub-layer, same shape as x.
-        gate: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively, or as in :func:`adaln_modulate`.
+        y: output of the sub-layer, same shape as x; of its dtype or, beside an fp32 x, of bf16 or fp16. Other
+            mixtures are served by the reference.
+        gate: [B, D], [B, T, D] or [B, T, 1, 1, D] respectively, or as in :func:`adaln_modulate`; like shift
+            and scale of any dtype.
         shift: like gate.
         scale: like gate.
-        eps: added to the variance, at least 0.
+        eps: as in :func:`adaln_modulate`.
+        norm: as in :func:`adaln_modulate`.
+        dtype: of h; None is x's. y's, where that is narrower, is what a linear layer under torch.autocast
+            takes.
         backend: None picks one; a name insists on it (see :mod:`cosmos_distill.ops.registry`).
 
     Returns:
-        (x_new, h), both of x's shape and dtype.
+        (x_new, h) of x's shape, x_new of its dtype. The statistics are those of x_new as rounded to it.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit, or eps is negative; the message names the
-            argument.
+        ValueError: a shape, dtype, layout or device does not fit, eps is negative, or there is no such norm;
+            the message names the argument.
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     _check_tokens(x)
     like("y", y, x.shape, "x", x)
     number("eps", eps, 0)
+    choice("norm", norm, NORMS)
+    dtype = _check_dtype(dtype, x)
     count, (gate, shift, scale) = _groups(x, gate=gate, shift=shift, scale=scale)
     if count != x.dim() - 2 or count > 2:
         x_new, h = gated_residual_adaln(
@@ -145,10 +223,12 @@ def gated_residual_adaln(
             _in_a_row(shift),
             _in_a_row(scale),
             eps,
+            norm=norm,
+            dtype=dtype,
             backend=backend,
         )
         return x_new.reshape(x.shape), h.reshape(x.shape)
-    chosen = registry.pick("gated_residual_adaln", backend, x, y)
+    chosen = _pick("gated_residual_adaln", backend, x, y, dtype)
     if chosen == "reference":
-        return reference.gated_residual_adaln(x, y, gate, shift, scale, eps)
-    return fused.gated_residual_adaln(x, y, gate, shift, scale, eps, chosen)
+        return reference.gated_residual_adaln(x, y, gate, shift, scale, eps, norm == "rms", dtype)
+    return fused.gated_residual_adaln(x, y, gate, shift, scale, eps, norm == "rms", dtype, chosen)

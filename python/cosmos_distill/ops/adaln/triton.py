@@ -1,4 +1,4 @@
-"""Adaptive LayerNorm in Triton. See fused.py for what the functions take and return.
+"""Adaptive LayerNorm and RMSNorm in Triton. See fused.py for what the functions take and return.
 
 A program runs over a few neighbouring rows of one group with the group's modulation in registers: read again
 for every row, the fp32 modulation would cost more cache bandwidth than the rows cost memory bandwidth.
@@ -6,14 +6,17 @@ for every row, the fp32 modulation would cost more cache bandwidth than the rows
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import aot
-from ..elements import new_fp32
+from ..elements import new_fp32, nothing
 from ..launch import launch
+from ..library import is_wanted
 from ..partials import rows_per_program, total
 from ..strides import new_like
 from .fused import distance, layout, stats_like
@@ -43,6 +46,7 @@ def adaln_forward(
     scale_stride,
     eps,
     GATED: tl.constexpr,
+    RMS: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -63,8 +67,12 @@ def adaln_forward(
             rounded = value.to(x_new.dtype.element_ty)
             tl.store(x_new + at, rounded, mask=inside)
             value = rounded.to(tl.float32)
-        mean = tl.sum(value, 0) * (1.0 / D)
-        centred = tl.where(inside, value - mean, 0.0)
+        if RMS:
+            mean = 0.0
+            centred = value
+        else:
+            mean = tl.sum(value, 0) * (1.0 / D)
+            centred = tl.where(inside, value - mean, 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, 0) * (1.0 / D) + eps)
         result = centred * rstd * factor + offset
         tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
@@ -91,18 +99,28 @@ def adaln_backward(
     scale_stride,
     GATED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    RMS: tl.constexpr,
+    WANTED: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """dgate, dshift and dscale get this program's rows' share: [groups, programs, D]."""
+    """dgate, dshift and dscale get this program's rows' share: [groups, programs, D]. What WANTED has no bit
+    for, of dx, dy, dgate, dshift and dscale in turn, is left out."""
+    DX: tl.constexpr = WANTED % 2 == 1
+    DY: tl.constexpr = WANTED // 2 % 2 == 1
+    DGATE: tl.constexpr = WANTED // 4 % 2 == 1
+    DSHIFT: tl.constexpr = WANTED // 8 % 2 == 1
+    DSCALE: tl.constexpr = WANTED // 16 % 2 == 1
     group, first = _place(rows, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = columns < D
     factor = 1.0 + tl.load(scale + group * scale_stride + columns, mask=inside, other=0.0)
-    shift_sum = tl.zeros([BLOCK], tl.float32)
-    scale_sum = tl.zeros([BLOCK], tl.float32)
-    if GATED:
+    if DSHIFT:
+        shift_sum = tl.zeros([BLOCK], tl.float32)
+    if DSCALE:
+        scale_sum = tl.zeros([BLOCK], tl.float32)
+    if DGATE:
         gate_sum = tl.zeros([BLOCK], tl.float32)
     for row in range(first, tl.minimum(first + ROWS, rows)):
         index = group * rows + row
@@ -112,25 +130,81 @@ def adaln_backward(
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         normed = tl.where(inside, (value - mean) * rstd, 0.0)
         slope = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        shift_sum += slope
-        scale_sum += slope * normed
-        slope *= factor
-        along_one = tl.sum(slope, 0) * (1.0 / D)
-        along_normed = tl.sum(slope * normed, 0) * (1.0 / D)
-        result = rstd * (slope - along_one - normed * along_normed)
-        if RESIDUAL:
-            result += tl.load(grad_x_new + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
-        if GATED:
-            # Read for every row: with four rows of channels in registers already, a fifth would spill.
-            gates = tl.load(gate + group * gate_stride + columns, mask=inside, other=0.0)
-            tl.store(dy + at, (gates * result).to(dy.dtype.element_ty), mask=inside)
-            gate_sum += result * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        if DSHIFT:
+            shift_sum += slope
+        if DSCALE:
+            scale_sum += slope * normed
+        if DX or DY or DGATE:
+            slope *= factor
+            result = slope - normed * (tl.sum(slope * normed, 0) * (1.0 / D))
+            if not RMS:
+                result -= tl.sum(slope, 0) * (1.0 / D)
+            result *= rstd
+            if RESIDUAL:
+                result += tl.load(grad_x_new + at, mask=inside, other=0.0).to(tl.float32)
+            if DX:
+                tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
+            if DY:
+                # Read for every row: with four rows of channels in registers already, a fifth would spill.
+                gates = tl.load(gate + group * gate_stride + columns, mask=inside, other=0.0)
+                tl.store(dy + at, (gates * result).to(dy.dtype.element_ty), mask=inside)
+            if DGATE:
+                gate_sum += result * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     here = tl.program_id(0).to(tl.int64) * D + columns
-    tl.store(dshift + here, shift_sum, mask=inside)
-    tl.store(dscale + here, scale_sum, mask=inside)
-    if GATED:
+    if DSHIFT:
+        tl.store(dshift + here, shift_sum, mask=inside)
+    if DSCALE:
+        tl.store(dscale + here, scale_sum, mask=inside)
+    if DGATE:
         tl.store(dgate + here, gate_sum, mask=inside)
+
+
+@triton.jit
+def residual_forward(
+    x, y, gate, out, rows, gate_stride, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    group, first = _place(rows, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < D
+    gates = tl.load(gate + group * gate_stride + columns, mask=inside, other=0.0)
+    for row in range(first, tl.minimum(first + ROWS, rows)):
+        at = (group * rows + row) * D + columns
+        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        value += gates * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def residual_backward(
+    grad,
+    y,
+    gate,
+    dy,
+    dgate,
+    rows,
+    gate_stride,
+    DY: tl.constexpr,
+    DGATE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """dgate gets this program's rows' share: [groups, programs, D]."""
+    group, first = _place(rows, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < D
+    gates = tl.load(gate + group * gate_stride + columns, mask=inside, other=0.0)
+    if DGATE:
+        gate_sum = tl.zeros([BLOCK], tl.float32)
+    for row in range(first, tl.minimum(first + ROWS, rows)):
+        at = (group * rows + row) * D + columns
+        slope = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        if DY:
+            tl.store(dy + at, (gates * slope).to(dy.dtype.element_ty), mask=inside)
+        if DGATE:
+            gate_sum += slope * tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    if DGATE:
+        tl.store(dgate + tl.program_id(0).to(tl.int64) * D + columns, gate_sum, mask=inside)
 
 
 def _warps(block: int, channels: int) -> int:
@@ -139,12 +213,19 @@ def _warps(block: int, channels: int) -> int:
 
 
 def _forward(
-    x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    rms: bool,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
     x_new = None if y is None else new_like(x)
-    out = new_like(x)
+    out = new_like(x, dtype)
     stats = stats_like(x)
     launch(
         adaln_forward,
@@ -163,12 +244,25 @@ def _forward(
         distance(scale),
         eps,
         GATED=y is not None,
+        RMS=rms,
         D=width,
         BLOCK=block,
         ROWS=4,
         num_warps=_warps(block, 16),
     )
     return x_new, out, stats
+
+
+def _chunks(x: Tensor) -> tuple[int, int]:
+    """Rows that a program adds up, and how many such there are in a group."""
+    groups, rows, _ = layout(x)
+    per_program = rows_per_program(groups * rows)
+    return per_program, triton.cdiv(rows, per_program)
+
+
+def _total(partials: Tensor | None, x: Tensor, of: Tensor) -> Tensor:
+    """The sum over programs for each row of ``of``, nothing for None."""
+    return new_fp32(x, 0) if partials is None else total(partials, new_fp32(x, *of.shape))
 
 
 def _backward(
@@ -179,14 +273,16 @@ def _backward(
     stats: Tensor,
     gate: Tensor | None,
     scale: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    rms: bool,
+    dtype: torch.dtype | None,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     groups, rows, width = layout(x)
     block = triton.next_power_of_2(width)
-    per_program = rows_per_program(groups * rows)
-    chunks = triton.cdiv(rows, per_program)
-    dx = new_like(x)
-    dy = None if y is None else new_like(x)
-    sums = [None if absent else new_fp32(x, groups, chunks, width) for absent in (y is None, False, False)]
+    per_program, chunks = _chunks(x)
+    dx = new_like(x) if is_wanted(wanted, 0) else nothing(x)
+    dy = new_like(x, dtype) if is_wanted(wanted, 1) else nothing(x, dtype)
+    sums = [new_fp32(x, groups, chunks, width) if is_wanted(wanted, i) else None for i in (2, 3, 4)]
     launch(
         adaln_backward,
         (groups * chunks,),
@@ -197,42 +293,51 @@ def _backward(
         stats,
         gate,
         scale,
-        dx,
-        dy,
+        dx if is_wanted(wanted, 0) else None,
+        dy if is_wanted(wanted, 1) else None,
         *sums,
         rows,
         0 if gate is None else distance(gate),
         distance(scale),
-        GATED=y is not None,
+        GATED=gate is not None,
         RESIDUAL=grad_x_new is not None,
+        RMS=rms,
+        WANTED=wanted,
         D=width,
         BLOCK=block,
         ROWS=per_program,
         num_warps=_warps(block, 8),
     )
-    dgate, dshift, dscale = (
-        None if part is None else total(part, new_fp32(x, *scale.shape)) for part in sums
-    )
-    assert dshift is not None and dscale is not None
+    dgate, dshift, dscale = (_total(part, x, scale) for part in sums)
     return dx, dy, dgate, dshift, dscale
 
 
-def adaln_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    _, out, stats = _forward(x, None, None, shift, scale, eps)
+def adaln_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float, rms: bool, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    _, out, stats = _forward(x, None, None, shift, scale, eps, rms, dtype)
     return out, stats
 
 
 def adaln_modulate_backward(
-    grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor
+    grad: Tensor, x: Tensor, stats: Tensor, scale: Tensor, rms: bool, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, _, _, dshift, dscale = _backward(None, grad, x, None, stats, None, scale)
+    bits = (wanted & 0b1) | (wanted & 0b110) << 2
+    dx, _, _, dshift, dscale = _backward(None, grad, x, None, stats, None, scale, rms, None, bits)
     return dx, dshift, dscale
 
 
 def gated_residual_adaln(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    rms: bool,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x_new, out, stats = _forward(x, y, gate, shift, scale, eps)
+    x_new, out, stats = _forward(x, y, gate, shift, scale, eps, rms, dtype)
     assert x_new is not None
     return x_new, out, stats
 
@@ -241,14 +346,53 @@ def gated_residual_adaln_backward(
     grad_x_new: Tensor | None,
     grad: Tensor,
     x_new: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     stats: Tensor,
     gate: Tensor,
     scale: Tensor,
+    rms: bool,
+    dtype: torch.dtype | None,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dy, dgate, dshift, dscale = _backward(grad_x_new, grad, x_new, y, stats, gate, scale)
-    assert dy is not None and dgate is not None
-    return dx, dy, dgate, dshift, dscale
+    return _backward(grad_x_new, grad, x_new, y, stats, gate, scale, rms, dtype, wanted)
+
+
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    groups, rows, width = layout(x)
+    block = triton.next_power_of_2(width)
+    out = new_like(x)
+    grid = (groups * triton.cdiv(rows, 4),)
+    shape = {"D": width, "BLOCK": block, "ROWS": 4, "num_warps": _warps(block, 16)}
+    launch(residual_forward, grid, x, y, gate, out, rows, distance(gate), **shape)
+    return out
+
+
+def gated_residual_backward(
+    grad: Tensor, y: Tensor | None, gate: Tensor, dtype: torch.dtype | None, wanted: int
+) -> tuple[Tensor, Tensor]:
+    groups, rows, width = layout(grad)
+    block = triton.next_power_of_2(width)
+    per_program, chunks = _chunks(grad)
+    dy = new_like(grad, dtype) if is_wanted(wanted, 0) else nothing(grad, dtype)
+    part = new_fp32(grad, groups, chunks, width) if is_wanted(wanted, 1) else None
+    launch(
+        residual_backward,
+        (groups * chunks,),
+        grad,
+        y,
+        gate,
+        dy if is_wanted(wanted, 0) else None,
+        part,
+        rows,
+        distance(gate),
+        DY=is_wanted(wanted, 0),
+        DGATE=is_wanted(wanted, 1),
+        D=width,
+        BLOCK=block,
+        ROWS=per_program,
+        num_warps=_warps(block, 8),
+    )
+    return dy, _total(part, grad, gate)
 
 
 def aot_cases() -> list[aot.AotCase]:
@@ -261,11 +405,16 @@ def aot_cases() -> list[aot.AotCase]:
             m = new_fp32(x, 1, frames, 3 * width)[..., :width]  # a chunk of a projection
             stats = stats_like(x)
             label = f"{network} 720p D={width} {'per frame ' if frames > 1 else ''}{short}"
-            found += aot.cases("adaln_modulate", label, adaln_modulate, x, m, m, 1e-6)
-            found += aot.cases("adaln_modulate_backward", label, adaln_modulate_backward, x, x, stats, m)
-            found += aot.cases("gated_residual_adaln", label, gated_residual_adaln, x, x, m, m, m, 1e-6)
+            found += aot.cases("adaln_modulate", label, adaln_modulate, x, m, m, 1e-6, False, None)
+            saved: tuple[Any, ...] = (x, x, stats, m, False, 0b111)
+            found += aot.cases("adaln_modulate_backward", label, adaln_modulate_backward, *saved)
+            given = (x, x, m, m, m, 1e-6, False, None)
+            found += aot.cases("gated_residual_adaln", label, gated_residual_adaln, *given)
             for grad_x_new in (x, None):  # None: nothing but the normalised stream is used
-                saved = (grad_x_new, x, x, x, stats, m, m)
+                saved = (grad_x_new, x, x, x, stats, m, m, False, None, 0b11111)
                 name = "gated_residual_adaln_backward"
                 found += aot.cases(name, label, gated_residual_adaln_backward, *saved)
+            found += aot.cases("gated_residual", label, gated_residual, x, x, m)
+            saved = (x, x, m, None, 0b11)
+            found += aot.cases("gated_residual_backward", label, gated_residual_backward, *saved)
     return found

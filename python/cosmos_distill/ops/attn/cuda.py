@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
-from ..elements import address, new_fp32
+from ..elements import address, new_fp32, nothing
+from ..library import is_wanted
 from .fused import lse_like
 
 _PIECE = 8
@@ -86,8 +87,9 @@ def attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    results = [_result(x) for x in (q, k, v)]
+    results = [_result(x) if is_wanted(wanted, i) else nothing(x) for i, x in enumerate((q, k, v))]
     dim = q.shape[-1]
     grad, q, k, v, out = (_aligned(x) for x in (grad, q, k, v, out))
     scratch = new_fp32(lse, *lse.shape[:-1], functions.attention_padded(q.shape[1]), 2)
@@ -101,8 +103,8 @@ def attention_backward(
         address(grad_lse),
         *(_matrix(x) for x in (q, k, v, out)),
         lse.data_ptr(),
-        *(_matrix(x) for x in results),
+        *(_matrix(x) if x.dim() == 4 else (0, 0, 0, 0) for x in results),
         scratch.data_ptr(),
     )
-    dq, dk, dv = (_cut(x, dim) for x in results)
+    dq, dk, dv = (_cut(x, dim) if x.dim() == 4 else x for x in results)
     return dq, dk, dv

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..elements import nothing
+from ..library import is_wanted
 from ..strides import dense
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -62,7 +64,9 @@ def attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # torch's kernel has all three gradients in one go; those that are not wanted are dropped.
     # In fp32 whatever the inputs: few CPUs multiply bf16 matrices faster, most several times slower.
     tensors = [x.transpose(1, 2).float() for x in (grad, q, k, v, out)]
     if grad_lse is not None:
@@ -74,5 +78,8 @@ def attention_backward(
             tensors[i] = torch.cat([tensors[i], column], dim=-1)
     grads = _flash_backward(*tensors, lse, 0.0, False, scale=scale)
     dim = q.shape[-1]
-    dq, dk, dv = (dense(g[..., :dim].transpose(1, 2).to(q.dtype)) for g in grads)
+    dq, dk, dv = (
+        dense(g[..., :dim].transpose(1, 2).to(q.dtype)) if is_wanted(wanted, i) else nothing(q)
+        for i, g in enumerate(grads)
+    )
     return dq, dk, dv

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..library import is_wanted
 from ..strides import new_like
 from . import reference
-from .fused import lse_like
+from .fused import lse_like, results_like
 
 BYTES = 256 << 20
 """Of the scores that exist at a time; backward has three times that."""
@@ -43,17 +44,20 @@ def attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq = new_like(q)
-    dk, dv = (torch.zeros_like(x, dtype=torch.float32, memory_format=torch.contiguous_format) for x in (k, v))
+    dq, dk, dv = results_like(wanted, q, k, v)
+    sums = [x.new_zeros(x.shape, dtype=torch.float32) for x in (dk, dv)]
     wide_k, wide_v = k.float(), v.float()
     for piece in _pieces(q, k):
         # In fp32, so that the sums over pieces are rounded once.
         here, mine, of = (x[:, piece].float() for x in (grad, q, out))
         more = None if grad_lse is None else grad_lse[:, :, piece]
-        dq[:, piece], dk_part, dv_part = reference.attention_backward(
-            here, more, mine, wide_k, wide_v, of, lse[:, :, piece], scale
+        dq_part, *parts = reference.attention_backward(
+            here, more, mine, wide_k, wide_v, of, lse[:, :, piece], scale, wanted
         )
-        dk += dk_part
-        dv += dv_part
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+        if is_wanted(wanted, 0):
+            dq[:, piece] = dq_part
+        for whole, part in zip(sums, parts, strict=True):
+            whole += part
+    return dq, dk.copy_(sums[0]), dv.copy_(sums[1])

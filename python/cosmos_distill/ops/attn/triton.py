@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import aot
 from ..launch import architecture, launch
+from ..library import is_wanted
 from ..strides import new_like
-from .fused import lse_like
+from .fused import lse_like, results_like
 from .triton_backward import attention_delta, attention_dkdv, attention_dq
 from .triton_scores import exponential, scaled, to_lse
 from .triton_tiles import batch_axis, grid, place, store_tile, tile
@@ -194,6 +195,7 @@ def attention_backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     queries, keys, size = q.shape[1], k.shape[1], q.shape[-1]
     delta = torch.empty_like(lse)
@@ -214,33 +216,37 @@ def attention_backward(
         BATCH_AXIS=batch_axis(q),
         num_warps=4,
     )
-    dq, dk, dv = new_like(q), new_like(k), new_like(v)
+    dq, dk, dv = results_like(wanted, q, k, v)
     q, left, unit = scaled(q, scale)
     shared = (grad, q, k, v, lse, delta, queries, keys)
     strides = [stride for x in (grad, q, k, v) for stride in x.stride()[:3]]
     configs = _configs(q)
-    launch(
-        attention_dkdv,
-        grid(k, configs.dkdv.keys),
-        dk,
-        dv,
-        *shared,
-        *strides,
-        unit,
-        left,
-        **_constants(q, configs.dkdv),
-    )
-    launch(
-        attention_dq,
-        grid(q, configs.dq.queries),
-        dq,
-        *shared,
-        *strides,
-        unit,
-        scale,
-        EVEN=keys % configs.dq.keys == 0,
-        **_constants(q, configs.dq),
-    )
+    if wanted & 0b110:
+        launch(
+            attention_dkdv,
+            grid(k, configs.dkdv.keys),
+            dk if is_wanted(wanted, 1) else None,
+            dv if is_wanted(wanted, 2) else None,
+            *shared,
+            *strides,
+            unit,
+            left,
+            DK=is_wanted(wanted, 1),
+            DV=is_wanted(wanted, 2),
+            **_constants(q, configs.dkdv),
+        )
+    if is_wanted(wanted, 0):
+        launch(
+            attention_dq,
+            grid(q, configs.dq.queries),
+            dq,
+            *shared,
+            *strides,
+            unit,
+            scale,
+            EVEN=keys % configs.dq.keys == 0,
+            **_constants(q, configs.dq),
+        )
     return dq, dk, dv
 
 
@@ -267,7 +273,7 @@ def aot_cases() -> list[aot.AotCase]:
             label = f"{network} {heads}x{size} {short}"
             launched = aot.cases("attention", label, attention, q, k, k, 0.1)
             for grad_lse, unused in ((lse, ""), (None, ", lse unused")):
-                saved = (q, grad_lse, q, k, k, q, lse, 0.1)
+                saved = (q, grad_lse, q, k, k, q, lse, 0.1, 0b111)
                 launched += aot.cases("attention_backward", label + unused, attention_backward, *saved)
             for case in launched:
                 products = case.kernel is not attention_delta

@@ -71,6 +71,8 @@ def attention_dkdv(
     v_head,
     unit,
     scale,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -100,16 +102,20 @@ def attention_dkdv(
         offset = tl.load(delta + rows, mask=m < left, other=0.0)
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         shares = exponential(scores * unit - peak[None, :], NATURAL)
-        value_sum = tl.dot(shares.to(slope.dtype), slope, value_sum, input_precision=PRECISION)
-        change = tl.dot(value, tl.trans(slope), input_precision=PRECISION)
-        change = shares * (change - offset[None, :])
-        key_sum = tl.dot(change.to(query.dtype), query, key_sum, input_precision=PRECISION)
+        if DV:
+            value_sum = tl.dot(shares.to(slope.dtype), slope, value_sum, input_precision=PRECISION)
+        if DK:
+            change = tl.dot(value, tl.trans(slope), input_precision=PRECISION)
+            change = shares * (change - offset[None, :])
+            key_sum = tl.dot(change.to(query.dtype), query, key_sum, input_precision=PRECISION)
         q_at += BLOCK_M * q_token
         g_at += BLOCK_M * grad_token
         rows += BLOCK_M
     at = ((batch * keys + first) * heads + head) * D + n[:, None] * heads * D + d[None, :]
-    store_tile(dk + at, key_sum * scale, keys - first, D)
-    store_tile(dv + at, value_sum, keys - first, D)
+    if DK:
+        store_tile(dk + at, key_sum * scale, keys - first, D)
+    if DV:
+        store_tile(dv + at, value_sum, keys - first, D)
 
 
 @triton.jit

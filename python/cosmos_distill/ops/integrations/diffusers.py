@@ -21,6 +21,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import RMSNorm
 from diffusers.models.transformers import transformer_cosmos as stock
@@ -77,6 +78,15 @@ def _modulation(norm: Any, embedded: Tensor, temb: Tensor | None, chunks: int) -
     return out.chunk(chunks, dim=-1)
 
 
+def _branch_dtype(x: Tensor) -> torch.dtype | None:
+    """What the linear layers behind a norm cast an fp32 residual stream to under torch.autocast; otherwise
+    None, which stands for x's own dtype."""
+    kind = x.device.type
+    if x.dtype != torch.float32 or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def _grouped(x: Tensor, embedded: Tensor, temb: Tensor | None, frames: int | None) -> tuple[Any, ...]:
     """x [B, N, D] and embeddings with as many rows as there are different ones: x stays whole for one noise
     level per sample, and becomes [B, T, N / T, D] for one per frame, [B, N, 1, D] where frames are unknown.
@@ -129,17 +139,21 @@ class CosmosTransformerBlock(stock.CosmosTransformerBlock):
         shift_2, scale_2, gate_2 = _modulation(self.norm2, embedded, temb, 3)
         shift_3, scale_3, gate_3 = _modulation(self.norm3, embedded, temb, 3)
 
-        h = ops.adaln_modulate(x, shift_1, scale_1, eps=self.norm1.norm.eps)
+        dtype = _branch_dtype(x)
+        h = ops.adaln_modulate(x, shift_1, scale_1, eps=self.norm1.norm.eps, dtype=dtype)
         h = self.attn1(h.reshape(hidden_states.shape), image_rotary_emb=rotary)
-        x, h = ops.gated_residual_adaln(x, h.view_as(x), gate_1, shift_2, scale_2, eps=self.norm2.norm.eps)
+        x, h = ops.gated_residual_adaln(
+            x, h.view_as(x), gate_1, shift_2, scale_2, eps=self.norm2.norm.eps, dtype=dtype
+        )
         h = self.attn2(
             h.reshape(hidden_states.shape),
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=attention_mask,
         )
-        x, h = ops.gated_residual_adaln(x, h.view_as(x), gate_2, shift_3, scale_3, eps=self.norm3.norm.eps)
-        h = self.ff(h)
-        x = (x + gate_3.unsqueeze(-2) * h).reshape(hidden_states.shape)
+        x, h = ops.gated_residual_adaln(
+            x, h.view_as(x), gate_2, shift_3, scale_3, eps=self.norm3.norm.eps, dtype=dtype
+        )
+        x = ops.gated_residual(x, self.ff(h), gate_3).reshape(hidden_states.shape)
 
         if controlnet_residual is not None:
             x = x + controlnet_residual

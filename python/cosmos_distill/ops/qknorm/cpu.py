@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..compiled import kernels
-from ..elements import ELEMENTS, new_fp32
+from ..compiled import interface, kernels
+from ..elements import ELEMENTS, new_fp32, nothing
 from ..strides import new_like
 from .fused import arrangement, distance, rstd_like
+
+interface("qk_norm_rope", 2)
 
 Tables = tuple[int, int, int, list[int]]
 """As csrc/ reads them."""
@@ -43,8 +45,14 @@ def _forward(x: Tensor, weight: Tensor, tables: Tables, eps: float) -> tuple[Ten
     return out, rstd
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-    dx, dweight = new_like(x), new_fp32(x, *weight.shape)
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, tables: Tables, wanted: int
+) -> tuple[Tensor, Tensor]:
+    """``wanted``: bits for dx (1) and dweight (4)."""
+    dx = new_like(x) if wanted & 1 else nothing(x)
+    dweight = new_fp32(x, *weight.shape) if wanted & 4 else nothing(weight)
+    if not wanted & 5:
+        return dx, dweight
     kernels.norm_rope_backward(
         *_layout(x),
         grad.data_ptr(),
@@ -88,8 +96,9 @@ def qk_norm_rope_backward(
     sin: Tensor | None,
     grid: Sequence[int],
     interleaved: bool,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tables = _tables(cos, sin, grid, interleaved)
-    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, tables)
-    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, tables)
+    dq, dq_weight = _backward(q_grad, q, q_weight, q_rstd, tables, wanted)
+    dk, dk_weight = _backward(k_grad, k, k_weight, k_rstd, tables, wanted >> 1)
     return dq, dk, dq_weight, dk_weight

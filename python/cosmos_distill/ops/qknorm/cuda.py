@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..cuda_launch import dtype_of, functions, launch
-from ..elements import address, new_fp32
+from ..elements import address, new_fp32, nothing
+from ..library import is_wanted
 from ..strides import new_like
 from .fused import arrangement, distance, rstd_like
 
@@ -70,12 +71,16 @@ def qk_norm_rope_backward(
     sin: Tensor | None,
     grid: Sequence[int],
     interleaved: bool,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     chunks = functions.norm_rope_chunks(max(_tokens(q)[0], _tokens(k)[0]))
     kept, sides = [], []
-    for grad, x, weight, rstd in ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd)):
-        partial = new_fp32(weight, chunks, *weight.shape)
-        dx, dweight = new_like(x), new_like(weight)
+    each = ((q_grad, q, q_weight, q_rstd), (k_grad, k, k_weight, k_rstd))
+    for i, (grad, x, weight, rstd) in enumerate(each):
+        dx = new_like(x) if is_wanted(wanted, i) else nothing(x)
+        summed = is_wanted(wanted, 2 + i)
+        dweight = new_like(weight) if summed else nothing(weight)
+        partial = new_fp32(weight, chunks, *weight.shape) if summed else nothing(weight)
         kept.append((dx, dweight, partial))
         tensors = (grad, x, weight, rstd, dx, dweight, partial)
         sides.append((*_tokens(x), *(tensor.data_ptr() for tensor in tensors)))

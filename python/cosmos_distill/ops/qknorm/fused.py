@@ -8,7 +8,7 @@ in one dtype (fp32, bf16 or fp16). Weights [Dh], their gradients and the recipro
     qk_norm_rope(q, k, q_weight, k_weight, cos, sin, grid, interleaved, eps)
         -> q_out, k_out, q_rstd, k_rstd
     qk_norm_rope_backward(q_grad, k_grad, q, k, q_weight, k_weight, q_rstd, k_rstd, cos, sin, grid,
-                          interleaved) -> dq, dk, dq_weight, dk_weight
+                          interleaved, wanted) -> dq, dk, dq_weight, dk_weight   (see declaration.py)
 
 cos and sin are contiguous fp32 or None (no rotation). With an empty ``grid`` they are tables of every
 token, [S, Dh] or [B, S, Dh]. With grid = (T, H, W, a, b, c), S = T * H * W and Dh = 2 (a + b + c), they are
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..declaration import Given, Kind, Kinds, Measure, narrow, small
 from ..elements import new_fp32
-from ..library import define, define_differentiable
+from ..library import define, define_differentiable, wanted, where_wanted
 from ..registry import kernel_for_heads
 from ..strides import evenly_spaced, spacing
 
@@ -84,24 +84,25 @@ _NUMBERS = {"grid": lambda sizes: sizes["grid"], "interleaved": False}
 
 _backward = define(
     "qk_norm_rope_backward(heads q_grad, heads k_grad, heads q, heads k, weight q_weight, weight k_weight,"
-    " rstd q_rstd, rstd k_rstd, table? cos, table? sin, SymInt[] grid, bool interleaved)"
+    " rstd q_rstd, rstd k_rstd, table? cos, table? sin, SymInt[] grid, bool interleaved, int wanted)"
     " -> (q, k, q_weight, k_weight)",
     KINDS,
     kernel_for_heads("qknorm", "qk_norm_rope", "qk_norm_rope_backward", q=2),
-    Measure("qk_norm_rope", "bwd", flops=30, given="cos sin", numbers=_NUMBERS),
+    Measure("qk_norm_rope", "bwd", flops=30, given="cos sin", numbers=_NUMBERS | {"wanted": 0b1111}),
 )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, q_weight, k_weight, cos, sin, ctx.grid, ctx.interleaved, _, ctx.backend = inputs
+    ctx.wanted = wanted(ctx, 0, 1, 2, 3)
     ctx.mark_non_differentiable(output[2], output[3])
     ctx.save_for_backward(q, k, q_weight, k_weight, output[2], output[3], cos, sin)
 
 
 def _gradient(ctx: Any, q_grad: Tensor, k_grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    how = ctx.grid, ctx.interleaved, ctx.backend
+    how = ctx.grid, ctx.interleaved, ctx.wanted, ctx.backend
     grads = _backward(q_grad.contiguous(), k_grad.contiguous(), *ctx.saved_tensors, *how)
-    return *grads, *(None,) * 6
+    return *where_wanted(ctx.wanted, grads), *(None,) * 6
 
 
 _forward = define_differentiable(

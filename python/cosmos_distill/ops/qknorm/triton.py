@@ -10,8 +10,9 @@ import triton
 from torch import Tensor
 
 from .. import aot
-from ..elements import new_fp32
+from ..elements import new_fp32, nothing
 from ..launch import launch
+from ..library import is_wanted
 from ..partials import rows_per_program, total
 from ..strides import new_like
 from .fused import distance, rstd_like
@@ -114,11 +115,17 @@ def qk_norm_rope_backward(
     sin: Tensor | None,
     grid: Sequence[int],
     interleaved: bool,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk = new_like(q), new_like(k)
+    dq, dk = (new_like(x) if is_wanted(wanted, i) else nothing(x) for i, x in enumerate((q, k)))
+    weights = nothing(q_weight), nothing(k_weight)
     per_program = rows_per_program(max(_tokens(q), _tokens(k)))
-    q_chunks, k_chunks = (triton.cdiv(_tokens(x), per_program) for x in (q, k))
-    partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1])
+    # Of what is not wanted at all there are no programs.
+    q_chunks, k_chunks = (
+        triton.cdiv(_tokens(x), per_program) if wanted >> i & 0b101 else 0 for i, x in enumerate((q, k))
+    )
+    summed = wanted & 0b1100
+    partials = new_fp32(q, q_chunks + k_chunks, q.shape[-1]) if summed else None
     place, tables = _tables(cos, grid, interleaved)
     launch(
         norm_rope_backward,
@@ -133,8 +140,8 @@ def qk_norm_rope_backward(
         k_rstd,
         cos,
         sin,
-        dq,
-        dk,
+        dq if is_wanted(wanted, 0) else None,
+        dk if is_wanted(wanted, 1) else None,
         partials,
         q_chunks,
         _tokens(q),
@@ -144,12 +151,17 @@ def qk_norm_rope_backward(
         distance(q),
         distance(k),
         *place,
+        WANTED=wanted,
         TOKENS=per_program,
         **tables,
         **_constants(q, k),
     )
+    if partials is None:
+        return dq, dk, *weights
+    parts = enumerate(partials.split([q_chunks, k_chunks]), 2)
     dq_weight, dk_weight = (
-        total(part.unsqueeze(0), new_like(q_weight)) for part in partials.split([q_chunks, k_chunks])
+        total(part.unsqueeze(0), new_like(q_weight)) if is_wanted(wanted, i) else weights[i - 2]
+        for i, part in parts
     )
     return dq, dk, dq_weight, dk_weight
 
@@ -180,5 +192,7 @@ def aot_cases() -> list[aot.AotCase]:
                     inputs, how = (q, k, weight, weight), (*tables, interleaved)
                     found += aot.cases("qk_norm_rope", label, qk_norm_rope, *inputs, *how, 1e-6)
                     saved = (dense, dense, *inputs, rstd, rstd)
-                    found += aot.cases("qk_norm_rope_backward", label, qk_norm_rope_backward, *saved, *how)
+                    found += aot.cases(
+                        "qk_norm_rope_backward", label, qk_norm_rope_backward, *saved, *how, 0b1111
+                    )
     return found

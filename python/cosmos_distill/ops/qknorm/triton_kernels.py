@@ -216,8 +216,11 @@ def _backward_tokens(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     TOKENS: tl.constexpr,
+    DX: tl.constexpr,
+    DWEIGHT: tl.constexpr,
 ):
-    """dx of one chunk of tokens, and ``partial`` [DIM], the chunk's share of the weight's gradient."""
+    """dx of one chunk of tokens, and ``partial`` [DIM], the chunk's share of the weight's gradient; what is
+    not wanted is left out."""
     HALF: tl.constexpr = (DIM + 1) // 2
     channel = tl.arange(0, BLOCK_HALF)
     one = tl.zeros([1, 1], tl.int32)
@@ -250,20 +253,23 @@ def _backward_tokens(
                 turned = g_low * c_low[None, :] + g_high * s_high[None, :]
                 g_high = g_high * c_high[None, :] - g_low * s_low[None, :]
                 g_low = turned
-            sum_low += g_low * x_low
-            sum_high += g_high * x_high
-            g_low *= w_low
-            g_high *= w_high
-            along = (tl.sum(g_low * x_low + g_high * x_high, 1) * (1.0 / DIM))[:, None]
-            low, high = factor * (g_low - x_low * along), factor * (g_high - x_high * along)
-            _store_pairs(dx + row * HEADS * DIM + at, low, high, channel, here, DIM, INTERLEAVED)
-    if INTERLEAVED:
-        at = 2 * channel[:, None] + tl.arange(0, 2)[None, :]
-        sums = tl.join(tl.sum(sum_low, 0), tl.sum(sum_high, 0))
-        tl.store(partial + at, sums, mask=(channel < HALF)[:, None])
-    else:
-        tl.store(partial + channel, tl.sum(sum_low, 0), mask=channel < HALF)
-        tl.store(partial + HALF + channel, tl.sum(sum_high, 0), mask=HALF + channel < DIM)
+            if DWEIGHT:
+                sum_low += g_low * x_low
+                sum_high += g_high * x_high
+            if DX:
+                g_low *= w_low
+                g_high *= w_high
+                along = (tl.sum(g_low * x_low + g_high * x_high, 1) * (1.0 / DIM))[:, None]
+                low, high = factor * (g_low - x_low * along), factor * (g_high - x_high * along)
+                _store_pairs(dx + row * HEADS * DIM + at, low, high, channel, here, DIM, INTERLEAVED)
+    if DWEIGHT:
+        if INTERLEAVED:
+            at = 2 * channel[:, None] + tl.arange(0, 2)[None, :]
+            sums = tl.join(tl.sum(sum_low, 0), tl.sum(sum_high, 0))
+            tl.store(partial + at, sums, mask=(channel < HALF)[:, None])
+        else:
+            tl.store(partial + channel, tl.sum(sum_low, 0), mask=channel < HALF)
+            tl.store(partial + HALF + channel, tl.sum(sum_high, 0), mask=HALF + channel < DIM)
 
 
 @triton.jit
@@ -304,18 +310,22 @@ def norm_rope_backward(
     K_BLOCK: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     TOKENS: tl.constexpr,
+    WANTED: tl.constexpr,
 ):
+    """WANTED: bits for dq, dk and the shares of the gradients of their weights."""
     chunk = tl.program_id(0)
-    partial = partials + chunk * DIM
+    partial = partials
+    if WANTED // 4 != 0:
+        partial = partials + chunk * DIM
     if chunk < q_chunks:
         _backward_tokens(
             q_grad, q, q_weight, q_rstd, cos, sin, dq, partial, chunk, q_tokens, q_length, q_stride,
             table_stride, t, h, w, Q_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W, Q_BLOCK,
-            BLOCK_HALF, TOKENS,
+            BLOCK_HALF, TOKENS, WANTED % 2 == 1, WANTED // 4 % 2 == 1,
         )  # fmt: skip
     else:
         _backward_tokens(
             k_grad, k, k_weight, k_rstd, cos, sin, dk, partial, chunk - q_chunks, k_tokens, k_length,
             k_stride, table_stride, t, h, w, K_HEADS, DIM, TABLES, INTERLEAVED, COUNT_T, COUNT_H, COUNT_W,
-            K_BLOCK, BLOCK_HALF, TOKENS,
+            K_BLOCK, BLOCK_HALF, TOKENS, WANTED // 2 % 2 == 1, WANTED // 8 % 2 == 1,
         )  # fmt: skip

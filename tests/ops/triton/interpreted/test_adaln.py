@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from cosmos_distill import ops
 from cosmos_distill.ops import registry
-from tests.ops.modulation import assert_a_nan_stays_in_its_row, assert_sums_are_rounded_to_nearest, tokens
+from tests.ops.calls import assert_alone_as_together
+from tests.ops.modulation import (
+    MIXES,
+    assert_a_nan_stays_in_its_row,
+    assert_mixed_dtypes_as_good_as_torch,
+    assert_sums_are_rounded_to_nearest,
+    tokens,
+)
 from tests.ops.tolerance import assert_as_good_as_torch, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -64,3 +73,19 @@ def test_the_interpreter_is_never_picked_for_a_cpu():
         assert registry.pick(operator, None, x) != "triton"
     with pytest.raises(registry.BackendUnavailable, match=r"not torch\.float64"):
         ops.adaln_modulate(x.double(), shift, scale, backend="triton")
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=str)
+@pytest.mark.parametrize(("shape", "norm"), [((2, 3, 37), "layer"), ((1, 2, 9, 24), "rms")])
+def test_mixed_dtypes(shape: tuple[int, ...], mix: tuple[Any, Any, Any], norm: str):
+    assert_mixed_dtypes_as_good_as_torch("triton", shape, mix, norm)
+
+
+def test_what_is_not_asked_for_is_left_out():
+    x, y, rows = tokens((2, 11, 24))
+    for operator, tensors in (
+        (ops.adaln_modulate, [x, *rows[1:]]),
+        (ops.gated_residual, [x, y, rows[0]]),
+        (ops.gated_residual_adaln, [x, y, *rows]),
+    ):
+        assert_alone_as_together(operator, tensors, "triton")

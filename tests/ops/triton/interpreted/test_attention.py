@@ -9,6 +9,7 @@ from torch import Tensor
 from cosmos_distill import ops
 from cosmos_distill.ops.attn import triton_tiles
 from tests.ops.attending import AXES, assert_nothing_is_attended_to
+from tests.ops.calls import assert_alone_as_together
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws, poisoned
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -112,3 +113,7 @@ def test_a_head_too_large_is_named():
     q, k, v, *_ = draw(1, 2, 2, 1, 160)
     with pytest.raises(ValueError, match="q has head size 160"):
         with_lse(q, k, v, "triton")
+
+
+def test_what_is_not_asked_for_is_left_out():
+    assert_alone_as_together(with_lse, draw(1, 9, 5, 2, 16)[:3], "triton")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill import ops
+from tests.ops.calls import assert_alone_as_together
 from tests.ops.tolerance import Case, assert_as_good_as_torch, draws
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -75,3 +76,8 @@ def test_slices_of_a_fused_projection():
     a, b, cos, sin = draw(8), draw(8, seed=1), draw(7, 8), draw(7, 8, seed=1)
     got = ops.qk_norm_rope(q, k, a, b, cos, sin, backend="triton")
     torch.testing.assert_close(got, ops.qk_norm_rope(q, k, a, b, cos, sin, backend="reference"))
+
+
+def test_what_is_not_asked_for_is_left_out():
+    q, k, weight = draw(1, 9, 2, 16), draw(1, 3, 1, 16), draw(16)
+    assert_alone_as_together(ops.qk_norm_rope, [q, k, weight, weight + 1], "triton")
