@@ -67,7 +67,3 @@ class View:
                 self._known[compute] = compute(self)
         known: T = self._known[compute]
         return known
-
-    def frames(self) -> Tensor:
-        """All frames of all clips, clip after clip, uint8 [B * F, 3, H, W], on the view's device."""
-        return self.video.to(self.device).transpose(1, 2).flatten(0, 1)

@@ -190,7 +190,7 @@ def _score(
             frames = drawn_by.given_frames(stage, batch)
             assert frames is not None
             given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
-            errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given))
+            errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given, device()))
         if first < GRID_CLIPS and label is not None:
             shown = [held.pictures[label]] if first else []
             held.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
@@ -283,10 +283,11 @@ def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
 
     With a control, a clip has to match the real one; without, nothing but its motion tells it from a still.
     """
-    features = numbers(partial(random_frechet.features, video))
+    where = device()
+    features = numbers(partial(random_frechet.features, video, where))
     if recipe.control is None:
-        return Clips(features, {"motion": numbers(partial(motion.energies, video, real))})
-    ssim = numbers(partial(blur_ssim.per_clip, video, real))
+        return Clips(features, {"motion": numbers(partial(motion.energies, video, real, where))})
+    ssim = numbers(partial(blur_ssim.per_clip, video, real, where))
     return Clips(features, {"canny_f1": canny_f1.counts(video, real), "blur_ssim": ssim})
 
 
@@ -300,7 +301,7 @@ def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -
     wanted = _reference(run, total)
     for first in range(total, total + wanted, 64):
         video = clips.pixels(first, min(64, total + wanted - first))[0]
-        reference.append(Clips(numbers(partial(random_frechet.features, video))))
+        reference.append(Clips(numbers(partial(random_frechet.features, video, device()))))
     return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
 
 

@@ -25,12 +25,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.eval.chunks import frames_of
 
 Kind = Literal["image", "video", "depth", "segmentation"]
 Network = Callable[[Tensor], Tensor]
 """Of pixels 0..255, uint8: frames [N, 3, H, W], or clips [B, 3, F, H, W] where the kind is video."""
 BATCH = 32
-"""Frames at once."""
+"""Frames at once, at most."""
+_PIXELS = 2**22
+"""Of all frames at once: four at 704 x 1280."""
 _INSTALL = "pip install 'cosmos-distill[metrics]'"
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -58,10 +61,13 @@ def network(path: Path, kind: Kind, device: torch.device) -> Network:
 
 def by_frame(run: Network, video: Tensor, device: torch.device) -> Tensor:
     """Results of every frame of ``video`` uint8 [B, 3, F, H, W], on the CPU, [B, F, ...]."""
-    frames = video.transpose(1, 2).flatten(0, 1)
-    return torch.cat([run(part.to(device)).cpu() for part in frames.split(BATCH)]).unflatten(
-        0, (len(video), -1)
-    )
+    found = [run(part).cpu() for part in frames_of(video, batch_of(video), device)]
+    return torch.cat(found).unflatten(0, (len(video), -1))
+
+
+def batch_of(video: Tensor) -> int:
+    """How many frames of ``video`` [B, 3, F, H, W] a network is given at once."""
+    return max(1, min(BATCH, _PIXELS // video[0, 0, 0].numel()))
 
 
 # --- TorchScript
@@ -184,8 +190,12 @@ class _Preparation:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> what the network expects."""
-        x = frames.float() / 255
-        x = F.interpolate(x, self._size(*frames.shape[-2:]), mode="bicubic", antialias=True).clamp(0, 1)
+        size = self._size(*frames.shape[-2:])
+        parts = [
+            F.interpolate(part.float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+            for part in frames.split(BATCH)
+        ]
+        x = torch.cat(parts)
         return (x - self.mean.to(x.device)) / self.std.to(x.device)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
@@ -247,4 +257,6 @@ def _maps(found: Tensor, size: torch.Size, kind: Kind, path: Path) -> Tensor:
         return F.interpolate(depth.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     if found.dim() != 4:
         raise DataError(f"{path} returns {list(found.shape)} for frames, not class scores [N, C, H, W]")
-    return F.interpolate(found.float(), size, mode="bilinear", align_corners=False).argmax(1)
+    # A frame at a time: scores of every class at full size are far larger than what they tell.
+    parts = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in found.split(1))
+    return torch.cat([scores.argmax(1) for scores in parts])

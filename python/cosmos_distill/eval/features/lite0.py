@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos_distill.data import packages
+from cosmos_distill.eval.chunks import frames_of
 from cosmos_distill.eval.views import View
 
 WEIGHTS = "efficientnet-lite0"
@@ -177,13 +178,12 @@ class Maps(NamedTuple):
 
 def maps(view: View) -> Maps:
     """One pass over all frames of a batch."""
-    net, frames = network(view.device), view.frames()
-    size = side(*frames.shape[-2:])
+    net, size = network(view.device), side(*view.video.shape[-2:])
     batch = max(1, BATCH * SMALLEST**2 // size**2)
     means: list[list[Tensor]] = [[] for _ in APPEARANCE]
     deviations: list[list[Tensor]] = [[] for _ in APPEARANCE]
     directions: list[list[Tensor]] = [[] for _ in PAIRED]
-    for part in frames.split(batch):
+    for part in frames_of(view.video, batch, view.device):
         found = net(part, size, stages=max(APPEARANCE + PAIRED) + 1)
         for i, stage in enumerate(APPEARANCE):
             means[i].append(found[stage].mean((2, 3)))

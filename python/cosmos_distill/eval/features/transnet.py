@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosmos_distill.data import packages
+from cosmos_distill.eval.chunks import at_once, frames_of
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.views import View
 
@@ -84,15 +85,22 @@ class TransNet(nn.Module):
         """Outputs of the three stacks, [B, 64, F, 13, 24], [B, 128, F, 6, 12] and [B, 256, F, 3, 6], of clips
         uint8 [B, 3, F, H, W], which are scaled to 48 x 27 first (bilinear, without aliasing)."""
         clips, frames = video.shape[0], video.shape[2]
-        x = video.transpose(1, 2).flatten(0, 1).float() / 255
-        if x.shape[-2:] != (HEIGHT, WIDTH):
-            x = F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear", align_corners=False, antialias=True)
+        count = at_once(video[0, :, 0].numel(), video.device)
+        x = torch.cat([_scaled(part) for part in frames_of(video, count, video.device)])
         found = []
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
             shortcut = F.relu(first(x, frames))
             x = F.avg_pool2d(F.relu(second(shortcut, frames)) + shortcut, 2)
             found.append(x.unflatten(0, (clips, frames)).transpose(1, 2))
         return found
+
+
+def _scaled(frames: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] -> fp32 [N, 3, 27, 48] in 0..1."""
+    x = frames.float() / 255
+    if x.shape[-2:] == (HEIGHT, WIDTH):
+        return x
+    return F.interpolate(x, (HEIGHT, WIDTH), mode="bilinear", align_corners=False, antialias=True)
 
 
 @lru_cache(maxsize=2)

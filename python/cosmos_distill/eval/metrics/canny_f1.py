@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.controls.edge import canny
+from cosmos_distill.eval.chunks import runs
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 
@@ -24,9 +25,12 @@ def counts(video: Tensor, real: Tensor) -> Tensor:
         video: Generated clips, uint8 [B, 3, F, H, W].
         real: Clips whose edges should be met, same shape.
     """
-    found, wanted = _edges(video), _edges(real)
-    pairs = (found & wanted, found & ~wanted, ~found & wanted)
-    return torch.stack([x.flatten(1).sum(1) for x in pairs], dim=1).double()
+    counted = torch.zeros(len(video), 3, dtype=torch.int64)
+    for of_video, of_real in runs(video, real, device=torch.device("cpu")):  # where OpenCV works
+        found, wanted = _edges(of_video), _edges(of_real)
+        both = (found & wanted).flatten(1).sum(1)
+        counted += torch.stack([both, found.flatten(1).sum(1) - both, wanted.flatten(1).sum(1) - both], 1)
+    return counted.double()
 
 
 def score(counts: Tensor, weights: Tensor | None = None) -> float:
@@ -44,7 +48,7 @@ def score(counts: Tensor, weights: Tensor | None = None) -> float:
 
 
 def _edges(video: Tensor) -> Tensor:
-    frames = video.cpu().permute(0, 2, 3, 4, 1).contiguous().numpy()
+    frames = video.permute(0, 2, 3, 4, 1).contiguous().numpy()
     return torch.from_numpy(np.stack([canny(clip)[..., 0] > 0 for clip in frames]))
 
 

@@ -37,7 +37,9 @@ def depths(view: View) -> Tensor:
 
 def errors(view: View) -> Tensor:
     """Mean error over the frames of each clip, fp64 [B]."""
-    return scale_invariant(view.of(depths), view.real.of(depths)).mean(1)
+    found, wanted = view.of(depths), view.real.of(depths)
+    parts = zip(found.split(1, 1), wanted.split(1, 1), strict=True)  # frame by frame: logarithms are fp64
+    return torch.cat([scale_invariant(f, w) for f, w in parts], 1).mean(1)
 
 
 METRIC = Metric(

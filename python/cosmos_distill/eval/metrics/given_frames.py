@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosmos_distill.eval.chunks import runs
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.pools import once
@@ -17,17 +18,26 @@ EXACT = 100.0
 """PSNR in dB that stands for no difference at all."""
 
 
-def squared_errors(video: Tensor, wanted: Tensor, given: Sequence[int]) -> Tensor:
+def squared_errors(
+    video: Tensor, wanted: Tensor, given: Sequence[int], device: torch.device | None = None
+) -> Tensor:
     """Mean squared error of every given frame in grey levels, fp64 [B, F]; NaN on frames not given.
 
     Args:
         video: Generated clips, uint8 [B, 3, F, H, W].
         wanted: The real clips after the tokenizer's round trip, same shape.
         given: How many leading frames of each clip were given.
+        device: Where to compute; None: where the clips are.
     """
-    error = (video.cpu().double() - wanted.cpu().double()).square().mean((1, 3, 4))
-    index = torch.arange(error.shape[1])
-    return torch.where(index < torch.as_tensor(given)[:, None], error, torch.nan)
+    frames, most = video.shape[2], max(given, default=0)
+    errors = torch.full((len(video), frames), torch.nan, dtype=torch.float64)
+    first = 0
+    for ours, theirs in runs(video[:, :, :most], wanted[:, :, :most], device=device) if most else ():
+        error = (ours.float() - theirs.float()).square().sum((1, 3, 4), dtype=torch.float64).cpu()
+        errors[:, first : first + ours.shape[2]] = error / (ours[:, :, 0].numel() / len(ours))
+        first += ours.shape[2]
+    index = torch.arange(frames)
+    return torch.where(index < torch.as_tensor(given)[:, None], errors, torch.nan)
 
 
 def summary(errors: Tensor) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def _psnr(error: float) -> float:
 def _read(view: View) -> Tensor:
     if view.codec is None or view.given is None:
         raise NoScore("no frame was given")
-    return squared_errors(view.video, view.codec, view.given.tolist())
+    return squared_errors(view.video, view.codec, view.given.tolist(), view.device)
 
 
 def worst(errors: Tensor, weights: Tensor | None = None) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cosmos_distill.eval.chunks import runs
 from cosmos_distill.eval.metric import Metric
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.pools import once
@@ -23,12 +24,17 @@ def products(view: View) -> Tensor:
     """
     if view.video.shape[2] < 2:
         raise NoScore("motion needs clips of 2 frames or more")
-    a, b = _differences(view.video), _differences(view.real.video)
-    return torch.stack([x.flatten(1).mean(1) for x in (a * b, a * a, b * b)], 1).double()
+    total = torch.zeros(len(view.video), 3, dtype=torch.float64)
+    for video, real in runs(view.video, view.real.video, device=view.device, before=1):
+        a, b = _differences(video), _differences(real)
+        # Whole numbers, which fp32 has exactly.
+        sums = [x.sum((1, 2, 3, 4), dtype=torch.float64) for x in (a * b, a * a, b * b)]
+        total += torch.stack(sums, 1).cpu()
+    return total / (view.video[0, :, 1:].numel() * 127.5**2)
 
 
 def _differences(video: Tensor) -> Tensor:
-    x = video.cpu().float() / 127.5
+    x = video.float()
     return x[:, :, 1:] - x[:, :, :-1]
 
 

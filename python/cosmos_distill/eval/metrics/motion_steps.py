@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cosmos_distill.eval.metric import Metric
+from cosmos_distill.eval.metrics import motion
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.eval.pools import ratio
 from cosmos_distill.eval.statistics import Sample
@@ -25,12 +26,7 @@ def energies(view: View) -> Tensor:
     """
     if view.video.shape[2] < 2:
         raise NoScore("motion needs clips of 2 frames or more")
-    return torch.stack([_energy(view.video), _energy(view.real.video)], 1)
-
-
-def _energy(video: Tensor) -> Tensor:
-    x = video.cpu().float() / 127.5
-    return (x[:, :, 1:] - x[:, :, :-1]).square().mean((1, 3, 4)).double()
+    return torch.stack([motion.steps(v.video, view.device) for v in (view, view.real)], 1)
 
 
 def steps(values: Tensor, weights: Tensor | None = None) -> list[float]:

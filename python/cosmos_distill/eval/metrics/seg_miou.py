@@ -24,9 +24,9 @@ def mean_iou(found: Tensor, wanted: Tensor) -> float:
 
 
 def labels(view: View) -> Tensor:
-    """Of every pixel of every frame, int64 [B, F, H, W]."""
+    """Of every pixel of every frame, int32 [B, F, H, W]."""
     run = given.network(view.networks["seg_miou"], "segmentation", view.device)
-    return given.by_frame(run, view.video, view.device)
+    return given.by_frame(lambda frames: run(frames).int(), view.video, view.device)
 
 
 def overlaps(view: View) -> Tensor:
