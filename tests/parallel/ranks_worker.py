@@ -18,7 +18,7 @@ from cosmos_distill.config import Parallel
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
-from cosmos_distill.launch.shared import Shared, drawn
+from cosmos_distill.launch.shared import Shared, drawn, handed_out
 from cosmos_distill.parallel import agreement, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
@@ -78,6 +78,16 @@ def between(folder: Path) -> dict[str, Any]:
     pieces = [(0, 4), (4, 4), (8, 4), (12, 4), (16, 2)]
     made = list(drawn(pieces, draw, lambda: rounds.append(1)))
     found |= {"drew": drew, "rounds": len(rounds), "made": [(n, t.tolist()) for n, t in made]}
+
+    worked: list[str] = []
+
+    def work(task: str, given: str) -> str:
+        worked.append(task)
+        return f"{given} of {task}"
+
+    tasks = ["a", "b", "c"]
+    found["handed out"] = list(handed_out(tasks, str.upper, work, lambda: rounds.append(1)))
+    found["worked"] = worked
 
     found["shared"] = agreement.on_rank_zero(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
     found["any"] = [ranks.any_rank(dist.get_rank() == 3), ranks.any_rank(False)]

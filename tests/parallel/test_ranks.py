@@ -61,6 +61,13 @@ def test_data_parallel_ranks_draw_different_batches_and_rank_0_gets_them_in_orde
     assert all(it["rounds"] == 3 for it in (first, *others))
 
 
+def test_rank_0_hands_work_out_to_the_ranks_that_read_and_gets_the_results(folder: Path) -> None:
+    first, *others = found(folder, "between")
+    assert first["handed out"] == [["a", "A of a"], ["b", "B of b"], ["c", "C of c"]]
+    assert all(it["handed out"] == [] for it in others)
+    assert [it["worked"] for it in (first, *others)] == [["a", "c"], [], ["b"], []]
+
+
 def test_rank_0_decides_for_all(folder: Path) -> None:
     first, *others = found(folder, "between")
     assert all(it["shared"] == 0 and it["any"] == [True, False] for it in (first, *others))

@@ -4,23 +4,23 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cosmos_distill import cli
 from cosmos_distill.config import Train
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
-from cosmos_distill.launch.shared import Shared
 from cosmos_distill.run import networks
 from cosmos_distill.sampling.candidates import Candidate
-from cosmos_distill.stages import evaluate, train
+from cosmos_distill.stages import evaluate, scoring, train
+from cosmos_distill.stages.scoring import Scoreboard, Task
 from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
 
@@ -77,17 +77,42 @@ def test_grids_draw_with_a_teacher_like_the_networks_in_training(
 
 
 @pytest.mark.parametrize("control", ["edge", None])
-def test_clips_that_are_not_finite_have_no_scores_and_a_reason(control: str | None, tmp_path: Path) -> None:
-    (tmp_path / "samples").mkdir()
-    for first, value in ((0, 0.0), (2, torch.nan)):
-        latents = torch.full((2, 16, 3, 8, 8), value)
-        save_file({"latents": latents}, tmp_path / "samples" / f"student-{first:06d}.safetensors")
+def test_clips_that_are_not_finite_have_no_scores_and_a_reason(
+    control: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = torch.randint(0, 255, (2, 3, 5, 32, 32), dtype=torch.uint8)
-    clips: Any = SimpleNamespace(decode=Haar().decode, pixels=lambda first, count: (clip, None))
-    run: Any = SimpleNamespace(recipe=SimpleNamespace(control=control))
-    stage: Any = SimpleNamespace(condition_frames=(0,), metrics=None)
-    results = evaluate._HeldOut(clips, Shared(clips), tmp_path)
-    evaluate._score(results, "student", None, [(0, 2), (2, 2)], stage, run)
-    found = results.measured["student"]
+    clips: Any = SimpleNamespace(
+        decode=Haar().decode,
+        pixels=lambda first, count: (clip, None),
+        batch=lambda first, count: SimpleNamespace(first=first, latents=torch.zeros(2, 16, 3, 8, 8)),
+    )
+    recipe: Any = SimpleNamespace(control=control)
+    stage: Any = SimpleNamespace(condition_frames=(0,), metrics=None, networks=None)
+    monkeypatch.setattr(scoring.drawn_by, "given_frames", lambda *_: None)
+    board = Scoreboard(tmp_path, {})
+    tasks = board.missing([(0, 2), (2, 2)], ["student"], lambda *_: "drawn")
+    values = {0: 0.0, 2: torch.nan}
+
+    def latents(key: str, first: int) -> tuple[Tensor, str]:
+        return torch.full((2, 16, 3, 8, 8), values[first]), "drawn"
+
+    measured = partial(scoring.of_batch, clips, stage, recipe, ())
+    scoring.measure_missing(board, tasks, latents, measured, lambda: None)
+    assert board.missing([(0, 2), (2, 2)], ["student"], lambda *_: "drawn") == []
+    found = scoring.clips_of([board.of("student", first) for first in values])
     for numbers in (found.features, *found.values.values()):
         assert isinstance(numbers, NoScore) and "clips 2 to 3" in str(numbers)
+
+
+def test_kept_numbers_are_those_of_the_same_clips_and_metrics(tmp_path: Path) -> None:
+    board = Scoreboard(tmp_path, {"metrics": None})
+    assert board.missing([(0, 2)], ["student", "real"], lambda *_: "a") == [Task(0, 2, ("student", "real"))]
+    board.keep("student", 0, "a", {"motion": torch.ones(2), "fid": NoScore("no network")})
+    for of, count, keys in (("a", 2, ()), ("b", 2, ("student",)), ("a", 3, ("student",))):
+        missing = board.missing([(0, count)], ["student"], lambda *_, of=of: of)
+        assert [task.keys for task in missing] == ([keys] if keys else [])
+    other = Scoreboard(tmp_path, {"metrics": ("motion",)})
+    assert other.missing([(0, 2)], ["student"], lambda *_: "a")
+    path = next((tmp_path / "scores").iterdir())
+    path.write_bytes(path.read_bytes()[:-3])
+    assert board.missing([(0, 2)], ["student"], lambda *_: "a")

@@ -18,6 +18,7 @@ from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.run.manifest import RECORD, Manifest
 from cosmos_distill.run.runner import run_recipe, status
 from cosmos_distill.stages import evaluate
+from cosmos_distill.stages.scoring import Scoreboard
 from tests.data.folders import write_clip
 from tests.run.commands import SMOKE
 
@@ -96,19 +97,20 @@ def test_both_are_scored_and_shown(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_goes_on(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
-    out, score, stopped = tmp_path / "run", evaluate._score, []
+    out, keep, stopped = tmp_path / "run", Scoreboard.keep, []
 
-    def stop(held, key, *args):
-        if held.folder.name == "out_of_domain" and not stopped:
+    def stop(board, key, *args):
+        if board._folder.parent.name == "out_of_domain" and key == "teacher" and not stopped:
             stopped.append(key)
             raise OSError("no space left")
-        score(held, key, *args)
+        keep(board, key, *args)
 
-    monkeypatch.setattr(evaluate, "_score", stop)
+    monkeypatch.setattr(Scoreboard, "keep", stop)
     with pytest.raises(OSError, match="no space"):
         go(recipe, out)
-    kept = {path: path.stat().st_mtime_ns for path in (out / "evaluate").glob("**/samples/*.safetensors")}
-    assert any("out_of_domain" in str(path) for path in kept)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "evaluate").glob("**/s*/*-*.safetensors")}
+    for folder in ("samples", "scores"):
+        assert any("out_of_domain" in str(path) and path.parent.name == folder for path in kept)
     go(recipe, out)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
     go(recipe, tmp_path / "whole")

@@ -17,6 +17,28 @@ from cosmos_distill.eval.statistics import Resampling, Sample, Score, difference
 from cosmos_distill.eval.views import View
 
 Metrics = Mapping[str, Metric]
+Numbers = dict[str, Tensor | NoScore]
+"""Per clip of a batch, by the first of the metrics that read them."""
+
+
+def read(metrics: Metrics, view: View, *, as_set: bool = False) -> Numbers:
+    """What ``metrics`` read of one batch, or why they cannot. ``as_set`` as of :class:`Readings`."""
+    found: Numbers = {}
+    for reads, name in _readers(metrics, as_set).items():
+        try:
+            found[name] = view.of(reads)
+        except NoScore as reason:
+            found[name] = reason
+    return found
+
+
+def _readers(metrics: Metrics, as_set: bool) -> dict[Callable[[View], Tensor], str]:
+    """Every function that is read by, once, and the first metric that does."""
+    found: dict[Callable[[View], Tensor], str] = {}
+    for name, metric in metrics.items():
+        if not as_set or metric.against is not None:
+            found.setdefault(metric.reads, name)
+    return found
 
 
 class Readings:
@@ -29,19 +51,24 @@ class Readings:
     """
 
     def __init__(self, metrics: Metrics, *, as_set: bool = False) -> None:
-        wanted = [m for m in metrics.values() if not as_set or m.against is not None]
-        # A dictionary keeps the order and drops what several metrics share.
-        self._found: dict[Callable[[View], Tensor], list[Tensor] | NoScore] = {m.reads: [] for m in wanted}
+        self._metrics, self._as_set = metrics, as_set
+        self._names = _readers(metrics, as_set)
+        self._found: dict[str, list[Tensor] | NoScore] = {name: [] for name in self._names.values()}
         self._units: list[Tensor | None] = []
 
     def add(self, view: View, units: Tensor | None) -> None:
         """One more batch, and which unit (shot) each of its clips is from, int64 [B]; None: unknown."""
-        for reads, parts in self._found.items():
+        self.extend(read(self._metrics, view, as_set=self._as_set), units)
+
+    def extend(self, numbers: Numbers, units: Tensor | None) -> None:
+        """:meth:`add` of a batch that :func:`read` has read."""
+        for name, parts in self._found.items():
             if isinstance(parts, list):
-                try:
-                    parts.append(view.of(reads))
-                except NoScore as reason:
-                    self._found[reads] = reason
+                value = numbers[name]
+                if isinstance(value, NoScore):
+                    self._found[name] = value
+                else:
+                    parts.append(value)
         self._units.append(units)
 
     @property
@@ -56,7 +83,7 @@ class Readings:
         Raises:
             NoScore: these clips are not what it is made for.
         """
-        found = self._found[metric.reads]
+        found = self._found[self._names[metric.reads]]
         if isinstance(found, NoScore):
             raise found
         return Sample(torch.cat(found), self.units, draws)

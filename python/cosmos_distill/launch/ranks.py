@@ -222,6 +222,25 @@ def initialized() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1
 
 
+def scatter(values: Sequence[T] | None) -> Any:
+    """Of rank 0's ``values`` that of this data-parallel rank; None for ranks that there is none for, and for
+    those of a model group but its first. All ranks call this."""
+    if world() == 1:
+        assert values is not None
+        return values[0]
+    import torch.distributed as dist
+
+    from cosmos_distill.parallel import groups
+
+    if groups.model_group().rank() != 0:
+        return None
+    group = groups.data_group()
+    given = None if values is None else [*values, *[None] * (group.size() - len(values))]
+    box: list[Any] = [None]
+    dist.scatter_object_list(box, given, src=0, group=group)
+    return box[0]
+
+
 def gather(value: T) -> Sequence[T] | None:
     """``value`` of every data-parallel rank, in order, on rank 0; None elsewhere. All ranks call this."""
     if world() == 1:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
 
 
 class Shared:
@@ -71,6 +73,31 @@ def broadcast_batch(batch: Batch | None) -> Batch:
             tensors[name] = torch.empty(shape, dtype=dtype)
         dist.broadcast(tensors[name], src=source, group=group)
     return Batch.of(first, tensors, names)
+
+
+def handed_out(
+    tasks: Sequence[U],
+    prepared: Callable[[U], V],
+    work: Callable[[U, V], T],
+    between: Callable[[], None],
+) -> Iterator[tuple[U, T]]:
+    """(task, ``work(task, prepared(task))``) of every task, in order, on rank 0; nothing on the others.
+
+    Rank 0 prepares, the first rank of every model group works, a task at a time. Every rank has to run
+    through this, with the same tasks.
+
+    Args:
+        between: as of :func:`drawn`.
+    """
+    size = groups.data_size()
+    for begin in range(0, len(tasks), size):
+        between()
+        round_ = tasks[begin : begin + size]
+        given = ranks.scatter([prepared(task) for task in round_] if ranks.is_main() else None)
+        mine = round_[groups.data_rank() :][:1] if Shared.reads() else []
+        made = ranks.gather([work(task, given) for task in mine])
+        for task, parts in zip(round_, made or [], strict=False):
+            yield task, parts[0]
 
 
 def drawn(

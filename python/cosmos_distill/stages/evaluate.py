@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
+from cosmos_distill import __version__
 from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.eval import latency
-from cosmos_distill.eval.metrics import blur_ssim, canny_f1, given_frames, motion, random_frechet
+from cosmos_distill.eval.measure import Numbers
+from cosmos_distill.eval.metrics import given_frames
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
-from cosmos_distill.eval.scores import Clips, numbers, ratio_interval, score
+from cosmos_distill.eval.scores import Clips, ratio_interval, score
 from cosmos_distill.files import regular
-from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
@@ -29,19 +31,17 @@ from cosmos_distill.run.manifest import File, Scores, plain
 from cosmos_distill.run.networks import device, load_to_draw, open_clips
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
-from cosmos_distill.run.sizes import pixel_frames
 from cosmos_distill.sampling import candidates as drawn_by
 from cosmos_distill.sampling.candidates import Candidate, candidates, student_sampler
 from cosmos_distill.sampling.samplers import evaluations, noise_of
-from cosmos_distill.stages import measures
+from cosmos_distill.stages import measures, scoring
+from cosmos_distill.stages.scoring import Scoreboard, Task
 from cosmos_distill.stages.step_time import measure as measure_step
 from cosmos_distill.storage import disk_errors, publish_json, publish_tensors
 from cosmos_distill.train.checkpoint import read_metadata
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
@@ -59,37 +59,37 @@ def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
 
     Clips of another domain, where there are some, are scored alike, by themselves.
 
-    Data-parallel ranks draw a batch each; rank 0 decodes and scores them. All ranks time, since a network
-    may be spread over any of them, and rank 0's clock counts.
+    Data-parallel ranks draw a batch each, and then decode and measure one each. All ranks time, since a
+    network may be spread over any of them, and rank 0's clock counts.
     """
     torch.manual_seed(run.recipe.seed)
     who = candidates(stage, run)
     log = Log(folder)
-    sets = {"": _HeldOut.open(run.recipe, stage.split or "eval", folder)}
+    sets = {"": _HeldOut.open(run.recipe, stage, stage.split or "eval", folder)}
     if run.recipe.data.out_of_domain is not None:
-        sets[OUT_OF_DOMAIN] = _HeldOut.open(run.recipe, OUT_OF_DOMAIN, folder / OUT_OF_DOMAIN)
+        sets[OUT_OF_DOMAIN] = _HeldOut.open(run.recipe, stage, OUT_OF_DOMAIN, folder / OUT_OF_DOMAIN)
     batches = measures.pieces(stage)
+    reference = on_rank_zero(lambda: _reference(run, sets[""].own, stage))
     pieces = len(sets) * -(-len(batches) // groups.data_size()) * sum(c.cost for c in who.values())
     with work(run.console, name, pieces, run.stop, "drawn batches are kept, the same command goes on") as bar:
-        for title, held in sets.items():
+        for held in sets.values():
             for key, candidate in who.items():
                 missing = on_rank_zero(partial(_missing, held.folder, key, batches))
                 for first, latents in _draw(candidate, missing, held.shared, stage, run.recipe, bar):
                     latents = latents.contiguous()
                     said = {"who": key, "sha256": _digest(latents)}
                     publish_tensors({"latents": latents}, _kept(held.folder, key, first), said)
-                if ranks.is_main():
-                    # Drawn as the teacher's one step.
-                    hidden = key == "untrained_student" and "teacher_1step" in who
-                    _score(held, key, None if hidden else candidate.label, batches, stage, run)
-                    log.line(scored=key, **({"of": title} if title else {}))
+        for title, held in sets.items():
+            _measure(held, who, batches, stage, run, reference, bar)
+            for key in who:
+                log.line(scored=key, **({"of": title} if title else {}))
     for title, held in sets.items():
         run.details[title or "data"] = held.shared.description()
     latencies = _latencies(stage, run, who, sets[""].shared)
 
     def finish() -> Scores:
-        scored = {title: _scores(held, who, batches, stage, run) for title, held in reversed(sets.items())}
-        return _write(sets, scored, latencies, who, stage, run, folder)
+        scored = {title: _scores(held, who, batches, reference, stage) for title, held in sets.items()}
+        return _write(sets, scored, latencies, who, batches, stage, run, folder)
 
     return on_rank_zero(finish)
 
@@ -126,18 +126,21 @@ class _HeldOut:
     shared: Shared
     folder: Path
     """Of what is kept of them."""
-    measured: dict[str, Clips] = field(default_factory=dict)
-    """By candidate."""
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """How exactly given frames come back, by candidate."""
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-    """By label."""
+    board: Scoreboard
+    """What is known of them, on rank 0."""
 
     @classmethod
-    def open(cls, recipe: Recipe, split: FilmSplit, folder: Path) -> _HeldOut:
+    def open(cls, recipe: Recipe, stage: Evaluate, split: FilmSplit, folder: Path) -> _HeldOut:
         """The clips of a split."""
         clips = open_clips(recipe, split) if Shared.reads() else None
-        return cls(clips, Shared(clips), folder)
+        made_by = {
+            "version": __version__,
+            "metrics": stage.metrics,
+            "networks": {name: measures.identity(path) for name, path in (stage.networks or {}).items()},
+            "control": plain(recipe.control),
+            "given": stage.condition_frames,
+        }
+        return cls(clips, Shared(clips), folder, Scoreboard(folder, made_by))
 
     @property
     def own(self) -> Source:
@@ -172,56 +175,81 @@ def _digest(latents: Tensor) -> str:
     return hashlib.sha256(latents.numpy().tobytes()).hexdigest()
 
 
-def _score(
-    held: _HeldOut, key: str, label: str | None, batches: list[tuple[int, int]], stage: Evaluate, run: Run
+def _measure(
+    held: _HeldOut,
+    who: Mapping[str, Candidate],
+    batches: list[tuple[int, int]],
+    stage: Evaluate,
+    run: Run,
+    reference: list[tuple[int, int]],
+    bar: Work,
 ) -> None:
-    """Measure the drawn clips of one candidate; without a label it has no picture."""
-    clips = held.own
-    parts, errors = [], []
-    for first, count in batches:
-        latents = load_file(_kept(held.folder, key, first))["latents"]
-        videos = clips.decode(latents)
-        clip = drawn_by.clip_of(stage, first)
-        if stage.metrics is None:
-            part = measure(run.recipe, videos, clips.pixels(clip, count)[0])
-            parts.append(part if latents.isfinite().all() else _without(part, first, count))
-        if any(stage.condition_frames):
-            batch = clips.batch(clip, count)
-            frames = drawn_by.given_frames(stage, batch)
-            assert frames is not None
-            given = [pixel_frames(run.recipe, n) for n in frames.tolist()]
-            errors.append(given_frames.squared_errors(videos, clips.decode(batch.latents), given, device()))
-        if first < GRID_CLIPS and label is not None:
-            shown = [held.pictures[label]] if first else []
-            held.pictures[label] = torch.cat([*shown, videos.cpu()])[:GRID_CLIPS]
-    if parts:
-        held.measured[key] = Clips.cat(parts)
-    if errors and (kept := given_frames.summary(torch.cat(errors)))["clips"]:
-        held.kept[key] = kept
+    """Numbers of all candidates and of the real clips, those that are not kept. All ranks call this."""
+    # Drawn as the teacher's one step.
+    hidden = {"untrained_student"} if "teacher_1step" in who else set()
 
+    def latents(key: str, first: int) -> tuple[Tensor, str]:
+        drawn = load_file(_kept(held.folder, key, first))["latents"]
+        return drawn, _digest(drawn)
 
-def _without(part: Clips, first: int, count: int) -> Clips:
-    """No scores: decoded, what is not finite looks like something that was drawn."""
-    reason = NoScore(f"among clips {first} to {first + count - 1} some hold NaN or infinity")
-    return Clips(reason, dict.fromkeys(part.values, reason))
+    def checksum(key: str, first: int) -> str:
+        return latents(key, first)[1] if key in who else ""
+
+    def of_batch(task: Task, drawn: Mapping[str, Tensor]) -> dict[str, Numbers]:
+        return scoring.of_batch(held.own, stage, run.recipe, hidden, task, drawn)
+
+    def of_reference(task: Task, _: Mapping[str, Tensor]) -> dict[str, Numbers]:
+        return scoring.of_reference(held.own, stage, task)
+
+    for pieces, keys, measured in (
+        (batches, [scoring.REAL, scoring.CODEC, *who], of_batch),
+        (reference, [scoring.REFERENCE], of_reference),
+    ):
+        tasks = on_rank_zero(partial(held.board.missing, pieces, keys, checksum))
+        scoring.measure_missing(held.board, tasks, latents, measured, bar.together)
 
 
 def _scores(
-    held: _HeldOut, who: dict[str, Candidate], batches: list[tuple[int, int]], stage: Evaluate, run: Run
+    held: _HeldOut,
+    who: Mapping[str, Candidate],
+    batches: list[tuple[int, int]],
+    reference: list[tuple[int, int]],
+    stage: Evaluate,
 ) -> dict[str, Any]:
     """What scores.json has of metrics, of one set of clips."""
-
-    def drawn(key: str, first: int) -> Tensor:
-        return load_file(_kept(held.folder, key, first))["latents"]
-
     if stage.metrics is None:
-        found = _scored(held.measured, batches, held.own, stage, run)
+
+        def clips(key: str, pieces: list[tuple[int, int]]) -> Clips:
+            return scoring.clips_of([held.board.of(key, first) for first, _ in pieces])
+
+        measured = {key: clips(key, batches) for key in (*who, scoring.CODEC)}
+        found = _scored(measured, clips(scoring.REAL, batches), clips(scoring.REFERENCE, reference), stage)
     else:
-        wanted = _reference(run, stage.clips)
         replicas: dict[str, np.ndarray] = {}
-        found = measures.measured(stage, run.recipe, list(who), drawn, held.own, wanted, replicas)
+        found = measures.measured(stage, list(who), held.board.of, held.own, reference, replicas)
         measures.keep_replicas(held.folder, replicas)
-    return {**found, "given_frames": held.kept}
+    kept = {}
+    if any(stage.condition_frames):
+        for key in who:
+            errors = [held.board.of(key, first)[scoring.GIVEN] for first, _ in batches]
+            assert not any(isinstance(part, NoScore) for part in errors)
+            summary = given_frames.summary(torch.cat([part for part in errors if isinstance(part, Tensor)]))
+            if summary["clips"]:
+                kept[key] = summary
+    return {**found, "given_frames": kept}
+
+
+def _pictures(
+    held: _HeldOut, who: Mapping[str, Candidate], batches: list[tuple[int, int]]
+) -> dict[str, Tensor]:
+    """What the grid shows of each candidate, by its label."""
+    found: dict[str, Tensor] = {}
+    for key, candidate in who.items():
+        of_key = [held.board.of(key, first) for first, _ in batches if first < GRID_CLIPS]
+        parts = [part for of in of_key if isinstance(part := of.get(scoring.PICTURE), Tensor)]
+        if parts:
+            found[candidate.label] = torch.cat(parts)
+    return found
 
 
 def _write(
@@ -229,6 +257,7 @@ def _write(
     scored: dict[str, dict[str, Any]],
     latencies: dict[str, dict[str, Any]],
     who: dict[str, Candidate],
+    batches: list[tuple[int, int]],
     stage: Evaluate,
     run: Run,
     folder: Path,
@@ -248,70 +277,38 @@ def _write(
     }
     publish_json(folder / "scores.json", document, indent=2)
     for held in sets.values():
-        pictures = dict(held.pictures)
         video, control = held.own.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
-        pictures |= control_rows(run.recipe.control, control)
-        grid(pictures | {"ground truth": video}, held.folder / "grid.png")
+        real = control_rows(run.recipe.control, control) | {"ground truth": video}
+        shown = {label: scoring.shown(clips) for label, clips in real.items()}
+        grid(_pictures(held, who, batches) | shown, held.folder / "grid.png")
     return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(folder / "grid.png", run.out))
 
 
-def _scored(
-    measured: dict[str, Clips],
-    batches: list[tuple[int, int]],
-    clips: Source,
-    stage: Evaluate,
-    run: Run,
-) -> dict[str, Any]:
+def _scored(measured: dict[str, Clips], real: Clips, reference: Clips, stage: Evaluate) -> dict[str, Any]:
     """The metrics of a stage that names none."""
-    codec, real, reference = _real(clips, batches, stage.clips * stage.draws, run)
     reasons: dict[str, str] = {}
     return {
-        **score(measured | {"codec": codec}, real, reference, stage.draws),
+        **score(measured, real, reference, stage.draws),
         "ratio_intervals": {
             other: attempt(
                 partial(ratio_interval, measured["student"], measured[other], reference), reasons, other
             )
             for other in measured
-            if "student" in measured and other != "student"
+            if "student" in measured and other not in ("student", scoring.CODEC)
         },
         "ratio_reasons": reasons,
     }
 
 
-def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:
-    """Numbers per clip of generated clips and the real ones whose conditions they were made from.
-
-    With a control, a clip has to match the real one; without, nothing but its motion tells it from a still.
-    """
-    where = device()
-    features = numbers(partial(random_frechet.features, video, where))
-    if recipe.control is None:
-        return Clips(features, {"motion": numbers(partial(motion.energies, video, real, where))})
-    ssim = numbers(partial(blur_ssim.per_clip, video, real, where))
-    return Clips(features, {"canny_f1": canny_f1.counts(video, real), "blur_ssim": ssim})
-
-
-def _real(clips: Source, batches: list[tuple[int, int]], total: int, run: Run) -> tuple[Clips, Clips, Clips]:
-    """The codec's own round trip, the real clips, and the reference clips that follow them."""
-    codec, real, reference = [], [], []
-    for first, count in batches:
-        video = clips.pixels(first, count)[0]
-        codec.append(measure(run.recipe, clips.decode(clips.batch(first, count).latents), video))
-        real.append(measure(run.recipe, video, video))
-    wanted = _reference(run, total)
-    for first in range(total, total + wanted, 64):
-        video = clips.pixels(first, min(64, total + wanted - first))[0]
-        reference.append(Clips(numbers(partial(random_frechet.features, video, device()))))
-    return Clips.cat(codec), Clips.cat(real), Clips.cat(reference)
-
-
-def _reference(run: Run, scored: int) -> int:
-    """How many clips to compare ``scored`` others with; what they are is recorded."""
-    available = run.details["data"].get("distinct_eval_windows")
+def _reference(run: Run, clips: Source, stage: Evaluate) -> list[tuple[int, int]]:
+    """Batches of the clips that those scored are compared with; what they are is recorded."""
+    scored = stage.clips * (stage.draws if stage.metrics is None else 1)
+    available = clips.description().get("distinct_eval_windows")
     wanted = min(max(REFERENCE_CLIPS[0], 4 * scored), REFERENCE_CLIPS[1])
     run.details["reference_clips"] = wanted
     run.details["reference_is_disjoint"] = available is not None and scored + wanted <= available
-    return wanted
+    data = run.recipe.data
+    return scoring.reference_pieces(scored, wanted, (data.frames, data.height, data.width))
 
 
 def _final(stage: Evaluate) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,36 +10,21 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from cosmos_distill.config import Evaluate, Recipe
+from cosmos_distill.config import Evaluate
 from cosmos_distill.data.sources import shots
-from cosmos_distill.eval.measure import Readings, document, load
-from cosmos_distill.eval.views import View
+from cosmos_distill.eval.measure import Numbers, Readings, document, load
 from cosmos_distill.files import sha256
-from cosmos_distill.run.networks import device
-from cosmos_distill.run.sizes import pixel_frames
-from cosmos_distill.sampling.candidates import clip_of, given_frames
+from cosmos_distill.sampling.candidates import clip_of
 from cosmos_distill.storage import publish_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cosmos_distill.data.batch import Batch
     from cosmos_distill.data.sources import Source
 
 SCHEMA = 2
 """Of a report whose metrics the recipe names."""
-REFERENCE_BATCH = 64
 REPLICAS = "replicas.safetensors"
-
-
-@dataclass(frozen=True)
-class Held:
-    """Held-out clips of one batch of samples."""
-
-    video: Tensor
-    """Real, uint8 [B, 3, F, H, W]."""
-    batch: Batch
-    units: Tensor | None
 
 
 def pieces(stage: Evaluate) -> list[tuple[int, int]]:
@@ -58,47 +42,35 @@ def pieces(stage: Evaluate) -> list[tuple[int, int]]:
 
 def measured(
     stage: Evaluate,
-    recipe: Recipe,
     who: Sequence[str],
-    drawn: Callable[[str, int], Tensor],
+    numbers: Callable[[str, int], Numbers],
     clips: Source,
-    reference: int,
+    reference: Sequence[tuple[int, int]],
     replicas: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """What scores.json has of metrics: ``metrics``, ``floor``, ``differences``, ``about``.
 
     Args:
         who: Candidates; the tokenizer's round trip of the real clips joins them as ``codec``.
-        drawn: (candidate, first sample) -> latents of that batch.
-        reference: Number of further held-out clips that sets are compared with.
+        numbers: (who, first sample) -> numbers of that batch, of candidates, ``codec``, ``real`` and
+            ``reference``.
+        reference: Batches of further held-out clips that sets are compared with.
         replicas: Filled with the scores' replicas, for :func:`keep_replicas`.
     """
     metrics = load(stage.metrics or ())
-    numbers: dict[str, int] = {}
+    known: dict[str, int] = {}
     sets = {key: Readings(metrics) for key in (*who, "codec")}
     real, others = Readings(metrics), Readings(metrics, as_set=True)
-    where = device()
-
-    def view(video: Tensor, *of: View, **also: Any) -> View:
-        return View(video, *of, networks=stage.networks, device=where, **also)
-
     for first, count in pieces(stage):
-        held = _held(clips, clip_of(stage, first), count, numbers)
-        whole = view(held.video)
-        codec = clips.decode(held.batch.latents)
-        frames = given_frames(stage, held.batch)
-        given = None if frames is None else torch.tensor([pixel_frames(recipe, n) for n in frames.tolist()])
-        real.add(view(held.video, whole, codec=held.video, given=given), held.units)
-        for key, readings in sets.items():
-            video = codec if key == "codec" else clips.decode(drawn(key, first))
-            readings.add(view(video, whole, codec=codec, given=given), held.units)
-    for first in range(stage.clips, stage.clips + reference, REFERENCE_BATCH):
-        count = min(REFERENCE_BATCH, stage.clips + reference - first)
-        others.add(view(clips.pixels(first, count)[0]), _units(clips, first, count, numbers))
+        units = _units(clips, clip_of(stage, first), count, known)
+        for key, readings in (("real", real), *sets.items()):
+            readings.extend(numbers(key, first), units)
+    for first, count in reference:
+        others.extend(numbers("reference", first), _units(clips, first, count, known))
     found = document(metrics, sets, real, others, stage.draws, replicas)
     for name, path in (stage.networks or {}).items():
         found["about"][name]["network"] = identity(path)
-    return found | {"schema": SCHEMA, "clips": stage.clips, "shots": len(numbers) or None}
+    return found | {"schema": SCHEMA, "clips": stage.clips, "shots": len(known) or None}
 
 
 def keep_replicas(folder: Path, replicas: Mapping[str, np.ndarray]) -> None:
@@ -122,11 +94,6 @@ def identity(path: Path) -> dict[str, str]:
     """Name of a network that the user gave, and the hash of its weights."""
     weights = path / "model.safetensors" if path.is_dir() else path
     return {"name": path.name} | ({"sha256": sha256(weights)} if weights.is_file() else {})
-
-
-def _held(clips: Source, first: int, count: int, numbers: dict[str, int]) -> Held:
-    video = clips.pixels(first, count)[0]
-    return Held(video, clips.batch(first, count), _units(clips, first, count, numbers))
 
 
 def _units(clips: Source, first: int, count: int, numbers: dict[str, int]) -> Tensor | None:
