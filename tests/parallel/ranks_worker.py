@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from cosmos_distill.parallel import agreement, groups, megatron  # noqa: F401  #
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
 from tests.train.fakes import ToyMethod, ToySource, trainer
+
+T = TypeVar("T")
 
 
 class Counting(ToySource):
@@ -42,6 +44,53 @@ class Counting(ToySource):
 
     def description(self) -> dict[str, Any]:
         return {"source": "counting", "skipped": ["before"]}
+
+
+def waited() -> dict[str, bool]:
+    """Whether this rank enters each collective only once the slow one has done its work: until then nothing
+    that has a timeout waits."""
+    rank, ended, entered = dist.get_rank(), Path(os.environ["RANKS_FOLDER"]) / "ended", []
+
+    def slow(value: T) -> T:
+        time.sleep(0.2)
+        ended.touch()
+        return value
+
+    def recorded(collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            entered.append(ended.exists())
+            return collective(*args, **kwargs)
+
+        return call
+
+    names = (
+        "broadcast_object_list",
+        "all_gather_object",
+        "gather_object",
+        "scatter_object_list",
+        "all_reduce",
+    )
+    before = {name: getattr(dist, name) for name in names}
+    for name, collective in before.items():
+        setattr(dist, name, recorded(collective))
+    found = {}
+    works: dict[str, Callable[[], object]] = {
+        "on_rank_zero": lambda: agreement.on_rank_zero(lambda: slow(0)),
+        "all_gather": lambda: agreement.all_gather(lambda: slow(0) if rank == 3 else 0),
+        "gather": lambda: ranks.gather(slow(0) if rank == 2 else 0),
+        "scatter": lambda: ranks.scatter([*slow("ab")] if rank == 0 else None),
+        "any_rank": lambda: ranks.any_rank(slow(False) if rank == 1 else False),
+    }
+    for name, work in works.items():
+        entered.clear()
+        work()
+        found[name] = all(entered)
+        dist.barrier()
+        ended.unlink(missing_ok=True)
+        dist.barrier()
+    for name, collective in before.items():
+        setattr(dist, name, collective)
+    return found
 
 
 def between(folder: Path) -> dict[str, Any]:
@@ -88,6 +137,8 @@ def between(folder: Path) -> dict[str, Any]:
     tasks = ["a", "b", "c"]
     found["handed out"] = list(handed_out(tasks, str.upper, work, lambda: rounds.append(1)))
     found["worked"] = worked
+
+    found["waited"] = waited()
 
     found["shared"] = agreement.on_rank_zero(lambda: {"rank": dist.get_rank(), "path": Path("x")})["rank"]
     found["any"] = [ranks.any_rank(dist.get_rank() == 3), ranks.any_rank(False)]
@@ -173,7 +224,7 @@ PARTS: dict[str, tuple[int, Callable[[Path], dict[str, Any]]]] = {
 
 
 def main(folder: Path) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANKS_FOLDER": str(folder)}
     torch.set_num_threads(1)
     for part, (size, function) in PARTS.items():
         children = []

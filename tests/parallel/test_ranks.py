@@ -79,6 +79,13 @@ def test_rank_0_decides_for_all(folder: Path) -> None:
     assert [it["divided"] for it in (first, *others)] == [True, False, True, False]
 
 
+def test_no_rank_enters_a_collective_while_another_works(folder: Path) -> None:
+    for it in found(folder, "between"):
+        assert it["waited"] == dict.fromkeys(
+            ("on_rank_zero", "all_gather", "gather", "scatter", "any_rank"), True
+        )
+
+
 def test_two_ranks_train_as_one_does(folder: Path, tmp_path: Path) -> None:
     fit(ToyMethod(), ToySource(), trainer(micro_batch=1, log_every=1), tmp_path, seed=7)
     one, two = read(tmp_path / "log.jsonl"), read(folder / "two" / "log.jsonl")

@@ -21,8 +21,9 @@ from cosmos_distill.parallel.environment import launch, rendezvous
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest that a rank waits for the others, while rank 0 scores clips for example. A rank that has died is
-noticed by its launcher, not by this."""
+"""Longest that a collective waits for a rank: inside a step, for example. Where one may have to wait for the
+work of another they wait without (:mod:`cosmos_distill.parallel.waiting`). A rank that has died is noticed by
+its launcher, not by this."""
 _FAILED, _SAID = "cosmos_distill/failed", "cosmos_distill/said"
 CHILD = "COSMOS_DISTILL_CHILD"
 """Environment variable of a run that a sweep has started."""
@@ -107,6 +108,9 @@ def any_rank(flag: bool) -> bool:
     import torch
     import torch.distributed as dist
 
+    from cosmos_distill.parallel import groups, waiting
+
+    waiting.until_all_come(groups.world_group())
     found = torch.tensor(float(flag))
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return bool(found)
@@ -164,6 +168,9 @@ def finish() -> None:
         return
     import torch.distributed as dist
 
+    from cosmos_distill.parallel import groups, waiting
+
+    waiting.until_all_come(groups.world_group())
     dist.barrier()
     while _watcher:
         _watcher.pop().end()
@@ -230,11 +237,12 @@ def scatter(values: Sequence[T] | None) -> Any:
         return values[0]
     import torch.distributed as dist
 
-    from cosmos_distill.parallel import groups
+    from cosmos_distill.parallel import groups, waiting
 
     if groups.model_group().rank() != 0:
         return None
     group = groups.data_group()
+    waiting.until_first_is_done(group)
     given = None if values is None else [*values, *[None] * (group.size() - len(values))]
     box: list[Any] = [None]
     dist.scatter_object_list(box, given, src=0, group=group)
@@ -247,11 +255,12 @@ def gather(value: T) -> Sequence[T] | None:
         return [value]
     import torch.distributed as dist
 
-    from cosmos_distill.parallel import groups
+    from cosmos_distill.parallel import groups, waiting
 
     if groups.model_group().rank() != 0:
         return None
     group = groups.data_group()
+    waiting.until_all_come(group)
     found: list[Any] | None = [None] * group.size() if is_main() else None
     dist.gather_object(value, found, dst=0, group=group)
     return found

@@ -1,7 +1,7 @@
 """Work of several ranks that succeeds on all of them or fails on all of them.
 
-Where a rank fails alone, the others wait for it in their next collective until that gives up. Torch-free
-until there are several ranks.
+Where a rank fails alone, the others wait for it in their next collective until that gives up. While it works,
+nothing does (:mod:`cosmos_distill.parallel.waiting`). Torch-free until there are several ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from cosmos_distill.parallel import waiting
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -90,6 +92,7 @@ def on_rank_zero(work: Callable[[], T], group: dist.ProcessGroup | None = None) 
 
     mine, error = _try(work) if ranks.rank() == 0 else (None, None)
     box = [mine]
+    waiting.until_first_is_done(ranks)
     dist.broadcast_object_list(box, src=dist.get_global_rank(ranks, 0), group=ranks)
     return _agreed(box, {ranks.rank(): error})[0]
 
@@ -110,6 +113,7 @@ def all_gather(work: Callable[[], T], group: dist.ProcessGroup | None = None) ->
 
     mine, error = _try(work)
     found: list[_Outcome[T] | None] = [None] * ranks.size()
+    waiting.until_all_come(ranks)
     dist.all_gather_object(found, mine, group=ranks)
     return _agreed(found, {ranks.rank(): error})
 
