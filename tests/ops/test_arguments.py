@@ -257,6 +257,8 @@ KINDS: dict[str, list[Any]] = {
     "VSDForm": [None, "dmd2"],
     "Preconditioned | None": ["a", (LATENT, z(2), z(2))],
     "Angles | None": [5, "thw"],
+    "Window": ["a", 1.5, True, -1, (1,), (1, 2, 3), (0.5, 1)],
+    "Lengths": [5, "ab", LATENT, [0, 6]],
     "torch.dtype | None": ["float32", torch.int8, 3],
 }
 """Values that no argument of a type takes, by how it is annotated; a literal takes :data:`WORDS` of none."""

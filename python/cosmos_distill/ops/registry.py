@@ -56,6 +56,10 @@ class Backend:
     """Further devices, for tests: served where the backend was asked for by name."""
     hint: str = ""
     """Said where it was asked to serve the CPU."""
+    plain: bool = True
+    """Whether it serves calls that want nothing in particular, too, without being asked for by name."""
+    has: tuple[str, ...] = ()
+    """Of what not every backend of an operator has, in words: that which this one does."""
 
     def refuses(
         self,
@@ -63,7 +67,7 @@ class Backend:
         gpu: tuple[int, int] | None,
         dtype: torch.dtype | None,
         head: int,
-        wanted: str,
+        wanted: tuple[str, ...],
         asked: bool,
     ) -> str | None:
         """Why tensors of this kind cannot be served, or None; ``gpu`` is a GPU's compute capability."""
@@ -81,8 +85,10 @@ class Backend:
         if self.dtypes is not None and dtype not in self.dtypes:
             names = ", ".join(str(d) for d in self.dtypes)
             return f"it serves {names}, not {'mixed dtypes' if dtype is None else dtype}"
-        if wanted and self is not REFERENCE:
-            return f"it has no {wanted}"
+        if self.name != REFERENCE.name and (lacks := next((w for w in wanted if w not in self.has), None)):
+            return f"it has no {lacks}"
+        if not (self.plain or wanted or asked):
+            return "it serves calls with masks, windows or soft caps"
         return self.too_small_for(head)
 
     def too_small_for(self, head: int) -> str | None:
@@ -112,7 +118,9 @@ SDPA = Backend("sdpa")
 """torch's own scaled_dot_product_attention."""
 TILED = Backend("tiled", dtypes=NARROW)
 """Plain torch, a piece of the work at a time: where the reference would not fit into memory."""
-NAMES = tuple(sorted(one.name for one in (REFERENCE, CPU, CUDA, TRITON, SDPA, TILED)))
+FLEX = Backend("flex", ("cuda",), NARROW, emulated=("cpu",), plain=False)
+"""torch's flex_attention, compiled; on a CPU, for tests, as plain torch without gradient."""
+NAMES = tuple(sorted(one.name for one in (REFERENCE, CPU, CUDA, TRITON, SDPA, TILED, FLEX)))
 
 OPERATORS: dict[str, tuple[str, tuple[Backend, ...]]] = {}
 """Operator -> its folder, and its backends, the preferred one first: of the folders that are imported."""
@@ -125,7 +133,7 @@ def serve(folder: str, **operators: tuple[Backend, ...]) -> None:
 
 
 # Looking a backend up must cost next to nothing: small networks call thousands of operators a second.
-_picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, str], str] = {}
+_picked: dict[tuple[str, str | None, torch.device, torch.dtype | None, int, tuple[str, ...]], str] = {}
 _said: set[tuple[str, str]] = set()
 
 
@@ -134,7 +142,7 @@ def pick(
     asked: str | None,
     *tensors: Tensor,
     head: int = 0,
-    wanted: str = "",
+    wanted: tuple[str, ...] = (),
     mixed: bool = False,
 ) -> str:
     """The name of the backend to run ``operator`` on these tensors, all on the device of the first.
@@ -144,7 +152,8 @@ def pick(
         asked: names of backends, or None.
         tensors: what the kernels read.
         head: channels of a head, where there are heads.
-        wanted: in words, what only the reference can do, or nothing.
+        wanted: in words, what is asked of a backend that not every one has (:attr:`Backend.has`); the
+            reference has all.
         mixed: results are of dtypes that no kernel has for these tensors.
 
     Raises:
@@ -188,7 +197,7 @@ def _pick_while_tracing(
     device: torch.device,
     dtype: torch.dtype | None,
     head: int,
-    wanted: str,
+    wanted: tuple[str, ...],
 ) -> str:
     introduce_to_dtensor()
     return _choose(operator, asked or os.environ.get(VARIABLE) or None, device, dtype, head, wanted)
@@ -228,7 +237,12 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def _choose(
-    operator: str, asked: str | None, on: torch.device, dtype: torch.dtype | None, head: int, wanted: str = ""
+    operator: str,
+    asked: str | None,
+    on: torch.device,
+    dtype: torch.dtype | None,
+    head: int,
+    wanted: tuple[str, ...] = (),
 ) -> str:
     if operator not in OPERATORS:  # its folder has not been imported yet
         import_every_operator()
@@ -252,8 +266,9 @@ def _choose(
                 return candidate.name
         elif reason == candidate.too_small_for(head):
             large = True
-        # Only a backend meant for this device is worth mentioning.
-        if asked is not None or candidate.devices is None or device in candidate.devices:
+        # Only a backend meant for this device and call is worth mentioning.
+        meant = candidate.plain or bool(wanted)
+        if asked is not None or (meant and (candidate.devices is None or device in candidate.devices)):
             reasons.append(f"{candidate.name}: {reason}")
     raise (HeadTooLarge if large else BackendUnavailable)(
         f"{operator} has no backend {asked!r} for these tensors. " + ". ".join(reasons) + ". "

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.gpu import emulated
 from cosmos_distill.ops import registry
+from cosmos_distill.ops.library import import_every_operator
 from tests import lanes
 
 
@@ -22,6 +23,7 @@ def emulator() -> None:
 @pytest.fixture(scope="module")
 def emulated_cuda() -> Iterator[ModuleType]:
     """The compiled functions; meanwhile the operators run them on CPU tensors for ``backend="cuda"``."""
+    import_every_operator()  # which of them are known yet depends on what ran before
     functions = emulated.module()
     with emulated.installed(functions) as monkeypatch:
         monkeypatch.setattr(registry, "_picked", {})

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, full (not causal), between sequences of any two lengths."""
+"""Scaled dot-product attention between sequences of any two lengths, with masks and without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .. import registry
 from ..checks import beside, flag, floating, like, number, typed
+from ..library import kernels
 from . import fused, reference, sdpa
+from .form import PLAIN, Form, Lengths, Window, checked
 from .merge import merge_attention
 
 __all__ = ["attention", "attention_backward", "merge_attention"]
@@ -19,15 +21,20 @@ __all__ = ["attention", "attention_backward", "merge_attention"]
 # Tensor cores multiply narrow numbers only. A head's rows stay in registers.
 _CUDA = replace(registry.CUDA, dtypes=(torch.bfloat16, torch.float16), largest_head=128)
 _TRITON = replace(registry.TRITON, largest_head=128)
+_TORCH = ("mask", "causal mask", "window", "packed sequences")
+_SDPA = replace(registry.SDPA, has=_TORCH)
+_FLEX = replace(registry.FLEX, has=("causal mask", "window", "soft cap", "packed sequences"))
+_TILED = replace(registry.TILED, has=(*_TORCH, "soft cap", "gradient of a mask"))
 registry.serve(
     "attn",
     # torch's own flash attention comes first: none of these kernels has been timed against it on a GPU.
-    attention=(registry.SDPA, _TRITON, _CUDA, registry.REFERENCE),
+    attention=(_SDPA, _TRITON, _CUDA, _FLEX, _TILED, registry.REFERENCE),
     attention_lse=(
         _TRITON,
         _CUDA,
         replace(registry.SDPA, devices=("cpu",), dtypes=registry.NARROW),
-        registry.TILED,
+        _FLEX,
+        _TILED,
         registry.REFERENCE,
     ),
 )
@@ -39,6 +46,11 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    window: Window = None,
+    softcap: float | None = None,
+    cu_seqlens: Lengths = None,
     scale: float | None = None,
     return_lse: Literal[False] = False,
     backend: str | None = None,
@@ -49,6 +61,11 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    window: Window = None,
+    softcap: float | None = None,
+    cu_seqlens: Lengths = None,
     scale: float | None = None,
     return_lse: Literal[True],
     backend: str | None = None,
@@ -58,6 +75,11 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    window: Window = None,
+    softcap: float | None = None,
+    cu_seqlens: Lengths = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -69,30 +91,48 @@ def attention(
 
     Args:
         q: [B, Sq, H, D].
-        k: [B, Sk, H, D].
-        v: [B, Sk, H, D].
+        k: [B, Sk, H', D]; H is a multiple of H', and so many heads of q in a row share one of k and v
+            (grouped queries, arXiv 2305.13245).
+        v: [B, Sk, H', D].
+        mask: bool, True where a query attends to a key, or floating-point numbers that are added to the
+            scaled scores; of 2 to 4 axes that broadcast to [B, H, Sq, Sk].
+        causal: queries attend to no key behind them, the last query to all: both are aligned at their ends,
+            as in flash-attn (torch aligns them at their beginnings; the same where there are as many).
+        window: how many keys before and behind its own place a query attends to, (before, behind), None for
+            no limit; a number is both.
+        softcap: c > 0 makes a scaled score s into c tanh(s / c), before masks (Gemma 2, arXiv 2408.00118).
+        cu_seqlens: packed sequences: where each starts and the last ends, int32 or int64 [sequences + 1] from
+            0 to S, one for q and k or (of q, of k); B is 1. Attention, causal and window are those of each
+            sequence by itself. Not together with a mask. Looked at on the CPU only.
         scale: factor on the scores; None is 1 / sqrt(D).
-        return_lse: also return the log-sum-exp of the scaled scores, with which partial results over
-            disjoint keys can be merged (:func:`merge_attention`).
+        return_lse: also return the log-sum-exp of the scores as the softmax has them, with which partial
+            results over disjoint keys can be merged (:func:`merge_attention`).
         backend: ``sdpa`` (with log-sum-exp: on the CPU only), ``reference``, or what else
             :mod:`cosmos_distill.ops.registry` lists. With log-sum-exp, heads too large for every kernel
             (above 128 channels on a GPU) are served by ``tiled``, which holds the scores of some queries at a
-            time.
+            time; so is, where neither torch's kernels nor flex_attention (``flex``, on GPUs) have it, a soft
+            cap, a mask with log-sum-exp, and the gradient of a mask.
 
     Returns:
-        [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64).
+        [B, Sq, H, D] in q's dtype; with return_lse, (that, [B, H, Sq] in fp32, fp64 for fp64). A query that
+        attends to nothing gets zeros, and -inf.
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit; the message names the argument.
-        BackendUnavailable: the backend asked for cannot serve this call.
+        BackendUnavailable: the backend asked for cannot serve this call; the message says what it lacks.
     """
-    _check(q, k, v)
+    _check(q, k, v, grouped=True)
+    form = PLAIN
+    if mask is not None or causal or window is not None or softcap is not None or cu_seqlens is not None:
+        form = checked(q, k, mask, causal, window, softcap, cu_seqlens)
+    elif causal is not False:
+        flag("causal", causal)
     device = q.device.type
     if _autocasts(device):
         q, k, v = (_autocast(x, torch.get_autocast_dtype(device)) for x in (q, k, v))
         with torch.autocast(device, enabled=False):
-            return _attention(q, k, v, scale, return_lse, backend)
-    return _attention(q, k, v, scale, return_lse, backend)
+            return _attention(q, k, v, scale, form, return_lse, backend)
+    return _attention(q, k, v, scale, form, return_lse, backend)
 
 
 def _autocasts(device: str) -> bool:
@@ -103,13 +143,14 @@ def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(dtype)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, grouped: bool = False) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         floating(name, x)
         if x.dim() != 4 or x.shape[-1] == 0:
             raise ValueError(f"{name} must be [B, S, H, D] with D > 0, not {tuple(x.shape)}")
         beside(name, x, "q", q)
-    if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
+    shared = grouped and k.shape[2] and q.shape[2] % k.shape[2] == 0
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3] or not (shared or k.shape[2] == q.shape[2]):
         raise ValueError(
             f"k must be [{q.shape[0]}, Sk, {q.shape[2]}, {q.shape[3]}] like q, not {list(k.shape)}"
         )
@@ -125,19 +166,23 @@ def _scale(scale: float | None, q: Tensor) -> float:
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, backend: str | None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, form: Form, return_lse: bool, backend: str | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     typed("k", k, q.dtype)
     typed("v", v, q.dtype)
     flag("return_lse", return_lse)
     scale = _scale(scale, q)
     operator = "attention_lse" if return_lse else "attention"
-    chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1])
+    wanted = () if form.plain else form.wanted
+    chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1], wanted=wanted)
     if chosen == "sdpa" and not return_lse:
-        return sdpa.attention_only(q, k, v, scale)
+        return sdpa.attention_only(q, k, v, scale, form)
     if chosen == "reference":
-        out, lse = reference.attention_lse(q, k, v, scale)
+        out, lse = reference.attention_lse(q, k, v, scale, form)
+    elif chosen == "flex" or wanted:
+        out, lse = kernels("attn", chosen).attention_with_form(q, k, v, scale, form)
     else:
+        k, v = (reference.grouped(x, q.shape[2]) for x in (k, v))
         out, lse = fused.attention(q, k, v, scale, chosen)
     return (out, lse) if return_lse else out
 

@@ -7,6 +7,8 @@ Where the log-sum-exp is wanted, torch's flash attention for the CPU, which has 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,8 @@ from torch import Tensor
 from ..elements import nothing
 from ..library import is_wanted
 from ..strides import dense
+from .form import PLAIN, Form
+from .reference import grouped
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -43,10 +47,56 @@ def _are_few(keys: int | torch.SymInt) -> bool:
     return 0 < keys < _LANES
 
 
-def attention_only(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attention_only(q: Tensor, k: Tensor, v: Tensor, scale: float, form: Form = PLAIN) -> Tensor:
     """Output [B, Sq, H, D], on every device, without log-sum-exp; differentiated by torch."""
+    if form.packed is not None and not torch.compiler.is_compiling():
+        return _of_each(q, k, v, scale, form)
+    groups: dict[str, Any] = {}
+    if k.shape[2] != q.shape[2]:
+        if q.device.type == "cuda":
+            groups["enable_gqa"] = True
+        else:
+            k, v = grouped(k, q.shape[2]), grouped(v, q.shape[2])
     tensors, mask = _arguments(q, k, v)
-    return F.scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale).transpose(1, 2)
+    causal = False
+    if not form.plain:
+        # torch aligns queries and keys at their beginnings.
+        causal = form.mask is None and form.left is None and form.right == 0 and q.shape[1] == k.shape[1]
+        causal = causal and form.packed is None and mask is None
+        if not causal:
+            mask = _mask(q, k, form, tensors[1].shape[2])
+    out = F.scaled_dot_product_attention(*tensors, attn_mask=mask, is_causal=causal, scale=scale, **groups)
+    return out.transpose(1, 2)
+
+
+def _mask(q: Tensor, k: Tensor, form: Form, length: int) -> Tensor | None:
+    """The form as one mask for so many keys, of which the last may be no real ones."""
+    keys = k.shape[1]
+    allowed = form.allowed(0, q.shape[1], q.shape[1], keys, q.device)
+    mask = form.mask
+    if mask is None or mask.dtype == torch.bool:
+        if mask is not None:
+            allowed = mask if allowed is None else mask & allowed
+        if allowed is None or length == keys:
+            return allowed
+        allowed = allowed.expand(*allowed.shape[:-1], keys)
+        return F.pad(allowed, (0, length - keys), value=False)
+    mask = mask.to(q.dtype)
+    if allowed is not None:
+        mask = mask.masked_fill(~allowed, -math.inf)
+    if length == keys:
+        return mask
+    return F.pad(mask.expand(*mask.shape[:-1], keys), (0, length - keys), value=-math.inf)
+
+
+def _of_each(q: Tensor, k: Tensor, v: Tensor, scale: float, form: Form) -> Tensor:
+    """Every packed sequence by itself: no score between two of them exists."""
+    assert form.packed is not None
+    lengths = [starts.diff().tolist() for starts in form.packed]
+    alone = replace(form, packed=None)
+    parts = (x.split(n, dim=1) for x, n in zip((q, k, v), (*lengths, lengths[1]), strict=True))
+    each = zip(*parts, strict=True)
+    return torch.cat([attention_only(a, b, c, scale, alone) for a, b, c in each], dim=1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

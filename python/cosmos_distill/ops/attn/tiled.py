@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..library import is_wanted
 from ..strides import new_like
 from . import reference
+from .form import Form
 from .fused import lse_like, results_like
 
 BYTES = 256 << 20
@@ -61,3 +63,19 @@ def attention_backward(
         for whole, part in zip(sums, parts, strict=True):
             whole += part
     return dq, dk.copy_(sums[0]), dv.copy_(sums[1])
+
+
+def attention_with_form(q: Tensor, k: Tensor, v: Tensor, scale: float, form: Form) -> tuple[Tensor, Tensor]:
+    """The same with masks and whatever else a :class:`.form.Form` has, differentiated by torch: the scores of
+    a piece are computed anew for its gradient."""
+
+    def one(piece: slice) -> tuple[Tensor, Tensor]:
+        return reference.attention_lse(q[:, piece], k, v, scale, form, piece.start, q.shape[1])
+
+    pieces = list(_pieces(q, k)) or [slice(0, 0)]
+    if len(pieces) == 1:
+        return one(pieces[0])
+    learned = torch.is_grad_enabled()
+    parts = [checkpoint(one, piece, use_reentrant=False) if learned else one(piece) for piece in pieces]
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat(outs, dim=1), torch.cat(lses, dim=2)

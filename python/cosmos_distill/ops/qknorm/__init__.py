@@ -163,7 +163,7 @@ def qk_norm_rope(
     tables = (cos, sin, *(angles or ()))
     # Reentrant checkpointing first runs without gradients, and may get another backend then.
     learned = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables)
-    wanted = "gradient of rotary tables" if learned else ""
+    wanted = ("gradient of rotary tables",) if learned else ()
     chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted)
     if chosen == "reference":
         if angles is not None:
