@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from cosmos_distill import diffusion, methods, models
 from cosmos_distill.data.batch import Batch
-from cosmos_distill.methods.base import Networks
+from cosmos_distill.launch.cost import Activations, count_step
+from cosmos_distill.methods.base import Method, Networks
 from cosmos_distill.parallel import data, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.parallel.agreement import is_rank_zero
 from cosmos_distill.train import loop
 from cosmos_distill.train.checkpoint import Piece, whole
 from cosmos_distill.train.optim import RoleOptimizer, network_pieces
 from cosmos_distill.train.state import TrainState
+from tests.launch.measuring import held
 from tests.parallel.layout_plants import PLANTS
 from tests.parallel.layouts import EVERY_CASE, SEED, Case, Clips, Layout
 
@@ -46,6 +48,8 @@ class Record:
 
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    held: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Phase -> bytes that a micro-batch keeps for its backward pass, and the most that it has at once."""
 
     def add(self, key: str, pieces: Mapping[str, Piece]) -> None:
         """Note ``pieces`` under ``<key> <name>``."""
@@ -61,17 +65,17 @@ class Record:
             of_type.setdefault(str(value.dtype), []).append(value.flatten())
             about.append((key, shape, offsets, tuple(value.shape), str(value.dtype)))
         flat = {name: torch.cat(values) for name, values in of_type.items()}
-        torch.save((json.dumps(about), flat, self.seconds), path)
+        torch.save((json.dumps(about), flat, self.seconds, self.held), path)
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        about, flat, seconds = torch.load(path, weights_only=True)
+        about, flat, seconds, memory = torch.load(path, weights_only=True)
         entries, begin = [], dict.fromkeys(flat, 0)
         for key, shape, offsets, size, name in json.loads(about):
             first, count = begin[name], prod(size)
             begin[name] += count
             entries.append((key, tuple(shape), tuple(offsets), flat[name][first : first + count].view(size)))
-        return cls(entries, seconds)
+        return cls(entries, seconds, memory)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Variation:
     """In fp64, which says how much of a difference is rounding."""
     plant: str | None = None
     """A mistake of :data:`~tests.parallel.layout_plants.PLANTS`."""
+    memory: bool = False
+    """Instead of training, look what a micro-batch of each phase holds."""
 
 
 def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: Path) -> dict[str, Record]:
@@ -94,7 +100,8 @@ def record(layout: Layout, cases: Sequence[str], variation: Variation, folder: P
         found = {}
         for case in cases:
             try:
-                found[case] = run(layout, case, variation, folder / case)
+                work = measure if variation.memory else run
+                found[case] = work(layout, case, variation, folder / case)
             except Exception as error:
                 error.add_note(f"in the case {case}")
                 raise
@@ -118,6 +125,47 @@ def run(layout: Layout, case_name: str, variation: Variation, folder: Path) -> R
         record.add("end/weight/published", published)
     record.seconds = time.monotonic() - started
     return record
+
+
+def measure(layout: Layout, case_name: str, variation: Variation, folder: Path) -> Record:
+    """What the first micro-batch of a student's and of a critics' step holds on this rank."""
+    case = EVERY_CASE[case_name]
+    made = methods.build(
+        case.method,
+        networks(case, layout, variation.seed, torch.float32),
+        diffusion.build_schedule(case.schedule),
+    )
+    batch = case.source.batch(0, together(case, layout))
+    found = {step: held(made, batch, step) for step in steps(made)}
+    return Record(held={made.phase(step)[0]: (of.kept, of.peak) for step, of in found.items()})
+
+
+def counted(layout: Layout, case_name: str) -> dict[str, Activations]:
+    """The same as :func:`measure`, counted on meta tensors in this process."""
+    case = EVERY_CASE[case_name]
+
+    def make(role: str) -> nn.Module:
+        network = models.build(case.network, device="meta", seed=None)
+        network.activation_checkpointing = layout.recompute
+        network.micro_batch = layout.micro_batch
+        return network
+
+    device = torch.device("meta")
+    with groups.imagined(layout.parallel, data=layout.data, device=device):
+        made = methods.build(case.method, make, diffusion.build_schedule(case.schedule))
+        batch = case.source.batch(0, together(case, layout)).to(device)
+        return {made.phase(s)[0]: count_step(made, batch, s).activations for s in steps(made)}
+
+
+def together(case: Case, layout: Layout) -> int:
+    """Samples that a network is given at once: a pipeline cuts them itself."""
+    share = case.trainer(layout).global_batch // layout.data
+    return share if layout.parallel.pipeline > 1 else layout.micro_batch
+
+
+def steps(method: Method) -> list[int]:
+    """The first of each phase."""
+    return [0, 1] if len(method.trainable) > 1 else [0]
 
 
 @contextmanager

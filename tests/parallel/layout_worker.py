@@ -170,7 +170,12 @@ class Server:
 
     def answer(self, layout: str | None, cases: list[str], **variation: Any) -> dict[str, Any]:
         """Of every case: ``worst`` {<phase>/<kind>: [difference, of what]}, ``copies`` that are not equal on
-        all ranks, how far weights ``moved`` and the ``seconds`` it took."""
+        all ranks, how far weights ``moved`` and the ``seconds`` it took; if only ``memory`` is looked at,
+        what each rank ``held``."""
+        if variation.get("memory"):
+            assert layout is not None
+            ranks = run_ranks(LAYOUTS[layout], cases, Variation(**variation))
+            return {case: {"held": [rank[case].held for rank in ranks]} for case in cases}
         for case in cases:
             self.reference(case)
         ranks = run_ranks(ONE if layout is None else LAYOUTS[layout], cases, Variation(**variation))

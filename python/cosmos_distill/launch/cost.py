@@ -1,8 +1,10 @@
 """What a training step costs, counted by running it: the real method over the real networks at their real
-size, on the meta device, where nothing is computed.
+size, on the meta device, where nothing is computed, as one rank of whatever layout is in force
+(:func:`cosmos_distill.parallel.groups.imagined`).
 
-Counted are floating point operations by role, phase and kind, and the bytes that all else reads and writes.
-Operators of this package count as what they are on a GPU, one kernel each.
+Counted are floating point operations by role, phase and kind, the bytes that all else reads and writes, what
+is sent to other ranks, and the activations that are held. Operators of this package count as what they are on
+a GPU, one kernel each.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from cosmos_distill.data.batch import Batch
+from cosmos_distill.launch.live import Live
+from cosmos_distill.launch.sent import sent
 from cosmos_distill.methods.base import Method
 from cosmos_distill.models.common.blocks import Block
 from cosmos_distill.ops import registry
@@ -63,14 +67,30 @@ class Amount(NamedTuple):
 
 
 @dataclass
+class Activations:
+    """Bytes that a step holds beside weights, gradients and optimiser."""
+
+    kept: int = 0
+    """From the forward passes to the backward one, beside the batch."""
+    peak: int = 0
+    """At the moment of most, the batch among them."""
+    peak_with_gradients: int = 0
+    """At the moment of most together with gradients that this step is the first to make, in fp32."""
+
+
+@dataclass
 class Count:
-    """Everything that one step of one sample does."""
+    """Everything that one step of a micro-batch does."""
 
     work: dict[Key, Amount] = field(default_factory=lambda: defaultdict(Amount))
     passes: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """(role, with a graph) -> calls of its network."""
     blocks: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """(role, with a graph) -> blocks that these calls ran through, control blocks included."""
+    sent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Ranks that share something (``tensor``, ``context``, ``pipeline``, ...) -> bytes that each of them
+    sends to the others."""
+    activations: Activations = field(default_factory=Activations)
 
     def total(self, kind: Kind | None = None, phase: Phase | None = None, role: str | None = None) -> Amount:
         """The sum over all keys that fit."""
@@ -82,10 +102,15 @@ class Count:
         return sum(fitting, Amount())
 
     def __add__(self, other: Count) -> Count:
+        """One after the other; of activations the most of either."""
         found = Count(passes=self.passes + other.passes, blocks=self.blocks + other.blocks)
         for one in (self, other):
             for key, amount in one.work.items():
                 found.work[key] += amount
+            for group, count in one.sent.items():
+                found.sent[group] += count
+            for name, count in vars(one.activations).items():
+                setattr(found.activations, name, max(count, getattr(found.activations, name)))
         return found
 
     def times(self, factor: float) -> Count:
@@ -96,26 +121,85 @@ class Count:
         )
         for key, amount in self.work.items():
             found.work[key] = amount.times(factor)
+        for group, count in self.sent.items():
+            found.sent[group] = count * factor
+        found.activations = self.activations
         return found
 
 
-class _Counting(TorchDispatchMode):
-    """Adds what every operation costs to a :class:`Count`; ``roles`` says whose it is."""
+class Step:
+    """A step that is being counted: how far, and by whom.
 
-    def __init__(self, count: Count, roles: _Roles) -> None:
+    Attributes:
+        count: what it did so far.
+        live: what it holds now.
+    """
+
+    def __init__(self, roles: Mapping[str, nn.Module]) -> None:
+        self.count, self.live = Count(), Live()
+        self._roles = _Roles(roles, self)
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether a backward pass is going on."""
+        return _in_backward()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within, everything counts."""
+        with registry.insisting("triton,reference"), self._roles.watched(), _Counting(self):
+            yield
+
+    @contextmanager
+    def aside(self) -> Iterator[Live]:
+        """Within, nothing enters the count, but one of its own."""
+        before = self.count, self.live
+        self.count, self.live = Count(), Live(self.live)
+        try:
+            yield self.live
+        finally:
+            self.count, self.live = before
+
+    def done(self, phase: Phase, kind: Kind, amount: Amount) -> None:
+        """Put work down to whoever is at work."""
+        role, graph = self._roles.current()
+        self.count.work[Key(role, phase, kind, graph)] += amount
+
+    def done_bytes(self, amount: float) -> None:
+        """The same of bytes that are read and written now."""
+        self.done(self.phase(), "memory", Amount(0.0, amount))
+
+    def ran_block(self) -> None:
+        """Put a block down to whose it is."""
+        if not _in_backward():
+            self.count.blocks[self._roles.current()[0], torch.is_grad_enabled()] += 1
+
+    def phase(self) -> Phase:
+        """That of an operation now."""
+        return self._roles.phase()
+
+
+class _Counting(TorchDispatchMode):
+    """Adds what every operation costs."""
+
+    def __init__(self, step: Step) -> None:
         super().__init__()
-        self._count, self._roles = count, roles
+        self._step = step
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        step = self._step
+        step.live.see(out)
+        if func.namespace == "c10d":
+            group, size = sent(func, args)
+            step.count.sent[group] += size
+            return out
         kind, amount = _cost(func, args, kwargs, out)
         if amount.flops or amount.bytes:
-            phase = self._roles.phase()
-            role, graph = self._roles.current()
-            self._count.work[Key(role, phase, kind, graph)] += amount
+            step.done(step.phase(), kind, amount)
         return out
 
 
@@ -153,8 +237,8 @@ def _stored(tensor: Tensor) -> int:
 class _Roles:
     """Whose network is at work: forward by its calls, backward since the gradient reached its output."""
 
-    def __init__(self, roles: Mapping[str, nn.Module], count: Count) -> None:
-        self._roles, self._count = roles, count
+    def __init__(self, roles: Mapping[str, nn.Module], step: Step) -> None:
+        self._roles, self._step = roles, step
         self._stack: list[tuple[str, bool]] = []
         self._backward = OUTSIDE
         self._again = 0
@@ -183,7 +267,7 @@ class _Roles:
     def _hooks(self, role: str, network: nn.Module) -> Iterator[Any]:
         def enter(module: nn.Module, args: Any) -> None:
             self._stack.append((role, torch.is_grad_enabled()))
-            self._count.passes[role, torch.is_grad_enabled()] += 1
+            self._step.count.passes[role, torch.is_grad_enabled()] += 1
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
             self._stack.pop()
@@ -195,7 +279,7 @@ class _Roles:
             if _in_backward():
                 self._again += 1
             else:
-                self._count.blocks[role, torch.is_grad_enabled()] += 1
+                self._step.ran_block()
 
         def after_block(module: nn.Module, args: Any, out: Any) -> None:
             if _in_backward():
@@ -218,10 +302,10 @@ def _in_backward() -> bool:
 
 
 class FixedSteps(Noise):
-    """Noise under which a student's samples take a given number of evaluations."""
+    """Noise of ``samples`` under which those of the student take ``n`` evaluations."""
 
-    def __init__(self, n: int) -> None:
-        super().__init__(0, 0, 0, 1)
+    def __init__(self, n: int, samples: int = 1) -> None:
+        super().__init__(0, 0, 0, samples)
         self._n = n
 
     def integer_of_step(self, name: str, low: int, high: int) -> int:
@@ -229,20 +313,49 @@ class FixedSteps(Noise):
         return min(max(self._n, low), high - 1)
 
 
-def count_step(method: Method, batch: Batch, step: int, n: int = 1) -> Count:
-    """One optimiser step of one sample, losses and their gradients, without the optimiser.
+def count_step(method: Method, batch: Batch, step: int, n: int = 1, *, every_block: bool = False) -> Count:
+    """One optimiser step of one micro-batch, losses and their gradients, without the optimiser.
 
     Args:
         method: Over networks on the meta device.
         batch: Of the size to count, on the meta device; its random numbers are drawn on the CPU.
         step: Which decides whose phase it is.
         n: Evaluations that the student's samples take.
+        every_block: Run every block, in place of one of each kind (:mod:`cosmos_distill.launch.repeated`).
     """
-    count = Count()
-    roles = _Roles(method.roles, count)
-    with registry.insisting("triton,reference"), roles.watched(), _Counting(count, roles):
-        losses = method.losses(batch, step, FixedSteps(n))
+    from cosmos_distill.launch.repeated import repeated
+
+    counted = Step(method.roles)
+    live, networks = counted.live, list(method.roles.values())
+    for network in networks:
+        live.leave_out([*network.parameters(), *network.buffers()])
+    live.see(list(batch.tensors().values()))
+    live.begin()
+    batch_alone = live.now
+    method.enable_gradients(method.phase(step))
+    with ExitStack() as stack:
+        for network in networks:
+            for handle in taken_away(network, live):
+                stack.callback(handle.remove)
+        if not every_block:
+            stack.enter_context(repeated(networks, counted))
+        stack.enter_context(counted.watched())
+        losses = method.losses(batch, step, FixedSteps(n, batch.latents.shape[0]))
+        counted.count.activations.kept = live.now - batch_alone
         losses["total"].sum().backward()
-    for network in method.roles.values():
-        network.zero_grad(set_to_none=True)
-    return count
+    held = counted.count.activations
+    held.peak, held.peak_with_gradients = live.peak, live.peak_beside
+    return counted.count
+
+
+def taken_away(network: nn.Module, live: Live) -> Iterator[Any]:
+    """Put hooks on a network that take gradients away as soon as they are there: a rank keeps its share of
+    them, in fp32, and that depends on how data-parallel ranks share the work."""
+
+    def take(parameter: Tensor) -> None:
+        parameter.grad = None
+        live.gradient(parameter)
+
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            yield parameter.register_post_accumulate_grad_hook(take)

@@ -92,15 +92,16 @@ class Update:
         return gpu.seconds(self.work) + gpu.streamed(self.optimizer_bytes)
 
 
-def clip(config: DiTConfig, latent: tuple[int, int, int, int]) -> Batch:
-    """A clip on the meta device with everything that such a network is told.
+def clip(config: DiTConfig, latent: tuple[int, int, int, int], samples: int = 1) -> Batch:
+    """Clips on the meta device with everything that such a network is told.
 
     Args:
         latent: (channels, frames, height, width).
+        samples: how many.
     """
 
     def of(*shape: int) -> torch.Tensor:
-        return torch.empty(1, *shape, device="meta")
+        return torch.empty(samples, *shape, device="meta")
 
     text = of(config.text_tokens, config.text_channels)
     hint = of(latent[0] * config.controls, *latent[1:]) if config.controls else None

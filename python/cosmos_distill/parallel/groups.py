@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _layout: Parallel | None = None
 _model_group: dist.ProcessGroup | None = None
 _background_group: dist.ProcessGroup | None = None
+_background_backend = "gloo"
 
 
 def connect(timeout: timedelta | None = None, *, alone: bool = False) -> None:
@@ -86,14 +87,66 @@ def initialize(parallel: Parallel | None = None, *, timeout: timedelta | None = 
 
     megatron.set_up(layout)
     _layout = layout
-    by_sample: list[list[int]] = [[] for _ in range(data_size())]
-    mine: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(mine, data_rank())
-    for rank, sample in enumerate(mine):
-        by_sample[sample].append(rank)
-    _model_group, _ = dist.new_subgroups_by_enumeration(by_sample, backend=dist.get_backend_config())
-    _background_group = dist.new_group(backend="gloo")
+    _model_group, _ = dist.new_subgroups_by_enumeration(
+        _model_groups(layout, dist.get_world_size()), backend=dist.get_backend_config()
+    )
+    _background_group = dist.new_group(backend=_background_backend)
     return layout
+
+
+def _model_groups(layout: Parallel, world: int) -> list[list[int]]:
+    """Ranks of each model group. Megatron numbers ranks tensor first, then context, data and pipeline."""
+    inner, data = layout.tensor * layout.context, world // layout.model
+    found = [[rank for rank in range(world) if rank // inner % data == n] for n in range(data)]
+    assert dist.get_rank() in found[data_rank()], "Megatron numbers ranks in another order"
+    return found
+
+
+def leave() -> None:
+    """Forget the layout and its groups, Megatron's with them, and end the process group, so that another can
+    be chosen. Layers keep the groups that they were made with, and those of several ranks are of no use."""
+    global _layout, _model_group, _background_group
+    if "cosmos_distill.parallel.megatron" in sys.modules:
+        from cosmos_distill.parallel.megatron import parallel_state
+
+        parallel_state.destroy_model_parallel()
+    _layout = _model_group = _background_group = None
+    dist.destroy_process_group()
+
+
+@contextmanager
+def imagined(parallel: Parallel, *, data: int = 1, device: torch.device) -> Iterator[None]:
+    """Inside the block this process is rank 0 of ``data`` copies of a layout whose other ranks do not exist:
+    what is sent to them goes nowhere, and what comes from them has its size and no meaning.
+
+    For counting what a rank does and holds, on the meta device above all. A world of one that there is
+    already is left, and another one found when it is asked for again; its layers go on working.
+
+    Args:
+        device: where Megatron allocates what belongs on a GPU.
+
+    Raises:
+        RuntimeError: this process is one of several ranks.
+    """
+    global _background_backend
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend "fake"
+
+    from cosmos_distill.parallel import cpu, megatron  # noqa: F401
+
+    if dist.is_initialized():
+        if dist.get_world_size() > 1:
+            raise RuntimeError("a rank among others cannot imagine others: count before they are connected")
+        leave()
+    everywhere = f"cpu:fake,{device.type}:fake" if device.type != "cpu" else "cpu:fake"
+    before, _background_backend = _background_backend, everywhere
+    dist.init_process_group(everywhere, store=FakeStore(), rank=0, world_size=parallel.model * data)
+    try:
+        with cpu.in_place_of_cuda(device):
+            initialize(parallel)
+            yield
+    finally:
+        _background_backend = before
+        leave()
 
 
 @contextmanager

@@ -32,4 +32,5 @@ def set_up(layout: Parallel) -> None:
             layout.virtual_pipeline if layout.virtual_pipeline > 1 else None
         ),
         context_parallel_size=layout.context,
+        create_gloo_process_groups=False,  # of Megatron's own checkpoints and optimiser, which are not used
     )
