@@ -16,8 +16,8 @@ from cosmos_distill.data.buckets import BucketSource
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.data.sources import open_source
-from cosmos_distill.data.survey import shape_of
 from cosmos_distill.data.video import ClipInfo
+from cosmos_distill.data.windows import shape_of
 from cosmos_distill.errors import Refusal
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.run.checks import check

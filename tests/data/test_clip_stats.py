@@ -65,7 +65,7 @@ def test_bars_leave_what_is_lit_wherever_it_is() -> None:
             frames = np.zeros((2, size, 16, 3), np.uint8)
             frames[:, lit] = 200
             before, after = lit / size, 1 - (lit + 1) / size
-            bars = clip_stats._Bars(before, after, 0.0, 0.0)
+            bars = clip_stats.Bars(before, after, 0.0, 0.0)
             assert np.array_equal(bars.crop(frames), frames[:, lit : lit + 1]), (size, lit)
     thin = np.zeros((3, 72, 128, 3), np.uint8)
     thin[:, 23] = 255

@@ -13,6 +13,9 @@ from cosmos_distill.config.keep import KeepClips
 from cosmos_distill.config.numbers import GivenFrames, PixelSize, Share, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
+Detector = Literal["difference"]
+"""Ways to find cuts."""
+
 
 @dataclass(frozen=True)
 class Data(Checked):
@@ -46,6 +49,10 @@ class Data(Checked):
     width: PixelSize = 1280
     keep: KeepClips = field(default_factory=KeepClips)
     """Which clips of a folder are used, by the numbers of ``cosmos-distill inspect``."""
+    cuts: Detector | None = None
+    """How cuts in clips of a folder or of shards are found, which no window crosses then: ``difference`` of
+    successive frames. A clip all of whose shots are shorter than a window is left out. None: cuts are not
+    looked for, and a window may hold several shots."""
     buckets: tuple[tuple[PixelSize, PixelSize, PixelSize], ...] | None = None
     """Shapes to train on in the place of one, each (frames, height, width). A clip is of the one whose aspect
     ratio is nearest among those that it is long enough for; a global batch is of one shape. What is drawn,
@@ -90,7 +97,7 @@ class Data(Checked):
                 yield "buckets", f"is for folders of clips: with --data.source {self.source} leave it out"
             elif not self.buckets or len(set(map(tuple, self.buckets))) < len(self.buckets):
                 yield "buckets", "must name each shape once, and at least one: leave it out to train on one"
-        for name in ("held_out", "out_of_domain"):
+        for name in ("cuts", "held_out", "out_of_domain"):
             if getattr(self, name) is not None and not self.own:
                 yield (
                     name,

@@ -71,7 +71,7 @@ class KeepClips(Keep):
     max_bars: Share | None = None
     """Share of the picture that is black bars; above it a clip is boxed."""
     max_cuts: Annotated[int, Range(0, 10**6)] | None = None
-    """Cuts among the frames that are looked at; above it a clip is cut."""
+    """Cuts among the frames that are looked at, or in all with ``data.cuts``; above it a clip is cut."""
     min_words: Annotated[int, Range(0, 10**6)] | None = None
     """Words of its caption; below it a clip is barely described."""
     max_words: Annotated[int, Range(0, 10**6)] | None = None

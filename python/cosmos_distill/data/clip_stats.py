@@ -107,7 +107,7 @@ class Frames:
 
     def stats(self) -> ClipStats:
         """The numbers."""
-        bars = _bars(self.stretches)
+        bars = black_bars(self.stretches)
         inside = [bars.crop(stretch) for stretch in self.stretches]
         samples = [bars.crop(sample[None])[0] for sample in self.samples]
         grey = [np.stack([_grey(frame) for frame in stretch]).astype(np.float32) for stretch in inside]
@@ -274,7 +274,7 @@ def _steps(luma: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Bars:
+class Bars:
     """Black bars, as shares of height and width at each edge."""
 
     top: float
@@ -298,7 +298,7 @@ def _inside(before: float, after: float, size: int) -> slice:
     return slice(begin, max(begin + 1, size - math.ceil(after * size - 1e-6)))
 
 
-def _bars(stretches: Sequence[np.ndarray]) -> _Bars:
+def black_bars(stretches: Sequence[np.ndarray]) -> Bars:
     """Rows and columns at the edges that are black in all frames; none of a clip that is all black."""
     brightest = np.max([stretch.max(axis=(0, 3)) for stretch in stretches], axis=0)  # [h, w]
     edges = []
@@ -306,7 +306,7 @@ def _bars(stretches: Sequence[np.ndarray]) -> _Bars:
         lit = np.flatnonzero(brightest.max(axis=axis) > _BLACK)
         size = brightest.shape[1 - axis]
         edges += [lit[0] / size, 1 - (lit[-1] + 1) / size] if len(lit) else [0.0, 0.0]
-    return _Bars(*map(float, edges))
+    return Bars(*map(float, edges))
 
 
 def blur(grey: np.ndarray) -> float | None:

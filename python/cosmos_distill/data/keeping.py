@@ -14,6 +14,7 @@ from cosmos_distill.config import Keep
 from cosmos_distill.data import alike
 from cosmos_distill.data.clip_stats import ClipStats
 from cosmos_distill.data.video import ClipInfo
+from cosmos_distill.data.windows import Cut
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Known:
     stats: ClipStats | None = None
     words: int | None = None
     """Of its caption."""
+    cuts: Sequence[Cut] | None = None
+    """Of the whole clip; None: those of ``stats`` are all that is known."""
 
 
 class Fault(NamedTuple):
@@ -77,6 +80,8 @@ def numbers(known: Known) -> dict[str, float | int | None]:
     if stats is not None:
         found |= {name: getattr(stats, name) for name in vars(stats) if name in found}
         found["cuts"] = len(stats.cuts)
+    if known.cuts is not None:
+        found["cuts"] = len(known.cuts)
     return found
 
 

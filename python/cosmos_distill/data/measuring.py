@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 
 from cosmos_distill.config import KeepClips
+from cosmos_distill.config.data import Detector
 from cosmos_distill.data import keeping
 from cosmos_distill.data.captions import Told, Unusable
 from cosmos_distill.data.clip_stats import ClipStats, Frames, look
 from cosmos_distill.data.clips import ClipInfo, probe
+from cosmos_distill.data.cuts import cuts_in
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
 from cosmos_distill.data.keeping import Fault, Known
@@ -44,6 +46,11 @@ def stats(file: File, index: Index, also: Callable[[Frames], None] = lambda fram
     return ClipStats.of_plain(index.fact(file, "stats", find))
 
 
+def damaged(error: Exception) -> Fault:
+    """Of a clip of which not one frame can be decoded."""
+    return Fault(DAMAGED, f"{DAMAGED}: {error}")
+
+
 def words(captions: Told, name: str) -> int:
     """Words of a clip's caption, 0 where it has none. Raises DataError for one that cannot be meant."""
     try:
@@ -58,6 +65,7 @@ def left_out(
     captioned: Callable[[Sequence[str]], Told],
     index: Index,
     title: str,
+    detector: Detector | None = None,
 ) -> dict[str, Fault]:
     """Which of the clips of a place thresholds leave out, by name, and why: a function of the files.
 
@@ -67,6 +75,8 @@ def left_out(
     Args:
         captioned: where the captions of the clips with some names are known; called where words count.
         title: of what is done, for messages while it takes long.
+        detector: finds the cuts that are counted, in all frames; None: they are those among the frames that
+            are looked at.
 
     Raises:
         DataError: a caption cannot be meant.
@@ -81,13 +91,16 @@ def left_out(
         name, (file, info) = item
         try:
             found = stats(file, index) if keeping.decodes(keep) else None
+            cuts = None
+            if detector is not None and keep.max_cuts is not None:
+                cuts = cuts_in(file, info, detector, index)
         except (DataError, OSError) as error:
-            return Fault(DAMAGED, f"{DAMAGED}: {error}")
-        return Known(info, found, None if captions is None else words(captions, name))
+            return damaged(error)
+        return Known(info, found, None if captions is None else words(captions, name), cuts)
 
     results = index.each(clips.items(), known, title)
     measured = dict(zip(clips, results, strict=True))
-    damaged = {name: one for name, one in measured.items() if isinstance(one, Fault)}
+    broken = {name: one for name, one in measured.items() if isinstance(one, Fault)}
     others = {name: one for name, one in measured.items() if isinstance(one, Known)}
-    faults = damaged | keeping.faults(keep, others)
+    faults = broken | keeping.faults(keep, others)
     return {name: faults[name] for name in clips if name in faults}

@@ -24,11 +24,11 @@ from cosmos_distill.data import archives, captions, clips
 from cosmos_distill.data.archives import Contents
 from cosmos_distill.data.caption_files import SUFFIXES, of_member
 from cosmos_distill.data.captions import LONGEST, Caption
+from cosmos_distill.data.companions import ARRAYS, Found, Unusable
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
 from cosmos_distill.data.shard_lists import Shard, listed
-from cosmos_distill.data.survey import ARRAYS, Found, Unusable
 from cosmos_distill.data.text import PICKLES, refuse_pickle
 from cosmos_distill.members import File, Member, read_bytes
 

@@ -46,7 +46,7 @@ def inspect(root: Path, options: InspectOptions, stop: StopFlag, console: Consol
         refuse_others(options.json)
     begin, pictures = time.monotonic(), Pictures()
     with _Bars(console, stop) as bars:
-        looked = looking.look(root, pictures, bars.begin)
+        looked = looking.look(root, pictures, bars.begin, options.cuts)
     faults = keeping.faults(options.keep, looked.known)
     index = index_of(root)
     html = page.html(
@@ -120,6 +120,7 @@ def document(looked: Looked, faults: dict[str, Fault], options: InspectOptions) 
                 "fps": info.rate,
                 "seconds": info.duration,
                 **stats.plain(),
+                **({} if known.cuts is None else {"cuts": [cut.frame for cut in known.cuts]}),
                 "words": known.words,
                 "left_out": None if fault is None else printable(fault.reason),
             }

@@ -6,13 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cosmos_distill.config import Data
-from cosmos_distill.data import measuring, shards, survey
+from cosmos_distill.config.data import Detector
+from cosmos_distill.data import layout, measuring, shards
 from cosmos_distill.data.captions import Captions, Told
 from cosmos_distill.data.clips import VIDEO_SUFFIXES
+from cosmos_distill.data.cuts import cuts_in
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Known, groups
@@ -75,7 +78,7 @@ def files_of(root: Path) -> Files:
         if names_shards(root):
             return _in_shards(root)
         if (root / "videos").is_dir():
-            return Files(*survey.videos_in(root / "videos"), lambda names: Captions(root, names))
+            return Files(*layout.videos_in(root / "videos"), lambda names: Captions(root, names))
         broken: dict[str, str] = {}
         found = _named(root, sorted(_videos_below(root, broken)))
         if not found and next(root.rglob("*.tar"), None) is not None:
@@ -123,11 +126,17 @@ def _videos_below(root: Path, broken: dict[str, str]) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable[[int], None]]) -> Looked:
+def look(
+    root: Path,
+    pictures: Pictures,
+    progress: Callable[[int, str], Callable[[int], None]],
+    detector: Detector | None = None,
+) -> Looked:
     """Look at every clip of a folder.
 
     Args:
         pictures: where strips of frames are kept for the page.
+        detector: finds cuts in all frames; None: among those that are looked at.
         progress: told how many clips there are; returns what is told how many more are done.
 
     Raises:
@@ -139,7 +148,7 @@ def look(root: Path, pictures: Pictures, progress: Callable[[int, str], Callable
     advance = progress(len(files), f"{root}: looking at clips")
     found = index.each(
         files.items(),
-        lambda item: _known(item[1], index, pictures if small else None),
+        lambda item: _known(item[1], index, pictures if small else None, detector),
         f"{root}: looking at clips",
         advance,
     )
@@ -182,15 +191,15 @@ def _captioned(
     return found, remarks
 
 
-def _known(file: File, index: Index, pictures: Pictures | None) -> Known | str:
+def _known(file: File, index: Index, pictures: Pictures | None, detector: Detector | None) -> Known | str:
     """What is known of a clip, or why nothing is."""
     try:
-        if isinstance(file, Path) and (kind := survey.kind_of(file)) is not None:
+        if isinstance(file, Path) and (kind := layout.kind_of(file)) is not None:
             return kind
         info = measuring.info(file, index)
-        if pictures is None:
-            return Known(info, measuring.stats(file, index))
-        return Known(info, measuring.stats(file, index, lambda frames: pictures.keep(file, frames)))
+        keep = (lambda frames: None) if pictures is None else partial(pictures.keep, file)
+        stats = measuring.stats(file, index, keep)
+        return Known(info, stats, cuts=None if detector is None else cuts_in(file, info, detector, index))
     except (DataError, OSError) as error:
         return str(error).removeprefix(str(file)).lstrip(": ")
     except Exception as error:  # whatever a file makes a library raise is a fact of that file

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmos_distill.config import KeepClips
+from cosmos_distill.config.data import Detector
 from cosmos_distill.ranges import Checked
 
 LENIENT = KeepClips(
@@ -35,6 +36,9 @@ class InspectOptions(Checked):
     """The page."""
     json: Path | None = None
     """The numbers of every clip, as JSON, too."""
+    cuts: Detector | None = None
+    """Find the cuts of whole clips, as recipes do with --data.cuts; None: those among the frames that are
+    looked at."""
     keep: KeepClips = field(default_factory=lambda: LENIENT)
     """Thresholds to try: clips beyond them are marked, and recipes leave them out with --data.keep.*; None
     asks nothing."""

@@ -228,7 +228,7 @@ def _publish(stage: Encode, run: Run, out: Path, sources: dict[str, FolderSource
     total = sum(shard["clips"] for shard in shards)
     document = {
         "format": FORMAT,
-        "made": asked_of(run.recipe.data, run.recipe.control),
+        "made": asked_of(run.recipe.data, run.recipe.control) | {"cuts": run.recipe.data.cuts},
         "seed": run.recipe.seed,
         "version": __version__,
         "inputs": found,

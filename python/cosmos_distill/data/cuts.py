@@ -1,0 +1,85 @@
+"""Cuts of whole clips, which windows then do not cross: ``data.cuts``.
+
+Found once for a file, by all of its frames, and remembered (:mod:`~cosmos_distill.data.index`). A single
+thread decodes, so that a cut does not depend on what FFmpeg conceals of damage. Torch-free, as far as no
+network is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from cosmos_distill.config.data import Detector
+from cosmos_distill.data.clip_stats import WHOLE, black_bars, look, reduced_size
+from cosmos_distill.data.clips import ClipInfo, cuts_of, jump
+from cosmos_distill.data.container import opened, shown_frames
+from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.index import Index
+from cosmos_distill.data.windows import Cut
+from cosmos_distill.members import File
+
+
+class _Frame(NamedTuple):
+    image: np.ndarray
+    """Reduced, RGB uint8 [h, w, 3]."""
+    seconds: float
+    """When it is shown, after the clip's first frame."""
+
+
+def cuts_in(file: File, info: ClipInfo, detector: Detector, index: Index) -> tuple[Cut, ...]:
+    """The cuts of a clip, in order.
+
+    Raises:
+        DataError: not one frame of it can be decoded.
+        OSError: nothing is there.
+    """
+
+    def find(file: File) -> list[Cut]:
+        times: list[float] = []
+        numbers = _by_difference(file, info, times)
+        return [Cut(number, times[number - 1], times[number]) for number in numbers]
+
+    return tuple(Cut(*cut) for cut in index.fact(file, f"cuts by {detector}", find))
+
+
+def _by_difference(file: File, info: ClipInfo, times: list[float]) -> list[int]:
+    """Cuts by how much successive frames differ, inside of black bars: of a clip of up to ``WHOLE`` frames
+    those that its :class:`~cosmos_distill.data.clip_stats.ClipStats` have."""
+    size = reduced_size(info.height, info.width)
+    frames = _noted(_decoded(file, size), times)
+    if info.frames <= WHOLE:
+        whole = np.stack([frame.image for frame in frames])
+        inside: Sequence[np.ndarray] | Iterator[np.ndarray] = list(black_bars([whole]).crop(whole))
+    else:
+        bars = black_bars(look(file, info).stretches)
+        inside = (bars.crop(frame.image[None])[0] for frame in frames)
+    return cuts_of([jump(before, after) for before, after in pairwise(inside)])
+
+
+def _noted(frames: Iterator[_Frame], times: list[float]) -> Iterator[_Frame]:
+    for frame in frames:
+        times.append(frame.seconds)
+        yield frame
+
+
+def _decoded(file: File, size: tuple[int, int]) -> Iterator[_Frame]:
+    """Every frame that can be decoded, up to the first damage that ends the file, as (height, width) of
+    ``size``. Raises DataError where there is none."""
+    number = -1
+    try:
+        with opened(file) as (container, stream, display, clock):
+            stream.codec_context.thread_count = 1
+            start = 0.0
+            for number, frame in enumerate(shown_frames(container, stream)):
+                now = float(clock.seconds_of(frame.pts, number))
+                start = start if number else now
+                yield _Frame(display.small(frame, *size), now - start)
+    except DataError:
+        if number < 0:
+            raise
+    if number < 0:
+        raise DataError(f"{file}: no frame of it can be decoded")
