@@ -19,7 +19,9 @@ from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.video import ClipInfo
 from cosmos_distill.data.windows import shape_of
 from cosmos_distill.errors import Refusal
+from cosmos_distill.methods.base import draw_given_frames
 from cosmos_distill.methods.dmd2 import DMD2
+from cosmos_distill.randomness import Noise
 from cosmos_distill.run.checks import check
 from cosmos_distill.run.manifest import Manifest
 from cosmos_distill.run.runner import run_recipe
@@ -159,13 +161,30 @@ def test_training_goes_through_all_shapes(data: Data, tmp_path: Path) -> None:
         np.testing.assert_allclose(value, ends[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_given_frames_leave_something_of_every_shape(data: Data, tmp_path: Path) -> None:
-    recipe = recipe_of(data)
+def giving(recipe: Recipe, *probabilities: float) -> Recipe:
     stage = recipe.stages["dmd2"]
-    method = dataclasses.replace(stage.method, condition_frames=(0.5, 0.5))
-    recipe = dataclasses.replace(recipe, stages={"dmd2": dataclasses.replace(stage, method=method)})
-    with pytest.raises(Refusal, match=r"--data\.buckets 1 32 32: .*condition-frames"):
-        check(recipe, tmp_path / "run")
+    assert isinstance(stage, Train)
+    method = dataclasses.replace(stage.method, condition_frames=probabilities)
+    return dataclasses.replace(recipe, stages={"dmd2": dataclasses.replace(stage, method=method)})
+
+
+def test_given_frames_leave_something_of_every_shape(data: Data, tmp_path: Path) -> None:
+    """A shape of one latent frame has none given; one of two could have both given, which is refused."""
+    check(giving(recipe_of(data), 0.5, 0.5), tmp_path / "run")
+    two = dataclasses.replace(data, buckets=(WIDE, (3, 32, 32)))
+    with pytest.raises(Refusal, match=r"--data\.buckets 3 32 32: .*condition-frames"):
+        check(giving(recipe_of(two), 0.4, 0.3, 0.3), tmp_path / "run")
+
+
+def test_clips_of_one_latent_frame_have_none_given(data: Data) -> None:
+    source, given = opened(data), dict[int, set[int]]()
+    for step in range(12):
+        batch = source.batch(GROUP * step, GROUP)
+        conditioning = draw_given_frames(batch, Noise(0, step, GROUP * step, GROUP), (0, 1))
+        mask = conditioning.given_mask(batch.latents.shape[2])
+        counts = [0] * GROUP if mask is None else mask.flatten(1).sum(1).tolist()
+        given.setdefault(batch.latents.shape[2], set()).update(counts)
+    assert given == {1: {0}, 3: {1}}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_distill.data import photos
 from cosmos_distill.data.clips import find_cuts
 from cosmos_distill.data.container import Opened, opened, shown_frames
 from cosmos_distill.data.errors import DataError
@@ -142,6 +143,9 @@ def look(path: File, info: ClipInfo) -> Frames:
     A single thread decodes, so that what FFmpeg conceals of damage does not depend on chance. Raises
     DataError, naming the file, when not one frame can be shown.
     """
+    if info.photo:
+        image = photos.frame(path)
+        return Frames([_resized(image, reduced_size(info.height, info.width))[None]], [0], [_limited(image)])
     reader = _Reader(path, info)
     try:
         _decode(path, reader.read)

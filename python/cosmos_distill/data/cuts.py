@@ -39,6 +39,8 @@ def cuts_in(file: File, info: ClipInfo, detector: Detector, index: Index) -> tup
     """
 
     def find(file: File) -> list[Cut]:
+        if info.frames == 1:
+            return []
         times: list[float] = []
         numbers = _by_difference(file, info, times)
         return [Cut(number, times[number - 1], times[number]) for number in numbers]

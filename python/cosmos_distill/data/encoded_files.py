@@ -141,6 +141,10 @@ class Encoded:
             )
         return found
 
+    def long_enough(self, split: Split, data: Data) -> list[Clip]:
+        """The clips of one split that are of the one shape of ``data``."""
+        return self.usable(split)
+
     def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of every part of these clips, as it was when it was written."""
         return {

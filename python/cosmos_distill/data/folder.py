@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ class FolderSource(ClipSource):
     """A :class:`~cosmos_distill.data.sources.Source` over ``data.root`` (layout: see the module).
 
     Of ``data`` with several shapes it is the clips of one of them, ``shape``; ``share`` says how many of all
-    clips that can be used these are, which may be none.
+    clips that can be used these are, which may be none. Without ``shape`` it is all that are long enough for
+    the data's own frames, in that shape.
 
     Opening looks at all files, whichever split they are in, and decodes none; what it finds is remembered.
     Raises DataError when no clip of the split can be used, or files beside the clips are wrong.
@@ -91,7 +93,7 @@ class FolderSource(ClipSource):
         mixed: bool = False,
         shape: Data | None = None,
     ) -> None:
-        everything, data = data, shape or data
+        everything, data = data, shape or replace(data, buckets=None)
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
@@ -113,9 +115,12 @@ class FolderSource(ClipSource):
         self._damaged: dict[str, tuple[int, str]] = {}
         self._unreadable: dict[tuple[str, int, tuple[str, ...]], str] = {}
         self._news: list[PassedOver] = []
-        usable = self._survey.usable(split)
-        self._chosen = [s for s in usable if shape is None or shape_of(s.info, everything, s.cuts) == shape]
-        self.share = len(self._chosen) / len(usable)
+        if shape is None:
+            usable = self._chosen = self._survey.long_enough(split, data)
+        else:
+            usable = self._survey.usable(split)
+            self._chosen = [s for s in usable if shape_of(s.info, everything, s.cuts) == shape]
+        self.share = len(self._chosen) / max(1, len(usable))
         self._samples = list(self._survey.samples.values())
         shaped = {sample.name for sample in self._chosen}
         named = {sample.name: sample for sample in self._samples if sample.name in shaped}

@@ -11,7 +11,6 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from cosmos_distill.data.display import HDR, on_black
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opening import open_regular
+from cosmos_distill.members import File
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -29,13 +29,13 @@ _MOVING = {"GIF", "WEBP", "PNG", "AVIF"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: File) -> bool:
     """Whether Pillow takes the file for an image. DataError when it cannot be opened or claims to be huge."""
     with _opened(path) as image:
         return image is not None
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: File) -> np.ndarray:
     """RGB uint8 [H, W, 3]. Raises DataError, naming file and reason, when it cannot be shown."""
     with _opened(path) as image:
         if image is None:
@@ -56,7 +56,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Picture | None]:
+def _opened(path: File) -> Iterator[Picture | None]:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
@@ -74,7 +74,7 @@ def _opened(path: Path) -> Iterator[Picture | None]:
         yield image
 
 
-def _rgb(image: Picture, path: Path) -> np.ndarray:
+def _rgb(image: Picture, path: File) -> np.ndarray:
     from PIL import ImageOps
 
     _refuse_hdr(image, path)
@@ -149,7 +149,7 @@ def _png_chunk(file: io.RawIOBase, wanted: bytes) -> bytes:
     return b""
 
 
-def _refuse_hdr(image: Picture, path: Path) -> None:
+def _refuse_hdr(image: Picture, path: File) -> None:
     """Raises DataError for PQ and HLG. PNG says so in its chunk cICP and AVIF in its box colr, as numbers of
     ITU-T H.273; Pillow passes over both."""
     if image.format not in ("PNG", "AVIF"):

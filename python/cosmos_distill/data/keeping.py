@@ -76,7 +76,9 @@ def numbers(known: Known) -> dict[str, float | int | None]:
     found: dict[str, float | int | None] = {rule.name: None for rule in RULES}
     found["words"] = known.words
     if info is not None:
-        found |= {"seconds": info.duration, "side": min(info.height, info.width), "fps": info.rate}
+        found["side"] = min(info.height, info.width)
+    if info is not None and not info.photo:
+        found |= {"seconds": info.duration, "fps": info.rate}
     if stats is not None:
         found |= {name: getattr(stats, name) for name in vars(stats) if name in found}
         found["cuts"] = len(stats.cuts)

@@ -14,6 +14,7 @@ from cosmos_distill.data.captions import Caption, Captions
 from cosmos_distill.data.companions import ARRAYS, Found, Unusable
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.photos import PHOTO_SUFFIXES, UNASKED, asked, named_photo
 from cosmos_distill.data.text import PICKLES, refuse_pickle
 from cosmos_distill.members import File
 
@@ -32,7 +33,7 @@ def found(data: Data, control: str | None) -> Found:
         raise DataError(f"{root} has saved noise, which only matches every frame: leave data.fps out")
     if paired and data.stride != 1:
         raise DataError(f"{root} has saved noise, which only matches every frame: set data.stride to 1")
-    videos, skipped = videos_in(root / "videos")
+    videos, skipped = videos_in(root / "videos", asked(data))
     companions = _Folders(root, data, control, paired, list(videos))
     return Found(f"{root}/videos", videos, skipped, companions, None, lambda names: Captions(root, names))
 
@@ -52,15 +53,20 @@ def kind_of(path: Path) -> str | None:
     return "is a named pipe, not a file" if stat.S_ISFIFO(mode) else "is a device or a socket, not a file"
 
 
-def videos_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Clips by name, in the order of file names, and why what is left over is not used."""
+def videos_in(folder: Path, photos: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """Clips by name, in the order of file names, and why what is left over is not used.
+
+    Args:
+        photos: They count as clips, too; of two files of one name a video goes first.
+    """
     videos: dict[str, Path] = {}
     skipped: dict[str, str] = {}
     there = _below(folder)
-    files = [name for name, path in there.items() if path.suffix.lower() in clips.VIDEO_SUFFIXES]
+    wanted = clips.VIDEO_SUFFIXES | PHOTO_SUFFIXES if photos else clips.VIDEO_SUFFIXES
+    files = [name for name, path in there.items() if path.suffix.lower() in wanted]
     # Of two files of one name the published suffix goes first.
     first: dict[str, str] = {}
-    for name in sorted(files, key=lambda name: (there[name].suffix != ".mp4", name)):
+    for name in sorted(files, key=lambda n: (named_photo(there[n]), there[n].suffix != ".mp4", n)):
         if (other := first.setdefault(_stem(name), name)) is not name:
             skipped[name] = f"has the name of {other}, which is taken: give it another"
     for name in files:
@@ -73,7 +79,7 @@ def videos_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         )
     used = set(files)
     others = [name for name in there if name not in used and not captions.holds(Path(name), videos)]
-    skipped |= dict.fromkeys(others, "is no video")
+    skipped |= {name: UNASKED if named_photo(there[name]) else "is no video" for name in others}
     return videos, skipped
 
 
@@ -156,7 +162,7 @@ class _Folders:
         return self._companion(name, "noise", ARRAYS) if self.paired else None
 
     def control_video(self, name: str, control: str) -> Path:
-        suffixes = (".mp4", *sorted(clips.VIDEO_SUFFIXES - {".mp4"}))
+        suffixes = (".mp4", *sorted(clips.VIDEO_SUFFIXES - {".mp4"}), *sorted(PHOTO_SUFFIXES))
         return self._companion(name, control, suffixes)
 
     def _listed(self, name: str, folder: str) -> Mapping[str, Path]:

@@ -2,7 +2,7 @@
 
 A sample is what shares a name up to the first dot::
 
-    <id>.mp4                          the clip, or another suffix of videos
+    <id>.mp4                          the clip, or another suffix of videos; or a photo (jpg, png, webp)
     <id>.t5_xxl.safetensors|npz       T5-XXL embedding of its prompt, or data.text_folder another
     <id>.txt|json                     caption, where that is missing and data.text_encoder is given
     <id>.<control>.mp4                control video that covers the times of the clip
@@ -28,6 +28,7 @@ from cosmos_distill.data.companions import ARRAYS, Found, Unusable
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index
+from cosmos_distill.data.photos import PHOTO_SUFFIXES, UNASKED
 from cosmos_distill.data.shard_lists import Shard, listed
 from cosmos_distill.data.text import PICKLES, refuse_pickle
 from cosmos_distill.members import File, Member, read_bytes
@@ -51,8 +52,11 @@ class _Sample:
     fault: str | None = None
 
 
-def found(data: Data, control: str | None, index: Index) -> Found:
+def found(data: Data, control: str | None, index: Index, photos: bool) -> Found:
     """The clips of the shards that ``data.root`` names, and what belongs to them.
+
+    Args:
+        photos: They count as clips where a sample has no video.
 
     Raises:
         DataError: no shard is there, one cannot be read, or is another than its dataset says.
@@ -66,15 +70,16 @@ def found(data: Data, control: str | None, index: Index) -> Found:
     samples: dict[str, _Sample] = {}
     videos: dict[str, File] = {}
     held_out: set[str] = set()
+    suffixes = (*_VIDEOS, *_PHOTOS) if photos else _VIDEOS
     for shard, contents in zip(listing.shards, looked, strict=True):
         if contents.fault is not None:
             skipped[str(shard.file)] = contents.fault
         skipped |= {f"{shard.name}/{name}": why for name, why in contents.left_out.items()}
         for key, sample in _samples(shard, contents).items():
             name = f"{shard.name}/{key}"
-            video = next((sample.parts[s] for s in _VIDEOS if s in sample.parts), None)
+            video = next((sample.parts[s] for s in suffixes if s in sample.parts), None)
             if sample.fault is not None or video is None:
-                skipped[name] = sample.fault or "has no video"
+                skipped[name] = sample.fault or _lacking(sample)
                 continue
             samples[name], videos[name] = sample, video
             if shard.split == "eval":
@@ -89,6 +94,14 @@ def found(data: Data, control: str | None, index: Index) -> Found:
 
 
 _VIDEOS = ("mp4", *sorted(suffix[1:] for suffix in clips.VIDEO_SUFFIXES - {".mp4"}))
+
+
+_PHOTOS = tuple(sorted(suffix[1:] for suffix in PHOTO_SUFFIXES))
+
+
+def _lacking(sample: _Sample) -> str:
+    """Why a sample without a video is not used."""
+    return UNASKED if any(suffix in sample.parts for suffix in _PHOTOS) else "has no video"
 
 
 def _samples(shard: Shard, contents: Contents) -> dict[str, _Sample]:
@@ -214,7 +227,7 @@ class _Parts:
         return None
 
     def control_video(self, name: str, control: str) -> File:
-        return self._part(name, control, tuple(f".{suffix}" for suffix in _VIDEOS))
+        return self._part(name, control, tuple(f".{suffix}" for suffix in (*_VIDEOS, *_PHOTOS)))
 
     def _part(self, name: str, kind: str, suffixes: Sequence[str]) -> File:
         parts = self._samples[name].parts

@@ -13,6 +13,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clips import FilmSplit
 from cosmos_distill.data.encoded_files import is_encoded
 from cosmos_distill.data.errors import DataError
+from cosmos_distill.data.windows import too_short
 
 if TYPE_CHECKING:
     from cosmos_distill.data.embeddings import Projection
@@ -145,7 +146,7 @@ def open_source(
         """The clips of a shape, or of all; and how many of all clips these are, by the weights of sources."""
         found: list[tuple[str, float, FolderSource]] = []
         for number, part in enumerate(parts):
-            own = part.data if group is not None else replace(part.data, buckets=None)
+            own = part.data
             source = FolderSource(
                 own, control, seed_of(seed, number) if part.name else seed, split=halves,
                 tokenizer=tokenizer, text_tokens=text_tokens, text_channels=text_channels,
@@ -165,7 +166,8 @@ def open_source(
 
     if data.buckets is None or group is None:
         source, _ = opened(None)
-        assert source is not None
+        if source is None:
+            raise DataError(too_short(data, split))
         return source
     shapes = {f"{one.frames}x{one.height}x{one.width}": opened(one) for one in data.shapes()}
     whole = {name: source for name, (source, _) in shapes.items() if source is not None}

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from cosmos_distill.config import Data
 from cosmos_distill.config.data import Held
-from cosmos_distill.data import clips, companion_checks, layout, measuring
+from cosmos_distill.data import clips, companion_checks, layout, measuring, photos
 from cosmos_distill.data.captions import Caption, negative_prompt
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.companions import Companions, Unusable
@@ -35,7 +35,7 @@ from cosmos_distill.data.cuts import cuts_in
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Fault
-from cosmos_distill.data.windows import Cut, longest_shot, shape_of, window_span
+from cosmos_distill.data.windows import Cut, longest_shot, shape_of, window_span, windows_of
 from cosmos_distill.files import encodable
 from cosmos_distill.members import File
 
@@ -115,6 +115,11 @@ class Survey:
             )
         return found
 
+    def long_enough(self, split: Split, data: Data) -> list[Sample]:
+        """The clips of one split that have a window of the one shape of ``data``: with buckets, in which all
+        have a window of their own, that is not all that can be used. Raises like :meth:`usable`."""
+        return [sample for sample in self.usable(split) if windows_of(sample.info, data, sample.cuts)]
+
     def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of every file of these clips, by clip and by what the file is. Minutes, the first time."""
         chosen = [self.samples[name] for name in names]
@@ -160,7 +165,7 @@ def survey(
     if data.source == "shards":
         from cosmos_distill.data import shards
 
-        found_there = shards.found(data, control, index)
+        found_there = shards.found(data, control, index, photos.asked(data))
     else:
         found_there = layout.found(data, control)
     place, videos, skipped, folders, marked, captioned = found_there

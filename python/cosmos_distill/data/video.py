@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cosmos_distill.data import photos
 from cosmos_distill.data.container import (
     Opened,
     decoder_of,
@@ -59,6 +60,7 @@ class ClipInfo:
         width: likewise.
         rate: mean frames per second.
         duration: seconds from the beginning of the first frame to the end of the last.
+        photo: it is a photo, of which rate and duration say nothing.
     """
 
     frames: int
@@ -66,6 +68,7 @@ class ClipInfo:
     width: int
     rate: float
     duration: float
+    photo: bool = False
 
 
 class Window(NamedTuple):
@@ -81,11 +84,14 @@ Transform = Callable[[np.ndarray], Any]
 
 
 def probe(path: File) -> ClipInfo:
-    """What ``path`` holds. Only its first frame is decoded, and an MP4 is not read beyond its index; an MPEG
-    program or transport stream, which has none, is decoded once.
+    """What ``path`` holds, a video or a photo. Only its first frame is decoded, and an MP4 is not read beyond
+    its index; an MPEG program or transport stream, which has none, is decoded once.
 
     Raises DataError when it is no video, holds no frame, is cut off, or cannot be shown (HDR, for instance).
     """
+    if photos.is_photo(path):
+        height, width = photos.frame(path).shape[:2]
+        return ClipInfo(1, height, width, photos.RATE, 1 / photos.RATE, photo=True)
     with opened(path) as (container, stream, display, clock):
         shown: tuple[int, int] | None = None
         ticks: list[int | None] = [*(index_of(container, stream, path, whole=True) or ())]
@@ -166,6 +172,9 @@ def window(
     follow each other at a steady rate.
     """
 
+    if photos.is_photo(path):
+        return Window(_photo(path, [wanted[-1] / photos.RATE], transform), photos.RATE, (0.0,))
+
     def read(file: Opened, place: Place | None) -> Window:
         frames: list[Any] = []
         ticks: dict[int, int | None] = {} if seeks is None or place is None else {0: seeks.first}
@@ -229,6 +238,8 @@ def _by_time(
 ) -> tuple[list[Any], list[float]]:
     """Frames for rising times, and when they begin. One serves the times before ``until`` of its beginning
     and its end."""
+    if photos.is_photo(path):
+        return _photo(path, times, transform), [0.0] * len(times)
 
     def read(file: Opened, place: Place | None) -> tuple[list[Any], list[float]]:
         display, clock = file.display, file.clock
@@ -262,6 +273,14 @@ def _by_time(
         raise DataError(f"{path}: ends after {float(end):.3f} s, and a frame at {times[-1]:.3f} s is needed")
 
     return _read(path, read, None if seeks is None else seeks.by(times[0]))
+
+
+def _photo(path: File, times: Sequence[float], transform: Transform | None) -> list[Any]:
+    """The frame of a photo, which is there at time 0 alone, for each of some times."""
+    if times[-1] > float(ROUNDING):
+        raise DataError(f"{path}: is a photo, and a frame at {times[-1]:.3f} s is needed")
+    image = photos.frame(path)
+    return [image if transform is None else transform(image)] * len(times)
 
 
 def _numbered(file: Opened, seeks: Seeks | None, place: Place | None) -> Iterator[tuple[int, Any]]:

@@ -94,3 +94,11 @@ def shape_of(info: ClipInfo, data: Data, cuts: Sequence[Cut] = ()) -> Data | Non
         return round(ratio, 6), -shape.frames, -shape.height * shape.width
 
     return min(fitting, key=apart, default=None)
+
+
+def too_short(data: Data, split: str) -> str:
+    """That of clips of many shapes none is as long as what is drawn and scored."""
+    return (
+        f"no usable clip for {split} has the {data.frames} frames that are drawn and scored: lower "
+        "data.frames, or hold longer clips out (data.held_out)"
+    )

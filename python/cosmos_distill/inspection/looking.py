@@ -19,6 +19,7 @@ from cosmos_distill.data.cuts import cuts_in
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Known, groups
+from cosmos_distill.data.photos import PHOTO_SUFFIXES, named_photo
 from cosmos_distill.data.shard_lists import names_shards
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.pictures import Pictures
@@ -78,7 +79,7 @@ def files_of(root: Path) -> Files:
         if names_shards(root):
             return _in_shards(root)
         if (root / "videos").is_dir():
-            return Files(*layout.videos_in(root / "videos"), lambda names: Captions(root, names))
+            return Files(*layout.videos_in(root / "videos", photos=True), lambda names: Captions(root, names))
         broken: dict[str, str] = {}
         found = _named(root, sorted(_videos_below(root, broken)))
         if not found and next(root.rglob("*.tar"), None) is not None:
@@ -86,14 +87,15 @@ def files_of(root: Path) -> Files:
     except DataError as error:
         raise Refusal(str(error)) from error
     if not found:
+        suffixes = (" ".join(sorted(them)) for them in (VIDEO_SUFFIXES, PHOTO_SUFFIXES))
         raise Refusal(
-            f"{root} holds no video: name a folder with videos in it ({' '.join(sorted(VIDEO_SUFFIXES))})"
+            "{} holds no video: name a folder with videos in it ({}), or photos ({})".format(root, *suffixes)
         )
     return Files(found, broken, lambda names: Captions(root, names, "."))
 
 
 def _in_shards(root: Path) -> Files:
-    found = shards.found(Data(source="shards", root=root), None, index_of(root))
+    found = shards.found(Data(source="shards", root=root), None, index_of(root), photos=True)
     return Files(found.videos, found.skipped, found.captions)
 
 
@@ -108,8 +110,8 @@ def _named(root: Path, paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _videos_below(root: Path, broken: dict[str, str]) -> Iterator[Path]:
-    """Videos in a folder and those in it, each folder once, however often links lead there. Folders that
-    cannot be read are named in ``broken``."""
+    """Videos in a folder and those in it, and photos of which there is no video of the name, each folder
+    once, however often links lead there. Folders that cannot be read are named in ``broken``."""
 
     def unreadable(error: OSError) -> None:
         broken[os.path.relpath(error.filename, root)] = f"cannot be read ({error.strerror})"
@@ -121,9 +123,11 @@ def _videos_below(root: Path, broken: dict[str, str]) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(real)
-        for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
-                yield Path(folder, name)
+        there = [Path(folder, name) for name in names if not name.startswith(".")]
+        videos = [path for path in there if path.suffix.lower() in VIDEO_SUFFIXES]
+        taken = {path.stem for path in videos}
+        yield from videos
+        yield from (path for path in there if named_photo(path) and path.stem not in taken)
 
 
 def look(

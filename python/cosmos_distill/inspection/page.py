@@ -209,12 +209,12 @@ class _Maker:
     def sizes(self) -> list[dict[str, Any]]:
         """How many clips have which size and rate, most first."""
         counts = Counter(
-            (info.width, info.height, round(info.rate, 2))
+            (info.width, info.height, "photo" if info.photo else f"{round(info.rate, 2):g}")
             for known in self._looked.known.values()
             if (info := known.info) is not None
         )
         rows: list[dict[str, Any]] = [
-            {"size": f"{width} × {height}", "fps": f"{rate:g}", "clips": count}
+            {"size": f"{width} × {height}", "fps": rate, "clips": count}
             for (width, height, rate), count in counts.most_common(12)
         ]
         rest = sum(counts.values()) - sum(row["clips"] for row in rows)

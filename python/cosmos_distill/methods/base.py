@@ -98,11 +98,14 @@ def unit_noise(batch: Batch, noise: Noise, name: str) -> Tensor:
 
 
 def draw_given_frames(batch: Batch, noise: Noise, probabilities: Sequence[float]) -> Conditioning:
-    """The batch's conditioning with n leading latent frames given with ``probabilities[n]``, per sample."""
+    """The batch's conditioning with n leading latent frames given with ``probabilities[n]``, per sample; none
+    of clips of one latent frame, of which nothing would be left to generate."""
     import torch
 
     bounds = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
     drawn = noise.uniform("condition_frames").double()
+    if batch.latents.shape[2] == 1:
+        return batch.given(torch.zeros(len(drawn), dtype=torch.int64))
     return batch.given(torch.searchsorted(bounds, drawn, right=True))
 
 

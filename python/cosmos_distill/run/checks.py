@@ -357,10 +357,18 @@ def _buckets(recipe: Recipe) -> Iterator[str]:
         latents = tokenizer(shape).latent_frames(shape.frames)
         given = min(shape.max_condition_frames, latents - 1)  # how many a stage gives, it says itself
         data = dataclasses.replace(shape, max_condition_frames=given)
-        shaped = dataclasses.replace(recipe, data=data, stages=clips)
+        stages = clips if latents > 1 else {name: _none_given(stage) for name, stage in clips.items()}
+        shaped = dataclasses.replace(recipe, data=data, stages=stages)
         for reason in [*_data(shaped), *_network(shaped)]:
             if reason not in known:
                 yield f"--data.buckets {shape.frames} {shape.height} {shape.width}: {reason}"
+
+
+def _none_given(stage: Train) -> Train:
+    """A stage that gives no frames, as none does of clips of one latent frame."""
+    if not isinstance(stage.method, GivesFrames):
+        return stage
+    return dataclasses.replace(stage, method=dataclasses.replace(stage.method, condition_frames=(1.0,)))
 
 
 def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:

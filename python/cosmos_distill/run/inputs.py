@@ -33,6 +33,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,7 +112,25 @@ def look(recipe: Recipe) -> dict[str, dict[str, Survey | Encoded]]:
                 raise Refusal(str(error)) from error
             except OSError as error:
                 raise Refusal(f"{part.data.root} cannot be read ({error})") from error
+    if data.buckets is not None:
+        _refuse_short(recipe, looked)
     return looked
+
+
+def _refuse_short(recipe: Recipe, looked: Mapping[str, Mapping[str, Survey | Encoded]]) -> None:
+    """Of clips of many shapes, what is drawn and scored is of one.
+
+    Raises:
+        Refusal: no clip is long enough for that.
+    """
+    from cosmos_distill.data.windows import too_short
+
+    one = replace(recipe.data, buckets=None)
+    drawing = [stage for stage in recipe.stages.values() if isinstance(stage, Generate | Evaluate)]
+    for split in dict.fromkeys(split for stage in drawing for split in _splits(stage) if split in looked):
+        half: Literal["train", "eval"] = "train" if split == "train" else "eval"
+        if not any(found.long_enough(half, one) for found in looked[split].values()):
+            raise Refusal(too_short(recipe.data, split))
 
 
 def _splits(stage: Stage) -> list[str]:
