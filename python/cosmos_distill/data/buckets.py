@@ -7,8 +7,8 @@ among those that it is long enough for, and of these of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +16,36 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.folder import FolderSource
 from cosmos_distill.data.mixture import MixtureSource, Shares
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A source of several places or shapes."""
+
+    def seen(self, samples: int) -> dict[str, int]:
+        """How many of the first samples of the stream are of each."""
+
+
+def seen_of_shapes(
+    shares: Shares, group: int, names: Sequence[str], parts: Sequence[object], samples: int
+) -> dict[str, int]:
+    """How many of the first samples of a stream are of each shape, and of each source in it.
+
+    Args:
+        shares: Of which shape a global batch is.
+        group: Samples of a global batch.
+        names: Of the shapes.
+        parts: The sources of each.
+    """
+    groups, rest = divmod(samples, group)
+    counts = [count * group for count in shares.seen(groups)]
+    if rest:
+        counts[shares.of(groups)[0]] += rest
+    found: dict[str, int] = {}
+    for name, part, count in zip(names, parts, counts, strict=True):
+        own = part.seen(count) if isinstance(part, Several) else {"": count}
+        found |= {f"{name} {source}".strip(): number for source, number in own.items()}
+    return found
 
 
 class BucketSource(ClipSource):
@@ -42,6 +72,10 @@ class BucketSource(ClipSource):
         self._negative, self._mix = first._negative, first._mix
         self._names, self._parts, self._group = tuple(parts), tuple(parts.values()), group
         self._shares = Shares(weights, seed, "buckets")
+
+    def parts(self) -> Iterator[FolderSource | MixtureSource]:
+        """The sources of all shapes."""
+        return iter(self._parts)
 
     def _part(self, index: int) -> tuple[FolderSource | MixtureSource, int]:
         """The source of a sample, and the sample's number in it."""
@@ -77,15 +111,7 @@ class BucketSource(ClipSource):
 
     def seen(self, samples: int) -> dict[str, int]:
         """How many of the first samples of the stream are of each shape, and of each source in it."""
-        groups, rest = divmod(samples, self._group)
-        counts = [count * self._group for count in self._shares.seen(groups)]
-        if rest:
-            counts[self._shares.of(groups)[0]] += rest
-        found: dict[str, int] = {}
-        for name, part, count in zip(self._names, self._parts, counts, strict=True):
-            own = part.seen(count) if isinstance(part, MixtureSource) else {"": count}
-            found |= {f"{name} {source}".strip(): number for source, number in own.items()}
-        return found
+        return seen_of_shapes(self._shares, self._group, self._names, self._parts, samples)
 
     def description(self) -> dict[str, Any]:
         """That of every shape."""

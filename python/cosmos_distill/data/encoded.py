@@ -8,7 +8,7 @@ Training needs no tokenizer, unless controls are drawn from pixels; pictures and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,42 +39,43 @@ class EncodedSource:
     """A :class:`~cosmos_distill.data.sources.Source` over clips that were encoded.
 
     Args:
+        found: The clips as they were encoded.
+        places: Of them those that are read, in order; None stands for one that cannot be used.
+        shape: (frames, height, width) of their windows.
         tokenizer: Makes the tokenizer when it is needed for the first time.
         text_tokens: Tokens of a prompt embedding; None: as many as were encoded.
         projection: Hash of the network's frozen first layer of text, where it has one.
 
     Raises:
-        DataError: the clips were encoded for another recipe, none can be used, or a file is damaged.
+        DataError: the embeddings are those for another network, or a file is damaged.
     """
 
     def __init__(
         self,
+        found: Encoded,
+        places: Sequence[Clip | None],
         data: Data,
         control: str | None,
         seed: int,
         *,
         split: Split,
+        shape: tuple[int, int, int],
         tokenizer: Callable[[], Tokenizer],
         text_channels: int,
         text_tokens: int | None = None,
         sigma_data: float = 0.5,
         projection: str | None = None,
     ) -> None:
-        assert data.root is not None
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self._mix = ControlMix.read(control)
-        self._found = Encoded(data.root)
-        if misfits := self._found.misfits(data, control, text_channels):
-            raise DataError("\n".join(misfits))
+        self._found, self._places = found, list(places)
         if self._found.projection not in (None, projection):
             raise DataError(
                 f"{self._found.place}: its embeddings are those behind the first layer of another network: "
                 "encode the clips for this one"
             )
-        self._chosen = self._found.usable(split)
-        self._places = [self._found.samples.get(name) for name in self._found.split(split)]
-        channels, frames, height, width = self._found.said["latent_shape"]
-        self.latent_shape = (channels, frames, height, width)
+        self._chosen = [clip for clip in places if clip is not None]
+        self.latent_shape = found.latent_shape(shape)
         self.text_shape = (
             text_tokens or int(self._found.said["text_tokens"]),
             text_channels if self._found.projection is None else int(self._found.said["text_channels"]),

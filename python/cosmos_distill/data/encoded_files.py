@@ -11,8 +11,10 @@ clips, called by their number in the folder::
     000000012.v0.control.mkv ...       likewise of its control where that comes from a file
     000000012.text.safetensors         ``text`` [tokens, channels], without the zeros behind the prompt
     000000012.json                     the clip's name and split, its windows, hashes of the parts above and
-                                       of the files it was made from; or why it could not be used
+                                       of the files it was made from; or why it could not be used. Of several
+                                       places (``place``) and shapes (``shape``) also those that it is of
 
+Which places there are with which weights, and the latents' shapes, ``encoded.json`` says then.
 Tensors are of the narrowest type that holds them exactly. Torch-free.
 """
 
@@ -66,8 +68,15 @@ class Clip:
     parts: Mapping[str, Part]
     windows: tuple[str, ...]
     inputs: Mapping[str, str]
+    shape: tuple[int, int, int] | None = None
+    """(frames, height, width) of its windows, where clips have several."""
     caption: None = None
     """It is encoded."""
+
+
+def shape_name(shape: tuple[int, int, int]) -> str:
+    """Of (frames, height, width)."""
+    return "x".join(map(str, shape))
 
 
 def shard_name(number: int) -> str:
@@ -102,9 +111,11 @@ class Encoded:
         self.samples: dict[str, Clip] = {}
         self.skipped: dict[str, str] = dict(self.said["skipped"])
         splits: dict[str, Split] = {}
+        self._place_of: dict[str, str] = {}
         for listed in self.said["shards"]:
             for record in self._records(listed):
                 splits[record["name"]] = record["split"]
+                self._place_of[record["name"]] = record.get("place", "")
                 if (why := record.get("skipped")) is not None:
                     self.skipped[record["name"]] = why
                 else:
@@ -142,8 +153,48 @@ class Encoded:
         return found
 
     def long_enough(self, split: Split, data: Data) -> list[Clip]:
-        """The clips of one split that are of the one shape of ``data``."""
-        return self.usable(split)
+        """The clips of one split that are of the one shape of ``data``. Raises like :meth:`usable`."""
+        shape = data.frames, data.height, data.width
+        return [clip for clip in self.usable(split) if (clip.shape or self.shape) == shape]
+
+    def of_shape(
+        self, split: Split, place: str, shape: tuple[int, int, int]
+    ) -> tuple[list[Clip | None], float]:
+        """The clips of one split and place in order, None for those that cannot be used or are of another
+        shape; and how many these are of all that can be used."""
+        named = [self.samples.get(n) for n in self.split(split) if self._place_of[n] == place]
+        usable = [clip for clip in named if clip is not None]
+        chosen = [None if c is None or (c.shape or self.shape) != shape else c for c in named]
+        return chosen, sum(clip is not None for clip in chosen) / max(1, len(usable))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(frames, height, width) of what is drawn and scored."""
+        made = self.said["made"]
+        return made["frames"], made["height"], made["width"]
+
+    @property
+    def buckets(self) -> list[tuple[int, int, int]] | None:
+        """The shapes of clips for training, where there are several."""
+        said = self.said["made"].get("buckets")
+        return None if said is None else [_shape(one) for one in said]
+
+    @property
+    def places(self) -> dict[Split, list[tuple[str, float, int | None]]]:
+        """Of each split (name, weight, number) of the places of its clips, as
+        :class:`~cosmos_distill.data.selection.Selection` has them."""
+        one: list[Any] = [["", 1.0, None]]
+        said = self.said.get("places") or {"train": one, "eval": one}
+        return {
+            "train": [(name, weight, number) for name, weight, number in said["train"]],
+            "eval": [(name, weight, number) for name, weight, number in said["eval"]],
+        }
+
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """[C, T, h, w] of the latents of a shape."""
+        said = self.said.get("latent_shapes") or {}
+        channels, frames, height, width = said.get(shape_name(shape), self.said["latent_shape"])
+        return channels, frames, height, width
 
     def hashes(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """SHA-256 of every part of these clips, as it was when it was written."""
@@ -168,6 +219,11 @@ class Encoded:
             for name, value in asked.items()
             if made.get(name) != value
         ]
+        if data.buckets is not None and [_shape(one) for one in data.buckets] != self.buckets:
+            found.append(
+                f"{self.place} was not encoded with these data.buckets: leave them out, or encode the clips "
+                "again"
+            )
         if data.keep.asks:
             found.append(
                 f"{self.place}: thresholds (data.keep) choose clips when they are encoded: encode with these"
@@ -199,6 +255,14 @@ def asked_of(data: Data, control: str | None) -> dict[str, Any]:
     }
 
 
+def made_for(data: Data, control: str | None) -> dict[str, Any]:
+    """What encoded clips say that they were made for: :func:`asked_of`, and what chose their windows."""
+    found = asked_of(data, control) | {"cuts": data.cuts}
+    if data.buckets is not None:
+        found["buckets"] = [list(shape) for shape in data.buckets]
+    return found
+
+
 def missing(folder: Path) -> str:
     """What is missing of a folder whose stage was complete, in words; empty where nothing is."""
     try:
@@ -227,10 +291,21 @@ def _clip(record: Mapping[str, Any], place: Place, shard: str) -> Clip:
         ):
             raise ValueError("parts are missing")
         return Clip(
-            record["name"], record["split"], int(record["number"]), parts, windows, dict(record["inputs"])
+            record["name"],
+            record["split"],
+            int(record["number"]),
+            parts,
+            windows,
+            dict(record["inputs"]),
+            _shape(record["shape"]) if "shape" in record else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{place}/{shard}.json is damaged ({error}): {_AGAIN}") from error
+
+
+def _shape(said: Sequence[Any]) -> tuple[int, int, int]:
+    frames, height, width = map(int, said)
+    return frames, height, width
 
 
 def _document(place: Place, name: str) -> dict[str, Any]:

@@ -121,9 +121,9 @@ class FolderSource(ClipSource):
             usable = self._survey.usable(split)
             self._chosen = [s for s in usable if shape_of(s.info, everything, s.cuts) == shape]
         self.share = len(self._chosen) / max(1, len(usable))
+        self._read = {sample.name for sample in self._chosen}
         self._samples = list(self._survey.samples.values())
-        shaped = {sample.name for sample in self._chosen}
-        named = {sample.name: sample for sample in self._samples if sample.name in shaped}
+        named = {sample.name: sample for sample in self._samples if sample.name in self._read}
         self._places = [named.get(name) for name in self._survey.split(split)]
         self._stamps: dict[File, Stamp] = {path: stamp(path) for s in self._chosen for path in s.videos}
         self._seeks = self._places_in_long_clips()
@@ -212,6 +212,14 @@ class FolderSource(ClipSource):
         """All clips by name and which split each is in, those that cannot be used included."""
         held_out = self._survey.held_out
         return {name: "eval" if name in held_out else "train" for name in self._survey.names}
+
+    def latents_of(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """[C, T, h, w] of the latents of (frames, height, width)."""
+        return self._tokenizer.latent_shape(*shape)
+
+    def reads(self, name: str) -> bool:
+        """Whether a clip is one of those that are read here: of this split and shape."""
+        return name in self._read
 
     def reason(self, name: str) -> str | None:
         """Why a clip cannot be used; None if it can, as far as that is known without decoding it."""

@@ -9,7 +9,7 @@ before its source says so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,10 @@ class MixtureSource(ClipSource):
         self._negative, self._mix = first._negative, first._mix
         self._names, self._weights, self._parts = tuple(names), tuple(weights), tuple(parts)
         self._shares = Shares(weights, self.seed, self.split)
+
+    def parts(self) -> Iterator[tuple[str, FolderSource]]:
+        """The sources, by name."""
+        return zip(self._names, self._parts, strict=True)
 
     def decoded(self, index: int) -> Decoded:
         """Sample ``index``. Raises DataError when nothing can be read any more of its source."""

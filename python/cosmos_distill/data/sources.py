@@ -90,7 +90,7 @@ def open_source(
     from cosmos_distill import tokenizers
 
     if data.source == "shards" and data.root is not None and is_encoded(data.root):
-        from cosmos_distill.data.encoded import EncodedSource
+        from cosmos_distill.data.encoded_sets import open_encoded
 
         if split not in ("train", "eval"):
             raise DataError(f"there are no {split} clips but the film's (data.source = film)")
@@ -99,8 +99,8 @@ def open_source(
                 "encoded clips have one control each, and this network takes several at once: train it on "
                 "the clips themselves"
             )
-        return EncodedSource(
-            data, control, seed, split=split, tokenizer=partial(tokenizers.build, data, device),
+        return open_encoded(
+            data, control, seed, split=split, group=group, tokenizer=partial(tokenizers.build, data, device),
             text_tokens=text_tokens, text_channels=text_channels, sigma_data=(schedule or EDM()).sigma_data,
             projection=None if projection is None else projection.sha256,
         )  # fmt: skip

@@ -350,10 +350,10 @@ def _data(recipe: Recipe) -> Iterator[str]:
 def _buckets(recipe: Recipe) -> Iterator[str]:
     """What of the shapes does not suit the network, or a stage that trains on clips."""
     clips = {n: s for n, s in recipe.stages.items() if isinstance(s, Train) and s.pairs_from is None}
-    if recipe.data.buckets is None or not clips:
+    if not clips or (found := encoded.shaped(recipe.data)).buckets is None:
         return
     known = {*_data(recipe), *_network(recipe)}
-    for shape in recipe.data.shapes():
+    for shape in found.shapes():
         latents = tokenizer(shape).latent_frames(shape.frames)
         given = min(shape.max_condition_frames, latents - 1)  # how many a stage gives, it says itself
         data = dataclasses.replace(shape, max_condition_frames=given)

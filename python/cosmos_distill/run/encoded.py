@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from cosmos_distill.config import Data, Encode, Evaluate, Recipe, Train
+from cosmos_distill.config import Data, Encode, Evaluate, Generate, Recipe, Train
 from cosmos_distill.data.encoded_files import Encoded, is_encoded
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.run.sizes import trains_tokenizer
@@ -18,6 +19,18 @@ def reads_encoded(data: Data) -> bool:
         return False
 
 
+def shaped(data: Data) -> Data:
+    """The data with the shapes that its clips were encoded in."""
+    if not reads_encoded(data):
+        return data
+    assert data.root is not None
+    try:
+        buckets = Encoded(data.root).buckets
+    except DataError:  # said when it is opened
+        return data
+    return replace(data, buckets=None if buckets is None else tuple(buckets))
+
+
 def problems(recipe: Recipe) -> Iterator[str]:
     """Why clips cannot be encoded, each with what to do about it."""
     data = recipe.data
@@ -28,8 +41,6 @@ def problems(recipe: Recipe) -> Iterator[str]:
             "--data.held-out and --data.out-of-domain: encoded clips have their held-out ones among them: "
             "leave them out."
         )
-    if data.buckets is not None and reads_encoded(data):
-        yield "--data.buckets: encoded clips have one shape: leave it out."
     names = [name for name, stage in recipe.stages.items() if isinstance(stage, Encode)]
     if not names:
         return
@@ -40,21 +51,16 @@ def problems(recipe: Recipe) -> Iterator[str]:
                     f"'{name}' reads the clips of '{stage.clips_from}', and --data.out-of-domain "
                     f"{data.out_of_domain} is not encoded: leave one of the two out."
                 )
-    if data.buckets is not None:
-        yield f"'{names[0]}' encodes clips of one shape: leave --data.buckets out, or that stage."
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Generate) and stage.clips_from is not None and data.buckets is not None:
+            yield (
+                f"'{name}' draws clips of one shape, and '{stage.clips_from}' encodes those to train on in "
+                "the shapes of --data.buckets: draw from the clips themselves, or leave the shapes out."
+            )
     if not data.own:
         yield (
             f"'{names[0]}' encodes files: the clips of --data.source {data.source} come with a package and "
             "are encoded in no time. Give your own with --data.source folder --data.root DIR."
-        )
-    elif data.sources:
-        yield (
-            f"'{names[0]}' encodes one place of clips: give each of --data.sources by itself (--data.root)."
-        )
-    elif data.held_out is not None:
-        yield (
-            f"'{names[0]}' holds clips out by itself: leave --data.held-out {data.held_out} out, or encode "
-            "it by itself, with --data.root."
         )
     elif trains_tokenizer(recipe):
         yield f"'{names[0]}': this recipe trains a tokenizer, on pixels: leave that stage out."

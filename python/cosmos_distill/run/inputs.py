@@ -86,7 +86,7 @@ def look(recipe: Recipe) -> dict[str, dict[str, Survey | Encoded]]:
     known: dict[tuple[Path | None, str], Survey | Encoded] = {}
     looked: dict[str, dict[str, Survey | Encoded]] = {}
     width = None if network is None else network.text_channels
-    splits = [split for stage in recipe.stages.values() for split in _splits(stage)]
+    splits = [split for stage in recipe.stages.values() for split in _splits(stage, data)]
     for split in dict.fromkeys(["train", *splits]):
         parts, held = data.places(split)
         for part in parts:
@@ -127,15 +127,19 @@ def _refuse_short(recipe: Recipe, looked: Mapping[str, Mapping[str, Survey | Enc
 
     one = replace(recipe.data, buckets=None)
     drawing = [stage for stage in recipe.stages.values() if isinstance(stage, Generate | Evaluate)]
-    for split in dict.fromkeys(split for stage in drawing for split in _splits(stage) if split in looked):
+    for split in dict.fromkeys(
+        split for stage in drawing for split in _splits(stage, recipe.data) if split in looked
+    ):
         half: Literal["train", "eval"] = "train" if split == "train" else "eval"
         if not any(found.long_enough(half, one) for found in looked[split].values()):
             raise Refusal(too_short(recipe.data, split))
 
 
-def _splits(stage: Stage) -> list[str]:
+def _splits(stage: Stage, data: Data) -> list[str]:
     """All of the clips that a stage reads."""
     split = reads(stage)
+    if split == ALL and data.held_out is not None:
+        return [ALL, "eval"]
     return [] if split is None else [split, *([OUT_OF_DOMAIN] if isinstance(stage, Evaluate) else [])]
 
 
@@ -168,11 +172,13 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     looked = look(recipe)
     if not looked:
         return found | {"clips": data.source}, {}
-    folders = looked[split]
+    folders = dict(looked[split])
     _refuse_other_tokenizer(data, stage, [f for f in folders.values() if isinstance(f, Encoded)])
     if len(folders) > 1:
         weights = [part.weight for part in data.parts()]
         found["mixture"] = " ".join(f"{weight / sum(weights):.6g}" for weight in weights)
+    if split == ALL and data.held_out is not None:
+        folders["held out"] = looked["eval"][""]
     told = negative_prompt(data.negative_prompt)
     if told is not None:
         found["negative_prompt"] = of_files([told]) if isinstance(told, Path) else _text(told)
@@ -180,7 +186,7 @@ def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str
     hashes: dict[str, dict[str, str]] = {}
     skipped: dict[str, str] = {}
     for number, folder in enumerate(folders.values(), start=1):
-        before = f"{number}:" if "" not in folders else ""  # by its place in the list, which moving leaves
+        before = f"{number}:" if "" not in folders or number > 1 else ""  # by its place, which moving leaves
         own = list(folder.names) if split == ALL else folder.split(split)
         try:
             hashed = folder.hashes([name for name in own if name in folder.samples])

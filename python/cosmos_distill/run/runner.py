@@ -253,8 +253,11 @@ def _as_read(run: Run, stage: Stage) -> Recipe:
     output = run.outputs[name]
     assert isinstance(output, Shards)
     # What is asked of clips, and the negative prompt, is in them.
-    asked = dataclasses.replace(run.recipe.data, negative_prompt="", keep=KeepClips())
-    data = dataclasses.replace(asked, source="shards", root=run.out / output.folder)
+    data = dataclasses.replace(
+        run.recipe.data,
+        negative_prompt="", keep=KeepClips(), cuts=None, buckets=None, sources=(), held_out=None,
+        source="shards", root=run.out / output.folder,
+    )  # fmt: skip
     return dataclasses.replace(run.recipe, data=data)
 
 

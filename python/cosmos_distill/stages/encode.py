@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cosmos_distill import __version__
-from cosmos_distill.config import EDM, Encode
-from cosmos_distill.data.encoded_files import FORMAT, MANIFEST, NEGATIVE, asked_of, shard_name
+from cosmos_distill.config import EDM, Data, Encode, Recipe
+from cosmos_distill.data.clips import Split
+from cosmos_distill.data.encoded_files import FORMAT, MANIFEST, NEGATIVE, made_for, shape_name, shard_name
 from cosmos_distill.data.encoding import ShardWriter, is_whole, pixels, prepared, tensors
 from cosmos_distill.data.errors import DataError, NothingLeft
 from cosmos_distill.data.folder import FolderSource
+from cosmos_distill.data.selection import Item, Selection, shape_in
 from cosmos_distill.errors import Refusal
 from cosmos_distill.files import finite, printable, read_json, sha256
 from cosmos_distill.launch import ranks
@@ -36,6 +39,7 @@ from cosmos_distill.storage import publish, publish_json
 
 if TYPE_CHECKING:
     from cosmos_distill.data.clip_source import Decoded
+    from cosmos_distill.data.sources import Source
 
 PLAN = "plan.json"
 FOLDER = "shards"
@@ -51,8 +55,9 @@ def run(name: str, stage: Encode, run: Run, folder: Path) -> Shards:
     # Latents are stored as the tokenizer gives them; readers scale them for their own schedule.
     recipe = dataclasses.replace(run.recipe, schedule=EDM(sigma_data=1.0))
     sources = {split: source for split in ("train", "eval") if (source := _open(recipe, split)) is not None}
+    chosen = _selection(recipe.data, sources)
     out, size = folder / FOLDER, stage.clips_per_shard
-    plan = on_rank_zero(lambda: _plan(folder, prepared(out), next(iter(sources.values()))))
+    plan = on_rank_zero(lambda: _plan(folder, prepared(out), chosen))
     shards = [plan[first : first + size] for first in range(0, len(plan), size)]
     missing = on_rank_zero(
         lambda: [n for n, clips in enumerate(shards) if not is_whole(out, n, n * size, len(clips))]
@@ -61,7 +66,7 @@ def run(name: str, stage: Encode, run: Run, folder: Path) -> Shards:
     lengths = [sum(len(shards[number]) for number in share) for share in shares]
     kept = "whole clips are kept, the same command encodes the rest"
     with work(run.console, name, sum(lengths), run.stop, kept) as bar:
-        encoded = _encoded(stage, sources, out, {n: shards[n] for n in shares[launch().rank]}, size)
+        encoded = _encoded(stage, chosen, out, {n: shards[n] for n in shares[launch().rank]}, size)
         said = _Said(run, Log(folder), sum(lengths), bar)
         for _ in range(-(-max(lengths) // _ROUND)):
             for _ in range(_ROUND):
@@ -73,85 +78,90 @@ def run(name: str, stage: Encode, run: Run, folder: Path) -> Shards:
             pass
         bar.together()
     run.details["data"] = {split: source.description() for split, source in sources.items()}
-    return on_rank_zero(lambda: _publish(stage, run, out, sources, len(shards)))
+    return on_rank_zero(lambda: _publish(stage, run, out, chosen, len(shards)))
 
 
-def _open(recipe: Any, split: Any) -> FolderSource | None:
-    """The clips of one split; None where there are none to hold out.
-
-    Raises:
-        Refusal: they are no files of the user's.
-    """
+def _open(recipe: Recipe, split: Split) -> Source | None:
+    """The clips of one split, in all of their shapes; None where there are none to hold out."""
+    shaped = split == "train" and recipe.data.buckets is not None
     try:
-        source = open_clips(recipe, split)
+        return open_clips(recipe, split, 1 if shaped else None)
     except DataError:
-        if split == "train":
+        if split == "train" or recipe.data.held_out is not None:
             raise
         return None
-    if not isinstance(source, FolderSource):
+
+
+def _selection(data: Data, sources: Mapping[str, Source]) -> Selection:
+    """All clips. Raises Refusal where they are no files of the user's."""
+    try:
+        found = Selection(data, sources["train"], sources.get("eval"))
+    except DataError as error:
+        raise Refusal(f"encode: {error}") from error
+    if len({source.text_shape for source in found.sources}) > 1:
         raise Refusal(
-            f"encode: the clips of {recipe.data.source} are encoded already, or come with a package"
+            "encode: some places of clips have captions, whose embeddings are projected, and others have "
+            "embeddings alone, which are not: give all captions, or encode each by itself (--data.root)"
         )
-    return source
+    return found
 
 
-def _plan(folder: Path, shards: Path, source: FolderSource) -> list[tuple[str, str]]:
-    """Clips and their splits in the order of the shards: those of the beginning, whatever came later."""
+def _plan(folder: Path, shards: Path, chosen: Selection) -> list[Item]:
+    """The clips in the order of the shards: those of the beginning, whatever came later."""
     path = folder / PLAN
     if path.exists() and any(shards.iterdir()):
         try:
-            return [(str(name), str(split)) for name, split in read_json(path)]
+            return [Item.of_plain(one) for one in read_json(path)]
         except (OSError, ValueError, TypeError) as error:
             raise Refusal(f"{path} is damaged ({error}): delete {folder} to encode anew") from error
-    found = source.splits()
-    publish_json(path, [list(item) for item in found.items()], indent=0)
-    return list(found.items())
+    found = list(chosen.items())
+    publish_json(path, [item.plain() for item in found], indent=0)
+    return found
 
 
 def _encoded(
     stage: Encode,
-    sources: dict[str, FolderSource],
+    chosen: Selection,
     out: Path,
-    shards: dict[int, Sequence[tuple[str, str]]],
+    shards: dict[int, Sequence[Item]],
     size: int,
 ) -> Iterator[str]:
     """Encode shards; gives the name of every clip when it is on disk. The next clip is decoded meanwhile."""
 
-    def decoded(clip: str, split: str) -> list[Decoded] | DataError:
+    def decoded(item: Item, source: FolderSource) -> list[Decoded] | DataError:
+        drawn = stage.control == "latents" or not source.computes_control
         try:
-            source = sources[split]
-            return source.variants(
-                clip, _variants(stage, split), drawn=stage.control == "latents" or not source.computes_control
-            )
+            return source.variants(item.clip, _variants(stage, item.split), drawn=drawn)
         except NothingLeft as error:
             return error
 
     with ThreadPoolExecutor(1) as pool:
-        for number, clips in shards.items():
-            writer = ShardWriter(out, number, number * size, len(clips))
+        for number, items in shards.items():
+            writer = ShardWriter(out, number, number * size, len(items))
             done = writer.done
-            yield from (clip for clip, _ in clips[:done])
-            usable = [c for c in clips[done:] if c[1] in sources and sources[c[1]].reason(c[0]) is None]
-            ahead = {clip: pool.submit(decoded, clip, split) for clip, split in usable[:1]}
-            for clip, split in clips[done:]:
+            yield from (item.name for item in items[:done])
+            readers = {item: source for item in items[done:] if (source := chosen.source(item)) is not None}
+            waiting = iter(readers.items())
+            ahead = {item: pool.submit(decoded, item, source) for item, source in islice(waiting, 1)}
+            for item in items[done:]:
                 found: list[Decoded] | DataError
-                if clip in ahead:
-                    found = ahead.pop(clip).result()
-                    following = usable[usable.index((clip, split)) + 1 :][:1]
-                    ahead |= {after: pool.submit(decoded, after, of) for after, of in following}
+                if item in ahead:
+                    found = ahead.pop(item).result()
+                    ahead |= {after: pool.submit(decoded, after, of) for after, of in islice(waiting, 1)}
                 else:
-                    reason = sources[split].reason(clip) if split in sources else None
-                    found = DataError(reason or "there is nothing to hold out")
+                    found = DataError(chosen.reason(item))
+                record: dict[str, Any] = {"name": item.name, "split": item.split}
+                if item.place:
+                    record["place"] = item.place
                 if isinstance(found, DataError):
-                    writer.append({}, {"name": clip, "split": split, "skipped": str(found)})
+                    writer.append({}, record | {"skipped": str(found)})
                 else:
-                    parts = _parts(stage, sources[split], split, found)
-                    windows = [sample.name for sample in found]
-                    made_of = sources[split].hashes(clip)
-                    writer.append(
-                        parts, {"name": clip, "split": split, "windows": windows, "inputs": made_of}
-                    )
-                yield clip
+                    source = readers[item]
+                    if chosen.several_shapes:
+                        record["shape"] = list(shape_in(source.data))
+                    record |= {"windows": [one.name for one in found], "inputs": source.hashes(item.clip)}
+                    writer.append(_parts(stage, source, item.split, found), record)
+                yield item.name
             writer.publish()
 
 
@@ -209,13 +219,12 @@ class _Said:
         self._bar.advance(ranks.world())
 
 
-def _publish(stage: Encode, run: Run, out: Path, sources: dict[str, FolderSource], count: int) -> Shards:
+def _publish(stage: Encode, run: Run, out: Path, chosen: Selection, count: int) -> Shards:
     """Write what all shards together are; and say what was skipped."""
-    source = next(iter(sources.values()))
+    source, data = chosen.sources[0], run.recipe.data
     publish(out / NEGATIVE, tensors({"text": _without_end(source.negative)}))
     shards: list[dict[str, Any]] = []
-    used = source.splits()
-    skipped = {name: why for name, why in source.skipped.items() if name not in used}
+    skipped = chosen.skipped()
     left_out, windows = dict(skipped), 0
     for number in range(count):
         index = read_json(out / f"{shard_name(number)}.json")
@@ -226,14 +235,15 @@ def _publish(stage: Encode, run: Run, out: Path, sources: dict[str, FolderSource
     found, _ = inputs.fingerprints(run.recipe, stage)
     negative = sha256(out / NEGATIVE)
     total = sum(shard["clips"] for shard in shards)
+    texts = [one.description().get("text") or {} for one in chosen.sources]
     document = {
         "format": FORMAT,
-        "made": asked_of(run.recipe.data, run.recipe.control) | {"cuts": run.recipe.data.cuts},
+        "made": made_for(data, run.recipe.control),
         "seed": run.recipe.seed,
         "version": __version__,
         "inputs": found,
-        "text": source.description().get("text"),
-        "latent_shape": list(source.latent_shape),
+        "text": next((text for text in texts if text.get("encoder")), texts[0]),
+        "latent_shape": list(chosen.latent_shape),
         "text_tokens": source.text_shape[0],
         "text_channels": source.text_shape[1],
         "drawn_control": stage.control == "drawn" and source.computes_control,
@@ -242,6 +252,10 @@ def _publish(stage: Encode, run: Run, out: Path, sources: dict[str, FolderSource
         "negative_sha256": negative,
         "shards": shards,
     }
+    if chosen.several_shapes:
+        document["latent_shapes"] = {shape_name(s): list(z) for s, z in chosen.shapes().items()}
+    if data.sources or data.held_out is not None:
+        document["places"] = chosen.places
     publish_json(out / MANIFEST, finite(document), indent=1)
     run.details["skipped"] = [f"{name}: {why}" for name, why in left_out.items()]
     run.console.print(f"{total - len(left_out) + len(skipped)} clips, {windows} windows in {out}")

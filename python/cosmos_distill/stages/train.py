@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos_distill import methods
 from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
-from cosmos_distill.data.buckets import BucketSource
+from cosmos_distill.data.buckets import Several
 from cosmos_distill.data.clip_source import ClipSource
 from cosmos_distill.data.control_mix import control_rows
-from cosmos_distill.data.mixture import MixtureSource
 from cosmos_distill.data.pairs import PairSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
 from cosmos_distill.launch import ranks
@@ -79,7 +78,7 @@ def run(name: str, stage: Train, run: Run, folder: Path) -> Student:
 
 def _seen(source: Source | None, stage: Train, steps: int) -> dict[str, Any]:
     """Of several sources or shapes, how many samples of each were trained on, and its share of all."""
-    if not isinstance(source, MixtureSource | BucketSource):
+    if not isinstance(source, Several):
         return {}
     samples = steps * stage.trainer.global_batch
     return {
