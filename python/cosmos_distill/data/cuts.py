@@ -8,12 +8,14 @@ network is asked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cosmos_distill.config.data import Detector
+from cosmos_distill.data import packages
 from cosmos_distill.data.clip_stats import WHOLE, black_bars, look, reduced_size
 from cosmos_distill.data.clips import ClipInfo, cuts_of, jump
 from cosmos_distill.data.container import opened, shown_frames
@@ -42,8 +44,12 @@ def cuts_in(file: File, info: ClipInfo, detector: Detector, index: Index) -> tup
         if info.frames == 1:
             return []
         times: list[float] = []
-        numbers = _by_difference(file, info, times)
-        return [Cut(number, times[number - 1], times[number]) for number in numbers]
+        if detector == "transnetv2":
+            between = _by_network(file, times)
+        else:
+            between = [(number, number) for number in _by_difference(file, info, times)]
+        times.append(times[-1] + 1 / info.rate)  # a transition up to the end has no shot behind it
+        return [Cut(end, begin, times[end - 1], times[begin]) for end, begin in between]
 
     return tuple(Cut(*cut) for cut in index.fact(file, f"cuts by {detector}", find))
 
@@ -60,6 +66,56 @@ def _by_difference(file: File, info: ClipInfo, times: list[float]) -> list[int]:
         bars = black_bars(look(file, info).stretches)
         inside = (bars.crop(frame.image[None])[0] for frame in frames)
     return cuts_of([jump(before, after) for before, after in pairwise(inside)])
+
+
+def ready(detector: Detector | None) -> None:
+    """Look whether cuts can be found so. Raises DataError that says what is missing."""
+    if detector == "transnetv2":
+        packages.path("transnetv2")
+
+
+@lru_cache(maxsize=1)
+def _network() -> Any:
+    import torch
+
+    from cosmos_distill.vision.transnet import WEIGHTS, Boundaries
+
+    return Boundaries(torch.load(packages.path(WEIGHTS), map_location="cpu", weights_only=True))
+
+
+def _by_network(file: File, times: list[float]) -> list[tuple[int, int]]:
+    """(frame behind a shot, first frame of the next) by TransNet V2, on the CPU: windows of a hundred frames
+    of which the middle half is taken, as published; a frame is the last of a shot, or of a transition, where
+    that is likelier than not."""
+    import torch
+
+    from cosmos_distill.vision.transnet import EDGE, HEIGHT, WIDTH, WINDOW
+
+    likely: list[float] = []
+    step, last = WINDOW - 2 * EDGE, None
+    held: list[np.ndarray] = []
+
+    def more(image: np.ndarray) -> None:
+        held.append(image)
+        if len(held) == WINDOW:
+            with torch.inference_mode():
+                likely.extend(_network()(torch.from_numpy(np.stack(held)))[EDGE:-EDGE].tolist())
+            del held[:step]
+
+    for frame in _noted(_decoded(file, (HEIGHT, WIDTH)), times):
+        last = frame.image
+        for image in [last] * (EDGE + 1 if len(times) == 1 else 1):
+            more(image)
+    assert last is not None
+    while len(likely) < len(times):
+        more(last)
+    found: list[tuple[int, int]] = []
+    for number in np.flatnonzero(np.array(likely[: len(times)]) > 0.5).tolist():
+        if found and found[-1][1] == number:  # a transition goes on
+            found[-1] = found[-1][0], number + 1
+        else:
+            found.append((number + 1, number + 1))
+    return found
 
 
 def _noted(frames: Iterator[_Frame], times: list[float]) -> Iterator[_Frame]:

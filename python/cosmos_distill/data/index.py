@@ -36,7 +36,7 @@ same times, since file systems count in ticks of up to two seconds."""
 THREADS = 8
 """Files read at once, at most."""
 _HASH = "sha256"
-_PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "opencv-python-headless", "safetensors")
+_PARTS, _LIBRARIES = ("arrays", "data"), ("av", "numpy", "opencv-python-headless", "pillow", "safetensors")
 _EVERY = 10.0
 """Seconds between two lines about long reading, after each of which what was found is kept."""
 
@@ -204,6 +204,7 @@ def reading() -> list[Path]:
     return [
         package / "files.py",
         package / "members.py",
+        package / "vision" / "transnet.py",
         *sorted(p for part in _PARTS for p in (package / part).glob("*.py")),
     ]
 

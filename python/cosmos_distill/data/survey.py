@@ -31,7 +31,7 @@ from cosmos_distill.data import clips, companion_checks, layout, measuring, phot
 from cosmos_distill.data.captions import Caption, negative_prompt
 from cosmos_distill.data.clips import ClipInfo
 from cosmos_distill.data.companions import Companions, Unusable
-from cosmos_distill.data.cuts import cuts_in
+from cosmos_distill.data.cuts import cuts_in, ready
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Fault
@@ -161,6 +161,7 @@ def survey(
     if data.root is None:
         raise DataError("the folder source needs its folder: set data.root (videos/, t5_xxl/, <control>/)")
     root, paired = data.root, data.saved_noise
+    ready(data.cuts)
     index = index_of(root)
     if data.source == "shards":
         from cosmos_distill.data import shards

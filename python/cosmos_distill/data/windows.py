@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple, overload
 
 from cosmos_distill.config import Data
@@ -24,11 +24,14 @@ class Cut(NamedTuple):
     """Where one shot of a clip ends and the next begins.
 
     Attributes:
+        end: number of the frame behind the last of the shot before; what lies between it and ``frame`` is a
+            transition, of neither.
         frame: number of the first frame of the next shot.
         last: when the last frame of the shot before is shown, in seconds after the clip's first frame.
         first: when the first of the next one is.
     """
 
+    end: int
     frame: int
     last: float
     first: float
@@ -67,8 +70,7 @@ def windows_of(info: ClipInfo, data: Data, cuts: Sequence[Cut] = ()) -> Windows:
     enough, and its shot, where ``cuts`` part it. None: it is too short."""
     if data.fps is None:
         span = window_span(data)
-        bounds = [0, *(cut.frame for cut in cuts), info.frames]
-        return Windows(range(begin, end - span + 1) for begin, end in pairwise(bounds))
+        return Windows(range(begin, end - span + 1) for begin, end in _shots(info, cuts))
     # By time, whatever rate frames really come at: the last time of a window is no later than the last frame
     # of its shot, and its first no earlier than the first.
     later = (data.frames - 1) * info.rate / data.fps  # than the first frame is the last, in the clip's frames
@@ -81,7 +83,13 @@ def windows_of(info: ClipInfo, data: Data, cuts: Sequence[Cut] = ()) -> Windows:
 
 def longest_shot(info: ClipInfo, cuts: Sequence[Cut]) -> int:
     """Frames of the longest shot."""
-    return max(b - a for a, b in pairwise([0, *(cut.frame for cut in cuts), info.frames]))
+    return max(end - begin for begin, end in _shots(info, cuts))
+
+
+def _shots(info: ClipInfo, cuts: Sequence[Cut]) -> Iterator[tuple[int, int]]:
+    """First frame, and the one behind the last, of every shot."""
+    begins, ends = [0, *(cut.frame for cut in cuts)], [*(cut.end for cut in cuts), info.frames]
+    return zip(begins, ends, strict=True)
 
 
 def shape_of(info: ClipInfo, data: Data, cuts: Sequence[Cut] = ()) -> Data | None:

@@ -15,7 +15,7 @@ from cosmos_distill.config.data import Detector
 from cosmos_distill.data import layout, measuring, shards
 from cosmos_distill.data.captions import Captions, Told
 from cosmos_distill.data.clips import VIDEO_SUFFIXES
-from cosmos_distill.data.cuts import cuts_in
+from cosmos_distill.data.cuts import cuts_in, ready
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.index import Index, index_of
 from cosmos_distill.data.keeping import Known, groups
@@ -144,8 +144,12 @@ def look(
         progress: told how many clips there are; returns what is told how many more are done.
 
     Raises:
-        Refusal: there is no clip.
+        Refusal: there is no clip, or what finds cuts is missing.
     """
+    try:
+        ready(detector)
+    except DataError as error:
+        raise Refusal(f"--cuts {detector}: {error}") from error
     files, broken, captions = files_of(root)
     index = index_of(root)
     small = len(files) <= ENOUGH_PICTURES
