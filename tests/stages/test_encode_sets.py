@@ -199,6 +199,30 @@ def test_a_kill_between_clips_changes_no_byte(places: Path, tmp_path: Path) -> N
     assert shards(tmp_path) == whole
 
 
+def test_clips_that_come_meanwhile_change_nothing(places: Path, tmp_path: Path) -> None:
+    """Not even where they move others into the other split, or to the end of it."""
+    root = tmp_path / "clips"
+    shutil.copytree(places / "city", root)
+    one = made(dataclasses.replace(data_of(places, "shapes"), root=root, buckets=((5, 32, 32), WIDE)))
+    one = dataclasses.replace(one, data=dataclasses.replace(one.data, frames=5, width=32))
+    run_recipe(one, tmp_path / "run")
+    folder = tmp_path / "run" / "encode" / "shards"
+    whole = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+    for name in ("shard-000001.tar", "shard-000002.tar", "encoded.json"):
+        (folder / name).unlink()
+    found = Manifest.read(tmp_path / "run" / "encode")
+    assert found is not None
+    dataclasses.replace(found, outputs=None).write(tmp_path / "run" / "encode")
+    folders.write_clip(root / "videos" / "a.mp4", FRAMES, 32, 32)
+    folders.write_clip(root / "depth" / "a.mp4", FRAMES, 32, 32)
+    write_text(root, "a", 5)
+    for wrong in ("c03", "c04"):  # which is the fifth now, and was
+        assert (root / "videos" / f"{wrong}.mp4").exists()
+    (tmp_path / "run" / "encode" / "clips.json").unlink()  # as the user is told, where splits move
+    run_recipe(one, tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == whole
+
+
 def test_what_cannot_be_is_refused_by_name(places: Path, tmp_path: Path) -> None:
     data = data_of(places, "all")
     drawn = made(data, start="shards")

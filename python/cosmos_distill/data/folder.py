@@ -94,6 +94,7 @@ class FolderSource(ClipSource):
         shape: Data | None = None,
     ) -> None:
         everything, data = data, shape or replace(data, buckets=None)
+        self._everything, self._shape = everything, shape
         self.data, self.control, self.seed, self.split = data, control, seed, split
         self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
         self.text_shape = (text_tokens or T5_TOKENS, text_channels)
@@ -121,9 +122,9 @@ class FolderSource(ClipSource):
             usable = self._survey.usable(split)
             self._chosen = [s for s in usable if shape_of(s.info, everything, s.cuts) == shape]
         self.share = len(self._chosen) / max(1, len(usable))
-        self._read = {sample.name for sample in self._chosen}
         self._samples = list(self._survey.samples.values())
-        named = {sample.name: sample for sample in self._samples if sample.name in self._read}
+        shaped = {sample.name for sample in self._chosen}
+        named = {sample.name: sample for sample in self._samples if sample.name in shaped}
         self._places = [named.get(name) for name in self._survey.split(split)]
         self._stamps: dict[File, Stamp] = {path: stamp(path) for s in self._chosen for path in s.videos}
         self._seeks = self._places_in_long_clips()
@@ -218,8 +219,11 @@ class FolderSource(ClipSource):
         return self._tokenizer.latent_shape(*shape)
 
     def reads(self, name: str) -> bool:
-        """Whether a clip is one of those that are read here: of this split and shape."""
-        return name in self._read
+        """Whether a clip can be used in this shape, whichever split it is in now."""
+        sample = self._survey.samples.get(name)
+        if sample is None or self._shape is None:
+            return sample is not None and bool(self._windows(sample))
+        return shape_of(sample.info, self._everything, sample.cuts) == self._shape
 
     def reason(self, name: str) -> str | None:
         """Why a clip cannot be used; None if it can, as far as that is known without decoding it."""

@@ -73,9 +73,10 @@ def videos_in(folder: Path, photos: bool) -> tuple[dict[str, Path], dict[str, st
         if first[_stem(name)] is name:
             videos[_stem(name)] = there[name]
     if not videos:
+        alone = any(named_photo(path) for path in there.values())
         raise DataError(
             f"{folder} holds no .mp4 file: put clips there (or other videos), or set data.root to another "
-            "folder"
+            f"folder{'; photos need a shape of one frame (data.buckets)' if alone else ''}"
         )
     used = set(files)
     others = [name for name in there if name not in used and not captions.holds(Path(name), videos)]
