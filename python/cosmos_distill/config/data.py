@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from cosmos_distill.config.keep import KeepClips
 from cosmos_distill.config.numbers import GivenFrames, PixelSize, Share, TokenizerName
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
+OUT_OF_DOMAIN: Final = "out_of_domain"
+"""What :attr:`Data.out_of_domain` is called as a split, an input, a folder and a part of scores."""
 Detector = Literal["difference", "transnetv2"]
 """Ways to find cuts."""
 
@@ -161,10 +163,10 @@ class Data(Checked):
     def places(self, split: str) -> tuple[tuple[Part, ...], Held]:
         """Folders in which the clips of a split lie, ``train``, ``eval`` or ``out_of_domain``, and which of
         their clips are held out. None where it has no folder."""
-        extra = {"eval": self.held_out, "out_of_domain": self.out_of_domain}.get(split)
+        extra = {"eval": self.held_out, OUT_OF_DOMAIN: self.out_of_domain}.get(split)
         if extra is not None:
             return (Part("", 1.0, self._at(extra)),), "all"
-        if split == "out_of_domain":
+        if split == OUT_OF_DOMAIN:
             return (), "all"
         return self.parts(), "none" if self.held_out is not None else "some"
 

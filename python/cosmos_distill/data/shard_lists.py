@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -69,7 +69,7 @@ def listed(root: Path) -> Listing:
     """
     place = Place.of(root)
     if place.is_folder():
-        if (meta := place.file(ENERGON)) is not None:
+        if (meta := place.folder(ENERGON)) is not None:
             return _energon(place, meta)
         files = place.below()
         if not files:
@@ -117,7 +117,7 @@ class Place:
     def at(self, name: str) -> Path | Url:
         return Path(self._text, name) if self._system is None else Url(f"{self._text}/{name}")
 
-    def file(self, name: str) -> Place | None:
+    def folder(self, name: str) -> Place | None:
         """The folder ``name`` in this one; None where there is none."""
         inner = Place.of(f"{self._text}/{name}")
         return inner if inner.is_folder() else None
@@ -242,11 +242,17 @@ def _folder_of_all(texts: list[str]) -> str:
 
 
 def _energon(root: Place, meta: Place) -> Listing:
-    counts = _mapping(meta, "shard_counts", {".info.json": json.loads, ".info.yaml": _yaml})
-    splits = _mapping(meta, "split_parts", {"split.yaml": _yaml, "split.json": json.loads})
-    said = _document(meta, {"split.yaml": _yaml, "split.json": json.loads})
-    assert isinstance(said, dict)
-    excluded = {one for text in said.get("exclude") or [] for one in expanded(str(text))}
+    about, lists = (".info.json", ".info.yaml"), ("split.yaml", "split.json")
+    counts = _mapping(meta, "shard_counts", _document(meta, about), about)
+    said = _document(meta, lists)
+    splits = _mapping(meta, "split_parts", said, lists)
+    excluded: set[str] = set()
+    numbers: dict[str, set[int]] = {}  # of samples, by shard
+    for one in (one for text in said.get("exclude") or [] for one in expanded(str(text))):
+        excluded.add(one)
+        shard, _, number = one.rpartition("/")
+        if number.isdecimal():
+            numbers.setdefault(shard, set()).add(int(number))
     of: dict[str, Split] = {}
     held_out = next((name for name in _HELD_OUT if splits.get(name)), None)
     for split, name in (("eval", held_out), ("train", "train")):
@@ -266,14 +272,13 @@ def _energon(root: Place, meta: Place) -> Listing:
                 f"{root}: {name} is named by {ENERGON} and is not there: put it back, or prepare again"
             )
         else:
-            numbers = {one.rpartition("/")[2] for one in excluded if one.rpartition("/")[0] == name}
             shards.append(
                 Shard(
                     name.removesuffix(SUFFIX),
                     root.at(name),
                     of[name] if held_out else None,
                     _number(counts.get(name), meta, name),
-                    frozenset(int(number) for number in numbers if number.isdecimal()),
+                    frozenset(numbers.get(name, ())),
                     _offsets(root, name),
                 )
             )
@@ -297,19 +302,21 @@ def _offsets(root: Place, name: str) -> tuple[int, ...] | None:
     return tuple(int.from_bytes(content[at : at + 8], "little") for at in range(0, len(content), 8))
 
 
-def _mapping(meta: Place, key: str, files: Mapping[str, Callable[[bytes], Any]]) -> dict[str, Any]:
-    said = _document(meta, files)
+def _mapping(meta: Place, key: str, said: Any, files: Sequence[str]) -> dict[str, Any]:
+    """What a document says under a key; ``files`` are the names that it may have."""
     found = said.get(key) if isinstance(said, dict) else None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise DataError(f"{meta}: {' or '.join(files)} has no {key}: prepare the dataset again")
     return found
 
 
-def _document(meta: Place, files: Mapping[str, Callable[[bytes], Any]]) -> Any:
-    for name, reader in files.items():
+def _document(meta: Place, files: Sequence[str]) -> Any:
+    """What the first of these files says that is there, JSON or YAML by its suffix."""
+    for name in files:
         if meta.has(name):
             try:
-                return reader(meta.read(name))
+                content = meta.read(name)
+                return json.loads(content) if name.endswith(".json") else _yaml(content)
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{meta}/{name} cannot be read ({error}): prepare the dataset again"

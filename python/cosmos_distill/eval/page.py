@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_distill import pages
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.eval.missing import ratio, shown
 from cosmos_distill.eval.report import UNKNOWN, metrics_of, reasons_of
 
@@ -61,7 +62,7 @@ def html(
     """
     names = metrics_of(report)
     rows = [_row(report, names, who) for who in report["metrics"]]
-    other = report | report["out_of_domain"] if "out_of_domain" in report else None
+    other = report | report[OUT_OF_DOMAIN] if OUT_OF_DOMAIN in report else None
     return pages.render(
         TEMPLATE,
         title=title,

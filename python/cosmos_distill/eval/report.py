@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.eval.missing import known, ratio
 
 # Speed that a student of so many evaluations should reach: ratio of evaluations, of latency.
@@ -42,14 +43,14 @@ def summary(scores: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("metrics", "floor", "clips", "nfe", "latency", "labels", "given_frames")
     named = ("schema", "about", "differences", "shots")  # where the recipe names its metrics
     timed = scores["latency"][f"batch_{scores['settings']['batch']}"]
-    other = scores.get("out_of_domain")
+    other = scores.get(OUT_OF_DOMAIN)
     return {
         "nfe_ratio": scores["nfe"]["teacher"] / scores["nfe"]["student"],
         "latency_ratio": timed["ratio"],
         **{key: scores[key] for key in kept},
         **{key: scores[key] for key in named if key in scores},
         # Clips of another kind than those trained on, scored alike.
-        **({} if other is None else {"out_of_domain": {key: other[key] for key in OWN if key in other}}),
+        **({} if other is None else {OUT_OF_DOMAIN: {key: other[key] for key in OWN if key in other}}),
         "ratio_intervals": scores.get("ratio_intervals", {}),
         "ratio_reasons": scores.get("ratio_reasons", {}),
         "step": scores.get("step"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cosmos_distill.config import Data, Recipe
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.data.shard_lists import is_pattern, names_shards
 from cosmos_distill.members import address
 from cosmos_distill.run import control_checks
@@ -16,7 +17,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     for part in data.parts():
         yield from _folder(part.data, recipe, "--data.sources" if part.name else "--data.root")
     yield from control_checks.models(recipe)
-    for split, place in (("eval", "held_out"), ("out_of_domain", "out_of_domain")):
+    for split, place in (("eval", "held_out"), (OUT_OF_DOMAIN, "out_of_domain")):
         if getattr(data, place) is not None:
             for part in data.places(split)[0]:
                 yield from _folder(part.data, recipe, f"--data.{place.replace('_', '-')}")

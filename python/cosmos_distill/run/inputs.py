@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_distill import text
 from cosmos_distill.config import Data, Encode, Evaluate, Generate, Recipe, Stage, Train
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.encoded_files import Encoded
@@ -61,8 +62,6 @@ _SHOWN = 10
 _CONTENT = "content "
 """Begins a hash over contents; one over names and sizes has no such word."""
 _ABSENT = "-"
-OUT_OF_DOMAIN = "out_of_domain"
-"""The input that is Data.out_of_domain, and the split of its clips."""
 _WEIGHTS = (".jit", ".pt", ".pth", ".safetensors", ".json")
 """Suffixes of what a tokenizer is made of; a README beside it is not."""
 

@@ -24,6 +24,7 @@ from typing import Any
 import cosmos_distill
 from cosmos_distill.config import Data, MethodConfig, Recipe, Stage
 from cosmos_distill.config.controls import weights_of
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import NetworkConfig, described
 from cosmos_distill.families import read as read_network
@@ -42,7 +43,7 @@ and goes on with the runs of the one before. Manifests of 0.1.0 do not have it a
 CHECKSUM = "checksum"
 """Key of a file of ours under which :func:`checksum` of everything else in it stands."""
 
-FILES = ("clips", "tokenizer", "negative_prompt", "text_encoder", "out_of_domain")
+FILES = ("clips", "tokenizer", "negative_prompt", "text_encoder", OUT_OF_DOMAIN)
 """Inputs that are files of the user's; :mod:`cosmos_distill.run.inputs` compares them."""
 
 

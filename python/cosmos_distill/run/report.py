@@ -11,6 +11,7 @@ from rich.table import Table
 
 import cosmos_distill
 from cosmos_distill.config import Evaluate, Recipe, Train
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.data import keeping
 from cosmos_distill.eval import page
 from cosmos_distill.eval.missing import shown
@@ -57,8 +58,8 @@ def _html(recipe: Recipe, out: Path, report: dict[str, Any], outputs: Scores) ->
 
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Train)]
     pictures = [("Conditions of held-out clips, same noise for all", out / outputs.grid.path)]
-    beyond = (out / outputs.grid.path).parent / "out_of_domain" / "grid.png"
-    if "out_of_domain" in report and beyond.is_file():
+    beyond = (out / outputs.grid.path).parent / OUT_OF_DOMAIN / "grid.png"
+    if OUT_OF_DOMAIN in report and beyond.is_file():
         pictures.append(("Clips of another domain", beyond))
     for name in trained:
         if grids := sorted((out / name / "grids").glob("*.png")):
@@ -88,7 +89,7 @@ def _left_out(report: dict[str, Any]) -> list[str]:
 
 def _summary(report: dict[str, Any], console: Console) -> None:
     names = metrics_of(report)
-    sets = {"held-out clips": report, "clips of another domain": report.get("out_of_domain")}
+    sets = {"held-out clips": report, "clips of another domain": report.get(OUT_OF_DOMAIN)}
     for title_of, found in sets.items():
         if found is None:
             continue

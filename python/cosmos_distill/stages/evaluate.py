@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cosmos_distill import __version__
 from cosmos_distill.config import Evaluate, Recipe
+from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.eval import latency
 from cosmos_distill.eval.measure import Numbers
@@ -50,8 +51,6 @@ REFERENCE_CLIPS = (256, 1024)
 """Fewest and most real held-out clips, other than those whose conditions are used, that every set is compared
 with; in between four times the clips scored, so that the reference's own error hardly counts."""
 LATENCY_ROUNDS = 3
-OUT_OF_DOMAIN: Final = "out_of_domain"
-"""Split, folder and name in scores.json of Data.out_of_domain."""
 
 
 def run(name: str, stage: Evaluate, run: Run, folder: Path) -> Scores:
