@@ -65,11 +65,7 @@ class BucketSource(ClipSource):
         group: int,
         seed: int,
     ) -> None:
-        first = next(iter(parts.values()))
-        self.data, self.seed, self.split, self.control = first.data, seed, first.split, first.control
-        self.latent_shape, self.text_shape = first.latent_shape, first.text_shape
-        self._tokenizer, self._sigma_data = first._tokenizer, first._sigma_data
-        self._negative, self._mix = first._negative, first._mix
+        self._be_like(next(iter(parts.values())), seed)
         self._names, self._parts, self._group = tuple(parts), tuple(parts.values()), group
         self._shares = Shares(weights, seed, "buckets")
 

@@ -68,6 +68,7 @@ class ClipSource(ABC):
     """
 
     data: Data
+    control: str | None
     seed: int
     split: str
     latent_shape: tuple[int, int, int, int]
@@ -77,6 +78,32 @@ class ClipSource(ABC):
     _sigma_data: float
     _negative: np.ndarray
     """Prompt embedding of the unconditional branch, fp32 [tokens, channels]."""
+
+    def _begin(
+        self,
+        data: Data,
+        control: str | None,
+        seed: int,
+        split: str,
+        *,
+        tokenizer: Tokenizer,
+        text_shape: tuple[int, int],
+        sigma_data: float,
+        branches: int,
+    ) -> None:
+        """Set what all have."""
+        self.data, self.control, self.seed, self.split = data, control, seed, split
+        self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
+        self.text_shape = text_shape
+        self._mix = ControlMix.read(control, branches)
+        self._tokenizer, self._sigma_data = tokenizer, sigma_data
+
+    def _be_like(self, first: ClipSource, seed: int) -> None:
+        """What several sources have of the ``first`` of them, with a seed of their own."""
+        self.data, self.control, self.seed, self.split = first.data, first.control, seed, first.split
+        self.latent_shape, self.text_shape = first.latent_shape, first.text_shape
+        self._mix, self._tokenizer, self._sigma_data = first._mix, first._tokenizer, first._sigma_data
+        self._negative = first._negative
 
     @property
     def negative(self) -> torch.Tensor:

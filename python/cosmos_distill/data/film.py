@@ -16,7 +16,6 @@ from cosmos_distill.controls.vis import Thumbnail
 from cosmos_distill.data import clips, film_frames, packages
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import FilmSplit, Stretch
-from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.describe import WORDS, describe
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.film_split import MARGIN, split_film
@@ -125,12 +124,11 @@ class FilmSource(ClipSource):
         sigma_data: float,
         branches: int = 1,
     ) -> None:
-        self._mix = ControlMix.read(control, branches)
+        self._begin(
+            data, control, seed, split,
+            tokenizer=tokenizer, text_shape=text_shape, sigma_data=sigma_data, branches=branches,
+        )  # fmt: skip
         self._mix.refuse_files(data)
-        self.data, self.control, self.seed, self.split = data, control, seed, split
-        self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
-        self.text_shape = text_shape
-        self._tokenizer, self._sigma_data = tokenizer, sigma_data
         self._span = (data.frames - 1) * data.stride + 1
         if split == "out_of_domain":
             self._footage = load_out_of_domain(data.height, data.width, self._span)

@@ -38,7 +38,6 @@ from cosmos_distill.controls import DRAWS
 from cosmos_distill.data import clips, keeping
 from cosmos_distill.data.clip_source import ClipSource, Decoded, PassedOver
 from cosmos_distill.data.clips import Split
-from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError, NothingLeft
 from cosmos_distill.data.fit import Fit
 from cosmos_distill.data.order import order
@@ -95,11 +94,10 @@ class FolderSource(ClipSource):
     ) -> None:
         everything, data = data, shape or replace(data, buckets=None)
         self._everything, self._shape = everything, shape
-        self.data, self.control, self.seed, self.split = data, control, seed, split
-        self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
-        self.text_shape = (text_tokens or T5_TOKENS, text_channels)
-        self._tokenizer, self._sigma_data = tokenizer, sigma_data
-        self._mix = ControlMix.read(control, branches)
+        self._begin(
+            data, control, seed, split, tokenizer=tokenizer, sigma_data=sigma_data, branches=branches,
+            text_shape=(text_tokens or T5_TOKENS, text_channels),
+        )  # fmt: skip
         self._mix.refuse_drawn_pairs(data)
         self._span = window_span(data)
         self._survey = survey(

@@ -100,11 +100,7 @@ class MixtureSource(ClipSource):
     def __init__(
         self, names: Sequence[str], weights: Sequence[float], parts: Sequence[FolderSource], seed: int
     ) -> None:
-        first = parts[0]
-        self.data, self.seed, self.split, self.control = first.data, seed, first.split, first.control
-        self.latent_shape, self.text_shape = first.latent_shape, first.text_shape
-        self._tokenizer, self._sigma_data = first._tokenizer, first._sigma_data
-        self._negative, self._mix = first._negative, first._mix
+        self._be_like(parts[0], seed)
         self._names, self._weights, self._parts = tuple(names), tuple(weights), tuple(parts)
         self._shares = Shares(weights, self.seed, self.split)
 

@@ -13,7 +13,6 @@ from cosmos_distill.controls import DRAWS, Uniform
 from cosmos_distill.data import clips
 from cosmos_distill.data.clip_source import ClipSource, Decoded
 from cosmos_distill.data.clips import Split, Stretch
-from cosmos_distill.data.control_mix import ControlMix
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.opencv import opencv
 from cosmos_distill.data.text import HashTextEncoder
@@ -100,12 +99,11 @@ class ScikitVideoSource(ClipSource):
         sigma_data: float,
         branches: int = 1,
     ) -> None:
-        self._mix = ControlMix.read(control, branches)
+        self._begin(
+            data, control, seed, split,
+            tokenizer=tokenizer, text_shape=text_shape, sigma_data=sigma_data, branches=branches,
+        )  # fmt: skip
         self._mix.refuse_files(data)
-        self.data, self.control, self.seed, self.split = data, control, seed, split
-        self.latent_shape = tokenizer.latent_shape(data.frames, data.height, data.width)
-        self.text_shape = text_shape
-        self._tokenizer, self._sigma_data = tokenizer, sigma_data
         self._span = (data.frames - 1) * data.stride + 1
         self._clips = load_clips(data.height, self._span)
         narrowest = min(clip.frames["wide"].shape[2] for clip in self._clips.values())
