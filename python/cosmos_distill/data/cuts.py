@@ -127,7 +127,7 @@ def _noted(frames: Iterator[_Frame], times: list[float]) -> Iterator[_Frame]:
 def _decoded(file: File, size: tuple[int, int]) -> Iterator[_Frame]:
     """Every frame that can be decoded, up to the first damage that ends the file, as (height, width) of
     ``size``. Raises DataError where there is none."""
-    number = -1
+    found = 0
     try:
         with opened(file) as (container, stream, display, clock):
             stream.codec_context.thread_count = 1
@@ -135,9 +135,11 @@ def _decoded(file: File, size: tuple[int, int]) -> Iterator[_Frame]:
             for number, frame in enumerate(shown_frames(container, stream)):
                 now = float(clock.seconds_of(frame.pts, number))
                 start = start if number else now
-                yield _Frame(display.small(frame, *size), now - start)
+                image = display.small(frame, *size)
+                yield _Frame(image, now - start)
+                found += 1
     except DataError:
-        if number < 0:
+        if not found:
             raise
-    if number < 0:
+    if not found:
         raise DataError(f"{file}: no frame of it can be decoded")

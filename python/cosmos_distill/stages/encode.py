@@ -115,6 +115,8 @@ def _plan(folder: Path, shards: Path, chosen: Selection) -> list[Item]:
         except (OSError, ValueError, TypeError) as error:
             raise Refusal(f"{path} is damaged ({error}): delete {folder} to encode anew") from error
     found = list(chosen.items())
+    if len({item.name for item in found}) < len(found):
+        raise Refusal("encode: clips of two of --data.sources have one name between them: rename a folder")
     publish_json(path, [item.plain() for item in found], indent=0)
     return found
 
