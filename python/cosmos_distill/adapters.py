@@ -11,6 +11,7 @@ The package's own networks need none, and :mod:`cosmos_distill.integrations.diff
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from cosmos_distill.arguments import checked
 from cosmos_distill.config import EDM, TrigFlow
 from cosmos_distill.diffusion import Given, Schedule
+from cosmos_distill.errors import Refusal
 from cosmos_distill.ranges import Range
 
 Channels = Annotated[int, Range(0, 2**20)]
@@ -45,6 +47,10 @@ class Facts:
 
 GiveFrames = Callable[[Any, Schedule, Tensor, Tensor, Tensor], Given]
 """How given frames are shown, as families declare it: :attr:`cosmos_distill.families.Family.give_frames`."""
+
+
+_SIZES = re.compile(r"shapes? |sizes? |dimension|broadcast|channels", re.IGNORECASE)
+"""In what torch says of tensors that do not go together."""
 
 
 class _Enough(Exception):
@@ -188,6 +194,7 @@ class Adapter(nn.Module, ABC):
         :class:`cosmos_distill.methods.denoiser.Network`.
 
         Raises:
+            Refusal: the network cannot take tensors of these sizes.
             ValueError: the network returned something of another shape than the latent's, or a block
                 something that is no grid of tokens.
         """
@@ -228,6 +235,16 @@ class Adapter(nn.Module, ABC):
                 output = self.predict(x, **told)
             except _Enough:
                 return None, found
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or _SIZES.search(str(error)) is None:
+                    raise
+                sizes = {"latent": x, **told}
+                shapes = [f"{name} {list(v.shape)}" for name, v in sizes.items() if isinstance(v, Tensor)]
+                raise Refusal(
+                    f"{type(self.network).__name__} cannot take what it is told, {', '.join(shapes)}: "
+                    f"{str(error).splitlines()[0]}. Give it data of the sizes that it was trained with, the "
+                    "width of its text for instance, or call it with other arguments in predict()"
+                ) from error
         if output.shape != x.shape:
             raise ValueError(
                 f"{type(self).__name__}.predict returned {list(output.shape)} for a latent of "

@@ -105,6 +105,16 @@ def effects(config: type, values: Mapping[str, Any]) -> dict[str, Effect]:
     return found
 
 
+def places(config: type) -> dict[str, Any]:
+    """The fields of a configuration that say where a file lies, whatever the others are, and what each is
+    where none is named."""
+    return {
+        item.name: item.default
+        for item in fields(config)
+        if item.metadata.get("effect") == "place" and item.metadata.get("where") is None
+    }
+
+
 def file_names(field: str, what: str, names: Iterable[str]) -> Iterator[Problem]:
     """What is wrong with names of files, which must neither leave their folder nor meet there, whatever the
     file system."""

@@ -176,3 +176,25 @@ def test_networks_without_values_are_refused(tmp_path: Path) -> None:
             trainer=Trainer(max_steps=1),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_text_of_a_width_that_a_network_does_not_take_is_refused(tmp_path: Path) -> None:
+    """Which only the network itself knows."""
+    wide = [{**one, "text": torch.zeros(3, TEXT + 1)} for one in samples(4)]
+    said = rf"Network cannot take what it is told, latent \[.*text \[\d, 3, {TEXT + 1}\].*width of its text"
+    method = DMD2(sampler=FewStep(1), gan_weight=0, condition_frames=(1.0,))
+    with pytest.raises(Refusal, match=said):
+        cosmos_distill.distill(
+            adapter(), adapter(), method, wide, tmp_path / "run", trainer=Trainer(max_steps=1, global_batch=2)
+        )
+    with pytest.raises(Refusal, match=said):
+        cosmos_distill.sample(adapter(), {"text": wide[0]["text"][None]}, SHAPE, sampler=2)
+
+
+def test_what_else_goes_wrong_in_a_network_is_its_own() -> None:
+    class Broken(Network):
+        def forward(self, *given: Any) -> torch.Tensor:
+            raise RuntimeError("the licence server does not answer")
+
+    with pytest.raises(RuntimeError, match="licence server"):
+        cosmos_distill.sample(Foreign(Broken(), EDM()), {"text": torch.zeros(1, 3, TEXT)}, SHAPE, sampler=2)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from cosmos_distill.arrays import companions
 from cosmos_distill.data.errors import DataError
 from cosmos_distill.data.text import load_array
+from cosmos_distill.members import Member, open_bytes
 from tests.memory import limited
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -238,3 +239,56 @@ def test_a_name_that_is_not_utf8_is_said_to_be_that(tmp_path: Path) -> None:
 def test_types_are_named_without_their_byte_order(tmp_path: Path, dtype: str) -> None:
     np.savez(tmp_path / "a.npz", noise=ARRAY.astype(dtype))
     assert companions.header(tmp_path / "a.npz", KEY) == (np.dtype(dtype).newbyteorder("=").name, (3, 4))
+
+
+def member(path: Path, content: bytes) -> Member:
+    """Bytes somewhere in a file, as a part of it."""
+    path.write_bytes(b"before" + content + b"behind")
+    return Member(path, "c.noise.safetensors", 6, len(content))
+
+
+def test_the_header_of_a_part_of_an_archive_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {KEY: torch.randn(64, 64, dtype=torch.float64).bfloat16(), "other": torch.zeros(9)}
+    save_file(tensors, tmp_path / "whole.safetensors")
+    content = (tmp_path / "whole.safetensors").read_bytes()
+    part, asked = member(tmp_path / "a.tar", content), []
+    read = io.RawIOBase.read
+
+    def open_counted(file: Member) -> io.RawIOBase:
+        opened = open_bytes(file)
+        monkeypatch.setattr(opened, "read", lambda n: asked.append(n) or read(opened, n), raising=False)
+        return opened
+
+    monkeypatch.setattr(companions, "open_bytes", open_counted)
+    assert companions.header(part, KEY) == companions.header(tmp_path / "whole.safetensors", KEY)
+    assert 0 < sum(asked) < 300
+    found = companions.read(part, KEY)
+    assert (found == companions.read(tmp_path / "whole.safetensors", KEY)).all() and found.dtype == np.float32
+
+
+def said(header: object, behind: int = 8) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(behind)
+
+
+WRONG = {
+    "nothing": b"",
+    "an end in its length": b"\x08\x00",
+    "a header beyond its end": struct.pack("<Q", 2**40) + b"{}",
+    "no JSON": said(b"{]"),
+    "no table": said([1]),
+    "no entry": said({KEY: 1}),
+    "an array beyond its end": said({KEY: {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}),
+    "an array of another length": said({KEY: {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}),
+    "a shape below nothing": said({KEY: {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}),
+}
+
+
+@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
+def test_a_part_of_an_archive_that_is_damaged_is_named(content: bytes, tmp_path: Path) -> None:
+    part = member(tmp_path / "a.tar", content)
+    for look in (companions.header, companions.read):
+        with pytest.raises(ValueError, match=r"a\.tar/c\.noise\.safetensors is damaged"):
+            look(part, KEY)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 import cosmos_distill
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,11 @@ ENV = os.environ | {
 MOMENTS = ("generate", "kd-interrupt", "kd-checkpoint", "dmd2", "none")
 KILLER = str(Path(__file__).with_name("killer.py"))
 QUICK = str(Path(__file__).with_name("quick.py"))
+
+
+def said_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on standard error, without its frame."""
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def smoke(

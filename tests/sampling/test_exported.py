@@ -21,6 +21,7 @@ from cosmos_distill.config import EDM, Data, FewStep, Guidance, Recipe
 from cosmos_distill.diffusion import EDMSchedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import described, preset
+from cosmos_distill.ranges import hints, places
 from cosmos_distill.run.manifest import plain
 from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import FORMAT, ManySteps, read
@@ -30,6 +31,7 @@ from cosmos_distill.stages import export
 from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
 from tests.real_formats import tokenizers
+from tests.run.commands import said_of
 
 WEIGHTS = Path(cosmos_distill.__file__).parent / "weights" / "transfer1-smoke.safetensors"
 DATA = Data(source="folder", tokenizer="cosmos-cv8x8x8", frames=9, height=32, width=32)
@@ -79,10 +81,6 @@ class Evil(nn.Module):
 def sample(path: Path, tmp_path: Path, *args: object) -> int:
     out = str(tmp_path / "out")
     return cli.main(["sample", str(path), "--clips", "1", "--out", out, "--overwrite", *map(str, args)])
-
-
-def said_of(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_a_program_that_a_student_names_does_not_run(
@@ -174,6 +172,20 @@ def test_one_clip_may_be_a_file_and_several_are_a_folder(
     (tmp_path / "z.mp4").mkdir()
     assert drawn("z.mp4", "--clips", "1") == 0
     assert {"clip-000.mp4", "grid.png"} == set(os.listdir(tmp_path / "z.mp4"))
+
+
+def test_a_student_of_several_shapes_is_read(tmp_path: Path) -> None:
+    """It is drawn from in one of them."""
+    for data in ({"buckets": [[5, 32, 32], [1, 32, 32]]}, {"keep": {"min_words": 3}}):
+        found = read(student(tmp_path, description(data=data))).data
+        assert found.buckets is None and found == read(student(tmp_path, description())).data
+
+
+def test_every_place_is_left_out_of_an_export() -> None:
+    """Those of the configuration itself: a new one has only to say that it is one."""
+    kept = {name for name, hint in hints(Data).items() if "Path" in str(hint)} - {"negative_prompt"}
+    assert kept <= places(Data).keys() and {"root", "sources", "control_models"} <= places(Data).keys()
+    assert "text_folder" not in places(Data)
 
 
 def test_no_path_of_a_student_is_kept(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cosmos_distill.storage import publish_tensors
 from tests.data.folders import write_clip
 from tests.real_formats import text_encoders
 from tests.real_formats.networks import randomize
+from tests.run.commands import said_of
 
 pytestmark = pytest.mark.needs("transformers")
 SIZES = dataclasses.replace(preset("predict2.5-smoke"), text_projection=96, text_tokens=160)
@@ -76,10 +77,6 @@ def student(tmp_path: Path, network: Any, encoder: Path) -> Any:
 def draw(path: Path, *args: object) -> int:
     out = path.parent / "out"
     return cli.main(["sample", str(path), "--out", str(out), "--overwrite", *map(str, args)])
-
-
-def said_of(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_a_prompt_is_what_the_encoder_and_the_students_projection_make_of_it(
@@ -161,7 +158,7 @@ def test_held_out_captions_are_encoded_with_the_folder_given(
         (("--prompt", "x", "--prompt-embedding", "x.npz"), "exclude each other"),
         (("--prompt", "rain", "--text-encoder", "{other}"),
          "(model.safetensors): give the one of its training"),
-        (("--prompt", "rain", "--text-encoder", "{t5}"), "of your own sizes reads Cosmos-Reason1.1-7B"),
+        (("--prompt", "rain", "--text-encoder", "{t5}"), "sizes reads embeddings of Cosmos-Reason1.1-7B"),
         (("--prompt", "rain", "--text-encoder", "{empty}"), "--text-encoder:"),
         (("--text-encoder", "{encoder}"), "has nothing to encode: give --prompt"),
         (("--prompt", "rain", "--text-encoder", "{encoder}", "--negative-prompt", "fog"), "without guidance"),

@@ -29,6 +29,7 @@ from cosmos_distill.data.folder import FolderSource
 from cosmos_distill.data.sources import Source, open_source
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import preset
+from cosmos_distill.run import inputs
 from cosmos_distill.run.manifest import Manifest
 from cosmos_distill.run.runner import run_recipe, status
 from tests.data import folders
@@ -285,6 +286,18 @@ def test_another_domain_beside_encoded_clips_is_refused(clips: Path, tmp_path: P
     made = dataclasses.replace(made, data=data, stages={**made.stages, "evaluate": scores})
     with pytest.raises(Refusal, match=r"--data\.out-of-domain .* is not encoded: leave one"):
         run_recipe(made, tmp_path / "run")
+
+
+def test_scores_on_encoded_clips_read_no_tokenizer_again(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage that encodes has: another one is another stage."""
+    made = recipe(clips, "depth", start="shards")
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, tokenizer_path=tmp_path / "large"))
+    scores = Evaluate(clips=2, guidance=Guidance(1.0), students={"student": "train"}, clips_from="encode")
+    asked: list[object] = []
+    monkeypatch.setattr(inputs, "of_files", lambda *given: asked.append(given) or "")
+    assert inputs.fingerprints(made, scores) == ({}, {}) and not asked
 
 
 def test_another_tokenizer_than_clips_were_encoded_with_is_refused(clips: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cosmos_distill.sampling.exported import read
 from cosmos_distill.sampling.options import SampleOptions
 from tests.data.folders import write_clip, write_folder
 from tests.real_formats import networks
+from tests.run.commands import said_of
 
 RECIPE = '''
 import dataclasses
@@ -84,11 +85,6 @@ def students(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, folder / "run"
 
 
-def words(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on standard error, without its frame."""
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
-
-
 def student(run: Path) -> Path:
     return run / "export" / "student.safetensors"
 
@@ -126,23 +122,23 @@ def test_it_is_drawn_from_with_the_controls_that_are_asked_for(
     clip = str(tmp_path / "held" / "clip-000.mp4")
     own = [*draw, "--prompt", "a", "--video", clip, "--out"]
     code = cli.main([*own, str(tmp_path / "all")])
-    said = words(capsys)
+    said = said_of(capsys)
     if kind == "one":
         assert code == 2 and "trained with edge, vis, one at a time: say which with --control" in said
         assert cli.main([*own, str(tmp_path / "all"), "--control", "edge:1,vis:1"]) == 2
-        assert "one control branch, which takes one of edge, vis at a time" in words(capsys)
+        assert "one control branch, which takes one of edge, vis at a time" in said_of(capsys)
     else:
         assert code == 0
         assert cli.main([*own, str(tmp_path / "depth"), "--control", "edge:1,depth:1"]) == 2
-        assert "depth cannot be computed from a video alone" in words(capsys)
+        assert "depth cannot be computed from a video alone" in said_of(capsys)
         files = ["--control", "edge:1,depth:1", "--control-videos", "depth", clip]
         assert cli.main([*own, str(tmp_path / "depth"), *files]) == 0
     assert cli.main([*own, str(tmp_path / "vis"), "--control", "vis"]) == 0
     assert cli.main([*own, str(tmp_path / "weak"), "--control", "vis:0.25"]) == 0
     assert cli.main([*own, str(tmp_path / "none"), "--control", "seg"]) == 2
-    assert "--control seg: this student was trained with edge, vis" in words(capsys)
+    assert "--control seg: this student was trained with edge, vis" in said_of(capsys)
     assert cli.main([*own, str(tmp_path / "none"), "--control", "vis:x"]) == 2
-    assert "--control the weight of vis must be a number" in words(capsys)
+    assert "--control the weight of vis must be a number" in said_of(capsys)
 
 
 def test_the_network_is_told_what_was_asked_for(students: tuple[str, Path], tmp_path: Path) -> None:
@@ -219,7 +215,7 @@ def test_controls_that_do_not_suit_the_network_are_refused_by_name(
     (tmp_path / "recipe.py").write_text(RECIPE)
     command = [str(tmp_path / "recipe.py"), "--out", str(tmp_path / "run"), "--network", network]
     assert cli.main([*command, "--control", control]) == 2
-    assert f"--control {control}" in (found := words(capsys)) and said in found
+    assert f"--control {control}" in (found := said_of(capsys)) and said in found
 
 
 def test_two_controls_from_videos_are_trained_on_and_drawn_from(tmp_path: Path) -> None:
@@ -256,11 +252,11 @@ def test_published_networks_of_one_control_each_draw_together(
     command += ["--stages.generate.pairs", "2", "--stages.train.trainer.max-steps", "1"]
     command += ["--stages.train.trainer.sample-every", "0"]
     assert cli.main([*command, "--only", "generate", "train", "export"]) == 2
-    assert "or take all at once with --network.branches 2" in words(capsys)
+    assert "or take all at once with --network.branches 2" in said_of(capsys)
     command += ["--network.branches", "2"]
     official = [*command, "--stages.export.names", "official", "--dry-run"]
     assert cli.main(official) == 2
-    assert "--stages.export.names official: official files of Cosmos-Transfer1 have one" in words(capsys)
+    assert "--stages.export.names official: official files of Cosmos-Transfer1 have one" in said_of(capsys)
     assert cli.main([*command, "--only", "generate", "train", "export"]) == 0
     clip, still = tmp_path / "own.mp4", np.zeros((32, 32, 3), np.uint8)
     write_mp4(torch.randint(0, 256, (3, 9, 32, 32), dtype=torch.uint8), clip, 24.0)
@@ -302,4 +298,4 @@ def test_a_folder_of_networks_of_one_control_each_is_refused(
         (tmp_path / f"{name}.pt").touch()
     command = [str(tmp_path / "recipe.py"), "--out", str(tmp_path / "run")]
     assert cli.main([*command, "--teacher", str(tmp_path)]) == 2
-    assert "take a control each, and --control edge:1,vis:1 wants one that was trained" in words(capsys)
+    assert "take a control each, and --control edge:1,vis:1 wants one that was trained" in said_of(capsys)

@@ -7,6 +7,7 @@ declare a terabyte, and a compressed one of ten megabytes can hold ten gigabytes
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from cosmos_distill.arrays import named
@@ -31,6 +32,8 @@ _MOST_ARRAYS = 1000
 _MOST_DIMENSIONS = 16
 _LONGEST_HEADER = 10_000
 """Bytes. NumPy takes no longer ones either, but reads them first."""
+_LONGEST_TENSORS = 10**8
+"""Bytes of a header of safetensors, as the library has it."""
 _MOST_DEFLATED = 1032
 """Bytes that one byte of a deflate stream can become, at most."""
 _BYTES = {
@@ -47,7 +50,7 @@ def header(path: File, key: str) -> Entry:
         ValueError: damaged, neither .safetensors nor .npz, or without that array; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        return _chosen(path, key, _tensors(path))[0]
+        return _chosen(path, key, named.header(path) if isinstance(path, Path) else _header_of(path))[0]
     with _archive(path) as archive:
         part, _ = _chosen(path, key, _parts(path, archive))
     return Entry(part.dtype.name, part.shape)
@@ -62,20 +65,7 @@ def read(path: File, key: str) -> np.ndarray:
             numbers; the message names the file.
     """
     if path.suffix.lower() == ".safetensors":
-        found, name = _chosen(path, key, _tensors(path))
-        if found.dtype not in _BYTES:
-            raise ValueError(f"{path}: {name} is of type {found.dtype}, not of real numbers")
-        _size(path, name, found.shape, _BYTES[found.dtype])
-        try:
-            if isinstance(path, Path):
-                with safe_open(path, framework="pt") as file:
-                    tensor = file.get_tensor(name)
-            else:
-                tensor = load(read_bytes(path, 2 * LARGEST))[name]
-            array: np.ndarray = tensor.float().numpy()
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error})") from error
-        return array
+        return _tensor(path, key)
     with _archive(path) as archive:
         part, name = _chosen(path, key, _parts(path, archive))
         if part.dtype.kind not in "fiu":
@@ -102,16 +92,63 @@ def read(path: File, key: str) -> np.ndarray:
             return np.array(values, np.float32, order="C")
 
 
-def _tensors(path: File) -> dict[str, Entry]:
-    if isinstance(path, Path):
-        return named.header(path)
+def _tensor(path: File, key: str) -> np.ndarray:
     try:
-        return {
-            name: Entry(part["dtype"], tuple(part["shape"]))
-            for name, part in deserialize(read_bytes(path, 2 * LARGEST))
-        }
+        if isinstance(path, Path):
+            name = _real(path, key, named.header(path))
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(name)
+        else:
+            name = _real(path, key, _header_of(path))
+            tensor = load(read_bytes(path, 2 * LARGEST))[name]
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
+    array: np.ndarray = tensor.float().numpy()
+    return array
+
+
+def _real(path: File, key: str, there: dict[str, Entry]) -> str:
+    """The name of the array, which is of real numbers and no larger than one may be."""
+    found, name = _chosen(path, key, there)
+    if found.dtype not in _BYTES:
+        raise ValueError(f"{path}: {name} is of type {found.dtype}, not of real numbers")
+    _size(path, name, found.shape, _BYTES[found.dtype])
+    return name
+
+
+def _header_of(path: File) -> dict[str, Entry]:
+    """What the header of a part of an archive, or of an object of a store, says; its arrays are not read."""
+    with open_bytes(path) as raw:
+        size = raw.seek(0, os.SEEK_END)
+        raw.seek(0)
+        length = int.from_bytes(_exactly(raw, 8, path), "little")
+        if not 2 <= length <= min(size - 8, _LONGEST_TENSORS):
+            raise ValueError(f"{path} is damaged (its header has {length} bytes)")
+        try:
+            said = json.loads(_exactly(raw, length, path))
+            found = {
+                name: (Entry(str(one["dtype"]), tuple(map(int, one["shape"]))), tuple(one["data_offsets"]))
+                for name, one in said.items()
+                if name != "__metadata__"
+            }
+            for entry, (begin, end) in found.values():
+                if any(side < 0 for side in entry.shape):
+                    raise ValueError(f"a shape of {list(entry.shape)}")
+                bytes_of = prod(entry.shape) * _BYTES.get(entry.dtype, 0)
+                if not 0 <= begin <= end <= size - 8 - length or bytes_of not in (0, end - begin):
+                    raise ValueError("an array is not where the header says")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+    return {name: entry for name, (entry, _) in found.items()}
+
+
+def _exactly(raw: io.RawIOBase, count: int, path: File) -> bytes:
+    found = b""
+    while len(found) < count and (part := raw.read(count - len(found))):
+        found += part
+    if len(found) < count:
+        raise ValueError(f"{path} is damaged (it ends after {len(found)} bytes of its header)")
+    return found
 
 
 class _Part(NamedTuple):

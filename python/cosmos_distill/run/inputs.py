@@ -158,13 +158,11 @@ def reads(stage: Stage) -> Literal["train", "eval", "all"] | None:
 def fingerprints(recipe: Recipe, stage: Stage) -> tuple[dict[str, str], dict[str, Any]]:
     """Hashes of what a stage reads, for its manifest, and its :data:`RECORD`, empty where there is none."""
     split, data = reads(stage), recipe.data
-    if split is None and not isinstance(stage, Evaluate):
+    if split is None:  # clips of an earlier stage, which has read all of it
         return {}, {}
     found = {}
     if data.tokenizer_path is not None and _looks_through_tokenizer(recipe, stage):
         found["tokenizer"] = of_files([data.tokenizer_path], _WEIGHTS)
-    if split is None:
-        return found, {}
     for name in ControlMix.read(recipe.control).used:
         if (place := (data.control_models or {}).get(name)) is not None:
             found[f"control model {name}"] = of_files([place], _WEIGHTS)

@@ -35,21 +35,15 @@ def problems(recipe: Recipe) -> Iterator[str]:
             )
         return
     try:
-        kind, channels = text.kind_of(folder), text.channels(folder)
+        if network is not None:
+            name, kind = (known.name, known.kind) if known is not None else ("its text encoder", None)
+            if why := text.unsuited(folder, title(network), name, kind, network.text_channels):
+                yield f"--data.text-encoder {why}."
+        else:
+            text.channels(folder)
         text.files(folder)
     except (OSError, ValueError) as error:
         yield f"--data.text-encoder: {error}."
         return
-    if known is not None and known.kind not in (None, kind):
-        yield (
-            f"--data.text-encoder {folder} is of the kind {kind}, and {title(recipe.network)} reads "
-            f"embeddings of {known.name}, of the kind {known.kind}: give its folder."
-        )
-    elif network is not None and channels != network.text_channels:
-        yield (
-            f"--data.text-encoder {folder} gives embeddings of {channels:,} channels, and "
-            f"{title(recipe.network)} takes {network.text_channels:,}: give the encoder that its teacher was "
-            "trained with."
-        )
     if importlib.util.find_spec("transformers") is None:
         yield "--data.text-encoder needs transformers: pip install 'cosmos-distill[text]'."

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosmos_distill.arrays.named import metadata
 from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance, Precision
@@ -19,7 +18,7 @@ from cosmos_distill.families import title
 from cosmos_distill.files import inside, read_json, regular, sha256
 from cosmos_distill.members import not_here
 from cosmos_distill.models.common.config import DiTConfig
-from cosmos_distill.ranges import Checked
+from cosmos_distill.ranges import Checked, fits, hints, places
 from cosmos_distill.tokenizers import find, fingerprint
 
 if TYPE_CHECKING:
@@ -31,11 +30,10 @@ FORMAT = 1
 DESCRIPTION = "cosmos_distill.json"
 """In a pipeline folder."""
 TORCH = (".pt", ".pth")
-_LEFT_OUT = (
-    "root", "sources", "held_out", "out_of_domain", "tokenizer_path", "text_encoder", "control_models",
-    "keep",
-)  # fmt: skip
-"""Paths, of which none is opened, and which clips were kept for training, which is no matter of sampling."""
+OF_TRAINING = ("keep", "buckets")
+"""Which clips were trained on and in which shapes: no matter of sampling, whose clips have one."""
+_LEFT_OUT = (*places(Data), *OF_TRAINING)
+"""With paths, of which none is opened."""
 
 
 @dataclass(frozen=True)
@@ -265,10 +263,10 @@ def _checksums(value: Any) -> dict[str, str]:
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     """A configuration from JSON, each value of the type that its field declares."""
-    hints = get_type_hints(cls)
-    if unknown := values.keys() - hints.keys():
+    known: dict[str, Any] = hints(cls)  # type: ignore[arg-type]
+    if unknown := values.keys() - known.keys():
         raise ValueError(f"unknown: {', '.join(sorted(unknown))[:100]!r}")
-    return cls(**{name: _part(value, hints[name], name) for name, value in values.items()})
+    return cls(**{name: _part(value, known[name], name) for name, value in values.items()})
 
 
 def _part(value: Any, hint: Any, name: str) -> Any:
@@ -279,18 +277,6 @@ def _part(value: Any, hint: Any, name: str) -> Any:
 
 
 def _fitting(value: Any, hint: Any, name: str) -> Any:
-    if not _fits(value, hint):
+    if not fits(value, hint):
         raise TypeError(f"{name} is {str(value)[:100]!r}")
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint in (None, NoneType):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
+    return tuple(value) if isinstance(value, list) else value

@@ -162,23 +162,18 @@ def _encoder(
         words = HashTextEncoder(network.text_tokens, network.text_channels)
         return lambda prompt: torch.from_numpy(words(prompt))
     known = network.family.text
+    name = "its text encoder" if known is None else known.name
     if folder is None:
         if prompts:
-            name = "its text encoder" if known is None else known.name
             raise Refusal(
                 f"the prompt {prompts[0][:60]!r} has to be encoded: give the folder of {name} with "
                 "--text-encoder, or the prompt's embedding with --prompt-embedding"
             )
         return lambda prompt: torch.empty(0)
     try:
-        kind, channels = text.kind_of(folder), text.channels(folder)
-        if known is not None and known.kind not in (None, kind):
-            raise ValueError(f"{folder} is of the kind {kind}, and {title(network)} reads {known.name}")
-        if channels != network.text_channels:
-            raise ValueError(
-                f"{folder} gives embeddings of {channels:,} channels, and {title(network)} takes "
-                f"{network.text_channels:,}"
-            )
+        kind = None if known is None else known.kind
+        if why := text.unsuited(folder, title(network), name, kind, network.text_channels):
+            raise ValueError(why)
         wanted = exported.text_encoder_sha256
         found = embeddings.fingerprint(folder) if wanted else {}
         if changed := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_distill import __version__, text
-from cosmos_distill.config import Export, GivesFrames, Recipe, Train
+from cosmos_distill.config import Data, Export, GivesFrames, Recipe, Train
 from cosmos_distill.data import embeddings
 from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.files import sha256
 from cosmos_distill.models.common import weights
 from cosmos_distill.parallel.agreement import on_rank_zero
+from cosmos_distill.ranges import places
 from cosmos_distill.run.checks import needs_teacher, teacher_files
 from cosmos_distill.run.manifest import ExportedFile, File, Manifest, plain, sha256_of_listing
 from cosmos_distill.run.networks import DTYPES, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import trains_tokenizer
-from cosmos_distill.sampling.exported import FORMAT, beside
+from cosmos_distill.sampling.exported import FORMAT, OF_TRAINING, beside
 from cosmos_distill.sampling.samplers import evaluations
 from cosmos_distill.stages import autoencoders, published
 from cosmos_distill.stages.train import many_step_settings
@@ -74,10 +75,8 @@ def describe(run: Run, source: Train, stage: Export) -> dict[str, Any]:
         "network": plain(recipe.network),
         "control": recipe.control,
         # Nobody opens a path that a file names: checksums say what these led to.
-        # Which clips were left out of training is no matter of sampling.
-        "data": {name: value for name, value in plain(recipe.data).items() if name != "keep"}
-        | {"root": None, "sources": [], "held_out": None, "out_of_domain": None, "tokenizer_path": None}
-        | {"text_encoder": None, "control_models": None}
+        "data": {name: value for name, value in plain(recipe.data).items() if name not in OF_TRAINING}
+        | plain(places(Data))
         | _given_frames(source)
         | ({} if negative is None else {"negative_prompt": ""}),
         "tokenizer": {"kind": recipe.data.tokenizer, "sha256": fingerprint(recipe.data)},

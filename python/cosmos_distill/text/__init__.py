@@ -123,6 +123,32 @@ def channels(folder: Path) -> int:
     return prod(found)
 
 
+def unsuited(folder: Path, network: str, wanted: str, kind: str | None, width: int) -> str | None:
+    """Why a network cannot read what the encoder in a folder makes, in words; None where it can.
+
+    Args:
+        network: Its name, for the message.
+        wanted: That of the encoder that it was trained with.
+        kind: Of that encoder; None: any.
+        width: Channels of the embeddings that it takes.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`kind_of` and :func:`channels` do.
+    """
+    found, channels_there = kind_of(folder), channels(folder)
+    if kind not in (None, found):
+        return (
+            f"{folder} is of the kind {found}, and {network} reads embeddings of {wanted}, of the kind "
+            f"{kind}: give its folder"
+        )
+    if channels_there != width:
+        return (
+            f"{folder} gives embeddings of {channels_there:,} channels, and {network} takes {width:,}: give "
+            "the encoder that it was trained with"
+        )
+    return None
+
+
 def files(folder: Path) -> list[Path]:
     """Configuration, weights and tokenizer files, of which :func:`build` opens no other.
 
