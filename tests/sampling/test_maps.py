@@ -22,7 +22,7 @@ def weights(mix: ControlMix, files: dict[str, Path], shown: np.ndarray | None = 
         assert shown is not None
         return list(shown)
 
-    return maps.weights(files, mix, pictures, 5, 1, GRID)
+    return maps.weights(files, mix, pictures, maps.Window(5, 1, GRID, 0, 5))
 
 
 def saved(path: Path, values: np.ndarray) -> Path:

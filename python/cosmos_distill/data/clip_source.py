@@ -220,6 +220,10 @@ class ClipSource(ABC):
             names=tuple(s.name + self._mix.told(s.controls) for s in samples),
         )
 
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, F, H, W] -> latents at sigma_data scale [B, C, T, h, w]."""
+        return self._tokenizer.encode(video) * self._sigma_data
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents at sigma_data scale -> uint8 [B, 3, F, H, W]."""
         return self._tokenizer.decode(latents / self._sigma_data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,11 +58,27 @@ class Pictures:
     rate: float | None
 
 
+class Steered(NamedTuple):
+    """The controls of one window."""
+
+    hint: Tensor
+    """Their latents, [1, branches * C, T, h, w]."""
+    weights: Tensor | None
+    """By place, where a map says so; see :func:`cosmos_distill.sampling.maps.weights`."""
+    padding: Tensor
+    """Mask [1, 1, h, w]."""
+    rate: float | None
+    """Frames per second; None for still images."""
+    pixels: Tensor
+    """uint8 [1, 3 * branches, F, H, W]"""
+
+
 class Conditions:
     """Batches to draw clips for.
 
     Attributes:
         frames: Leading latent frames given of every clip.
+        overlap: Latent frames that every window after the first goes on from.
 
     Raises:
         Refusal: what is asked for does not fit the student, with the reason.
@@ -87,7 +103,7 @@ class Conditions:
         self._mix = chosen(options, control, network.controls)
         self._files = files_of(options, self._mix)
         own = bool(self._files)
-        self._maps: Tensor | None = None
+        self._windows: list[Steered] = []
         maps.refuse(options.control_maps or {}, self._mix, own)
         if options.control_strength != "medium" and not options.video:
             raise Refusal("--control-strength is that of the control of --video: give one, or leave it out")
@@ -99,7 +115,7 @@ class Conditions:
             )
         for file in self._files.values():
             _check(file.option, file.path)
-        self.frames = self._count_frames()
+        self.frames, self.overlap = self._count_frames(), self._count_overlap(own)
         if not own and options.start is None and not self._text_alone():
             self._source = self._open(schedule)
             return
@@ -117,8 +133,11 @@ class Conditions:
             latents[:, :, : self.frames] = self._encode(to_video(np.stack(beginning.frames)[None]))
             fps = beginning.rate
         if own:
-            hint, padding, own_fps = self._encode_controls(beginning)
-            fps = fps or own_fps
+            step = data.frames - self.shown_again
+            # All of them, before anything is drawn.
+            self._windows = [self._encode_controls(beginning, n * step) for n in range(options.windows)]
+            hint, _, padding, rate, self._control = self._windows[0]
+            fps = fps or rate
         if texts is None:
             texts = torch.zeros(1, network.text_tokens, network.text_channels)
         self._texts, text = texts, texts[:1]
@@ -144,19 +163,42 @@ class Conditions:
                 )
             batch = dataclasses.replace(repeated, first=first)
             control = None if self._control is None else self._control.expand(count, -1, -1, -1, -1)
-        return self._weighed(batch), control
+        return self._weighed(batch, self._windows[0].weights if self._windows else None), control
 
-    def _weighed(self, batch: Batch) -> Batch:
+    def following(self, batch: Batch, shown: Tensor, number: int) -> Batch:
+        """What to draw window ``number`` of each clip for.
+
+        Args:
+            batch: Of the window before.
+            shown: The clips of that window, uint8 [B, 3, F, H, W].
+            number: From 1 on.
+        """
+        latents = torch.zeros_like(batch.latents)
+        latents[:, :, : self.overlap] = self._encode(shown[:, :, -self.shown_again :]).to(latents)
+        told = batch.conditioning
+        if self._windows:
+            hint, weights, *_ = self._windows[number]
+            told = dataclasses.replace(told, hint=hint.expand(len(batch), *hint.shape[1:]).to(latents))
+            batch = self._weighed(dataclasses.replace(batch, conditioning=told), weights)
+            told = batch.conditioning
+        return dataclasses.replace(batch, latents=latents, conditioning=told)
+
+    @property
+    def shown_again(self) -> int:
+        """Frames that a window shows of the one before."""
+        return tokenizer(self._data).frames(self.overlap)
+
+    def _weighed(self, batch: Batch, by_place: Tensor | None = None) -> Batch:
         """The batch with the weights of its controls: those of all branches, or of one branch that which is
-        asked for; those of its training said how often each control was drawn. By place, where that is asked
-        for."""
-        asked = self._mix.slots or self._options.control is not None or self._maps is not None
+        asked for; those of its training said how often each control was drawn. Where they differ by place
+        they are given."""
+        asked = self._mix.slots or self._options.control is not None or by_place is not None
         if batch.conditioning.hint is None or not asked:
             return batch
         numbers = self._mix.branch_weights
         numbers = numbers if self._mix.slots else (max(numbers),)
-        weights = torch.tensor([numbers]) if self._maps is None else self._maps
-        weights = weights.expand(len(batch), *weights.shape[1:]).contiguous()
+        weights = torch.tensor([numbers]) if by_place is None else by_place
+        weights = weights.to(batch.latents.device).expand(len(batch), *weights.shape[1:]).contiguous()
         told = batch.conditioning
         told = dataclasses.replace(told, extra={**told.extra, "control_weight": weights})
         return dataclasses.replace(batch, conditioning=told)
@@ -206,6 +248,35 @@ class Conditions:
             )
         return frames
 
+    def _count_overlap(self, own: bool) -> int:
+        options, most = self._options, self._data.max_condition_frames
+        if options.windows == 1:
+            if options.overlap is not None:
+                raise Refusal("--overlap is between the windows of a longer clip: give --windows, too")
+            return 0
+        found = most if options.overlap is None else options.overlap
+        if most == 0:
+            raise Refusal(
+                f"--windows {options.windows}: this student was trained with no given frames, and cannot go "
+                "on from those of a window before"
+            )
+        if not 1 <= found <= most:
+            raise Refusal(f"--overlap {found}: this student was trained with 1 to {most} given latent frames")
+        if tokenizer(self._data).frames(found) >= self._data.frames:
+            raise Refusal(f"--overlap {found} is a whole clip of this student: give fewer")
+        if self._control_name is not None and not own:
+            raise Refusal(
+                "--windows: held-out clips have controls of one window: give a longer one with --video, "
+                "--control-video or --control-videos"
+            )
+        return found
+
+    @property
+    def total(self) -> int:
+        """Frames of a whole clip."""
+        more = self._options.windows - 1
+        return self._data.frames + more * (self._data.frames - self.shown_again)
+
     def _open(self, schedule: Schedule) -> Any:
         if self._data.own and self._data.root is None:
             wanted = (
@@ -221,11 +292,13 @@ class Conditions:
         )  # fmt: skip
 
     def _encode(self, video: Tensor) -> Tensor:
+        if hasattr(self, "_source"):
+            return self._source.encode(video).cpu()
         return self._tokenizer.encode(video).cpu() * self._sigma_data
 
-    def _encode_controls(self, beginning: Pictures | None) -> tuple[Tensor, Tensor, float | None]:
-        """The controls' latents, the padding mask, and their rate, None for still images. All belong to one
-        clip: the one that is begun or, without a beginning, that of the first control."""
+    def _encode_controls(self, beginning: Pictures | None, offset: int) -> Steered:
+        """Those of the window that begins at frame ``offset``. All belong to one clip: the one that is begun
+        or, without a beginning, that of the first control."""
         data, shown, first = self._data, dict[str, torch.Tensor](), beginning
         padding: np.ndarray | None = None
         for name, file in self._files.items():
@@ -234,7 +307,7 @@ class Conditions:
             def place(size: tuple[int, int], labels: bool = labels) -> Fit:
                 return Fit(*size, data.height, data.width, nearest=labels)
 
-            read = self._read(file.option, file.path, data.frames, place, first)
+            read = self._read(file.option, file.path, data.frames, place, first, offset)
             frames = np.stack(read.frames)
             if len(frames) < data.frames:  # a still image
                 frames = np.repeat(frames, data.frames, axis=0)
@@ -246,17 +319,18 @@ class Conditions:
             if first is None or first.rate is None:
                 first = read
             shown[name] = to_video(frames[None])
-        latents = {name: self._encode(pixels) for name, pixels in shown.items()}
-        hint, self._control = (
+        latents = {name: self._encode(video) for name, video in shown.items()}
+        hint, pixels = (
             torch.cat([of.get(slot, 0 * of[self._mix.used[0]]) for slot in self._mix.slots or of], dim=1)
             for of in (latents, shown)
         )
         assert first is not None
-        self._maps = self._read_maps(first, hint)
-        return hint, padding_mask(padding, *hint.shape[-2:]), first.rate
+        pixels = pixels if offset == 0 else pixels[:, :, :0]  # of the others nothing is shown
+        mask = padding_mask(padding, *hint.shape[-2:])
+        return Steered(hint, self._read_maps(first, hint, offset), mask, first.rate, pixels)
 
-    def _read_maps(self, clip: Pictures, hint: Tensor) -> Tensor | None:
-        """Where the controls of ``clip`` steer."""
+    def _read_maps(self, clip: Pictures, hint: Tensor, offset: int) -> Tensor | None:
+        """Where the controls of ``clip`` steer in the window that begins at frame ``offset``."""
         data, patch = self._data, self._network.patch
 
         def fit(size: tuple[int, int]) -> Fit:
@@ -264,13 +338,14 @@ class Conditions:
 
         def pictures(option: str, path: Path) -> list[np.ndarray]:
             _check(option, path)
-            return self._read(option, path, data.frames, fit, clip).frames
+            return self._read(option, path, data.frames, fit, clip, offset).frames
 
         if not self._options.control_maps:
             return None
         grid = (hint.shape[2], hint.shape[3] // patch, hint.shape[4] // patch)
         first = tokenizer(data).frames(1)
-        return maps.weights(self._options.control_maps, self._mix, pictures, data.frames, first, grid)
+        window = maps.Window(data.frames, first, grid, offset, self.total)
+        return maps.weights(self._options.control_maps, self._mix, pictures, window)
 
     def _beginning(self, path: Path) -> Pictures:
         """What ``frames`` latent frames stand for."""
@@ -300,9 +375,15 @@ class Conditions:
         return average
 
     def _read(
-        self, option: str, path: Path, count: int, place: Place, beginning: Pictures | None = None
+        self,
+        option: str,
+        path: Path,
+        count: int,
+        place: Place,
+        beginning: Pictures | None = None,
+        offset: int = 0,
     ) -> Pictures:
-        """The first ``count`` frames at the student's stride, or the one of a still image.
+        """``count`` frames from number ``offset`` on at the student's stride, or the one of a still image.
 
         With the beginning of a clip it is the clip's control: of the same aspect ratio, and from the times of
         the clip's frames. Raises Refusal, naming option, file and reason, when the file cannot be used.
@@ -320,20 +401,22 @@ class Conditions:
             if still:
                 return Pictures([transform(still[0])], size, None)
             if beginning is not None and beginning.rate is not None:
-                times = [i / beginning.rate for i in range(count)]
+                times = [i / beginning.rate for i in range(offset, offset + count)]
                 return Pictures(video.at_times(path, times, transform), size, beginning.rate)
             if self._data.fps is not None:
-                frames, rate, _ = video.resampled(path, 0.0, count, self._data.fps, transform)
+                begin, fps = offset / self._data.fps, self._data.fps
+                frames, rate, _ = video.resampled(path, begin, count, fps, transform)
                 return Pictures(frames, size, rate)
             stride = self._data.stride
-            needed = (count - 1) * stride + 1
+            needed = (offset + count - 1) * stride + 1
             if info.frames < needed:
                 what = f"{self.frames} latent frames are" if option == "--start" else "a clip is"
+                of = offset + count
                 raise Refusal(
-                    f"{option} {path} is too short: {what} {count} frames at stride {stride}, hence {needed} "
+                    f"{option} {path} is too short: {what} {of} frames at stride {stride}, hence {needed} "
                     f"frames of the video, and it has {info.frames}"
                 )
-            frames, rate, _ = video.window(path, range(0, needed, stride), transform)
+            frames, rate, _ = video.window(path, range(offset * stride, needed, stride), transform)
             return Pictures(frames, size, rate / stride)
         except DataError as error:
             raise Refusal(f"{option}: {error}") from error

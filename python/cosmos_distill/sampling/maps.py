@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -49,30 +49,35 @@ def refuse(maps: Mapping[str, Path], mix: ControlMix, own: bool) -> None:
         )
 
 
-def weights(
-    maps: Mapping[str, Path],
-    mix: ControlMix,
-    pictures: Pictures,
-    frames: int,
-    first: int,
-    grid: tuple[int, int, int],
-) -> Tensor:
+class Window(NamedTuple):
+    """The part of a clip that a map is wanted of."""
+
+    frames: int
+    """Of the window."""
+    first: int
+    """Frames that its first latent frame stands for."""
+    grid: tuple[int, int, int]
+    """Its tokens, (T, H/p, W/p)."""
+    offset: int
+    """Number of its first frame."""
+    total: int
+    """Frames of the whole clip."""
+
+
+def weights(maps: Mapping[str, Path], mix: ControlMix, pictures: Pictures, window: Window) -> Tensor:
     """What each control is multiplied by, for every token: fp32 [1, branches, T, H/p, W/p] of a network with
     several branches, else [1, T, H/p, W/p].
 
     Args:
         maps: Control -> its file; what has none has its weight everywhere.
-        frames: Of a clip.
-        first: Frames that the first latent frame stands for.
-        grid: Tokens of a clip, (T, H/p, W/p).
 
     Raises:
         Refusal: a file cannot be used.
     """
     found = [
-        weight * _tokens(f"--control-maps {name}", maps[name], pictures, frames, first, grid)
+        weight * _tokens(f"--control-maps {name}", maps[name], pictures, window)
         if name in maps
-        else torch.full(grid, weight)
+        else torch.full(window.grid, weight)
         for name, weight in mix.weights.items()
         if mix.slots or weight
     ]
@@ -92,9 +97,8 @@ def _of_torch(path: Path) -> np.ndarray:
     return values
 
 
-def _tokens(
-    option: str, path: Path, pictures: Pictures, frames: int, first: int, grid: tuple[int, int, int]
-) -> Tensor:
+def _tokens(option: str, path: Path, pictures: Pictures, window: Window) -> Tensor:
+    frames, first, (count, height, width), offset, total = window
     suffix = path.suffix.lower()
     if suffix in (*companions.SUFFIXES, ".pt"):
         try:
@@ -103,17 +107,17 @@ def _tokens(
             raise Refusal(f"{option}: {error}") from error
         if values.ndim == 2:
             values = values[None]
-        if values.ndim != 3 or len(values) not in (1, frames) or not values.size:
+        if values.ndim != 3 or len(values) not in (1, total) or not values.size:
             raise Refusal(
-                f"{option}: {path} is {list(values.shape)}, and a map is [H, W] or, of {frames} frames, "
-                f"[{frames}, H, W]"
+                f"{option}: {path} is {list(values.shape)}, and a map is [H, W] or, of {total} frames, "
+                f"[{total}, H, W]"
             )
         if values.min() < 0:
             raise Refusal(f"{option}: {path} has weights below 0: give some from 0 on")
+        values = values if len(values) == 1 else values[offset : offset + frames]
     else:
         values = np.stack([frame.mean(2, dtype=np.float32) / 255 for frame in pictures(option, path)])
     shown = torch.from_numpy(np.ascontiguousarray(values, np.float32)).expand(frames, -1, -1)[None, None]
-    count, height, width = grid
     parts = [F.adaptive_avg_pool3d(shown[:, :, :first], (1, height, width))]
     if count > 1:
         parts.append(F.adaptive_avg_pool3d(shown[:, :, first:], (count - 1, height, width)))

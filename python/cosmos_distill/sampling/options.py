@@ -63,6 +63,10 @@ class SampleOptions(Checked):
     condition_frames: GivenFrames | None = None
     """Latent frames given, of it or of held-out clips; left out: 1 of an image, all that were trained of a
     video, none otherwise."""
+    windows: Annotated[int, Range(1, 1000)] = 1
+    """How many windows long a clip is: each goes on from the last frames of the one before."""
+    overlap: GivenFrames | None = None
+    """Latent frames that a window goes on from; left out: all that were trained."""
     prompt: str | None = None
     """What the clips show; --text-encoder encodes it, which a student of the mini scale does without."""
     prompts: Path | None = None

@@ -28,7 +28,9 @@ from cosmos_distill.storage import DiskError, disk_errors
 from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from cosmos_distill.data.batch import Batch
 
 GRID = "grid.png"
 _FILES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg", ".webp"}
@@ -72,22 +74,14 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
                 said = dataclasses.replace(said, negative_text=one.expand_as(said.text))
                 batch = dataclasses.replace(batch, conditioning=said)
             batch = batch.to(device())
-            noise = noise_of(options.seed, "sample", batch)
-            frames = torch.full((len(batch),), clips.frames)
-            levels, sampler = exported.schedule, exported.sampler
-            if isinstance(sampler, FewStep):
-                latents = few_steps(network, levels, batch, noise, sampler, frames=frames, seed=options.seed)
-            else:
-                latents = many_steps(
-                    network, levels, batch, noise, sampler.guidance, exported.network.family.teacher,
-                    sampler.steps, frames,
-                )  # fmt: skip
-            if not latents.isfinite().all():
-                raise Refusal(
-                    f"{student}: what it draws as clips {first} to {first + len(batch) - 1} holds NaN or "
-                    "infinity, which no picture shows: export it again in fp32, or take an earlier one"
-                )
-            videos = clips.decode(latents.cpu())
+            videos = _window(student, exported, network, clips, batch, options.seed)
+            whole = [videos]
+            for number in range(1, options.windows):
+                batch = clips.following(batch, whole[-1], number)
+                whole.append(_window(student, exported, network, clips, batch, options.seed, number))
+            if len(whole) > 1:
+                new = (one[:, :, clips.shown_again :] for one in whole[1:])
+                videos = torch.cat([videos, *new], dim=2)
             if not pictures:
                 pictures["sample"] = videos[:GRID_CLIPS]
                 shown = None if control is None else control[:GRID_CLIPS]
@@ -102,6 +96,41 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     also = f" and {GRID}" if GRID in names else f", {written[0].name},"
     print(f"{len(written)} {'clip' if len(written) == 1 else 'clips'}{also} in {options.out}")
     return written
+
+
+def _window(
+    student: Path,
+    exported: Exported,
+    network: nn.Module,
+    clips: Conditions,
+    batch: Batch,
+    seed: int,
+    number: int = 0,
+) -> Tensor:
+    """Window ``number`` of the clips of a batch, uint8 [B, 3, F, H, W].
+
+    Raises:
+        Refusal: it holds NaN or infinity.
+    """
+    of = f" of window {number}" if number else ""
+    noise = noise_of(seed, f"sample{of}", batch)
+    frames = torch.full((len(batch),), clips.overlap if number else clips.frames)
+    levels, sampler = exported.schedule, exported.sampler
+    if isinstance(sampler, FewStep):
+        latents = few_steps(
+            network, levels, batch, noise, sampler, frames=frames, seed=seed, stream=f"student{of}"
+        )
+    else:
+        latents = many_steps(
+            network, levels, batch, noise, sampler.guidance, exported.network.family.teacher, sampler.steps,
+            frames,
+        )  # fmt: skip
+    if not latents.isfinite().all():
+        raise Refusal(
+            f"{student}: what it draws as clips {batch.first} to {batch.first + len(batch) - 1} holds NaN or "
+            "infinity, which no picture shows: export it again in fp32, or take an earlier one"
+        )
+    return clips.decode(latents.cpu())
 
 
 def _captioned(

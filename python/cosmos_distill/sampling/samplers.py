@@ -75,10 +75,12 @@ def few_steps(
     guidance: Guidance | None = None,
     frames: Tensor | None = None,
     seed: int = 0,
+    stream: str = "student",
 ) -> Tensor:
     """Latents [B, C, T, H, W] of the student's sampler; with ``guidance``, a teacher's, in twice the
-    evaluations. ``frames`` as in :func:`many_steps`; ``seed`` is of fresh noise between steps."""
+    evaluations. ``frames`` as in :func:`many_steps`; ``seed`` is of fresh noise between steps, and
+    ``stream`` its name."""
     off = Guidance(0.0, "added")
     denoise = guided(Denoiser(network, schedule), batch.given(frames), guidance or off)
-    fresh = (lambda i: noise_of(seed, f"student_{i}", batch)) if sampler.fresh_noise else None
+    fresh = (lambda i: noise_of(seed, f"{stream}_{i}", batch)) if sampler.fresh_noise else None
     return few_step(denoise, noise, schedule.student_times(sampler.steps), schedule.noising, fresh=fresh)
