@@ -21,6 +21,9 @@ Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 Precision = Literal["fp32", "bf16"]
 Stored = Literal["fp32", "bf16", "fp16"]
 """Types that weights are stored in; nothing trains in fp16."""
+Exported = Literal["fp32", "bf16", "fp16", "fp8"]
+"""Types that a student is written in. Of fp8 the matrices are, with a scale for each of their rows; it
+computes in bf16."""
 UnconditionalFrames = Literal["kept", "zeroed"]
 
 # Ranges end where a run would take decades or a batch no machine's memory.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, TrigFlow
 from cosmos_distill.config.keep import Keep
-from cosmos_distill.config.numbers import BatchSize, ClipFrames, Evaluations, Share, Stored
+from cosmos_distill.config.numbers import BatchSize, ClipFrames, Evaluations, Exported, Share
 from cosmos_distill.config.training import Trainer
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
@@ -190,10 +190,18 @@ class Evaluate(Stage):
     networks: Mapping[str, Path] | None = None
     """Metric -> file or folder of the network that it looks through, for fid, fvd, depth_rmse and
     seg_miou."""
+    fp8: tuple[str, ...] | None = None
+    """Students, by their columns, that are scored a second time with the weights of an export in fp8, as
+    NAME_fp8; None: none."""
 
     def rules(self) -> Iterator[Problem]:
-        """Every clip has a number of given frames."""
-        return _some_frames(self.condition_frames)
+        """Every clip has a number of given frames, and who is scored in fp8 is a student."""
+        yield from _some_frames(self.condition_frames)
+        for who in self.fp8 or ():
+            if who not in self.students:
+                yield "fp8", f"names {who!r}, which is none of the students {', '.join(self.students)}"
+            if f"{who}_fp8" in self.students:
+                yield "fp8", f"needs the column {who}_fp8, which is a student's: rename that"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +209,19 @@ class Export(Stage):
     """Write one student as a file that needs nothing else."""
 
     student_from: str
-    precision: Stored = "fp32"
+    precision: Exported = "fp32"
     names: Literal["own", "official", "diffusers"] = "own"
     """``official`` writes student.pt, from which the official inference takes a distilled network (of a
     teacher, the published layout), with the tensors that the teacher's file carries besides; ``diffusers`` a
     pipeline folder. ``cosmos-distill sample`` and ``--teacher`` read all three."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Only our own files have weights in eight bits."""
+        if self.precision == "fp8" and self.names != "own":
+            yield (
+                "precision",
+                f"fp8 is read from our own files alone: choose bf16 for {self.names}, or names own",
+            )
 
 
 def _some_frames(frames: ClipFrames) -> Iterator[Problem]:

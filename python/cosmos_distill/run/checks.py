@@ -190,6 +190,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             )
         if isinstance(stage, Export) and stage.names == "diffusers" and denoiser(recipe) is not None:
             yield from _pipeline(recipe, name)
+        if isinstance(stage, Export) and stage.precision == "fp8" and trains_tokenizer(recipe):
+            yield f"--stages.{name}.precision fp8 is of networks that denoise: choose fp32 or bf16."
         if isinstance(stage, Evaluate):
             wanted += [(f"students.{who}", source, Train) for who, source in stage.students.items()]
             yield from _columns(name, stage)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from cosmos_distill import models, ops
-from cosmos_distill.config import Recipe, Stored, Trainer
+from cosmos_distill.config import Recipe, Trainer
+from cosmos_distill.config.numbers import Exported
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
 from cosmos_distill.models.common.config import DiTConfig
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from cosmos_distill.models.common.network import ControlledDiT
     from cosmos_distill.models.common.projection import TextProjection
 
-DTYPES: dict[Stored, torch.dtype] = {
+DTYPES: dict[Exported, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "fp8": torch.bfloat16,
 }
+"""What a network computes in that is stored so."""
 
 
 def device() -> torch.device:

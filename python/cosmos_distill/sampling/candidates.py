@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ class Candidate:
     cost: int
     """Denoise calls per batch, for the progress bar."""
     label: str
+    fp8: bool = False
+    """With the weights of an export in eight bits."""
 
 
 def student_sampler(stage: Evaluate, run: Run) -> FewStep:
@@ -70,6 +72,8 @@ def candidates(stage: Evaluate, run: Run) -> dict[str, Candidate]:
         trained = recipe.stages[source]
         assert isinstance(trained, Train)
         found[key] = few((run.student(source),), trained.method.sampler, key.replace("_", " "))
+        if key in (stage.fp8 or ()):
+            found[f"{key}_fp8"] = replace(found[key], label=f"{found[key].label}, fp8", fp8=True)
     sampler = student_sampler(stage, run)
     found["untrained_student"] = few(teacher, sampler, "untrained")
     if sampler.steps == 1:

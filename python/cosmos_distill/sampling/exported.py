@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosmos_distill.arrays.named import metadata
-from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance, Precision
+from cosmos_distill.config import Control, Data, Evaluations, FewStep, Guidance
 from cosmos_distill.config.controls import weights_of
+from cosmos_distill.config.numbers import Exported as ExportPrecision
 from cosmos_distill.diffusion import Schedule, schedule_from_dict
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import read as read_network
@@ -53,7 +54,7 @@ class Exported:
     data: Data
     schedule: Schedule
     sampler: FewStep | ManySteps
-    precision: Precision
+    precision: ExportPrecision
     tokenizer_sha256: Mapping[str, str]
     """Of each file of its tokenizer; empty where that has none, or where an earlier version wrote this."""
     negative_prompt_sha256: str | None
@@ -152,7 +153,7 @@ def read(path: Path) -> Exported:
             data=clips,
             schedule=schedule,
             sampler=_sampler(_mapping(said["sampler"])),
-            precision=_fitting(said["precision"], Precision, "precision"),
+            precision=_fitting(said["precision"], ExportPrecision, "precision"),
             tokenizer_sha256=_checksums(_mapping(said.get("tokenizer", {})).get("sha256", {})),
             negative_prompt_sha256=negative,
             negative_prompt=_fitting(said.get("negative_prompt"), str | None, "negative_prompt"),

@@ -26,6 +26,7 @@ from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, ratio_interval, score
 from cosmos_distill.files import regular
 from cosmos_distill.launch.shared import Shared, drawn
+from cosmos_distill.models.common import eight_bits
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.manifest import File, Scores, plain
@@ -106,6 +107,8 @@ def _draw(
     if not missing:
         return
     network = load_to_draw(recipe, candidate.weights, stage.batch)
+    if candidate.fp8:
+        eight_bits.round_weights(network)
 
     def draw(first: int, count: int) -> tuple[int, Tensor]:
         batch = source.batch(drawn_by.clip_of(stage, first), count).to(device())

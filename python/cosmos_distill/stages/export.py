@@ -13,7 +13,7 @@ from cosmos_distill.config import Data, Export, GivesFrames, Recipe, Train
 from cosmos_distill.data import embeddings
 from cosmos_distill.data.captions import negative_prompt
 from cosmos_distill.files import sha256
-from cosmos_distill.models.common import weights
+from cosmos_distill.models.common import eight_bits, weights
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.ranges import places
 from cosmos_distill.run.checks import needs_teacher, teacher_files
@@ -39,7 +39,12 @@ def _write(stage: Export, run: Run, folder: Path) -> ExportedFile:
     source = run.recipe.stages[stage.student_from]
     assert isinstance(source, Train)
     state, _ = weights.load(run.student(stage.student_from))
-    tensors = {key: value.to(DTYPES[stage.precision]).contiguous() for key, value in state.items()}
+    dtype = DTYPES[stage.precision]
+    tensors = (
+        eight_bits.stored(state)
+        if stage.precision == "fp8"
+        else {key: value.to(dtype).contiguous() for key, value in state.items()}
+    )
     said, parts = describe(run, source, stage), list[Path]()
     if stage.names == "own":
         path = publish_tensors(tensors, folder / "student.safetensors", said)
