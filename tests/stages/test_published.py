@@ -17,6 +17,7 @@ from torch import Tensor
 from cosmos_distill import text
 from cosmos_distill.config import Export, FewStep, Parallel, Recipe, TrigFlow
 from cosmos_distill.errors import Refusal
+from cosmos_distill.families import preset
 from cosmos_distill.models import build
 from cosmos_distill.models.common import weights
 from cosmos_distill.models.predict25.config import Predict25Config
@@ -250,12 +251,18 @@ def official_filter(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("control", [True, False], ids=["transfer1", "predict2.5"])
-def test_the_official_inference_finds_every_tensor(control: bool, tmp_path: Path) -> None:
-    base = TRANSFER1 if control else PREDICT25
+@pytest.mark.parametrize("family", ["transfer1", "predict2.5", "transfer2.5"])
+def test_the_official_inference_finds_every_tensor(family: str, tmp_path: Path) -> None:
+    base = TRANSFER1 if family == "transfer1" else PREDICT25
     stages = {"dmd2": base.stages["dmd2"], "export": Export(student_from="dmd2", names="official")}
-    if control:
+    if family == "transfer1":
         stages["dmd2"] = dataclasses.replace(stages["dmd2"], start_from=None)
+    if family == "transfer2.5":
+        network = preset("transfer2.5-smoke")
+        weights.save(build(network, seed=3), tmp_path / "teacher.safetensors")
+        base = dataclasses.replace(
+            base, network=network, control="edge", teacher=tmp_path / "teacher.safetensors"
+        )
     done = Stages(dataclasses.replace(base, stages=stages), tmp_path / "run")
     output, student = done.outputs["export"], done.outputs["dmd2"]
     assert isinstance(output, ExportedFile) and isinstance(student, Student)
@@ -265,14 +272,23 @@ def test_the_official_inference_finds_every_tensor(control: bool, tmp_path: Path
     whole = weights.load(done.out / student.weights.path)[0]
     back = weights.load(path)[0]
     assert back.keys() == whole.keys() and all(torch.equal(back[k], whole[k]) for k in whole)
-    if control:
+    if family == "transfer1":
         parts = official_filter(state)
         assert sum(map(len, parts.values())) == len(state) >= len(whole)
         trunk = [name for name in whole if name.startswith("base.")]
         assert len(parts["base"]) >= len(trunk) and "x_embedder.proj.1.weight" in parts["base"]
         assert {"x_embedder2.proj.1.weight", "zero_blocks.block0.weight"} <= parts["control"].keys()
-    else:  # cosmos-predict2.5's loader: keys that begin with net., and net. taken out of them
+    else:
+        # cosmos-predict2.5's loader takes keys that begin with net., and net. out of them; that of
+        # cosmos-transfer2.5 takes them as they are, into a model whose network is called net, with
+        # strict=False, and would take net_ema. in their place if there were any.
         assert all(name.startswith("net.") and name.count("net.") == 1 for name in state)
+        blocks = {name.split(".")[2] for name in state if name.startswith("net.control_blocks.")}
+        embedder = "net.control_embedder.proj.1.weight"
+        expected = {"0", "1"} if family == "transfer2.5" else set()  # control_every 1, of two blocks
+        assert blocks == expected and (embedder in state) == (family == "transfer2.5")
+        projections = [f"net.control_blocks.{i}.after_proj.weight" for i in sorted(blocks)]
+        assert all(name in state for name in projections)
     found = read(path)
     assert found.network == done.recipe.network and files(path, found) == (path,)
     assert len(draw(path, SampleOptions(clips=1, batch=1, out=tmp_path / "clips"))) == 1
