@@ -223,7 +223,7 @@ class Stages:
             for file, tensors in [*read, *((file, torch.load(file, weights_only=True)) for file in others)]:
                 for key, tensor in tensors.items():
                     if tensor.is_floating_point():
-                        assert torch.isfinite(tensor).all(), f"{file.name}: {key} is not finite"
+                        assert torch.isfinite(tensor.float()).all(), f"{file.name}: {key} is not finite"
             return made
         finally:
             if keep is None:

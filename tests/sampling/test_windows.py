@@ -61,6 +61,19 @@ def test_every_window_has_the_controls_of_its_own_frames(tmp_path: Path) -> None
         conditions(control_video=levels(tmp_path / "short.mp4", needed - 1), windows=3)
 
 
+def test_held_out_clips_go_on_as_well() -> None:
+    exported = read(PREDICT)
+    whose = (exported.network, exported.control, exported.data, exported.schedule)
+    clips = Conditions(SampleOptions(windows=2, overlap=1), *whose)
+    batch, _ = clips.batch(3, 2)
+    drawn = torch.arange(exported.data.frames, dtype=torch.uint8)[None, None, :, None, None]
+    drawn = (40 * drawn).expand(2, 3, -1, 32, 32)
+    after = clips.following(batch, drawn, 1)
+    assert torch.equal(after.conditioning.text, batch.conditioning.text) and after.first == 3
+    back = clips.decode(after.latents[:, :, :1])
+    assert (back[:, :, 0].float() - drawn[:, :, -1].float()).abs().max() <= 1
+
+
 def test_maps_are_of_the_whole_clip(tmp_path: Path) -> None:
     data = read(TRANSFER).data
     step = data.frames - find(data.tokenizer).frames(1)

@@ -70,7 +70,7 @@ class Steered(NamedTuple):
     rate: float | None
     """Frames per second; None for still images."""
     pixels: Tensor
-    """uint8 [1, 3 * branches, F, H, W]"""
+    """uint8 [1, 3 * branches, F, H, W] of the first one, and nothing of the others."""
 
 
 class Conditions:
@@ -325,7 +325,7 @@ class Conditions:
             for of in (latents, shown)
         )
         assert first is not None
-        pixels = pixels if offset == 0 else pixels[:, :, :0]  # of the others nothing is shown
+        pixels = pixels if offset == 0 else pixels.new_zeros(0)  # of the others nothing is shown
         mask = padding_mask(padding, *hint.shape[-2:])
         return Steered(hint, self._read_maps(first, hint, offset), mask, first.rate, pixels)
 
