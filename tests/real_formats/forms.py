@@ -21,8 +21,9 @@ from cosmos_distill.arrays.places import weights_in
 from cosmos_distill.config import Data
 from cosmos_distill.data.captions import Captions, Unusable
 from cosmos_distill.data.errors import DataError
-from cosmos_distill.models.common import weights
+from cosmos_distill.models.common import eight_bits, weights
 from cosmos_distill.models.common.forms import AverageTaken
+from cosmos_distill.storage import publish_tensors
 from cosmos_distill.text import build as build_encoder
 from cosmos_distill.tokenizers import build as build_tokenizer
 from cosmos_distill.tokenizers import check as check_tokenizer
@@ -43,6 +44,8 @@ class Form:
     """Words of the message; None: it is read."""
     preset: str = PREDICT25
     """Of a network."""
+    controls: tuple[str, ...] = ("edge",)
+    """Of a network; with several it has a branch for each."""
     base: str | None = None
     """Of an adapter: what it is merged into."""
     kind: Literal["cosmos-cv8x8x8", "wan2.1"] = "wan2.1"
@@ -126,6 +129,16 @@ def _gguf(file: Path) -> None:
     file.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(64))
 
 
+def _two_controls(folder: Path) -> None:
+    networks.transfer1(folder)
+    branch = {k: v for k, v in official(TRANSFER1, seed=3).items() if not k.startswith("base_model.")}
+    saved(folder / "vis_control.pt", branch)
+
+
+def _own_in_eight_bits(file: Path) -> None:
+    publish_tensors(eight_bits.stored(networks.ours(PREDICT25)), file, {})
+
+
 def _several(folder: Path) -> None:
     folder.mkdir()
     for name in ("iter_1000", "iter_2000"):
@@ -134,6 +147,7 @@ def _several(folder: Path) -> None:
 
 NETWORKS = [
     Form("our own `.safetensors`, as exported", "forms/own.safetensors", _own),
+    Form("our own `.safetensors`, exported in fp8", "forms/own_fp8.safetensors", _own_in_eight_bits),
     Form(
         "official names, `.safetensors`",
         "forms/official.safetensors",
@@ -150,6 +164,13 @@ NETWORKS = [
     Form("a published folder: `<uuid>_ema_bf16.pt` beside `<uuid>.pt`", "predict25"),
     Form("a network (`net.`) beside its average (`net_ema.`)", f"predict25/{networks.UUID}.pt"),
     Form("`base_model.pt` beside `<control>_control.pt` (Transfer1)", "transfer1", preset=TRANSFER1),
+    Form(
+        "`base_model.pt` beside several `<control>_control.pt` (`--network.branches`)",
+        "forms/transfer1_branches",
+        _two_controls,
+        preset=TRANSFER1,
+        controls=("edge", "vis"),
+    ),
     Form(
         "base and control in one file (Transfer1)",
         "forms/edge_control_merged.pt",
@@ -418,8 +439,12 @@ def open_captions(form: Form, zoo: Path) -> None:
 def open_network(form: Form, zoo: Path) -> None:
     """Hold its header against the preset, and load it."""
     config, path = families.preset(form.preset), zoo / form.path
-    assert config.family.names is not None
-    source: weights.Source = (path.is_dir() and config.family.names.files(path, "edge")) or path
+    names = config.family.names
+    assert names is not None
+    if len(form.controls) > 1:
+        config = replace(config, branches=len(form.controls))  # type: ignore[call-arg]
+    parts = [names.files(path, control) or () for control in form.controls] if path.is_dir() else []
+    source: weights.Source = tuple(dict.fromkeys(file for part in parts for file in part)) or path
     if form.base is not None:
         source = (weights_in(zoo / form.base), path)
     with warnings.catch_warnings():
