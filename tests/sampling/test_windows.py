@@ -13,6 +13,7 @@ import torch
 import cosmos_distill
 from cosmos_distill import cli
 from cosmos_distill.errors import Refusal
+from cosmos_distill.run.sizes import clip_bytes
 from cosmos_distill.sampling.conditions import Conditions
 from cosmos_distill.sampling.exported import read
 from cosmos_distill.sampling.options import SampleOptions
@@ -126,3 +127,13 @@ def test_what_cannot_go_on_is_refused(options: dict[str, int], said: str) -> Non
 def test_a_student_without_given_frames_draws_one_window(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(TRANSFER), "--windows", "2"]) == 2
     assert "--windows 2: this student was trained with no given frames" in said_of(capsys)
+
+
+def test_more_than_fits_is_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = read(PREDICT).data
+    whole = 2 * clip_bytes(data, 0) * 8  # eight clips of one window, and as much again
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, whole))
+    assert cli.main(["sample", str(PREDICT), "--windows", "3"]) == 2
+    assert "--batch 8: so many clips at once take at least" in said_of(capsys)

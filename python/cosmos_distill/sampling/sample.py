@@ -50,7 +50,9 @@ def draw(student: Path, options: SampleOptions) -> list[Path]:
     _refuse_earlier(options, names)
     exported = read(student)
     batch_size = min(options.batch, options.clips)
-    if reason := too_large(batch_size, clip_bytes(exported.data, exported.network.controls)):
+    each = clip_bytes(exported.data, exported.network.controls)
+    each += 2 * (options.windows - 1) * clip_bytes(exported.data, 0)  # kept, and joined in the end
+    if reason := too_large(batch_size, each):
         raise Refusal(f"--batch {batch_size}: {reason}")
     data = with_files(exported, options, student)
     own = files(student, exported)
