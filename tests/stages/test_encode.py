@@ -288,6 +288,29 @@ def test_another_domain_beside_encoded_clips_is_refused(clips: Path, tmp_path: P
         run_recipe(made, tmp_path / "run")
 
 
+def test_windows_have_one_of_several_controls_from_files(clips: Path, tmp_path: Path) -> None:
+    root, control = tmp_path / "clips", "depth:0.5,seg:0.5"
+    root.mkdir()
+    for name in ("videos", "t5_xxl", "depth"):
+        (root / name).symlink_to(clips / name)
+    for i in range(6):
+        folders.write_clip(root / "seg" / f"c{i:02d}.mp4", FRAMES, noise=i + 1)
+    source = opened(encoded(root, tmp_path / "run", control, variants=6), control, "train")
+    folder = opened(recipe(root).data, control, "train")
+    assert isinstance(folder, FolderSource)
+    variants = folder.encoded(0, folder.variants("c00", 6, drawn=True))
+    assert variants.conditioning.hint is not None
+    wanted = dict(zip(variants.names, variants.conditioning.hint, strict=True))
+    assert {name.rsplit("(")[-1] for name in wanted} == {"depth)", "seg)"}
+    batch = source.batch(0, 40)
+    hints = [h for n, h in zip(batch.names, batch.conditioning.hint, strict=True) if n.startswith("c00")]  # type: ignore[arg-type]
+    assert len(hints) > 5
+    for hint in hints:
+        assert any(torch.equal(hint, one) for one in wanted.values())
+    for one in wanted.values():
+        assert any(torch.equal(hint, one) for hint in hints)
+
+
 def test_scores_on_encoded_clips_read_no_tokenizer_again(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
