@@ -106,7 +106,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "errors": set(),
     "arguments": {"errors", "ranges"},
-    "adapters": {"arguments", "config", "diffusion", "models.common.given", "ranges"},
+    "adapters": {"arguments", "config", "diffusion", "errors", "models.common.given", "ranges"},
     "integrations": {"adapters", "config", "families", "models.common.given", "ops", "parallel.agreement"},
     "launch": {
         "config",

@@ -11,7 +11,7 @@ from cosmos_distill import cli
 from cosmos_distill.models.common import weights
 from cosmos_distill.sampling.exported import read
 from tests.run.commands import said_of
-from tests.stages.test_several_controls import RECIPE
+from tests.stages.control_recipe import RECIPE
 
 
 @pytest.fixture(scope="module")
