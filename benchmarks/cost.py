@@ -20,7 +20,8 @@ from types import ModuleType
 
 from benchmarks.options import new_file
 from cosmos_distill.config import Recipe, Train
-from cosmos_distill.launch.updates import GPUS, Gpu, Update, update
+from cosmos_distill.launch.devices import GPUS, Gpu
+from cosmos_distill.launch.updates import Update, update
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.methods.sgmd import SGMD
 

@@ -34,6 +34,8 @@ def test_a_command_of_a_page_is_taken(
     monkeypatch.setattr(f"{cli.main.__module__}._dry_run", lambda invocation: taken.append(invocation) or 0)
     monkeypatch.setattr("cosmos_distill.sampling.sample.draw", lambda *given: taken.append(given))
     monkeypatch.setattr("cosmos_distill.inspection.command.inspect", lambda *given: taken.append(given))
+    monkeypatch.setattr("cosmos_distill.run.planning.show", lambda *given: taken.append(given))
+    monkeypatch.setattr("cosmos_distill.run.launching.write", lambda *given: taken.append(given))
     monkeypatch.setattr("cosmos_distill.sweep.command.sweep", lambda *given: taken.append(given))
     monkeypatch.setattr("cosmos_distill.train.checkpoint.consolidate", lambda *a, **k: taken.append(a) or "")
     method = (ROOT / "tests" / "additions" / "method" / "robust.py").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ from benchmarks import cost as pages
 from cosmos_distill import diffusion, models
 from cosmos_distill.config import ONE_STEP, FewStep
 from cosmos_distill.launch.cost import FixedSteps, count_step
-from cosmos_distill.launch.updates import GPUS, clip, update
+from cosmos_distill.launch.devices import GPUS
+from cosmos_distill.launch.updates import clip, update
 from cosmos_distill.methods import base
 
 LATENT = (16, 3, 8, 8)

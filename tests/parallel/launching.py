@@ -17,9 +17,12 @@ def launch(out: Path, *args: str, options: tuple[str, ...] = (), program: tuple[
     return [*torchrun, *options, *program, str(RECIPE), "--scale", "smoke", "--out", str(out), *args]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """In this process's environment and ``environment``; torchrun is that of its installation."""
     env = {k: v for k, v in ENV.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env["PYTHONPATH"] = os.pathsep.join([env["PYTHONPATH"], str(RECIPE.parents[1])])
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    env |= environment
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 

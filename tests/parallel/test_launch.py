@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_distill.config import Parallel
+from cosmos_distill.launch.options import LaunchOptions
+from cosmos_distill.launch.scripts import script
 from cosmos_distill.train.log import read
 from tests.parallel import faulty
 from tests.parallel.launching import end, launch, start, with_stages
+from tests.run.commands import RECIPE
 
 TRAINING = ("--trainer.sample-every", "100", "--only", "generate", "kd", "dmd2")
 
@@ -23,13 +27,16 @@ def same_losses(out: Path, finished: Path) -> None:
 
 
 def test_two_nodes(finished: Path, tmp_path: Path) -> None:
-    """Two agents on one machine, data parallel over them; every stage but the evaluation."""
+    """Two agents on one machine, started by the script that is written for two machines, data parallel over
+    them; every stage but the evaluation."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
-               "--rdzv-endpoint", f"localhost:{port}")  # fmt: skip
-    nodes = [start(launch(tmp_path / "run", *TRAINING, "export", options=options)) for _ in range(2)]
+    words = [str(RECIPE), "--scale", "smoke", "--out", str(tmp_path / "run"), *TRAINING, "export"]
+    options = LaunchOptions(nodes=2, gpus_per_node=1, via="torchrun", max_restarts=0)
+    (tmp_path / "job.sh").write_text(script(options, words, Parallel(), "two nodes"))
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    nodes = [start(["bash", str(tmp_path / "job.sh")], **place) for _ in range(2)]
     ended = [end(node) for node in nodes]
     assert [status for status, _ in ended] == [0, 0], ended
     assert sorted(said.count("dmd2 complete") for _, said in ended) == [0, 1], ended  # rank 0 speaks for all
@@ -43,15 +50,17 @@ def test_two_nodes(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "export" / "student.safetensors").is_file()
 
 
-def test_stop_and_go_on_under_another_layout(finished: Path, tmp_path: Path) -> None:
-    """A signal that one rank gets stops both between two checkpoints; two context ranks go on from what two
-    tensor-parallel ranks saved."""
+def test_stop_and_go_on_elsewhere_under_another_layout(finished: Path, tmp_path: Path) -> None:
+    """A signal that one rank gets stops both between two checkpoints; the run folder is moved; two context
+    ranks go on from what two tensor-parallel ranks saved."""
     out = with_stages(finished, tmp_path / "run", "generate", "kd")
     program = (faulty.__file__, "dmd2", "12", "1", "SIGTERM")
     status, said = end(start(launch(out, *TRAINING, "--parallel.tensor", "2", program=program)))
     assert status != 0 and "exitcode : 130" in said
     assert said.count("stopped by another rank after 13 of 20 steps") == 1
     assert len(read(out / "dmd2" / "log.jsonl")) == 2
+    (tmp_path / "another").mkdir()
+    out = out.rename(tmp_path / "another" / "place")
     status, said = end(start(launch(out, *TRAINING, "--parallel.context", "2")))
     assert status == 0, said
     assert "kd already complete" in said and "going on from step 13" in said

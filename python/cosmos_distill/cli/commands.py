@@ -17,6 +17,7 @@ from cosmos_distill.config import Encode, Recipe
 from cosmos_distill.errors import Refusal
 from cosmos_distill.inspection.options import InspectOptions
 from cosmos_distill.launch import ranks
+from cosmos_distill.launch.options import LaunchOptions, PlanOptions
 from cosmos_distill.ranges import unchecked
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.sampling.options import ConsolidateOptions, SampleOptions
@@ -30,7 +31,10 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
        cosmos-distill generate|eval|export RECIPE.py [options]
                                                  only the stages of that kind
        cosmos-distill encode RECIPE.py [options]  its clips as latents, once, in shards to train on
-       cosmos-distill plan RECIPE.py [options]   the same as --dry-run
+       cosmos-distill plan RECIPE.py --gpus N [--gpu NAME] [options]
+                                                 what it needs there: memory, time, disk, and layouts that fit
+       cosmos-distill launch RECIPE.py --nodes N --via slurm|torchrun|k8s --write FILE [options]
+                                                 a script that starts it on several machines
        cosmos-distill sweep RECIPE.py --vary OPTION=VALUE,VALUE [options]
                                                  many settings of a recipe, compared on held-out clips
        cosmos-distill inspect DATA --out PAGE.html
@@ -45,7 +49,18 @@ A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer
 
 
 # Words before RECIPE.py -> the kind of stage they run.
-WORDS = ("-h", "--help", "--version", "completion", "consolidate", "inspect", "plan", "sample", "sweep")
+WORDS = (
+    "-h",
+    "--help",
+    "--version",
+    "completion",
+    "consolidate",
+    "inspect",
+    "launch",
+    "plan",
+    "sample",
+    "sweep",
+)
 """First words of commands that run no recipe."""
 ONLY_KIND = {"encode": "Encode", "generate": "Generate", "eval": "Evaluate", "export": "Export"}
 
@@ -78,7 +93,7 @@ def _command(argv: list[str]) -> int:
 
         print(f"cosmos-distill {cosmos_distill.__version__}")
         return OK
-    if ranks.world() > 1 and word in ("completion", "consolidate", "inspect", "sample", "sweep"):
+    if ranks.world() > 1 and word in ("completion", "consolidate", "inspect", "launch", "sample", "sweep"):
         raise Refusal(f"cosmos-distill {word} takes one process: start it without torchrun")
     if word == "completion":
         from cosmos_distill.cli.completion import script
@@ -93,13 +108,15 @@ def _command(argv: list[str]) -> int:
         return _inspect(rest)
     if word == "consolidate":
         return _consolidate(rest)
+    if word == "plan":
+        return _plan(rest)
+    if word == "launch":
+        return _launch(rest)
     kind = ONLY_KIND.get(word)
-    if kind is not None or word == "plan":
+    if kind is not None:
         if not rest:
             raise Refusal(f"cosmos-distill {word} RECIPE.py: which recipe?")
         invocation = _parse(rest, _encoding if kind == "Encode" else None)
-        if kind is None:
-            return _dry_run(invocation)
         names = tuple(n for n, s in invocation.recipe.stages.items() if type(s).__name__ == kind)
         if not names:
             raise Refusal(f"{invocation.recipe_file} has no {kind} stage")
@@ -133,6 +150,37 @@ def _sweep(args: list[str]) -> int:
 
     with StopFlag() as stop:
         return FAILED if sweep(args[0], rest, options, lambda argv: parse(argv).recipe, stop) else OK
+
+
+def _plan(args: list[str]) -> int:
+    prog = "cosmos-distill plan RECIPE.py"
+    if not args or args[0].startswith("-"):
+        options_of(PlanOptions, args, prog)
+        raise Refusal(f"{prog}: which recipe?")
+    options, rest = split_options(PlanOptions, args[1:], prog)
+    invocation = _parse([args[0], *rest])
+    if options == PlanOptions():
+        return _dry_run(invocation)
+    if options.gpus is None:
+        raise Refusal(f"{prog}: on how many? Give --gpus as well")
+    from cosmos_distill.run.planning import show
+
+    if ranks.is_main():
+        show(invocation.recipe, options)
+    return OK
+
+
+def _launch(args: list[str]) -> int:
+    prog = "cosmos-distill launch RECIPE.py"
+    if not args or args[0].startswith("-"):
+        options_of(LaunchOptions, args, prog)
+        raise Refusal(f"{prog}: which recipe?")
+    options, rest = split_options(LaunchOptions, args[1:], prog)
+    from cosmos_distill.run.launching import write
+
+    invocation = _parse([args[0], *rest])
+    write(invocation.recipe, options, [args[0], *rest], invocation.recipe_file.stem)
+    return OK
 
 
 def _inspect(args: list[str]) -> int:

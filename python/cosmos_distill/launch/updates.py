@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 
@@ -13,60 +12,16 @@ from cosmos_distill.config import EDM, MethodConfig, TrigFlow
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.data.conditioning import Conditioning
 from cosmos_distill.launch.cost import Count, count_step
+from cosmos_distill.launch.devices import Gpu
 from cosmos_distill.methods import base
 from cosmos_distill.methods.dmd2 import DMD2
 from cosmos_distill.models.common.config import DiTConfig
 
-_ADAMW = 30
+ADAMW = 30
 """Bytes a parameter of a bf16 network with fp32 masters: the gradient is read (4), master (8) and two moments
 (16) are read and written, the weight is written (2)."""
-_EMA = 12
+EMA = 12
 """The master is read, the average read and written."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Peaks as published, and the shares of them that are reached by kernels of the sizes counted here.
-
-    The shares are those reported for H100 (matrix products in bf16 of this size; FlashAttention-3 with heads
-    of 128, forward and backward; streaming kernels). They are assumptions, the same for every setting.
-    """
-
-    name: str
-    peak: float
-    """Dense bf16 operations per second."""
-    bandwidth: float
-    """Bytes per second."""
-    products: float = 0.76
-    attention_forward: float = 0.69
-    attention_backward: float = 0.56
-    streaming: float = 0.90
-
-    def seconds(self, count: Count) -> float:
-        """Time of the counted work: products and attention by their operations, the rest by its bytes."""
-        backward = count.total("attention", "backward").flops
-        forward = count.total("attention").flops - backward
-        return (
-            count.total("product").flops / (self.products * self.peak)
-            + forward / (self.attention_forward * self.peak)
-            + backward / (self.attention_backward * self.peak)
-            + count.total("memory").bytes / (self.streaming * self.bandwidth)
-        )
-
-    def streamed(self, amount: float) -> float:
-        """Time of reading and writing so many bytes."""
-        return amount / (self.streaming * self.bandwidth)
-
-
-GPUS: Mapping[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("h100", 989e12, 3.35e12),
-        Gpu("h200", 989e12, 4.8e12),
-        Gpu("a100-80gb", 312e12, 2.04e12),
-        Gpu("b200", 2250e12, 8.0e12),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -92,12 +47,15 @@ class Update:
         return gpu.seconds(self.work) + gpu.streamed(self.optimizer_bytes)
 
 
-def clip(config: DiTConfig, latent: tuple[int, int, int, int], samples: int = 1) -> Batch:
+def clip(
+    config: DiTConfig, latent: tuple[int, int, int, int], samples: int = 1, *, noise: bool = False
+) -> Batch:
     """Clips on the meta device with everything that such a network is told.
 
     Args:
         latent: (channels, frames, height, width).
         samples: how many.
+        noise: each with the noise that it was drawn from, as a teacher's pairs have it.
     """
 
     def of(*shape: int) -> torch.Tensor:
@@ -106,7 +64,7 @@ def clip(config: DiTConfig, latent: tuple[int, int, int, int], samples: int = 1)
     text = of(config.text_tokens, config.text_channels)
     hint = of(latent[0] * config.controls, *latent[1:]) if config.controls else None
     told = Conditioning(text=text, negative_text=text, hint=hint, fps=of(), padding_mask=of(1, *latent[2:]))
-    return Batch(0, of(*latent), told)
+    return Batch(0, of(*latent), told, noise=of(*latent) if noise else None)
 
 
 def update(
@@ -148,7 +106,7 @@ def update(
     sizes = {role: sum(p.numel() for p in network.parameters()) for role, network in made.roles.items()}
     steps = every - 1
     trained = sizes["student"] + steps * sum(sizes[role] for role in method.critics)
-    moved = _ADAMW * trained + (_EMA * sizes["student"] if ema else 0)
+    moved = ADAMW * trained + (EMA * sizes["student"] if ema else 0)
     return Update(student, critic, steps, moved / global_batch)
 
 

@@ -36,6 +36,17 @@ def pixel_frames(recipe: Recipe, latents: int) -> int:
     return tokenizer(recipe.data).frames(latents)
 
 
+def latent_shape(data: Data) -> tuple[int, int, int, int]:
+    """(channels, frames, height, width) of a latent clip of these data."""
+    kind = tokenizer(data)
+    return (
+        kind.channels,
+        kind.latent_frames(data.frames),
+        data.height // kind.space,
+        data.width // kind.space,
+    )
+
+
 def token_grid(config: DiTConfig, recipe: Recipe) -> tuple[int, int, int]:
     """Tokens of a clip: latent frames, height, width."""
     side = tokenizer(recipe.data).space * config.patch

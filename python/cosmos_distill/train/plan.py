@@ -12,11 +12,11 @@ from rich.table import Table
 from cosmos_distill.config import Parallel, Precision
 
 GIB = 2**30
-_WEIGHT = {"fp32": 4, "bf16": 2}
+WEIGHT = {"fp32": 4, "bf16": 2}
 # Gradients, moments, masters and averages are fp32 whatever the network computes in (train/optim.py).
 _GRADIENT = 4
-_OPTIMIZER = {"fp32": 2 * 4, "bf16": 3 * 4}
-_EMA = 4
+OPTIMIZER = {"fp32": 2 * 4, "bf16": 3 * 4}
+EMA = 4
 _ROOM_FOR_ACTIVATIONS = 0.25
 
 
@@ -204,10 +204,10 @@ def _plan(asked: Roles, parallel: Parallel, data_parallel: int) -> MemoryPlan:
             role=role,
             parameters=count,
             trainable=trained,
-            weights=held * _WEIGHT[asked.precision],
+            weights=held * WEIGHT[asked.precision],
             gradients=held * _GRADIENT if trained else 0,
-            optimizer=state * _OPTIMIZER[asked.precision] if trained else 0,
-            ema=state * _EMA if trained and asked.ema and role == "student" else 0,
+            optimizer=state * OPTIMIZER[asked.precision] if trained else 0,
+            ema=state * EMA if trained and asked.ema and role == "student" else 0,
         )
 
     roles = tuple(role_plan(role, *what) for role, what in asked.networks.items())
