@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,9 +49,9 @@ def test_the_shortcut_is_the_registered_operator(name: str, monkeypatch: pytest.
     assert not any(r.requires_grad for r in tuple_of(operator(*constant)))
 
 
-def ops_has_kernels(name: str) -> bool:
-    """Whether the default backend of an operator is one with kernels."""
-    folder, function = {
+def served(name: str) -> tuple[str, str]:
+    """The folder of an operator, and the function that its default backend has where it has kernels."""
+    return {
         "adaln": ("adaln", "adaln_modulate"),
         "gated": ("adaln", "gated_residual"),
         "qk": ("qknorm", "qk_norm_rope"),
@@ -59,6 +60,11 @@ def ops_has_kernels(name: str) -> bool:
         "vsd": ("dm_loss", "vsd"),
         "fake": ("dm_loss", "squared_error"),
     }[name.replace(" ", "_").split("_")[0]]
+
+
+def ops_has_kernels(name: str) -> bool:
+    """Whether the default backend of an operator is one with kernels."""
+    folder, function = served(name)
     try:
         return hasattr(kernels(folder, FOLDERS[folder]), function)
     except ImportError:
@@ -191,9 +197,46 @@ def test_derivatives_of_torch_func(name: str):
         torch.testing.assert_close(derivative(), want, msg=lambda m, how=how: f"{how}: {m}")
     if not ops_has_kernels(name):
         return
-    for derivative in transformed(name, None).values():
+    for how, derivative in transformed(name, None).items():
+        torch.testing.assert_close(derivative(), want, msg=lambda m, how=how: f"{how}, picked: {m}")
+    for derivative in transformed(name, FOLDERS[served(name)[0]]).values():
         with pytest.raises(NotImplementedError, match=r"no derivative under torch\.func: pass backend='ref"):
             derivative()
+
+
+@pytest.mark.parametrize("name", public())
+def test_forward_mode(name: str):
+    """By dual numbers and by torch.func, whoever is picked: the reference's in fp64, which is that of finite
+    differences (test_gradcheck.py) where a derivative is one of the value."""
+    operator, tensors = public()[name]
+    tangents = [draw(*t.shape, 3)[..., 0] for t in tensors]
+
+    def of(dtype: torch.dtype, how: str, backend: str | None) -> list[Tensor]:
+        given, along = ([t.detach().to(dtype) for t in group] for group in (tensors, tangents))
+        call = partial(operator, backend=backend)
+        if how == "torch.func":
+            return list(tuple_of(torch.func.jvp(call, tuple(given), tuple(along))[1]))
+        with torch.autograd.forward_ad.dual_level():
+            duals = map(torch.autograd.forward_ad.make_dual, given, along)
+            parts = [torch.autograd.forward_ad.unpack_dual(r) for r in tuple_of(call(*duals))]
+            return [part.tangent for part in parts if part.tangent is not None]
+
+    want = of(torch.float64, "dual", "reference")
+    for how in ("dual", "torch.func"):
+        got = of(torch.float32, how, None)
+        assert len(got) == len(want) > 0
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_mode_of_the_loss_goes_along_its_gradient():
+    x, along = LATENT.double(), draw(*LATENT.shape, 3)[..., 0].double()
+
+    def loss(x: Tensor) -> Tensor:
+        return ops.vsd_loss(x, LATENT.double() + 1, LATENT.double() + 3).sum()
+
+    got = torch.func.jvp(loss, (x,), (along,))[1]
+    torch.testing.assert_close(got, (torch.func.grad(loss)(x) * along).sum())
 
 
 @pytest.mark.compiled

@@ -99,9 +99,28 @@ def _watched(args: Sequence[Any]) -> bool:
     )
 
 
+def derivatives(*tensors: Tensor | None) -> tuple[str, ...]:
+    """What is asked for beside results and their gradients, in words: no kernel has it, plain torch does. Of
+    a graph that is traced nothing is known."""
+    inside_func = torch._C._functorch.peek_interpreter_stack() is not None
+    if (forward_ad._current_level < 0 and not inside_func) or torch.compiler.is_compiling():
+        return ()
+    if forward_ad._current_level >= 0 and _has_tangents(tensors):
+        return (FORWARD_MODE,)
+    return (BY_FUNC,) if inside_func and _differentiated(tensors) else ()
+
+
+FORWARD_MODE = "forward-mode derivative"
+BY_FUNC = "derivative by torch.func"
+
+
+def _has_tangents(args: Sequence[Any]) -> bool:
+    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
+
+
 def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
     # torch's own wrappers of registered operators would drop them silently.
-    if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
+    if _has_tangents(args):
         raise NotImplementedError(
             f"{NAMESPACE}::{name} has no forward-mode derivative: pass backend='reference' for one"
         )
@@ -110,15 +129,20 @@ def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
 def _refuse_transforms(name: str, args: tuple[Any, ...]) -> None:
     # torch's own wrappers of registered operators fail in those transforms of torch.func that differentiate,
     # and say nothing of what would not.
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return
-    functorch = torch._C._functorch
-    levels = functorch.get_interpreter_stack() or ()
-    differentiated = any(level.key() != functorch.TransformType.Vmap for level in levels)
-    if differentiated and any(isinstance(a, Tensor) and _learns_inside(a) for a in args):
+    if not torch.compiler.is_compiling() and _differentiated(args):
         raise NotImplementedError(
             f"{NAMESPACE}::{name} has no derivative under torch.func: pass backend='reference' for one"
         )
+
+
+def _differentiated(args: Sequence[Any]) -> bool:
+    """By a transform of torch.func."""
+    if not torch.is_grad_enabled():
+        return False
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    differentiated = any(level.key() != functorch.TransformType.Vmap for level in levels)
+    return differentiated and any(isinstance(a, Tensor) and _learns_inside(a) for a in args)
 
 
 def _learns_inside(x: Tensor) -> bool:

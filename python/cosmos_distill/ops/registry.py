@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .library import Operator, import_every_operator, introduce_to_dtensor, kernel, kernels
+from .library import Operator, derivatives, import_every_operator, introduce_to_dtensor, kernel, kernels
 
 VARIABLE = "COSMOS_DISTILL_BACKEND"
 
@@ -144,6 +144,7 @@ def pick(
     head: int = 0,
     wanted: tuple[str, ...] = (),
     mixed: bool = False,
+    learned: Sequence[Tensor | None] = (),
 ) -> str:
     """The name of the backend to run ``operator`` on these tensors, all on the device of the first.
 
@@ -154,6 +155,8 @@ def pick(
         head: channels of a head, where there are heads.
         wanted: in words, what is asked of a backend that not every one has (:attr:`Backend.has`); the
             reference has all.
+        learned: tensors that the results may be differentiated by. Where that is done in forward mode or by
+            torch.func, those who have no such derivative are passed over, unless they are asked for by name.
         mixed: results are of dtypes that no kernel has for these tensors.
 
     Raises:
@@ -161,6 +164,8 @@ def pick(
             HeadTooLarge, a ValueError as well, where that is for the head size.
         ValueError: there is no backend of that name.
     """
+    if learned and asked is None and VARIABLE not in os.environ:
+        wanted = (*wanted, *derivatives(*learned))
     first = tensors[0]
     dtype: torch.dtype | None = None if mixed else first.dtype
     for tensor in tensors:

@@ -83,11 +83,18 @@ def _check_dtype(dtype: torch.dtype | None, x: Tensor) -> torch.dtype | None:
     return dtype
 
 
-def _pick(operator: str, backend: str | None, x: Tensor, y: Tensor | None, dtype: torch.dtype | None) -> str:
+def _pick(
+    operator: str,
+    backend: str | None,
+    x: Tensor,
+    y: Tensor | None,
+    dtype: torch.dtype | None,
+    *rows: Tensor,
+) -> str:
     """The backend: kernels have one dtype for all, or an fp32 residual stream x beside one narrower dtype."""
     others = {one for one in (None if y is None else y.dtype, dtype) if one is not None} - {x.dtype}
     mixed = bool(others) and (x.dtype != torch.float32 or len(others) > 1 or not others.issubset(_BRANCH))
-    return registry.pick(operator, backend, x, mixed=mixed)
+    return registry.pick(operator, backend, x, mixed=mixed, learned=(x, y, *rows))
 
 
 def _in_a_row(m: Tensor) -> Tensor:
@@ -136,7 +143,7 @@ def adaln_modulate(
         rows = _in_a_row(shift), _in_a_row(scale)
         result = adaln_modulate(_by_group(x, count), *rows, eps, norm=norm, dtype=dtype, backend=backend)
         return result.reshape(x.shape)
-    chosen = _pick("adaln_modulate", backend, x, None, dtype)
+    chosen = _pick("adaln_modulate", backend, x, None, dtype, shift, scale)
     if chosen == "reference":
         return reference.adaln_modulate(x, shift, scale, eps, norm == "rms", dtype)
     return fused.adaln_modulate(x, shift, scale, eps, norm == "rms", dtype, chosen)
@@ -164,7 +171,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, backend: str | None = 
     if count != x.dim() - 2 or count > 2:
         tokens = _by_group(x, count), _by_group(y, count)
         return gated_residual(*tokens, _in_a_row(gate), backend=backend).reshape(x.shape)
-    chosen = _pick("gated_residual", backend, x, y, None)
+    chosen = _pick("gated_residual", backend, x, y, None, gate)
     if chosen == "reference":
         return reference.gated_residual(x, y, gate)
     return fused.gated_residual(x, y, gate, chosen)
@@ -228,7 +235,7 @@ def gated_residual_adaln(
             backend=backend,
         )
         return x_new.reshape(x.shape), h.reshape(x.shape)
-    chosen = _pick("gated_residual_adaln", backend, x, y, dtype)
+    chosen = _pick("gated_residual_adaln", backend, x, y, dtype, gate, shift, scale)
     if chosen == "reference":
         return reference.gated_residual_adaln(x, y, gate, shift, scale, eps, norm == "rms", dtype)
     return fused.gated_residual_adaln(x, y, gate, shift, scale, eps, norm == "rms", dtype, chosen)

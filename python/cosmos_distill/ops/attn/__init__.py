@@ -174,7 +174,10 @@ def _attention(
     scale = _scale(scale, q)
     operator = "attention_lse" if return_lse else "attention"
     wanted = () if form.plain else form.wanted
-    chosen = registry.pick(operator, backend, q, k, v, head=q.shape[-1], wanted=wanted)
+    differentiated = (q, k, v, form.mask)
+    chosen = registry.pick(
+        operator, backend, q, k, v, head=q.shape[-1], wanted=wanted, learned=differentiated
+    )
     if chosen == "sdpa" and not return_lse:
         return sdpa.attention_only(q, k, v, scale, form)
     if chosen == "reference":
@@ -230,7 +233,8 @@ def attention_backward(
         typed(name, x, q.dtype)
     typed("lse", lse, torch.promote_types(q.dtype, torch.float32))
     scale = _scale(scale, q)
-    chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1])
+    differentiated = (grad, q, k, v, out, lse)
+    chosen = registry.pick("attention_lse", backend, q, k, v, head=q.shape[-1], learned=differentiated)
     if _autocasts(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
             return _gradient(grad, q, k, v, out, lse, scale, chosen)

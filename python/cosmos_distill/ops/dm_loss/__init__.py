@@ -76,7 +76,7 @@ def renoise(
     """
     check("x0", x0, eps=eps)
     check_per_sample(x0, sigma=sigma, alpha=alpha)
-    chosen = registry.pick("renoise", backend, x0, eps)
+    chosen = registry.pick("renoise", backend, x0, eps, learned=(x0, eps, sigma, alpha))
     if chosen == "reference":
         alpha = None if alpha is None else alpha.detach()
         return reference.renoise(x0, eps.detach(), alpha, sigma.detach())
@@ -148,7 +148,9 @@ def fake_score_loss(
     check_sum(sum_over_shards)
     x_t, coefficients = x_t_and_coefficients(preconditioned)
     latents = (x0_fake, x0_student, x_t)
-    chosen = registry.pick("fake_score_loss", backend, *(t for t in latents if t is not None))
+    chosen = registry.pick(
+        "fake_score_loss", backend, *(t for t in latents if t is not None), learned=(*latents, sigma)
+    )
     if chosen == "reference":
         fake, target, x_t = reference.wide(x0_fake, x0_student.detach(), x_t)
         frame_mask = None if frame_mask is None else frame_mask.detach()

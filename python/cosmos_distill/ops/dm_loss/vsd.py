@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .. import registry
 from ..checks import flag, number
+from ..library import derivatives
 from . import fused, reference
 from .forms import TRANSFER1, VSDForm, Weighed
 from .inputs import (
@@ -148,6 +150,8 @@ def vsd_loss(
         BackendUnavailable: the backend asked for cannot serve these tensors.
     """
     flag("return_zeroed", return_zeroed)
+    if backend is None and registry.VARIABLE not in os.environ and derivatives(x0_student):
+        backend = "reference"  # the work below is none that is differentiated
     direction, weighed, chosen = _weighed(
         x0_student,
         x0_teacher,
@@ -162,7 +166,9 @@ def vsd_loss(
     )
     known: Tensor
     if chosen == "reference":
-        known = reference.with_gradient(x0_student, weighed.loss, weighed.slope, direction)
+        # Forward mode would go on into these.
+        loss, slope = weighed.loss.detach(), weighed.slope.detach()
+        known = reference.with_gradient(x0_student, loss, slope, direction.detach())
     else:
         known = fused.with_gradient(x0_student, weighed.loss, weighed.slope, direction, chosen)
     return (known, weighed.zeroed) if return_zeroed else known

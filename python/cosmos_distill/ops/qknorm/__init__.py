@@ -164,7 +164,10 @@ def qk_norm_rope(
     # Reentrant checkpointing first runs without gradients, and may get another backend then.
     learned = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tables)
     wanted = ("gradient of rotary tables",) if learned else ()
-    chosen = registry.pick("qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted)
+    differentiated = (q, k, q_weight, k_weight, *tables)
+    chosen = registry.pick(
+        "qk_norm_rope", backend, q, k, head=q.shape[-1], wanted=wanted, learned=differentiated
+    )
     if chosen == "reference":
         if angles is not None:
             full = _full(angles, interleaved)
