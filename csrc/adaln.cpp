@@ -155,8 +155,8 @@ void gated_adaln_backward(Layout layout, const O* grad, const X* grad_x_new, con
     const int64_t width = layout.width;
     const Pieces chunks(layout, kRowsPerChunk);
     ColumnSums sums(layout, dgate != nullptr ? 3 : dshift != nullptr ? 2 : 0);
-    const auto run = [=, &sums](auto streamed, auto more) {
-        constexpr bool Streamed = decltype(streamed)::value, More = decltype(more)::value;
+    const auto run = [=, &sums](auto streamed, auto more, auto all) {
+        constexpr bool Streamed = decltype(streamed)::value, More = decltype(more)::value, All = decltype(all)::value;
         const auto gradients = [=](auto rows, int64_t group, int64_t row, float* shift_sum, float* scale_sum,
                                    float* gate_sum) {
             const int64_t at = row * width, next = at + rows * width;
@@ -171,7 +171,7 @@ void gated_adaln_backward(Layout layout, const O* grad, const X* grad_x_new, con
             } else {
                 sweep(own);
             }
-            rows_gated_backward<rows, Streamed, More>(grad + at, own, x_new + at, from(y, at), stat, means,
+            rows_gated_backward<rows, Streamed, More, All>(grad + at, own, x_new + at, from(y, at), stat, means,
                                                       gate.row(group), scales, width, from(dx, at), from(dy, at), gate_sum, grad + next,
                                                       x_new + next);
         };
@@ -186,7 +186,9 @@ void gated_adaln_backward(Layout layout, const O* grad, const X* grad_x_new, con
         }
     };
     with_flag(streams(layout, dx) && streams(layout, dy), [&](auto streamed) {
-        with_flag(grad_x_new != nullptr, [&](auto more) { run(streamed, more); });
+        with_flag(grad_x_new != nullptr, [&](auto more) {
+            with_flag(dx != nullptr && dy != nullptr && dgate != nullptr, [&](auto all) { run(streamed, more, all); });
+        });
     });
     sums.finish(0, dshift);
     sums.finish(1, dscale);

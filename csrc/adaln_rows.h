@@ -241,8 +241,8 @@ CD_KERNEL void rows_backward(const G* CD_RESTRICT grad, const X* CD_RESTRICT x, 
 }
 
 // The same for x_new = x + gate * y, which has a gradient of its own (More) or not. What is null of dx, dy and dgate is left
-// out.
-template <int Rows, bool Streamed, bool More, class G, class X, class Y>
+// out, nothing where All.
+template <int Rows, bool Streamed, bool More, bool All, class G, class X, class Y>
 CD_KERNEL void rows_gated_backward(const G* CD_RESTRICT grad, const X* CD_RESTRICT grad_x_new,
                                    const X* CD_RESTRICT x_new, const Y* CD_RESTRICT y, const float* CD_RESTRICT stats,
                                    const float* CD_RESTRICT means, const float* CD_RESTRICT gate,
@@ -253,18 +253,18 @@ CD_KERNEL void rows_gated_backward(const G* CD_RESTRICT grad, const X* CD_RESTRI
     for (; i + kTile <= width; i += kTile) {
         const Tile factor = read_as<As>(scale + i) + Tile(1.0f), gates = read_as<As>(gate + i);
         Tile sum(0.0f);
-        if (dgate != nullptr) sum = read_as<As>(dgate + i);
+        if (All || dgate != nullptr) sum = read_as<As>(dgate + i);
 #pragma GCC unroll 4
         for (int r = 0; r < Rows; r++) {
             const int64_t at = r * width + i;
             if (Streamed) fetch(next_grad + at), fetch(next_x_new + at);
             Tile d = normed_gradient(read_as<As>(grad + at), read_as<As>(x_new + at), factor, stats + 2 * r, means + 2 * r);
             if (More) d += read_as<As>(grad_x_new + at);
-            if (dx != nullptr) write_as<As, Streamed>(d, dx + at);
-            if (dy != nullptr) write_as<As, Streamed>(gates * d, dy + at);
-            if (dgate != nullptr) sum += d * read_as<As>(y + at);
+            if (All || dx != nullptr) write_as<As, Streamed>(d, dx + at);
+            if (All || dy != nullptr) write_as<As, Streamed>(gates * d, dy + at);
+            if (All || dgate != nullptr) sum += d * read_as<As>(y + at);
         }
-        if (dgate != nullptr) write_as<As>(sum, dgate + i);
+        if (All || dgate != nullptr) write_as<As>(sum, dgate + i);
     }
     for (; i < width; i++) {
 #pragma GCC unroll 4
@@ -272,9 +272,9 @@ CD_KERNEL void rows_gated_backward(const G* CD_RESTRICT grad, const X* CD_RESTRI
             const int64_t at = r * width + i;
             float d = normed_gradient(load(grad[at]), load(x_new[at]), 1.0f + scale[i], stats + 2 * r, means + 2 * r);
             if (More) d += load(grad_x_new[at]);
-            if (dx != nullptr) dx[at] = narrow<X>(d);
-            if (dy != nullptr) dy[at] = narrow<Y>(gate[i] * d);
-            if (dgate != nullptr) dgate[i] += d * load(y[at]);
+            if (All || dx != nullptr) dx[at] = narrow<X>(d);
+            if (All || dy != nullptr) dy[at] = narrow<Y>(gate[i] * d);
+            if (All || dgate != nullptr) dgate[i] += d * load(y[at]);
         }
     }
 }

@@ -241,9 +241,9 @@ CD_KERNEL void token_forward(const T* CD_RESTRICT x, const float* weight, Turn t
 }
 
 // dn is the gradient before the rotation (the rotation transposed), n = x * r * weight:
-// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r, each unless null. `space` is for one head,
+// dx = r * (dn * weight - x * r * mean(dn * weight * x * r)), dweight += dn * x * r, each unless null (All: neither is). `space` is for one head,
 // and like dweight in the order in which channels are read.
-template <bool Streamed, class V, class T>
+template <bool Streamed, bool All, class V, class T>
 CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
                              const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
                              T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
@@ -261,7 +261,7 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         const V share = dn * read<V>(x + i) * V(r), more_share = more_dn * read<V>(x + half + i) * V(r);
         write<false>(dn, space + i);
         write<false>(more_dn, space + half + i);
-        if (dweight != nullptr) {
+        if (All || dweight != nullptr) {
             write<false>(read<V>(dweight + i) + share, dweight + i);
             write<false>(read<V>(dweight + half + i) + more_share, dweight + half + i);
         }
@@ -273,10 +273,10 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
         const int64_t last = dim - 1;
         const V dn = read<V>(grad + last), share = dn * read<V>(x + last) * V(r);
         write<false>(dn, space + last);
-        if (dweight != nullptr) write<false>(read<V>(dweight + last) + share, dweight + last);
+        if (All || dweight != nullptr) write<false>(read<V>(dweight + last) + share, dweight + last);
         dots += share * read<V>(weight + last);
     }
-    if (dx == nullptr) return;
+    if (!All && dx == nullptr) return;
     const V mean(sum_of(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
         const V dn = read<V>(space + i), w = read<V>(weight + i);
@@ -285,7 +285,7 @@ CD_INLINE void head_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, 
 }
 
 // The same of interleaved heads, with what they share in_pairs(); space and dweight are in the order of T.
-template <bool Streamed, class P, class T>
+template <bool Streamed, bool All, class P, class T>
 CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, float r,
                                          const float* CD_RESTRICT weight, Turn turn, int64_t dim, float* CD_RESTRICT space,
                                          T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
@@ -295,10 +295,10 @@ CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_
         const P g = get<P>(grad + i), dn = g * get<P>(turn.cos + i) + exchanged<T>(g) * get<P>(turn.sin + i);
         const P share = dn * get<P>(x + i) * P(r);
         put<false>(dn, space + i);
-        if (dweight != nullptr) put<false>(get<P>(dweight + i) + share, dweight + i);
+        if (All || dweight != nullptr) put<false>(get<P>(dweight + i) + share, dweight + i);
         dots += share * get<P>(weight + i);
     }
-    if (dx == nullptr) return;
+    if (!All && dx == nullptr) return;
     const P mean(total(dots) / static_cast<float>(dim));
     for (int64_t i = 0; i < dim; i += kStep) {
         const P dn = get<P>(space + i), w = get<P>(weight + i);
@@ -308,13 +308,13 @@ CD_INLINE void head_backward_interleaved(const T* CD_RESTRICT grad, const T* CD_
 
 // The token's own sum comes first: thousands of terms added one after the other would cost digits. `space` is
 // for five heads.
-template <bool Streamed, bool Interleaved, class T>
+template <bool Streamed, bool Interleaved, bool All, class T>
 CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x, const float* CD_RESTRICT rstd,
                               const float* weight, Turn turn, int64_t heads, int64_t head_dim,
                               float* CD_RESTRICT space, T* CD_RESTRICT dx, float* CD_RESTRICT dweight) {
     with_head_dim(head_dim, [=](auto dim) __attribute__((always_inline)) {
-        float *more = space + 2 * dim, *sum = dweight == nullptr ? nullptr : space + dim;
-        if (sum != nullptr) std::fill(sum, sum + dim, 0.0f);
+        float *more = space + 2 * dim, *sum = !All && dweight == nullptr ? nullptr : space + dim;
+        if (All || sum != nullptr) std::fill(sum, sum + dim, 0.0f);
         with_channels(dim, [=](auto v) __attribute__((always_inline)) {
             using V = decltype(v);
             if constexpr (Interleaved) {
@@ -322,20 +322,20 @@ CD_KERNEL void token_backward(const T* CD_RESTRICT grad, const T* CD_RESTRICT x,
                 const Shared shared = in_pairs<T, true, P>({weight, turn}, dim, more);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
-                    head_backward_interleaved<Streamed, P>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
-                                                           dx == nullptr ? nullptr : dx + at, sum);
+                    head_backward_interleaved<Streamed, All, P>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
+                                                           All || dx != nullptr ? dx + at : nullptr, sum);
                 }
-                for (int64_t i = 0; sum != nullptr && i < dim; i += kSize<V>) {
+                for (int64_t i = 0; (All || sum != nullptr) && i < dim; i += kSize<V>) {
                     write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
                 }
             } else {
                 const Shared shared = in_order<T, V>({weight, turn}, dim, more);
                 for (int64_t h = 0; h < heads; h++) {
                     const int64_t at = h * dim;
-                    head_backward<Streamed, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
-                                               dx == nullptr ? nullptr : dx + at, sum);
+                    head_backward<Streamed, All, V>(grad + at, x + at, rstd[h], shared.weight, shared.turn, dim, space,
+                                               All || dx != nullptr ? dx + at : nullptr, sum);
                 }
-                for (int64_t i = 0; sum != nullptr && i < dim; i += kSize<V>) {
+                for (int64_t i = 0; (All || sum != nullptr) && i < dim; i += kSize<V>) {
                     write_as<T>(read_as<T, V>(dweight + i) + read<V>(sum + i), dweight + i);
                 }
             }
@@ -424,7 +424,7 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
     const int64_t size = shape.token(), elements = shape.tokens() * size, dim = shape.head_dim;
     const int64_t chunks = (shape.tokens() + kRowsPerChunk - 1) / kRowsPerChunk;
     const Scratch<float> partial(dweight == nullptr ? 0 : chunks * dim);
-    const auto run = [=, &partial](auto streamed, auto interleaved) {
+    const auto run = [=, &partial](auto streamed, auto interleaved, auto all) {
 #pragma omp parallel if (elements >= kParallelElements)
         {
             Turns turns(shape);
@@ -435,7 +435,7 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
                 if (sum != nullptr) std::fill(sum, sum + dim, 0.0f);
                 const int64_t last = std::min(shape.tokens(), (c + 1) * kRowsPerChunk);
                 for (int64_t t = c * kRowsPerChunk; t < last; t++) {
-                    token_backward<decltype(streamed)::value, decltype(interleaved)::value>(
+                    token_backward<decltype(streamed)::value, decltype(interleaved)::value, decltype(all)::value>(
                         grad + t * size, x + t * shape.stride, rstd + t * shape.heads, weight,
                         turns.of(shape, tables, t), shape.heads, dim, space.get(), dx == nullptr ? nullptr : dx + t * size,
                         sum);
@@ -445,7 +445,9 @@ void norm_rope_backward(Heads shape, const T* grad, const T* x, const float* rst
         }
     };
     with_flag(streams(dx, elements, dim / 2), [&](auto streamed) {
-        with_flag(tables.turns_neighbours(), [&](auto interleaved) { run(streamed, interleaved); });
+        with_flag(tables.turns_neighbours(), [&](auto interleaved) {
+            with_flag(dx != nullptr && dweight != nullptr, [&](auto all) { run(streamed, interleaved, all); });
+        });
     });
     if (dweight != nullptr) reduce_chunks(partial.get(), 1, chunks, dim, dweight);
 }
