@@ -43,6 +43,8 @@ usage: cosmos-distill RECIPE.py [options]        run a recipe, or go on with it
                                                  draw clips from an exported student
        cosmos-distill consolidate CHECKPOINT OUT.safetensors [options]
                                                  a network of a training checkpoint as one file
+       cosmos-distill doctor [--budget 10m] [--json FILE] [--html FILE]
+                                                 what this machine can do: kernels tried, speeds measured
        cosmos-distill completion bash            tab completion: eval "$(cosmos-distill completion bash)"
 
 A recipe is a Python file that holds recipe(...) -> Recipe; see recipes/transfer1_kd_dmd2.py."""
@@ -55,6 +57,7 @@ WORDS = (
     "--version",
     "completion",
     "consolidate",
+    "doctor",
     "inspect",
     "launch",
     "plan",
@@ -100,6 +103,10 @@ def _command(argv: list[str]) -> int:
 
         print(script(rest))
         return OK
+    if word == "doctor":
+        from cosmos_distill.ops.doctor import main as doctor
+
+        return doctor(rest)
     if word == "sample":
         return _sample(rest)
     if word == "sweep":

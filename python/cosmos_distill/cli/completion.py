@@ -17,7 +17,8 @@ BASH = r"""_cosmos_distill() {
         [[ $word == *.py && -f $word ]] && recipe=$word && break
     done
     if [[ -z $recipe ]]; then
-        local words="encode generate eval export plan launch sweep inspect sample consolidate completion"
+        local words="encode generate eval export plan launch sweep inspect sample consolidate"
+        words+=" doctor completion"
         (( COMP_CWORD > 1 )) && words=
         COMPREPLY=($(compgen -W "$words" -- "$cur"))
         COMPREPLY+=($(compgen -f -X '!*.py' -- "$cur") $(compgen -d -S / -- "$cur"))

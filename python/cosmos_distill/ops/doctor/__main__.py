@@ -1,0 +1,7 @@
+"""``python -m cosmos_distill.ops.doctor``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())
