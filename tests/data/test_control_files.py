@@ -45,9 +45,8 @@ def test_a_sample_has_one_of_them_as_if_it_were_the_only_one(data: Data, root: P
     assert set(drawn(batch.names)) == {"depth", "seg"}
     assert source.skipped == {"c05": "has no seg/c05.mp4"}
     plain = [name.rsplit(" (", 1)[0] for name in batch.names]
-    usable = [
-        n for n, name in enumerate(plain) if not open_(data, "depth").batch(n, 1).names[0].startswith("c05")
-    ]
+    others = open_(data, "depth").batch(0, 12).names
+    usable = [n for n, name in enumerate(others) if not name.startswith("c05")]
     assert len(usable) > 8
     for n in usable:
         found = digests(replace(batch, names=tuple(plain)))[n]
