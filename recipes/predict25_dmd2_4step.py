@@ -173,7 +173,7 @@ def recipe(
             ),
             "evaluate": Evaluate(
                 clips=n.clips, draws=n.draws, guidance=Guidance(n.guidance, "added"), steps=n.steps,
-                batch=1 if full else 32, students={"student": "dmd2"},
+                batch=1 if full else 32, precision=n.precision, students={"student": "dmd2"},
                 condition_frames=(0, 0, 0, 1, 2),  # as often as in training
             ),
             "export": Export(

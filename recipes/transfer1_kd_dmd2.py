@@ -156,7 +156,8 @@ def recipe(
         ),
         stages={
             "generate": Generate(
-                pairs=n.pairs, guidance=Guidance(n.guidance, "added"), steps=n.steps, batch=n.generate_batch
+                pairs=n.pairs, guidance=Guidance(n.guidance, "added"), steps=n.steps, batch=n.generate_batch,
+                precision=n.precision,
             ),
             "kd": Train(
                 pairs_from="generate",
@@ -186,7 +187,8 @@ def recipe(
             ),
             "evaluate": Evaluate(
                 clips=n.clips, draws=n.draws, guidance=Guidance(n.guidance, "added"), steps=n.steps,
-                batch=1 if full else 32, students={"kd_student": "kd", "student": "dmd2"},
+                batch=1 if full else 32, precision=n.precision,
+                students={"kd_student": "kd", "student": "dmd2"},
             ),
             "export": Export(
                 student_from="dmd2", precision=n.precision, names="official" if full else "own"

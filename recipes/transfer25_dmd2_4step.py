@@ -179,7 +179,8 @@ def recipe(
             "dmd2": dmd2,
             "evaluate": Evaluate(
                 clips=n.clips, draws=n.draws, guidance=Guidance(n.guidance, "added"), steps=n.steps,
-                batch=1 if full else 32, students={"student": "dmd2"}, teacher_from=own_teacher,
+                batch=1 if full else 32, precision=n.precision,
+                students={"student": "dmd2"}, teacher_from=own_teacher,
                 condition_frames=(0, 0, 0, 1, 2),  # as often as in training
             ),
             "export": Export(

@@ -217,7 +217,8 @@ class Stages:
         module = importlib.import_module(f"cosmos_distill.stages.{type(stage).__name__.lower()}")
         try:
             made: Output = module.run(name, stage, run, folder)
-            files = list(folder.rglob("*.safetensors"))
+            # Numbers of scores are NaN on frames that were not given.
+            files = [file for file in folder.rglob("*.safetensors") if file.parent.name != "scores"]
             others = list(folder.rglob("student.pt"))
             assert files or others
             read = [(file, load_file(file)) for file in files]

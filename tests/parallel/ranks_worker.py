@@ -19,7 +19,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared, drawn, handed_out
-from cosmos_distill.parallel import agreement, groups, megatron  # noqa: F401  # once, for all that are forked
+from cosmos_distill.parallel import agreement, data, groups, megatron  # noqa: F401  # once, for all that are forked
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.loop import fit
 from tests.train.fakes import ToyMethod, ToySource, trainer
@@ -216,9 +216,41 @@ def leaving(folder: Path) -> dict[str, Any]:
     ranks.abort(ArithmeticError(f"of rank {dist.get_rank()}"), 7, say, agreed=False)
 
 
+def drawing(folder: Path) -> dict[str, Any]:
+    """Two ranks that hold half of every network draw three batches, one of them shorter."""
+    from cosmos_distill import diffusion, models
+    from cosmos_distill.config import EDM, ONE_STEP
+    from cosmos_distill.families import preset
+    from cosmos_distill.launch.updates import clip
+    from cosmos_distill.sampling.samplers import few_steps
+
+    layout = groups.initialize(Parallel(data="fsdp"))
+    config: Any = preset("transfer1-smoke")
+    levels = diffusion.build_schedule(EDM())
+    whole, sharded = (models.build(config, seed=0).eval() for _ in range(2))
+    data.shard(sharded.requires_grad_(False), layout)
+    calls: list[int] = []
+    held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in sharded.parameters())
+
+    def draw(network: Any, first: int, count: int) -> list[float]:
+        generator = torch.Generator().manual_seed(first)
+        one = clip(config, (16, 3, 8, 8)).map(lambda v: torch.randn(v.shape, generator=generator))
+        batch = one.map(lambda v: v.expand(count, *v.shape[1:]).contiguous())
+        calls.append(first)
+        return few_steps(network, levels, batch, batch.latents, ONE_STEP).flatten(1).mean(1).tolist()
+
+    pieces = [(0, 2), (2, 2), (4, 1)]
+    made = list(drawn(pieces, lambda *piece: draw(sharded, *piece), lambda: None, collective=True))
+    took = list(calls)
+    alone = [draw(whole, *piece) for piece in pieces]
+    total = sum(p.numel() for p in whole.parameters())
+    return {"made": made, "alone": alone, "calls": took, "held": held / total}
+
+
 PARTS: dict[str, tuple[int, Callable[[Path], dict[str, Any]]]] = {
     "between": (4, between),
     "training": (2, training),
+    "drawing": (2, drawing),
     "leaving": (3, leaving),
 }
 

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((folder / "between.statuses").read_text()) == [0] * 4, done.stderr[-3000:]
     assert json.loads((folder / "training.statuses").read_text()) == [0] * 2, done.stderr[-3000:]
+    assert json.loads((folder / "drawing.statuses").read_text()) == [0] * 2, done.stderr[-3000:]
     assert time.monotonic() - begin < 60
     return folder
 
@@ -66,6 +67,16 @@ def test_rank_0_hands_work_out_to_the_ranks_that_read_and_gets_the_results(folde
     assert first["handed out"] == [["a", "A of a"], ["b", "B of b"], ["c", "C of c"]]
     assert all(it["handed out"] == [] for it in others)
     assert [it["worked"] for it in (first, *others)] == [["a", "c"], [], ["b"], []]
+
+
+def test_ranks_that_hold_a_network_together_draw_what_one_does(folder: Path) -> None:
+    first, other = found(folder, "drawing")
+    assert [len(part) for part in first["made"]] == [2, 2, 1] and other["made"] == []
+    for made, alone in zip(first["made"], first["alone"], strict=True):
+        assert made == pytest.approx(alone, rel=1e-5)
+    # The last batch is of both, since none can call a network without the other.
+    assert (first["calls"], other["calls"]) == ([0, 4], [2, 4])
+    assert first["held"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_rank_0_decides_for_all(folder: Path) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cosmos_distill import cli
-from cosmos_distill.config import Train
+from cosmos_distill import cli, models
+from cosmos_distill.config import Parallel, Train
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.run import networks
@@ -25,6 +26,15 @@ from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, tuple[Path, ...]]:
+    """A recipe at its smallest, and a teacher of it."""
+    recipe = cli.load(ROOT / "recipes" / "transfer1_kd_dmd2.py").recipe(scale="smoke")
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_file(models.build(recipe.network, seed=0).state_dict(), path)
+    return recipe, (path,)
 
 
 def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +52,8 @@ def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.
     monkeypatch.setattr(evaluate, "load_to_draw", load)
     source: Any = SimpleNamespace(batch=ToySource().batch)
     bar: Any = SimpleNamespace(advance=lambda: None, together=lambda: None)
-    recipe: Any = SimpleNamespace(seed=0)
-    stage: Any = SimpleNamespace(batch=2, metrics=None)
+    recipe: Any = SimpleNamespace(seed=0, parallel=Parallel())
+    stage: Any = SimpleNamespace(batch=2, metrics=None, precision="fp32")
     for missing in ([(0, 2), (2, 1)], [], [(2, 1)]):
         who = Candidate(draw, (), 1, "somebody")
         made = list(evaluate._draw(who, missing, source, stage, recipe, bar))
@@ -116,3 +126,46 @@ def test_kept_numbers_are_those_of_the_same_clips_and_metrics(tmp_path: Path) ->
     path = next((tmp_path / "scores").iterdir())
     path.write_bytes(path.read_bytes()[:-3])
     assert board.missing([(0, 2)], ["student"], lambda *_: "a")
+
+
+@pytest.mark.parametrize(("asked", "dtype", "products"), [
+    ("fp32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bf16", torch.bfloat16, "highest"),
+])  # fmt: skip
+def test_networks_draw_in_the_precision_of_their_stage(
+    asked: Any, dtype: torch.dtype, products: str, finished_teacher: tuple[Any, tuple[Path, ...]]
+) -> None:
+    recipe, files = finished_teacher
+    network = networks.load_to_draw(recipe, files, 2, asked)
+    assert next(network.parameters()).dtype == dtype
+    with networks.computing(asked):
+        assert torch.get_float32_matmul_precision() == products
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_latency_is_measured_one_network_at_a_time_and_says_in_what(
+    monkeypatch: pytest.MonkeyPatch, finished_teacher: tuple[Any, tuple[Path, ...]]
+) -> None:
+    recipe, files = finished_teacher
+    there: list[weakref.ref[nn.Module]] = []
+
+    def load(*given: Any) -> nn.Module:
+        gc.collect()
+        assert all(network() is None for network in there), "two networks at once"
+        there.append(weakref.ref(network := networks.load_to_draw(*given)))
+        assert next(network.parameters()).dtype == torch.bfloat16
+        return network
+
+    def draw(network: Any, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
+        assert there[-1]() is network
+        return batch.latents
+
+    monkeypatch.setattr(evaluate, "load_to_draw", load)
+    who = {key: Candidate(draw, files, 1, key) for key in ("student", "teacher_1step_guided", "teacher")}
+    run: Any = SimpleNamespace(recipe=recipe)
+    stage: Any = SimpleNamespace(batch=2, students={"student": "dmd2"}, precision="bf16")
+    source: Any = SimpleNamespace(batch=ToySource().batch)
+    found = evaluate._latencies(stage, run, who, source)
+    assert len(there) == 2 and set(found) == {"batch_2", "batch_1"}
+    for taken in found.values():
+        assert (taken["precision"], taken["device"]) == ("bf16", "cpu") and taken["backends"]
+        assert taken["teacher"]["median"] > 0 and taken["student"]["median"] > 0

@@ -19,6 +19,9 @@ else:  # one file each: see cosmos_distill.controls and cosmos_distill.tokenizer
 Strength = Literal["none", "very_low", "low", "medium", "high", "very_high"]
 """The official presets of how much of a video its edge or vis control leaves out."""
 Precision = Literal["fp32", "bf16"]
+Drawn = Literal["fp32", "tf32", "bf16"]
+"""What networks that draw compute in: weights and their products in fp32; products rounded to TF32, by an
+accelerator that has it; all of it in bf16."""
 Stored = Literal["fp32", "bf16", "fp16"]
 """Types that weights are stored in; nothing trains in fp16."""
 Exported = Literal["fp32", "bf16", "fp16", "fp8"]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from cosmos_distill.config.diffusion import EDM, ONE_STEP, FewStep, Guidance, TrigFlow
 from cosmos_distill.config.keep import Keep
-from cosmos_distill.config.numbers import BatchSize, ClipFrames, Evaluations, Exported, Share
+from cosmos_distill.config.numbers import BatchSize, ClipFrames, Drawn, Evaluations, Exported, Share
 from cosmos_distill.config.training import Trainer
 from cosmos_distill.ranges import Checked, Problem, Range, effect
 
@@ -52,6 +52,8 @@ class Generate(Stage):
     steps: Evaluations = 35
     """Second-order steps; one clean denoise follows, so 35 steps are 36 evaluations (72 with guidance)."""
     batch: BatchSize = 32
+    precision: Drawn = "fp32"
+    """Of the teacher that draws."""
     condition_frames: ClipFrames = (0,)
     """Leading latent frames given of clip 0, 1, 2, ..., again from the first number after the last."""
 
@@ -171,6 +173,8 @@ class Evaluate(Stage):
     guidance: Guidance
     steps: Evaluations = 35
     batch: BatchSize = 32
+    precision: Drawn = "fp32"
+    """Of all networks that draw, and whose latency is measured; metrics are fp32 and fp64."""
     students: Mapping[str, str]
     """Column of the report -> Train stage whose student it is, e.g. {"kd_student": "kd"}."""
     condition_frames: ClipFrames = (0,)

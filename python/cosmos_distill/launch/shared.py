@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -101,7 +102,10 @@ def handed_out(
 
 
 def drawn(
-    pieces: Sequence[tuple[int, int]], draw: Callable[[int, int], T], between: Callable[[], None]
+    pieces: Sequence[tuple[int, int]],
+    draw: Callable[[int, int], T],
+    between: Callable[[], None],
+    collective: bool = False,
 ) -> Iterator[T]:
     """``draw(first, count)`` of every piece, in order, on rank 0; nothing on the others.
 
@@ -111,10 +115,20 @@ def drawn(
     Args:
         pieces: (first sample, count) each.
         between: called on all ranks before each round of pieces; may raise, on all of them.
+        collective: all data-parallel ranks take part in each drawing: those of a round are of one count, and
+            a rank that there is no piece for draws the last one, too, for the others' sake.
     """
-    size = groups.data_size()
-    for begin in range(0, len(pieces), size):
+    for round_ in _rounds(pieces, groups.data_size(), collective):
         between()
-        mine = pieces[begin : begin + size][groups.data_rank() :][:1]
-        for made in ranks.gather([draw(*piece) for piece in mine]) or []:
-            yield from made
+        mine = round_[groups.data_rank() :][:1]
+        made = [draw(*piece) for piece in mine or (round_[-1:] if collective else [])]
+        for found in ranks.gather(made if mine else []) or []:
+            yield from found
+
+
+def _rounds(pieces: Sequence[tuple[int, int]], size: int, alike: bool) -> Iterator[Sequence[tuple[int, int]]]:
+    """Up to ``size`` pieces that follow each other, all of one count where they have to be ``alike``."""
+    runs = [list(run) for _, run in groupby(pieces, key=lambda piece: piece[1])] if alike else [pieces]
+    for run in runs:
+        for begin in range(0, len(run), size):
+            yield run[begin : begin + size]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ import torch
 
 from cosmos_distill import models, ops
 from cosmos_distill.config import Recipe, Trainer
-from cosmos_distill.config.numbers import Exported
+from cosmos_distill.config.numbers import Drawn, Exported
 from cosmos_distill.diffusion import Schedule, build_schedule
 from cosmos_distill.errors import Refusal
+from cosmos_distill.models.common import eight_bits
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ops import registry
 from cosmos_distill.parallel import data
@@ -128,19 +130,53 @@ def refuse_missing_backends(example: Tensor) -> None:
     Raises:
         Refusal: one does not, or is unknown.
     """
-    for operator in ("adaln_modulate", "qk_norm_rope", "attention"):
+    try:
+        backends(example)
+    except (ValueError, registry.BackendUnavailable) as error:
+        raise Refusal(f"{registry.VARIABLE}: {error}") from error
+
+
+def backends(example: Tensor) -> list[str]:
+    """Those that a network's operators pick for tensors like ``example``, each once.
+
+    Raises:
+        ValueError: the environment names one that there is not.
+        BackendUnavailable: the one that it insists on does not serve them.
+    """
+    operators = ("adaln_modulate", "qk_norm_rope", "attention")
+    for operator in operators:
         getattr(ops, operator)  # its folder declares its backends when it is imported
-        try:
-            registry.pick(operator, None, example)
-        except (ValueError, registry.BackendUnavailable) as error:
-            raise Refusal(f"{registry.VARIABLE}: {error}") from error
+    return list(dict.fromkeys(registry.pick(operator, None, example) for operator in operators))
 
 
-def load_to_draw(recipe: Recipe, files: tuple[Path, ...], batch: int) -> ControlledDiT:
-    """A network that draws ``batch`` clips at once: a pipeline has a micro-batch for each of its ranks."""
-    network = load(sizes(recipe), files)
+def load_to_draw(
+    recipe: Recipe, files: tuple[Path, ...], batch: int, precision: Drawn = "fp32", fp8: bool = False
+) -> ControlledDiT:
+    """A network that draws ``batch`` clips at once: a pipeline has a micro-batch for each of its ranks. Of
+    data "fsdp", this rank's share of one, whose calls are collective (:func:`collective`). ``fp8``: with weights
+    as eight bits hold them."""
+    network = load(sizes(recipe), files, torch.bfloat16 if precision == "bf16" else torch.float32)
     network.micro_batch = -(-batch // recipe.parallel.pipeline)
+    if fp8:
+        eight_bits.round_weights(network)
+    data.shard(network, recipe.parallel)
     return network
+
+
+def collective(recipe: Recipe) -> bool:
+    """Whether ranks with other samples take part in every call of a network, and so have to make as many."""
+    return recipe.parallel.data == "fsdp"
+
+
+@contextmanager
+def computing(precision: Drawn) -> Iterator[None]:
+    """Inside, products of fp32 are rounded to TF32 where that is asked for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def load_teacher(recipe: Recipe, dtype: torch.dtype = torch.float32) -> ControlledDiT:

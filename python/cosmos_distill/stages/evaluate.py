@@ -20,17 +20,17 @@ from cosmos_distill.config import Evaluate, Recipe
 from cosmos_distill.config.data import OUT_OF_DOMAIN
 from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.eval import latency
+from cosmos_distill.eval.latency import Latency
 from cosmos_distill.eval.measure import Numbers
 from cosmos_distill.eval.metrics import given_frames
 from cosmos_distill.eval.missing import NoScore, attempt, ratio
 from cosmos_distill.eval.scores import Clips, ratio_interval, score
 from cosmos_distill.files import regular
 from cosmos_distill.launch.shared import Shared, drawn
-from cosmos_distill.models.common import eight_bits
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.manifest import File, Scores, plain
-from cosmos_distill.run.networks import device, load_to_draw, open_clips
+from cosmos_distill.run.networks import backends, collective, computing, device, load_to_draw, open_clips
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling import candidates as drawn_by
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cosmos_distill.data.batch import Batch
     from cosmos_distill.data.clips import FilmSplit
     from cosmos_distill.data.sources import Source
+    from cosmos_distill.models.common.network import ControlledDiT
 
 REFERENCE_CLIPS = (256, 1024)
 """Fewest and most real held-out clips, other than those whose conditions are used, that every set is compared
@@ -106,9 +107,7 @@ def _draw(
     for them alone: with the next one's beside it a large one would not fit."""
     if not missing:
         return
-    network = load_to_draw(recipe, candidate.weights, stage.batch)
-    if candidate.fp8:
-        eight_bits.round_weights(network)
+    network = load_to_draw(recipe, candidate.weights, stage.batch, stage.precision, candidate.fp8)
 
     def draw(first: int, count: int) -> tuple[int, Tensor]:
         batch = source.batch(drawn_by.clip_of(stage, first), count).to(device())
@@ -116,7 +115,8 @@ def _draw(
         noise = noise_of(recipe.seed, "evaluate", batch)
         return first, candidate.draw(network, batch, noise, bar.advance).cpu()
 
-    yield from drawn(missing, draw, bar.together)
+    with computing(stage.precision):
+        yield from drawn(missing, draw, bar.together, collective(recipe))
 
 
 @dataclass(frozen=True)
@@ -321,28 +321,46 @@ def _final(stage: Evaluate) -> str:
 def _latencies(
     stage: Evaluate, run: Run, who: dict[str, Candidate], source: Shared
 ) -> dict[str, dict[str, Any]]:
-    """Latents only, warm, teacher and final student in turn, at the stage's batch and at batch 1."""
+    """Latents only, warm, of the teacher and of the final student, one network at a time, at the stage's
+    batch and at batch 1; with them what they were measured in and on."""
     student = _final(stage)
-    networks = {key: load_to_draw(run.recipe, who[key].weights, stage.batch) for key in ("teacher", student)}
     warm = next(key for key in ("teacher_1step_guided", *who) if key in who and key.startswith("teacher_"))
-    found: dict[str, dict[str, Any]] = {}
-    for size in dict.fromkeys((stage.batch, 1)):
-        batch = source.batch(0, size).to(device())
-        noise = noise_of(run.recipe.seed, "latency", batch)
+    sizes = list(dict.fromkeys((stage.batch, 1)))
+    times: dict[str, dict[int, Latency]] = {}
+    where = device()
+    for role, key, how, repeats in (("teacher", "teacher", warm, 1), ("student", student, student, 5)):
+        network = load_to_draw(run.recipe, who[key].weights, stage.batch, stage.precision)
+        picked = backends(next(network.parameters()))
+        times[role] = {}
+        for size in sizes:
+            batch = source.batch(0, size).to(where)
+            noise = noise_of(run.recipe.seed, "latency", batch)
 
-        def call(key: str, how: str, batch: Batch = batch, noise: Tensor = noise) -> Tensor:
-            return who[how].draw(networks[key], batch, noise, lambda: None)
+            def call(
+                how: str, batch: Batch = batch, noise: Tensor = noise, network: ControlledDiT = network
+            ) -> Tensor:
+                return who[how].draw(network, batch, noise, lambda: None)
 
-        times = latency.interleaved(
-            {"teacher": partial(call, "teacher", "teacher"), "student": partial(call, student, student)},
-            rounds=LATENCY_ROUNDS,
-            repeats={"student": 5},
-            warm={"teacher": partial(call, "teacher", warm)},
-        )
-        reasons: dict[str, str] = {}
-        found[f"batch_{size}"] = {
-            **{key: plain(value) for key, value in times.items()},
-            "ratio": ratio(times["teacher"].median, times["student"].median, reasons, "ratio"),
-            "reasons": reasons,
-        }
-    return found
+            with computing(stage.precision):
+                found = latency.interleaved(
+                    {role: partial(call, key)},
+                    rounds=LATENCY_ROUNDS,
+                    repeats={role: repeats},
+                    warm={role: partial(call, how)},
+                )
+            times[role][size] = found[role]
+            del call
+        del network
+    named = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+    about = {"precision": stage.precision, "device": named, "backends": picked}
+    return {f"batch_{size}": _both(times["teacher"][size], times["student"][size]) | about for size in sizes}
+
+
+def _both(teacher: Latency, student: Latency) -> dict[str, Any]:
+    reasons: dict[str, str] = {}
+    return {
+        "teacher": plain(teacher),
+        "student": plain(student),
+        "ratio": ratio(teacher.median, student.median, reasons, "ratio"),
+        "reasons": reasons,
+    }

@@ -16,7 +16,7 @@ from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.run.checks import teacher_files
 from cosmos_distill.run.manifest import Pairs, sha256_of_listing
-from cosmos_distill.run.networks import device, load_to_draw, open_clips, schedule
+from cosmos_distill.run.networks import collective, computing, device, load_to_draw, open_clips, schedule
 from cosmos_distill.run.progress import Log, work
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.samplers import evaluations, frames_of, many_steps, noise_of
@@ -36,10 +36,10 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
     per_batch = many_step.calls(stage.steps)
     missing = on_rank_zero(lambda: writer.missing(stage.pairs, stage.batch) if writer else [])
     if missing:
-        teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch)
+        teacher = load_to_draw(recipe, teacher_files(recipe), stage.batch, stage.precision)
         kept = "whole batches are kept, the same command draws the rest"
         total = -(-len(missing) // groups.data_size()) * per_batch
-        with work(run.console, name, total, run.stop, kept) as bar:
+        with work(run.console, name, total, run.stop, kept) as bar, computing(stage.precision):
 
             def draw(first: int, count: int) -> Batch:
                 batch = source.batch(first, count).to(device())
@@ -50,7 +50,7 @@ def run(name: str, stage: Generate, run: Run, folder: Path) -> Pairs:
                 )
                 return dataclasses.replace(batch.to("cpu"), latents=latents.cpu(), noise=noise.cpu())
 
-            for batch in drawn(missing, draw, bar.together):
+            for batch in drawn(missing, draw, bar.together, collective(recipe)):
                 assert writer is not None
                 writer.write(batch)
                 log.line(pairs=writer.done())

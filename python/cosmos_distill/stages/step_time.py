@@ -17,7 +17,7 @@ from cosmos_distill.eval.missing import ratio
 from cosmos_distill.methods.kd import KD
 from cosmos_distill.ops import registry
 from cosmos_distill.randomness import Noise
-from cosmos_distill.run.networks import DTYPES, device, load, schedule, sizes
+from cosmos_distill.run.networks import DTYPES, backends, device, load, schedule, sizes
 from cosmos_distill.run.runner import Run
 from cosmos_distill.sampling.samplers import noise_of
 
@@ -62,10 +62,8 @@ def _measure(run: Run, stage: Train, student: tuple[Path, ...], clips: Source) -
     calls: dict[str, Callable[[], None]] = {"picked": partial(step, None)}
     calls |= {key: partial(step, asked) for key, asked in RIVALS.items()}
     times = latency.interleaved(calls, rounds=ROUNDS)
-    example = next(network.parameters())
-    names = {op: registry.pick(op, None, example) for op in ("adaln_modulate", "qk_norm_rope", "attention")}
     return {
-        "picked": list(dict.fromkeys(names.values())),
+        "picked": backends(next(network.parameters())),
         "micro_batch": len(batch),
         "seconds": times,
         "ratios": {key: ratio(times[key].median, times["picked"].median, {}, key) for key in RIVALS},
