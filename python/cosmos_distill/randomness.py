@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cosmos_distill.transfer import sent
+
 if TYPE_CHECKING:
     import numpy
     import torch
@@ -78,7 +80,7 @@ class Noise:
         import torch
 
         values = [draw(self._stream(index, name)) for index in range(self.first, self.first + self.count)]
-        return torch.from_numpy(numpy.stack(values)).to(device)
+        return sent(torch.from_numpy(numpy.stack(values)), device)
 
     def _stream(self, index: int | str, name: str) -> numpy.random.Generator:
         from numpy.random import Generator, Philox

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,48 +11,9 @@ import torch
 import cosmos_distill
 from cosmos_distill.run import networks
 from cosmos_distill.tokenizers.common import lane
+from tests.accelerators import Pretended
 
 PACKAGE = Path(cosmos_distill.__file__).parent
-
-
-class Pretended:
-    """torch.cuda of a machine with several accelerators, which writes down what is asked of it."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.device_now, self.stream_now = 0, "default"
-
-    def is_available(self) -> bool:
-        return True
-
-    def current_device(self) -> int:
-        return self.device_now
-
-    def Stream(self, device: torch.device) -> Any:
-        return PretendedStream(self, f"own of {device.index}")
-
-    def current_stream(self) -> Any:
-        return PretendedStream(self, f"{self.stream_now} of {self.device_now}")
-
-    @contextmanager
-    def device(self, device: torch.device) -> Any:
-        before, self.device_now = self.device_now, device.index
-        yield
-        self.device_now = before
-
-    @contextmanager
-    def stream(self, stream: Any) -> Any:
-        before, self.stream_now = self.stream_now, stream.name
-        yield
-        self.stream_now = before
-
-
-class PretendedStream:
-    def __init__(self, cuda: Pretended, name: str) -> None:
-        self.cuda, self.name = cuda, name
-
-    def wait_stream(self, other: PretendedStream) -> None:
-        self.cuda.said.append(f"{self.name} waits for {other.name}")
 
 
 class Codec:
@@ -74,7 +33,7 @@ class Codec:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     found = Pretended()
-    for name in ("is_available", "current_device", "Stream", "current_stream", "device", "stream"):
+    for name in Pretended.NAMES:
         monkeypatch.setattr(torch.cuda, name, getattr(found, name))
     return found
 

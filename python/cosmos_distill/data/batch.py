@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cosmos_distill.data.conditioning import Conditioning
+from cosmos_distill.transfer import sent
 
 
 @dataclass
@@ -64,8 +65,8 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return self.map(lambda value: value.to(device))
+        """The same batch on another device, without waiting for it (:func:`cosmos_distill.transfer.sent`)."""
+        return self.map(lambda value: sent(value, device))
 
     def given(self, frames: torch.Tensor | None) -> Conditioning:
         """The batch's conditioning with its clips' first frames given, as many of each sample as ``frames``,

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from cosmos_distill.transfer import sent
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -90,7 +92,7 @@ class Conditioning:
         """
         if given_frames is None or not bool(given_frames.any()):
             return self
-        return replace(self, clean=clean, given_frames=given_frames.to(clean.device))
+        return replace(self, clean=clean, given_frames=sent(given_frames, clean.device))
 
     def unconditional(self, frames: UnconditionalFrames) -> Conditioning:
         """The unconditional branch of guidance: the negative text, and of other tensors those that have a

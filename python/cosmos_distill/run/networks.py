@@ -46,6 +46,14 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def in_threads() -> Callable[[], None]:
+    """What a thread has to call first to have this one's accelerator: its own would be number 0."""
+    if not torch.cuda.is_available():
+        return lambda: None
+    index = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(index)
+
+
 def sizes(recipe: Recipe) -> DiTConfig:
     """Sizes of the recipe's network, which denoises."""
     found = denoiser(recipe)
@@ -153,8 +161,8 @@ def load_to_draw(
     recipe: Recipe, files: tuple[Path, ...], batch: int, precision: Drawn = "fp32", fp8: bool = False
 ) -> ControlledDiT:
     """A network that draws ``batch`` clips at once: a pipeline has a micro-batch for each of its ranks. Of
-    data "fsdp", this rank's share of one, whose calls are collective (:func:`collective`). ``fp8``: with weights
-    as eight bits hold them."""
+    data "fsdp", this rank's share of one, whose calls are collective (:func:`collective`). ``fp8``: with
+    weights as eight bits hold them."""
     network = load(sizes(recipe), files, torch.bfloat16 if precision == "bf16" else torch.float32)
     network.micro_batch = -(-batch // recipe.parallel.pipeline)
     if fp8:

@@ -32,7 +32,7 @@ from cosmos_distill.parallel.agreement import on_rank_zero
 from cosmos_distill.parallel.environment import launch
 from cosmos_distill.run import inputs
 from cosmos_distill.run.manifest import Shards, sha256_of_listing
-from cosmos_distill.run.networks import open_clips
+from cosmos_distill.run.networks import in_threads, open_clips
 from cosmos_distill.run.progress import Log, Work, work
 from cosmos_distill.run.runner import Run
 from cosmos_distill.storage import publish, publish_json
@@ -137,7 +137,7 @@ def _encoded(
         except NothingLeft as error:
             return error
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=in_threads()) as pool:
         for number, items in shards.items():
             writer = ShardWriter(out, number, number * size, len(items))
             done = writer.done
