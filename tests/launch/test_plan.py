@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from benchmarks import cost as pages
 from cosmos_distill import cli, diffusion, models
 from cosmos_distill.config import Parallel, Train
+from cosmos_distill.errors import Refusal
 from cosmos_distill.launch.devices import GPUS
 from cosmos_distill.launch.live import Live, Watching
 from cosmos_distill.launch.plan import MODES, disk_bytes, saved_bytes
@@ -20,6 +22,7 @@ from cosmos_distill.methods import base
 from cosmos_distill.run import planning
 from cosmos_distill.run.sizes import latent_shape
 from cosmos_distill.train import loop
+from cosmos_distill.train.state import TrainState
 from tests.run.commands import RECIPE
 
 GIB = 2**30
@@ -39,7 +42,7 @@ def recipe(name="transfer1_kd_dmd2", scale="smoke", only=None, **trainer):
 def test_memory_is_that_of_a_step_on_a_cpu(checkpointing, tmp_path, monkeypatch):
     """Two optimiser steps of two micro-batches by the trainer's loop, everything that lives in them seen; the
     second has moments and gradients before its activations."""
-    made = recipe(only="dmd2", max_steps=8, save_every=0, sample_every=0,
+    made = recipe(only="dmd2", max_steps=11, save_every=0, sample_every=0,
                   activation_checkpointing=checkpointing)  # fmt: skip
     stage, latent = made.stages["dmd2"], latent_shape(made.data)
     planned = planning.planner(made, 1, "h100").look(Parallel(), checkpointing).stages["dmd2"].held
@@ -73,9 +76,19 @@ def test_memory_is_that_of_a_step_on_a_cpu(checkpointing, tmp_path, monkeypatch)
     sizes = {role: sum(p.numel() for p in method.roles[role].parameters()) for role in method.trainable}
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     (each,) = saved_bytes(made, {"dmd2": sizes}).values()
-    assert each == pytest.approx(sum(path.stat().st_size for path in files), rel=0.10)
+    on_disk = sum(path.stat().st_size for path in files)
+    assert each == pytest.approx(on_disk, rel=0.10)
+    assert TrainState(method, stage.trainer, 0).checkpoint_bytes() == each
+
+    def full(free):
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+        loop.fit(method, Clips(), stage.trainer, tmp_path, seed=0)
+
+    full(each - on_disk)  # what is there makes room
+    with pytest.raises(Refusal, match=r"1 checkpoints of 0\.01 GiB have no room"):
+        full(each - on_disk - 1)
     assert disk_bytes(made, {"dmd2": each}) == 2 * each  # it saves once, and might have to again
-    assert result.step == 8
+    assert result.step == 11
 
 
 def test_layouts_in_order_and_what_is_less_with_more_of_it():
@@ -145,3 +158,20 @@ def test_refusals(words, said, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     assert cli.main(["plan", str(RECIPE), "--scale", "smoke", *words]) == cli.REFUSED
     assert said in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_fit_is_refused(tmp_path, capsys, monkeypatch):
+    """Before anything is written; with what fits."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(planning, "device_memory", lambda: 4 * 2**20)
+    words = [str(RECIPE), "--scale", "smoke", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == cli.REFUSED
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "a GPU of 4.0 MiB cannot hold the" in said and "What fits: nothing on so many" in said
+    assert not (tmp_path / "run").exists()
+
+    made = recipe()
+    need = planning.planner(made, 2, "h100").own().bytes
+    planning.refuse_what_does_not_fit(made, ["kd"], 2, need)
+    with pytest.raises(Refusal, match=r"(?s)on each of 2. What fits:.*--parallel.*checkpointing"):
+        planning.refuse_what_does_not_fit(made, [], 2, need - 1)

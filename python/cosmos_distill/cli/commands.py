@@ -253,8 +253,12 @@ def _parse(argv: Sequence[str], change: Change | None = None) -> Invocation:
 def _run(invocation: Invocation) -> int:
     if invocation.options.dry_run:
         return _dry_run(invocation)
+    from cosmos_distill.run import planning
     from cosmos_distill.run.runner import run_recipe
 
+    if ranks.is_main() and (memory := planning.device_memory()) is not None:
+        only = invocation.options.only
+        planning.refuse_what_does_not_fit(invocation.recipe, only, ranks.world(), memory)
     ranks.connect()
     with StopFlag() as stop:  # after that, so that torchrun can end a rank that waits for one that is gone
         run_recipe(

@@ -19,7 +19,7 @@ from cosmos_distill.train import plan as state
 
 MODES = ("none", "selective", "full")
 """Of activation checkpointing, the fastest first."""
-SHOWN, LOOKS = 6, 12
+SHOWN, LOOKS = 6, 9
 """Layouts that are searched for, and such that are counted at most."""
 
 

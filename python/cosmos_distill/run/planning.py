@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -15,7 +16,8 @@ from cosmos_distill.launch import plan_text
 from cosmos_distill.launch.devices import GPUS, NODE
 from cosmos_distill.launch.layout import problems
 from cosmos_distill.launch.options import PlanOptions
-from cosmos_distill.launch.plan import LayoutPlan, Planner, disk_bytes
+from cosmos_distill.launch.plan import Planner, disk_bytes
+from cosmos_distill.ranges import unchecked
 from cosmos_distill.run.folder import blocked
 from cosmos_distill.run.sizes import denoiser, latent_shape
 
@@ -64,9 +66,40 @@ def show(recipe: Recipe, options: PlanOptions) -> None:
         storage.publish(options.json, text + "\n")
 
 
-def nearest(recipe: Recipe, gpus: int, memory: float) -> tuple[LayoutPlan, list[LayoutPlan]]:
-    """The recipe's own layout on GPUs of ``memory`` bytes and, where that does not fit, those that do."""
-    planned = planner(recipe, gpus, "h100", memory / 2**30)
+def device_memory() -> int | None:
+    """Bytes of this rank's GPU; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def refuse_what_does_not_fit(recipe: Recipe, only: Sequence[str], gpus: int, memory: int) -> None:
+    """Count what the training stages need under the recipe's layout, before the ranks are connected.
+
+    Args:
+        only: stages that are to run; empty: all.
+        memory: bytes of each GPU.
+
+    Raises:
+        Refusal: a stage needs more; with the layouts nearest to it that need less.
+    """
+    stages = {n: s for n, s in recipe.stages.items() if isinstance(s, Train) and (not only or n in only)}
+    if not stages or denoiser(recipe) is None or any(problems(recipe, gpus)):
+        return  # the last is said where layouts are checked
+    with unchecked():
+        trained = replace(recipe, stages=stages)
+    planned = planner(trained, gpus, "h100", memory / 2**30)
     own = planned.own()
-    assert own is not None  # the layout was checked
-    return own, [] if own.fits else [plan for plan in planned.search() if plan.fits]
+    assert own is not None
+    if own.bytes <= memory:
+        return
+    ways = "".join(
+        f"\n  {plan.options}: {plan_text.gib(plan.bytes)}" for plan in planned.search() if plan.fits
+    )
+    raise Refusal(
+        f"a GPU of {plan_text.gib(memory)} cannot hold the {plan_text.gib(own.bytes)} that a step of this "
+        f"layout takes on each of {gpus}. What fits:"
+        f"{ways or ' nothing on so many; take more, or larger ones'}"
+    )

@@ -18,9 +18,10 @@ from cosmos_distill.config import Seed, Trainer
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel import groups
-from cosmos_distill.parallel.agreement import is_rank_zero
+from cosmos_distill.parallel.agreement import is_rank_zero, on_rank_zero
 from cosmos_distill.randomness import Noise
 from cosmos_distill.train.checkpoint import Store, publish
+from cosmos_distill.train.checkpoint.room import refuse_full
 from cosmos_distill.train.guard import Interrupted, StopFlag
 from cosmos_distill.train.log import RunLog, Silence
 from cosmos_distill.train.state import TrainState, random_state, set_random_state
@@ -92,7 +93,7 @@ def fit(
         Where the student is and how the run went.
 
     Raises:
-        Refusal: an argument is of another type, or out of range.
+        Refusal: an argument is of another type, or out of range, or the disk has no room for the checkpoints.
         Interrupted: ``stop`` was requested; the same call goes on from where this one stopped.
         NonFiniteError: ``max_nonfinite`` steps of a role in a row were not finite, or all of the student's;
             earlier checkpoints are untouched.
@@ -103,6 +104,8 @@ def fit(
     stop, alone = stop or StopFlag(), groups.world_group().size() == 1
     store = Store(folder / "checkpoints", trainer.keep_checkpoints, trainer.keep_every)
     state = TrainState(method, trainer, seed)
+    size = state.checkpoint_bytes()
+    on_rank_zero(lambda: refuse_full(store.folder, size, trainer))
     checkpoint = store.newest()
     if checkpoint is not None:
         state.restore(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from cosmos_distill.config import Trainer
 from cosmos_distill.methods.base import Method
 from cosmos_distill.parallel.agreement import is_rank_zero
+from cosmos_distill.parallel.groups import layout as layout_in_force
 from cosmos_distill.train.checkpoint import Checkpoint, CheckpointError, Piece, whole
 from cosmos_distill.train.ema import EMA, constant, power
 from cosmos_distill.train.fingerprint import ResumeError, fingerprint, require_same
@@ -69,6 +71,18 @@ class TrainState:
             buffer.copy_(value)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
+
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint, moments that are not there yet among them, however many ranks write it."""
+        layout, total = layout_in_force(), 0
+        for role, optimizer in self.optimizers.items():
+            share = optimizer.share
+            average = 4 if role == "student" and self.ema is not None else 0
+            for name, weight in share.weights.items():
+                master = 4 if name in share.copies else 0
+                each = weight.element_size() + master + 2 * share.masters[name].element_size() + average
+                total += each * math.prod(share.spans[name].shape)
+        return total * layout.tensor * layout.pipeline
 
     def groups(self) -> dict[str, dict[str, Piece]]:
         """What this rank holds of the checkpoint's tensors, by group. Frozen roles are not in it: they are
