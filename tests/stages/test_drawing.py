@@ -20,7 +20,7 @@ from cosmos_distill.data.batch import Batch
 from cosmos_distill.eval.missing import NoScore
 from cosmos_distill.run import networks
 from cosmos_distill.sampling.candidates import Candidate
-from cosmos_distill.stages import evaluate, scoring, train
+from cosmos_distill.stages import evaluate, grids, scoring
 from cosmos_distill.stages.scoring import Scoreboard, Task
 from cosmos_distill.tokenizers.haar import Haar
 from tests.train.fakes import ToySource
@@ -47,7 +47,7 @@ def test_evaluation_holds_no_network_but_the_one_that_draws(monkeypatch: pytest.
         return network
 
     def draw(network: Any, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
-        return batch.latents
+        return batch.latents.clone()
 
     monkeypatch.setattr(evaluate, "load_to_draw", load)
     source: Any = SimpleNamespace(batch=ToySource().batch)
@@ -73,17 +73,27 @@ def test_grids_draw_with_a_teacher_like_the_networks_in_training(
 
     def sample(network: nn.Module, levels: Any, batch: Batch, *_: Any) -> Tensor:
         used.append(next(network.parameters()).dtype)
-        return batch.latents
+        return batch.latents.clone()
 
-    monkeypatch.setattr(train, "few_steps", sample)
-    monkeypatch.setattr(train, "many_steps", sample)
-    monkeypatch.setattr(train, "grid", lambda *_: None)
+    monkeypatch.setattr(grids, "few_steps", sample)
+    monkeypatch.setattr(grids, "many_steps", sample)
+    pictures: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(grids, "grid", lambda rows, path: pictures.append(rows))
     of_role = networks.by_role(recipe, None, stage.trainer)
     student = of_role("student")
     assert (student.activation_checkpointing, student.micro_batch) == ("full", 2)
     method: Any = SimpleNamespace(roles={"student": student})
-    train._sampler_grid(method, of_role, stage, recipe, tmp_path)(0)
+    grids.sampler_grid(method, of_role, stage, recipe, tmp_path)(0)
     assert used == [torch.bfloat16] * 3  # the teacher's two, and the student's
+    again = grids.sampler_grid(method, of_role, stage, recipe, tmp_path)
+    again(1)
+    again(2)
+    assert len(used) == 5  # a stage that goes on draws the student's only
+    assert all(list(rows) == list(pictures[0]) for rows in pictures)
+    assert all(torch.equal(pictures[0][label], pictures[2][label]) for label in pictures[0])
+    other = replace(recipe, seed=1)
+    grids.sampler_grid(method, of_role, stage, other, tmp_path)(3)
+    assert len(used) == 8
 
 
 @pytest.mark.parametrize("control", ["edge", None])
@@ -157,7 +167,7 @@ def test_latency_is_measured_one_network_at_a_time_and_says_in_what(
 
     def draw(network: Any, batch: Batch, noise: Tensor, tick: Callable[[], None]) -> Tensor:
         assert there[-1]() is network
-        return batch.latents
+        return batch.latents.clone()
 
     monkeypatch.setattr(evaluate, "load_to_draw", load)
     who = {key: Candidate(draw, files, 1, key) for key in ("student", "teacher_1step_guided", "teacher")}

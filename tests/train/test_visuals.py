@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cosmos_distill.train.visuals import curves, grid
+from cosmos_distill.train.visuals import curves, grid, grid_clips, shown
 
 
 def test_every_frame_is_in_the_picture_enlarged_without_blur(tmp_path: Path) -> None:
@@ -65,3 +65,10 @@ def test_curves_are_one_panel_per_loss_with_its_values(tmp_path: Path) -> None:
     assert thin[9] - thin[0] == pytest.approx((thin[-1] - thin[0]) / 2, abs=0.2)
     ticks = [e for e in svg.iter(f"{name}path") if e.get("stroke") == "#c83232"]
     assert len(ticks) == 1
+
+
+def test_a_grid_that_is_drawn_often_shows_as_many_clips_as_are_decoded_soon() -> None:
+    sizes = ((5, 32, 32), (121, 704, 1280), (93, 480, 832))
+    assert [grid_clips(*size) for size in sizes] == [4, 1, 3]
+    video = torch.arange(5, dtype=torch.uint8).view(1, 1, 5, 1, 1).expand(2, 3, 5, 4, 4)
+    assert shown(video)[0, 0, :, 0, 0].tolist() == [0, 2, 4]

@@ -41,7 +41,7 @@ from cosmos_distill.stages.scoring import Scoreboard, Task
 from cosmos_distill.stages.step_time import measure as measure_step
 from cosmos_distill.storage import disk_errors, publish_json, publish_tensors
 from cosmos_distill.train.checkpoint import read_metadata
-from cosmos_distill.train.visuals import GRID_CLIPS, grid
+from cosmos_distill.train.visuals import GRID_CLIPS, grid, shown
 
 if TYPE_CHECKING:
     from cosmos_distill.data.batch import Batch
@@ -281,8 +281,8 @@ def _write(
     for held in sets.values():
         video, control = held.own.pixels(0, min(GRID_CLIPS, stage.clips * stage.draws))
         real = control_rows(run.recipe.control, control) | {"ground truth": video}
-        shown = {label: scoring.shown(clips) for label, clips in real.items()}
-        grid(_pictures(held, who, batches) | shown, held.folder / "grid.png")
+        truth = {label: shown(clips) for label, clips in real.items()}
+        grid(_pictures(held, who, batches) | truth, held.folder / "grid.png")
     return Scores(scores=File.of(folder / "scores.json", run.out), grid=File.of(folder / "grid.png", run.out))
 
 

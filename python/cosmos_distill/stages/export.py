@@ -24,7 +24,7 @@ from cosmos_distill.run.sizes import trains_tokenizer
 from cosmos_distill.sampling.exported import FORMAT, OF_TRAINING, beside
 from cosmos_distill.sampling.samplers import evaluations
 from cosmos_distill.stages import autoencoders, published
-from cosmos_distill.stages.train import many_step_settings
+from cosmos_distill.stages.grids import many_step_settings
 from cosmos_distill.storage import publish_tensors
 from cosmos_distill.tokenizers import fingerprint
 

@@ -32,7 +32,7 @@ from cosmos_distill.run.sizes import pixel_frames
 from cosmos_distill.sampling import candidates as drawn_by
 from cosmos_distill.storage import disk_errors, publish_tensors
 from cosmos_distill.train.checkpoint import read_metadata
-from cosmos_distill.train.visuals import GRID_CLIPS
+from cosmos_distill.train.visuals import GRID_CLIPS, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,12 +212,6 @@ def reference_pieces(first: int, count: int, shape: tuple[int, int, int]) -> lis
     frames, height, width = shape
     size = max(1, min(64, _AT_ONCE // (3 * frames * height * width)))
     return [(n, min(size, first + count - n)) for n in range(first, first + count, size)]
-
-
-def shown(video: Tensor) -> Tensor:
-    """The frames that a grid shows of clips [B, 3, F, H, W]: first, middle and last, [B, 3, 3, H, W]."""
-    frames = video.shape[2]
-    return video[:, :, [0, frames // 2, frames - 1]].cpu()
 
 
 def measure(recipe: Recipe, video: Tensor, real: Tensor) -> Clips:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_distill import methods
-from cosmos_distill.config import ONE_STEP, Evaluate, Generate, Guidance, Recipe, Train
+from cosmos_distill.config import Recipe, Train
 from cosmos_distill.data.buckets import Several
 from cosmos_distill.data.clip_source import ClipSource
-from cosmos_distill.data.control_mix import control_rows
 from cosmos_distill.data.pairs import PairSource
 from cosmos_distill.data.prefetch import Prefetch, within_share
-from cosmos_distill.launch import ranks
 from cosmos_distill.launch.shared import Shared
 from cosmos_distill.parallel import groups
 from cosmos_distill.parallel.agreement import on_rank_zero
@@ -23,15 +21,11 @@ from cosmos_distill.run.manifest import File, Pairs, Student
 from cosmos_distill.run.networks import by_role, device, open_clips, schedule
 from cosmos_distill.run.runner import Run
 from cosmos_distill.run.sizes import trains_tokenizer
-from cosmos_distill.sampling.candidates import steps_text
-from cosmos_distill.sampling.samplers import few_steps, many_steps, noise_of
 from cosmos_distill.stages import autoencoders, held_out, keep_pairs
+from cosmos_distill.stages.grids import sampler_grid
 from cosmos_distill.train.loop import Samples, fit
-from cosmos_distill.train.visuals import GRID_CLIPS, grid
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from cosmos_distill.data.sources import Source
     from cosmos_distill.methods.base import Method, Networks
 
@@ -86,14 +80,6 @@ def _seen(source: Source | None, stage: Train, steps: int) -> dict[str, Any]:
     }
 
 
-def many_step_settings(recipe: Recipe) -> tuple[Guidance, int]:
-    """Guidance and steps with which this recipe samples its teacher."""
-    for stage in reversed(list(recipe.stages.values())):
-        if isinstance(stage, Evaluate | Generate):
-            return stage.guidance, stage.steps
-    return Guidance(0.0), 35
-
-
 def _source(stage: Train, run: Run) -> Source:
     if stage.pairs_from is None:
         return open_clips(run.recipe, "train", stage.trainer.global_batch)
@@ -128,7 +114,7 @@ def _watch(
     errors on clips that it does not train on."""
     if trains_tokenizer(recipe):
         return autoencoders.sampler_grid(method.roles["student"], recipe, folder)
-    draw = _sampler_grid(method, networks, stage, recipe, folder)
+    draw = sampler_grid(method, networks, stage, recipe, folder)
     if recipe.data.source != "film" or not stage.method.pretrains:
         return draw
     score = held_out.errors(method.roles["student"], recipe, folder)
@@ -138,49 +124,3 @@ def _watch(
         score(step)
 
     return both
-
-
-def _sampler_grid(
-    method: Method, networks: Networks, stage: Train, recipe: Recipe, folder: Path
-) -> Callable[[int], None]:
-    """Pictures of the same held-out clips every time; the rows that do not change are drawn once.
-
-    All ranks draw, since a network may be spread over any of them, and rank 0 decodes and saves.
-    """
-    fixed: dict[str, Tensor] = {}
-    guidance, steps = many_step_settings(recipe)
-    few = None if stage.method.pretrains else stage.method.sampler
-    noise_levels, many_step = schedule(recipe), recipe.network.family.teacher
-    calls = many_step.calls(steps)
-    clips = open_clips(recipe, "eval") if Shared.reads() else None
-    batch = Shared(clips).batch(0, GRID_CLIPS).to(device())
-    noise = noise_of(recipe.seed, "grid", batch)
-
-    def decode(x0: Tensor) -> Tensor:
-        return clips.decode(x0) if clips is not None and ranks.is_main() else x0
-
-    def draw(step: int) -> None:
-        if not fixed:
-            if few is not None:
-                teacher = method.roles.get("teacher") or networks("teacher")  # as wide and as spread
-                x0 = few_steps(teacher, noise_levels, batch, noise, few)
-                fixed[f"teacher, {steps_text(few.steps)}"] = decode(x0)
-                x0 = many_steps(teacher, noise_levels, batch, noise, guidance, many_step, steps)
-                fixed[f"teacher, {steps_text(calls)}"] = decode(x0)
-            if clips is not None and ranks.is_main():
-                video, control = clips.pixels(0, GRID_CLIPS)
-                fixed.update(control_rows(recipe.control, control))
-                fixed["ground truth"] = video
-        network = method.roles["student"]
-        if few is None:
-            x0 = many_steps(network, noise_levels, batch, noise, guidance, many_step, steps)
-        else:
-            x0 = few_steps(network, noise_levels, batch, noise, few)
-        rows = {f"student, {steps_text(few.steps if few else calls)}": decode(x0)}
-        if few is None:
-            x0 = few_steps(network, noise_levels, batch, noise, ONE_STEP)
-            rows[f"student, {steps_text(1)}"] = decode(x0)
-        if ranks.is_main():
-            grid(rows | fixed, folder / "grids" / f"step_{step:09d}.png")
-
-    return draw

@@ -16,11 +16,26 @@ from cosmos_distill.train.log import read
 
 Frame = Literal["first", "middle", "last"]
 GRID_CLIPS = 4
-"""Clips side by side in a picture."""
+"""Clips side by side in a picture, at most."""
+_GRID_PIXELS = 2**27
+"""Of all of them together, frames counted, where they are drawn and decoded again and again: one clip at
+121 x 704 x 1280."""
 _GAP, _SEAM, _MARGIN, _HEADER, _LABEL = 14, 2, 8, 20, 150
 _MIN_SIDE = 96
 _PANEL_WIDTH, _PANEL_HEIGHT, _PANELS_PER_ROW = 300, 170, 3
 _MAX_POINTS = 600
+
+
+def grid_clips(frames: int, height: int, width: int) -> int:
+    """How many clips of that size a grid shows that is drawn again and again."""
+    return max(1, min(GRID_CLIPS, _GRID_PIXELS // (frames * height * width)))
+
+
+def shown(video: Tensor) -> Tensor:
+    """The frames that a grid shows of clips [B, 3, F, H, W]: first, middle and last, [B, 3, 3, H, W] on the
+    CPU."""
+    frames = video.shape[2]
+    return video[:, :, [0, frames // 2, frames - 1]].cpu()
 
 
 def grid(
