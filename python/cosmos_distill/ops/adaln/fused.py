@@ -137,7 +137,6 @@ _residual_backward = define(
     " -> (typed(grad), rows(grad))",
     KINDS,
     kernel("adaln", "gated_residual_backward"),
-    Measure("gated_residual", "bwd", flops=3, given="y", numbers={"dtype": None, "wanted": 0b11}),
 )
 
 
@@ -161,7 +160,6 @@ _residual = define_differentiable(
     kernel("adaln", "gated_residual"),
     _save_residual,
     _residual_gradient,
-    Measure("gated_residual", "fwd", flops=2),
 )
 
 
