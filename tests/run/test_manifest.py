@@ -87,6 +87,43 @@ def test_a_preset_that_an_earlier_version_named_is_its_sizes() -> None:
     assert "transfer9-mini" in (gone.mismatch(manifest()) or "")
 
 
+@pytest.mark.parametrize("name", ["generate", "kd"])
+def test_a_field_that_an_earlier_version_did_not_know_stood_at_its_default(name: str) -> None:
+    r = recipe()
+    stage, tried = r.stages[name], []
+    for path in (("data",), ("stage",), ("stage", "method"), ("stage", "trainer")):
+        part = r.data if path == ("data",) else stage if len(path) == 1 else getattr(stage, path[1], None)
+        for field in dataclasses.fields(part) if part is not None else ():
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            wanted = manifest(configuration=configuration(r, stage))
+            before = json.loads(json.dumps(wanted.configuration))
+            there = before
+            for key in path:
+                there = there[key]
+            if there.pop(field.name, None) is None:  # of no effect, or None, as a missing one counts
+                continue
+            found = manifest(configuration=before).mismatch(wanted)
+            if default is not dataclasses.MISSING and getattr(part, field.name) == default:
+                tried.append(field.name)
+                assert found is None, (field.name, found)
+            else:
+                assert found is not None and field.name in found
+    assert {"generate": {"precision", "recolour", "steps"}, "kd": {"precision", "keep_pairs"}}[name] <= {
+        *tried
+    }
+
+
+def test_a_setting_that_was_not_known_is_no_other_than_its_default() -> None:
+    r = recipe()
+    stage = dataclasses.replace(r.stages["generate"], precision="bf16")
+    wanted = manifest(configuration=configuration(r, stage))
+    before = json.loads(json.dumps(wanted.configuration))
+    del before["stage"]["precision"]
+    found = manifest(configuration=before).mismatch(wanted)
+    assert found == "stage.precision: made with 'fp32', now asked for 'bf16'"
+
+
 def test_pairs_of_an_earlier_version_were_given_as_many_frames_each() -> None:
     r = recipe()
     generate = r.stages["generate"]

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import cosmos_distill
-from cosmos_distill.config import Data, MethodConfig, Recipe, Stage
+from cosmos_distill.config import Data, MethodConfig, Recipe, Stage, Trainer
 from cosmos_distill.config.controls import weights_of
 from cosmos_distill.config.data import OUT_OF_DOMAIN
+from cosmos_distill.config.stages import KINDS
 from cosmos_distill.errors import Refusal
 from cosmos_distill.families import NetworkConfig, described
 from cosmos_distill.families import read as read_network
@@ -156,12 +157,13 @@ class Manifest:
 
     def mismatch(self, other: Manifest) -> str | None:
         """The first field by which ``other`` asks for something else than this one holds, in words. Files of
-        the user's are left out."""
+        the user's are left out, and a field that was not known then stood at its default."""
         if _newer(self.version, other.version):
             return f"code version: made by {self.version}, this is {other.version}"
         if self.results != other.results:
             return f"code version: made by {self.version}, and {other.version} computes other results"
         mine, theirs = self._compared(), other._compared()
+        mine = {key: value for key, value in _defaults(other.configuration).items() if key in theirs} | mine
         for key in dict.fromkeys([*theirs, *mine]):
             if mine.get(key) != theirs.get(key):
                 return f"{key}: made with {mine.get(key)!r}, now asked for {theirs.get(key)!r}"
@@ -256,6 +258,32 @@ def _without_places(document: dict[str, Any]) -> dict[str, Any]:
     data = document.get("data", {})
     places = [name for name, effect in effects(Data, data).items() if effect == "place"]
     return document | {"data": {key: value for key, value in data.items() if key not in places}}
+
+
+def _defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """What the fields of a configuration's parts stand at where nothing is said, by their paths. A field that
+    is new does by default what earlier versions did."""
+    stage = document.get("stage", {})
+    parts: dict[str, type | None] = {
+        "data": Data,
+        "stage": next((kind for kind in KINDS if kind.__name__ == stage.get("type")), None),
+        "stage.method": _below(MethodConfig).get(stage.get("method", {}).get("type")),
+        "stage.trainer": Trainer if "trainer" in stage else None,
+    }
+    found: dict[str, Any] = {}
+    for path, kind in parts.items():
+        for of in () if kind is None else dataclasses.fields(kind):
+            made = of.default_factory
+            value = of.default if made is dataclasses.MISSING else made()
+            if value is not dataclasses.MISSING:
+                found |= dict(_flatten({f"{path}.{of.name}": _effective(value)}))
+    return found
+
+
+def _below(kind: type) -> dict[str, type]:
+    """The classes derived from one, by name."""
+    direct: list[type] = kind.__subclasses__()
+    return {k: v for one in direct for k, v in {one.__name__: one, **_below(one)}.items()}
 
 
 def _with_sizes(document: dict[str, Any]) -> dict[str, Any]:
