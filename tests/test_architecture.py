@@ -25,7 +25,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 EVERYTHING_BELOW = {
     "arrays", "config", "controls", "data", "diffusion", "errors", "families", "files", "methods", "models",
     "members", "ops", "parallel", "randomness", "ranges", "storage", "text", "tokenizers", "train",
-    "transfer", "vision",
+    "to_device", "vision",
 }  # fmt: skip
 ARROWS: dict[str, set[str]] = {
     "ranges": set(),
@@ -33,8 +33,8 @@ ARROWS: dict[str, set[str]] = {
     "config": {"ranges", "families"},
     "files": set(),
     "members": {"files"},
-    "randomness": {"transfer"},
-    "transfer": set(),
+    "randomness": {"to_device"},
+    "to_device": set(),
     "storage": {"files", "arrays"},
     "ops": set(),
     "diffusion": {"ops", "config"},
@@ -76,7 +76,7 @@ ARROWS: dict[str, set[str]] = {
         "randomness",
         "storage",
         "vision",
-        "transfer",
+        "to_device",
     },
     "train": {
         "arguments",
@@ -391,7 +391,7 @@ def test_vocabularies_know_no_other_part(leaf: str):
     wrong = [
         where(path, one)
         for one, to in ours(path)
-        if to[:1] not in (["config"], ["data"], ["errors"], ["transfer"])
+        if to[:1] not in (["config"], ["data"], ["errors"], ["to_device"])
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -460,7 +460,7 @@ def test_facts_about_clips_hold_for_all_the_code_that_finds_them() -> None:
             todo += [source(name) for name in names if name.startswith("cosmos_distill")]
     assert PACKAGE / "arrays" / "companions.py" in found
     of_recipes = {
-        PACKAGE / f"{name}.py" for name in ("errors", "families", "randomness", "ranges", "transfer")
+        PACKAGE / f"{name}.py" for name in ("errors", "families", "randomness", "ranges", "to_device")
     }
     of_recipes |= set((PACKAGE / "config").glob("*.py"))
     assert found - of_recipes <= set(reading())

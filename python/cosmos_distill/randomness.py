@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cosmos_distill.transfer import sent
+from cosmos_distill.to_device import sent
 
 if TYPE_CHECKING:
     import numpy

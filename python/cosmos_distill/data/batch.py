@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cosmos_distill.data.conditioning import Conditioning
-from cosmos_distill.transfer import sent
+from cosmos_distill.to_device import sent
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device, without waiting for it (:func:`cosmos_distill.transfer.sent`)."""
+        """The same batch on another device, not waiting for it (:func:`cosmos_distill.to_device.sent`)."""
         return self.map(lambda value: sent(value, device))
 
     def given(self, frames: torch.Tensor | None) -> Conditioning:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from cosmos_distill.transfer import sent
+from cosmos_distill.to_device import sent
 
 if TYPE_CHECKING:
     import torch
