@@ -19,6 +19,7 @@ from cosmos_distill.errors import Refusal
 from cosmos_distill.eval import latency, scores
 from cosmos_distill.families import NetworkConfig
 from cosmos_distill.inspection.options import InspectOptions
+from cosmos_distill.launch.options import LaunchOptions, PlanOptions
 from cosmos_distill.methods.levels import Levels
 from cosmos_distill.models.common.config import DiTConfig
 from cosmos_distill.ranges import Checked, fits
@@ -46,7 +47,10 @@ RECIPES = {
     "transfer1": TRANSFER1, "predict25": PREDICT25, "sgmd": SGMD_STAGE, "pretrain": PRETRAIN,
     "tokenizer": TOKENIZER,
 }  # fmt: skip
-OPTIONS = (SampleOptions(), RunOptions(), ConsolidateOptions(), SweepOptions(), InspectOptions())
+OPTIONS = (
+    SampleOptions(), RunOptions(), ConsolidateOptions(), SweepOptions(), InspectOptions(), PlanOptions(),
+    LaunchOptions(),
+)  # fmt: skip
 
 HUGE = 10**400
 NUMBERS = [0, -1, -(2**70), 10**12, HUGE, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, True]

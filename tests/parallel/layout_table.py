@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.parallel.layouts import CASES, EVERY_CASE, FAMILY_LAYOUTS, LAYOUTS, TOLERANCE
+from tests.parallel.layouts import CASES, FAMILY_CASES, FAMILY_LAYOUTS, LAYOUTS, TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLE_CASES = {**CASES, **FAMILY_CASES}
 TABLE = ROOT / "docs" / "layout_equality.md"
 ONE = "1 rank, fp64"
 """The row that says what fp32 itself costs."""
@@ -84,15 +85,15 @@ def differences(report: Report, case: str, phase: str, kinds: Sequence[str]) -> 
 def columns() -> list[tuple[str, str, str]]:
     """(heading, case, phase)"""
     found = []
-    for case, of in EVERY_CASE.items():
+    for case, of in TABLE_CASES.items():
         phases = ("student", "critics") if hasattr(of.method, "critics") else ("student",)
         found += [(f"{case} {phase}", case, phase) for phase in phases]
-    return found + [(f"{case} weights", case, "end") for case in EVERY_CASE]
+    return found + [(f"{case} weights", case, "end") for case in TABLE_CASES]
 
 
 def cases(row: str) -> tuple[str, ...]:
     """Those of a row of the table."""
-    return tuple(EVERY_CASE if row == ONE or row in FAMILY_LAYOUTS else CASES)
+    return tuple(TABLE_CASES if row == ONE or row in FAMILY_LAYOUTS else CASES)
 
 
 def cell(report: Report, case: str, phase: str) -> str:
