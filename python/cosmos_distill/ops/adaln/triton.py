@@ -136,10 +136,12 @@ def adaln_backward(
             scale_sum += slope * normed
         if DX or DY or DGATE:
             slope *= factor
-            result = slope - normed * (tl.sum(slope * normed, 0) * (1.0 / D))
+            # Both sums before the row's result: with more of it alive at once, a wide fp32 row would spill.
+            along_one = 0.0
             if not RMS:
-                result -= tl.sum(slope, 0) * (1.0 / D)
-            result *= rstd
+                along_one = tl.sum(slope, 0) * (1.0 / D)
+            along_normed = tl.sum(slope * normed, 0) * (1.0 / D)
+            result = rstd * (slope - along_one - normed * along_normed)
             if RESIDUAL:
                 result += tl.load(grad_x_new + at, mask=inside, other=0.0).to(tl.float32)
             if DX:
