@@ -58,8 +58,8 @@ def test_what_is_compiled_is_what_is_launched_and_within_its_bounds(
 
 def test_launches_are_those_of_the_operators(launched: Launches):
     # A row of 4096 bf16; three sums of them; an sm_80's shared memory holds this twice.
-    assert Launch(256, 4096 * 2) in launched["adaln_forward_kernel<bf16, 8, true>"]
-    assert Launch(256, 3 * 4096 * 4) in launched["adaln_backward_kernel<bf16, 8, true>"]
+    assert Launch(256, 4096 * 2) in launched["adaln_forward_kernel<bf16, bf16, bf16, 8, true>"]
+    assert Launch(256, 3 * 4096 * 4) in launched["adaln_backward_kernel<bf16, bf16, bf16, 8, true>"]
     assert list(launched["attention_kernel<bf16, 128>"]) == [Launch(128, 80 * 1024)]
     # Cosines and sines, and a sum for each team of 8 lanes.
     assert Launch(256, (2 + 256 // 8) * 128 * 4) in launched["norm_rope_backward_kernel<bf16, 8, false>"]
