@@ -5,14 +5,31 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos_distill.data.batch import Batch
 from cosmos_distill.launch.cost import FixedSteps, taken_away
-from cosmos_distill.launch.live import Live, Watching
+from cosmos_distill.launch.live import Live
 from cosmos_distill.methods.base import Method
+
+
+class Watching(TorchDispatchMode):
+    """Inside the block ``live`` sees what every operation makes."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__()
+        self.live = live
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.live.see(out)
+        return out
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cosmos_distill import cli, diffusion, models
 from cosmos_distill.config import Parallel, Train
 from cosmos_distill.errors import Refusal
 from cosmos_distill.launch.devices import GPUS
-from cosmos_distill.launch.live import Live, Watching
+from cosmos_distill.launch.live import Live
 from cosmos_distill.launch.plan import MODES, disk_bytes, saved_bytes
 from cosmos_distill.launch.updates import clip
 from cosmos_distill.methods import base
@@ -23,6 +23,7 @@ from cosmos_distill.run import planning
 from cosmos_distill.run.sizes import latent_shape
 from cosmos_distill.train import loop
 from cosmos_distill.train.state import TrainState
+from tests.launch.measuring import Watching
 from tests.run.commands import RECIPE
 
 GIB = 2**30

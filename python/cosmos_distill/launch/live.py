@@ -1,4 +1,4 @@
-"""Bytes of tensors that are alive, found by watching every operation: of a step on the meta device, where
+"""Bytes of tensors that are alive, told of what every operation makes: of a step on the meta device, where
 nothing has memory, as of one that computes."""
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -80,18 +79,3 @@ class Live:
             self.now -= self._seen.pop(key)[0]
 
         return gone
-
-
-class Watching(TorchDispatchMode):
-    """Inside the block ``live`` sees what every operation makes."""
-
-    def __init__(self, live: Live) -> None:
-        super().__init__()
-        self.live = live
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.live.see(out)
-        return out
