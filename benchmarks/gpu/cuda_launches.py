@@ -15,20 +15,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import emulated
+from benchmarks.gpu import adaln_mixes, emulated
 from benchmarks.gpu.calls import Addresses, calls
 from benchmarks.gpu.work import SHAPES, TRANSFER1_7B, Shape
 from cosmos_distill.ops import registry
 
 NARROW_HEADS = replace(TRANSFER1_7B, name="heads of 64", heads=64, head_dim=64)
 ALIGNED, ODD = 0, 4
-HALVES = (torch.bfloat16, torch.float16)
-MIXES = (
-    *((one, one, one) for one in registry.NARROW),
-    *((torch.float32, half, half) for half in HALVES),
-    *((torch.float32, half, torch.float32) for half in HALVES),
-)
-"""Elements of the residual, of the branch and of the output that adaLN's kernels have a build for."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +45,9 @@ def launches(functions: ModuleType) -> dict[str, dict[Launch, list[str]]]:
             for dtype in registry.NARROW:
                 for offset in (ALIGNED, ODD):
                     _note(found, functions.record(partial(_run, shape, dtype, offset)), shape.name)
-            for mix in MIXES:
+            for mix in adaln_mixes.MIXES:
                 for offset in (ALIGNED, ODD):
-                    _note(found, functions.record(partial(_run_adaln, shape, *mix, offset)), shape.name)
+                    _note(found, functions.record(partial(adaln_mixes.run, shape, *mix, offset)), shape.name)
     return found
 
 
@@ -82,23 +75,3 @@ def _run(shape: Shape, dtype: torch.dtype, offset: int) -> None:
                 given = [switch if isinstance(one, bool) else one for one in call.arguments]
                 with Addresses(offset):
                     getattr(module, call.function)(*given)
-
-
-def _run_adaln(shape: Shape, x: torch.dtype, y: torch.dtype, out: torch.dtype, offset: int) -> None:
-    """adaLN's operators with a residual of ``x``, a branch of ``y`` and an output of ``out``."""
-    made = calls(shape, dtype=x)
-    cuda = made["gated_residual_adaln", "fwd"].module("cuda")
-    assert cuda is not None
-    residual, branch, gate, shift, scale, eps, rms, _ = made["gated_residual_adaln", "fwd"].arguments
-    grad_x_new, grad, x_new, _, stats, *_, wanted = made["gated_residual_adaln", "bwd"].arguments
-    branch, grad = branch.to(y), grad.to(out)
-    with Addresses(offset):
-        cuda.gated_residual_adaln(residual, branch, gate, shift, scale, eps, rms, out)
-        cuda.gated_residual_adaln_backward(
-            grad_x_new, grad, x_new, branch, stats, gate, scale, rms, y, wanted
-        )
-        if y == out:
-            cuda.adaln_modulate(residual, shift, scale, eps, rms, out)
-            cuda.adaln_modulate_backward(grad, residual, stats, scale, rms, 0b111)
-            cuda.gated_residual(residual, branch, gate)
-            cuda.gated_residual_backward(grad_x_new, branch, gate, y, 0b11)
