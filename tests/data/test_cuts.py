@@ -97,7 +97,8 @@ def test_a_clip_of_short_shots_is_left_out_named_and_counted(
 
 
 def test_cuts_are_found_once(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosmos_distill.data.index.SETTLED_NS", -(10**12))  # as if every file had been changed long ago
+    # As if every file had been changed long ago.
+    monkeypatch.setattr("cosmos_distill.data.index.SETTLED_NS", -(10**12))
     first = looked(data)
     monkeypatch.setattr(module, "_decoded", lambda *args: pytest.fail("decoded again"))
     assert looked(data).samples == first.samples
